@@ -1,0 +1,56 @@
+"""The embedded default: a tiny real language model, its prompts, its exact reward and a learned one.
+
+Strings that commands understand: `frugalign.sandbox:model`, `frugalign.sandbox:prompts`, `frugalign.sandbox:gold`,
+`frugalign.sandbox:learned`, `frugalign.sandbox:reward_model`. Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+_HERE = Path(__file__).parent
+
+model: str = str(_HERE / "model")
+"""Folder of the language model: a `LlamaForCausalLM` with its tokenizer and chat template."""
+reward_model: str = str(_HERE / "reward_model")
+"""Folder of the learned reward model: a `LlamaForSequenceClassification` with one label."""
+prompts: str = str(_HERE / "prompts")
+"""Folder with `train.jsonl` and `test.jsonl`."""
+
+if TYPE_CHECKING:
+    from frugalign.sandbox.judging import Verdict, gold, judge, sandbox_metrics
+    from frugalign.sandbox.preference import learned
+    from frugalign.sandbox.principles import LEDGER, PRINCIPLES
+
+_LAZY = {
+    "gold": "judging",
+    "judge": "judging",
+    "Verdict": "judging",
+    "sandbox_metrics": "judging",
+    "learned": "preference",
+    "PRINCIPLES": "principles",
+    "LEDGER": "principles",
+}
+
+__all__ = [
+    "LEDGER",
+    "PRINCIPLES",
+    "Verdict",
+    "gold",
+    "judge",
+    "learned",
+    "model",
+    "prompts",
+    "reward_model",
+    "sandbox_metrics",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
