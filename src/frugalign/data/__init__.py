@@ -1,0 +1,38 @@
+"""Data sets: read from anywhere, checked row by row, rendered as prompts. Importing this package imports neither torch nor datasets."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frugalign.data.loading import dataset_fingerprint as dataset_fingerprint
+    from frugalign.data.loading import held_out_split as held_out_split
+    from frugalign.data.loading import load_prompts as load_prompts
+    from frugalign.data.loading import load_splits as load_splits
+    from frugalign.data.templating import EncodedPrompts as EncodedPrompts
+    from frugalign.data.templating import encode_prompts as encode_prompts
+    from frugalign.data.templating import render_prompt as render_prompt
+    from frugalign.data.reading import Problem as Problem
+    from frugalign.data.validation import ValidationReport as ValidationReport
+    from frugalign.data.validation import validate_files as validate_files
+
+_HOME = {
+    "EncodedPrompts": "templating",
+    "Problem": "reading",
+    "ValidationReport": "validation",
+    "dataset_fingerprint": "loading",
+    "encode_prompts": "templating",
+    "held_out_split": "loading",
+    "load_prompts": "loading",
+    "load_splits": "loading",
+    "render_prompt": "templating",
+    "validate_files": "validation",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

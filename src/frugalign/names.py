@@ -1,0 +1,42 @@
+"""Names that stand for something in a Python module: `package.module:attribute`, the one grammar for rewards, models and data."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from frugalign.errors import FrugalignError
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_attribute(spec: str) -> bool:
+    """Whether `spec` reads as `package.module:attribute` (and is not a path that exists)."""
+    return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
+
+
+def load_attribute(spec: str) -> Any:
+    """The attribute that `package.module:attribute` names.
+
+    Raises:
+        FrugalignError: where the module cannot be imported or lacks the attribute.
+    """
+    module_name, attribute = spec.split(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code, which can fail in any way
+        raise FrugalignError(f"Cannot import {module_name!r} for {spec!r}: {type(error).__name__}: {error}.") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise FrugalignError(f"The module {module_name!r} has no {attribute!r} (asked for as {spec!r}).") from error
+
+
+def resolve_name(name: str) -> str:
+    """A path or hub id: what `package.module:attribute` names (called where it is a function), any other name as it is."""
+    if not is_attribute(name):
+        return name
+    found = load_attribute(name)
+    return str(found() if callable(found) else found)

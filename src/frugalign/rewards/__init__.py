@@ -1,0 +1,32 @@
+"""Rewards: the two protocols, how one is named on a command line, and the careful call. Importing this package imports no torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frugalign.rewards.classifier import ClassifierReward as ClassifierReward
+    from frugalign.rewards.loading import NamedReward as NamedReward
+    from frugalign.rewards.loading import load_reward as load_reward
+    from frugalign.rewards.protocols import Reward as Reward
+    from frugalign.rewards.protocols import StateReward as StateReward
+    from frugalign.rewards.scoring import Scores as Scores
+    from frugalign.rewards.scoring import score as score
+
+_HOME = {
+    "ClassifierReward": "classifier",
+    "NamedReward": "loading",
+    "Reward": "protocols",
+    "Scores": "scoring",
+    "StateReward": "protocols",
+    "load_reward": "loading",
+    "score": "scoring",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,95 @@
+"""From the string on a command line to a reward."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from frugalign.errors import FrugalignError
+from frugalign.names import is_attribute, load_attribute
+
+_NAMED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<spec>.+)", re.DOTALL)
+_FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>\w+)")
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """A reward, the name it is reported under, and the string it came from (empty where it was passed as an object)."""
+
+    name: str
+    function: Callable[..., Any]
+    spec: str = ""
+
+
+def load_reward(spec: str, *, device: str = "cpu") -> NamedReward:
+    """The reward that a string names, `SPEC` or `name=SPEC`.
+
+    `SPEC`: `package.module:attribute`, `file.py:attribute`, or a sequence-classification model (folder or hub id); an attribute that is a string
+    or path is taken for such a folder. Models are put on `device`.
+
+    Raises:
+        FrugalignError: a missing file, module or attribute, something that is not callable, or a folder without a usable model.
+    """
+    named = _NAMED.fullmatch(spec) if not Path(spec).exists() else None
+    name, what = (named["name"], named["spec"]) if named else (None, spec)
+    if not what.strip():
+        raise FrugalignError("A reward's name is empty.")
+    file = _FILE.fullmatch(what)
+    if file is None and not is_attribute(what):
+        return NamedReward(name or Path(what).name, _classifier(what, device), spec)
+    if file is not None:
+        attribute = file["attribute"]
+        found = _attribute_of_file(Path(file["file"]).expanduser(), attribute)
+    else:
+        attribute = what.rsplit(":", 1)[1]
+        found = load_attribute(what)
+    if isinstance(found, (str, Path)):
+        return NamedReward(name or attribute, _classifier(str(found), device), spec)
+    if isinstance(found, type):
+        raise FrugalignError(f"The reward {what!r} is a class; name a function, or an instance of the class.")
+    if not callable(found):
+        raise FrugalignError(f"The reward {what!r} is a {type(found).__name__}, which cannot be called.")
+    return NamedReward(name or attribute, found, spec)
+
+
+def _classifier(name: str, device: str) -> Callable[..., Any]:
+    path = Path(name).expanduser()
+    if name.endswith(".py"):
+        raise FrugalignError(f"The reward {name!r} needs the name of a function: {name}:FUNCTION.")
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise FrugalignError(f"There is no reward at {name}.")
+    from frugalign.rewards.classifier import ClassifierReward
+
+    return ClassifierReward.from_pretrained(str(path) if path.exists() else name, device=device)
+
+
+def _attribute_of_file(path: Path, attribute: str) -> Any:
+    if not path.is_file():
+        raise FrugalignError(f"There is no reward file {path}.")
+    module = _module_of_file(path.resolve())
+    if not hasattr(module, attribute):
+        raise FrugalignError(f"The reward file {path} has no {attribute!r}.")
+    return getattr(module, attribute)
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    # One module per file, so that two rewards of a file share its state.
+    name = f"frugalign_reward_{path.stem}_{abs(hash(str(path))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # holds for every path that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling of a module's classes look it up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code can fail in any way
+        del sys.modules[name]
+        raise FrugalignError(f"The reward file {path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return module
