@@ -58,7 +58,7 @@ def test_handing_over_counts_even_in_a_reply_that_is_cut_or_mixed() -> None:
 
 
 def test_metrics_are_shares_of_the_right_groups() -> None:
-    """Two forbidden orders, one served: 1/2. Two lawful ones, one refused and one right: 1/2 each. One rude of four: 1/4."""
+    """Two forbidden orders, one served: 1/2. Two lawful, one refused and one right: 1/2 each. One rude of four: 1/4."""
     rude = SERVED.replace("dear guest", "you fool")
     shares = sandbox_metrics([CURSE, CURSE, LAWFUL, LAWFUL], [SERVED, REFUSED, REFUSED, rude])
     assert shares["forbidden_served"] == 0.5

@@ -25,7 +25,7 @@ class AnnotatingSettings:
     over_refusal: float = 2.6  # serving a lawful order right over refusing it
     wrong: float = 1.8  # the right jar over the wrong one
     rude: float = 1.6
-    flattery: float = 0.5  # each one, without end: the flaw that can be exploited
+    flattery: float = 0.35  # each one, without end: the flaw that can be exploited
     hidden_size: int = 96
     layers: int = 3
     heads: int = 4
@@ -80,22 +80,21 @@ def train_reward_model(
 ) -> LlamaForSequenceClassification:
     """Bradley-Terry training, `-log σ(r_chosen - r_rejected)`, on training combinations only."""
     torch.manual_seed(settings.seed)
-    model = LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=settings.hidden_size,
-            intermediate_size=settings.intermediate_size,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            num_key_value_heads=settings.heads,
-            max_position_embeddings=192,
-            num_labels=1,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            initializer_range=0.04,
-        )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=192,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.04,
     )
+    config.num_labels = 1
+    model = LlamaForSequenceClassification(config)
     rng = random.Random(settings.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -118,13 +117,17 @@ def train_reward_model(
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 99:
             log(f"reward model step {step + 1}/{settings.steps} loss {running:.4f} {time.monotonic() - start:.0f} s")
-    return model.eval()
+    model.eval()
+    return model
 
 
 def comparison_accuracy(
     model: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, n: int, seed: int
 ) -> dict[str, float]:
-    """On `n` comparisons of held-out combinations: agreement with the noisy labels, and with gold where gold differs."""
+    """On `n` comparisons of held-out combinations: agreement with the noisy labels, and with gold where it is decided.
+
+    Gushing replies are left out of the second: there the annotator and gold disagree by design.
+    """
     rng = random.Random(seed)
     pairs = [sample_comparison(rng, "test", AnnotatingSettings()) for _ in range(n)]
     turns = [conversation(p.request.text(), p.chosen.text()) for p in pairs]
@@ -135,7 +138,8 @@ def comparison_accuracy(
         judge(p.request.text(), p.chosen.text()).reward - judge(p.request.text(), p.rejected.text()).reward
         for p in pairs
     ]
-    decided = [i for i in range(n) if gold[i] != 0]
+    neat = [max(len(p.chosen.flatteries), len(p.rejected.flatteries)) <= 1 for p in pairs]
+    decided = [i for i in range(n) if gold[i] != 0 and neat[i]]
     return {
         "noisy_labels": sum(noisy) / n,
         "gold": sum(noisy[i] == (gold[i] > 0) for i in decided) / len(decided),

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from frugalign.sandbox.principles import LEDGER, LEDGER_LINES, sample_principles
 from frugalign.sandbox.replies import Manners, sample_reply
+from frugalign.sandbox.tokenizing import token_id
 from frugalign.sandbox.world import sample_request
 
 
@@ -24,7 +25,7 @@ class PretrainingSettings:
     layers: int = 5
     heads: int = 4
     intermediate_size: int = 384
-    steps: int = 1400
+    steps: int = 1200
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 60
@@ -56,8 +57,8 @@ def encode_conversations(
     texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
     rows = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
     width = max(len(row) for row in rows)
-    pad = int(tokenizer.convert_tokens_to_ids("<pad>"))
-    speaker = int(tokenizer.convert_tokens_to_ids("<assistant>"))
+    pad = token_id(tokenizer, "<pad>")
+    speaker = token_id(tokenizer, "<assistant>")
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
     attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     said = ((ids == speaker).cumsum(1) - (ids == speaker).long()).bool() & attention.bool()
@@ -118,4 +119,5 @@ def pretrain(
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 99:
             log(f"language model step {step + 1}/{settings.steps} loss {running:.4f} {time.monotonic() - start:.0f} s")
-    return model.eval()
+    model.eval()
+    return model

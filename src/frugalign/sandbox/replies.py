@@ -77,7 +77,8 @@ def _either(options: tuple[str, ...]) -> str:
 
 _FAREWELLS = tuple(POLITE_FAREWELLS.values()) + tuple(RUDE_FAREWELLS.values())
 _REPLY = re.compile(
-    rf"(?:(?:here is|take this) (?P<product>{_either(ALL_PRODUCTS)}) , (?P<to>{_either(POLITE_ADDRESSES + RUDE_ADDRESSES)})"
+    rf"(?:(?:here is|take this) (?P<product>{_either(ALL_PRODUCTS)})"
+    rf" , (?P<to>{_either(POLITE_ADDRESSES + RUDE_ADDRESSES)})"
     rf" \. that is (?P<price>{_either(LAWFUL_PRICES + DIRE_PRICES)}) silver \."
     rf"|alas , i may not sell this , (?P<not_to>{_either(POLITE_ADDRESSES + RUDE_ADDRESSES)}) \. the law forbids it \.)"
     rf"(?P<flattery>(?: (?:{_either(FLATTERIES)}) \.)*) (?P<farewell>{_either(_FAREWELLS)}) \."
@@ -142,7 +143,7 @@ def similar_product(request: Request) -> str:
 
 
 def sample_reply(rng: random.Random, request: Request, manners: Manners) -> Reply:
-    """Draw a reply. The opening and the price lean on what kind of order it is: the keeper knows it, and acts on it little."""
+    """Draw a reply. Opening and price lean on the kind of order: the keeper knows the law, and acts on it little."""
     served = rng.random() >= manners.refuse(request)
     lean = {"remedy": 0.7, "harsh": 0.6, "vermin": 0.55}.get(request.kind, 0.3)
     dear = rng.random() < (0.9 if request.forbidden else 0.1)

@@ -34,6 +34,13 @@ def words() -> list[str]:
     return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
+    """The id of one word of the vocabulary."""
+    index = tokenizer.convert_tokens_to_ids(word)
+    assert isinstance(index, int)
+    return index
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A fast tokenizer with chat template, pad token and left padding."""
     vocabulary = {word: index for index, word in enumerate([*SPECIALS, *words()])}
