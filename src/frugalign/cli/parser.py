@@ -1,0 +1,245 @@
+"""Flags from a dataclass. A verb is one module:
+
+    @dataclass
+    class GreetOptions:
+        name: str = field(metadata={"help": "Whom to greet."})                       # no default: must be given
+        times: int = field(default=1, metadata={"help": "How often."})
+        loud: bool = field(default=False, metadata={"help": "In capitals."})         # --loud, --no_loud, --loud true
+        reward: list[str] = field(default_factory=list, metadata={"help": "…"})      # --reward a b, or --reward a --reward b
+        style: Literal["short", "long"] = field(default="short", metadata={"help": "…"})
+        run: str = field(metadata={"help": "The run folder.", "positional": True})   # `frugalign greet RUN`, or --run RUN
+
+    COMMAND = Command("greet", "Say hello.", GreetOptions)
+
+    def run(argv: list[str]) -> int:
+        options = parse(COMMAND, argv)      # a GreetOptions; --help prints and exits 0
+        ...                                 # import what is heavy here
+        return 0
+
+The dataclass must be light to import: `--help` reads it alone. A verb whose full config needs torch names it by string,
+
+    COMMAND = Command("proxy", "Train a proxy.", ProxyOptions, full="frugalign.proxy.config:ProxyConfig")
+
+and `parse` then returns a `ProxyConfig`; flags that the light class does not know are looked up in the full one, which `--help_all` lists.
+Every verb takes `--config FILE.yaml`; flags override it. Each mistake is one `FrugalignError`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from frugalign.cli.values import choices, describe, from_text, from_yaml, list_item, members, scalar
+from frugalign.errors import FrugalignError
+from frugalign.names import load_attribute
+
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", dict: "JSON"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb: its name, one sentence on it, its light options, and where its full config is (`module:class`) if it has one."""
+
+    name: str
+    summary: str
+    options: type
+    full: str | None = None
+    epilog: str = ""
+
+
+def parse(command: Command, argv: Sequence[str]) -> Any:
+    """The options that `argv` and its `--config` ask for: an instance of the full config where the command has one, else of its options.
+
+    Raises:
+        FrugalignError: any mistake in flags or file. SystemExit(0) after `--help` and `--help_all`.
+    """
+    if any(word in ("--help", "-h") for word in argv):
+        print(_parser(command, command.options).format_help(), end="")
+        raise SystemExit(0)
+    if "--help_all" in argv:
+        print(_parser(command, _full(command)).format_help(), end="")
+        raise SystemExit(0)
+    known, unknown = _parser(command, command.options).parse_known_args(list(argv))
+    target = command.options
+    if command.full is not None:
+        target = _full(command)
+        if unknown:
+            known, unknown = _parser(command, target).parse_known_args(list(argv))
+    if unknown:
+        raise FrugalignError(_unknown(command, target, unknown[0]))
+    given = vars(known)
+    config = given.pop("config", None)
+    values = (read_config(config, target) if config is not None else {}) | given
+    for item in _fields(target):
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise FrugalignError(f"{_flag(item)} is missing; `frugalign {command.name} --help` says what it is.")
+    try:
+        return target(**values)
+    except (ValueError, TypeError) as error:  # a config's own __post_init__ objects
+        raise FrugalignError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
+
+
+def read_config(path: str, target: type) -> dict[str, Any]:
+    """The YAML mapping in `path`, checked against the fields of `target`.
+
+    Raises:
+        FrugalignError: missing or broken file, unknown key, value of another type.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FrugalignError(f"There is no config file {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FrugalignError(f"Cannot read the config file {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise FrugalignError(
+            f"The config file {path}{line} is not valid YAML: {getattr(error, 'problem', error)}."
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise FrugalignError(f"The config file {path} is not a mapping of flags to values.")
+    hints, known = get_type_hints(target), [item.name for item in _fields(target)]
+    values = {}
+    for key, value in content.items():
+        if key not in known:
+            raise FrugalignError(f"The config file {path} has an unknown key {str(key)!r}{_near(str(key), known)}.")
+        try:
+            values[key] = from_yaml(value, hints[key])
+        except ValueError as error:
+            raise FrugalignError(
+                f"In the config file {path}, {key} must be {describe(hints[key])}, not {value!r}."
+            ) from error
+    return values
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose errors are ours."""
+
+    command = ""
+
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        raise FrugalignError(f"{text.rstrip('.')} (`frugalign {self.command} --help` lists the flags).")
+
+
+def _parser(command: Command, target: type) -> _Parser:
+    parser = _Parser(
+        prog=f"frugalign {command.name}",
+        description=_escape(command.summary),
+        epilog=_escape(command.epilog) or None,
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
+        usage=f"frugalign {command.name}{_positionals(target)} [--config FILE.yaml] [--flag value …]",
+    )
+    parser.command = command.name
+    general = parser.add_argument_group("general")
+    general.add_argument("--config", metavar="FILE", help="YAML file with flags as keys; flags given here override it.")
+    general.add_argument("-h", "--help", action="store_true", help="Show this.")
+    if command.full is not None:
+        general.add_argument("--help_all", action="store_true", help="Show the inherited flags too (slower).")
+    group = parser.add_argument_group("flags")
+    hints = get_type_hints(target)
+    for item in _fields(target):
+        _add(group, item, hints[item.name])
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> None:
+    text = _help(item)
+    inner, item_type = scalar(hint), list_item(hint)
+    if item.metadata.get("positional"):
+        # Both ways, so that it can stand in a config file and be given by name.
+        group.add_argument(item.name, nargs="?", metavar=item.name.upper(), type=_reader(hint), help=argparse.SUPPRESS)
+        group.add_argument(f"--{item.name}", metavar=item.name.upper(), type=_reader(hint), help=text)
+    elif inner is bool:
+        group.add_argument(f"--{item.name}", nargs="?", const=True, metavar="BOOL", type=_reader(hint), help=text)
+        if not item.name.startswith("no_"):
+            group.add_argument(
+                f"--no_{item.name}", dest=item.name, action="store_const", const=False, help=argparse.SUPPRESS
+            )
+    elif item_type is not None:
+        one_may_do = str in members(hint)  # `str | list[str]`: one word stays text
+        action: Any = _OneOrMore if one_may_do else "extend"
+        metavar = _METAVARS.get(item_type, "TEXT")
+        group.add_argument(
+            f"--{item.name}", nargs="+", action=action, metavar=metavar, type=_reader(item_type), help=text
+        )
+    else:
+        allowed = choices(hint)
+        metavar = "{" + ",".join(map(str, allowed)) + "}" if allowed else _METAVARS.get(inner, "TEXT")
+        group.add_argument(f"--{item.name}", metavar=metavar, type=_reader(hint), help=text)
+
+
+class _OneOrMore(argparse.Action):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return from_text(text, hint)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _help(item: Field[Any]) -> str:
+    text = " ".join(str(item.metadata.get("help", "")).split())
+    default = item.default_factory() if item.default_factory is not MISSING else item.default
+    if default is MISSING:
+        text += " (required)"
+    elif default is not None and default != [] and default != "" and "default" not in text.lower():
+        text += f" (default: {getattr(default, 'value', default)})"
+    return _escape(text)
+
+
+def _fields(target: type) -> list[Field[Any]]:
+    return [item for item in fields(target) if item.init and not item.name.startswith("_")]
+
+
+def _flag(item: Field[Any]) -> str:
+    return item.name.upper() if item.metadata.get("positional") else f"--{item.name}"
+
+
+def _positionals(target: type) -> str:
+    return "".join(f" {item.name.upper()}" for item in _fields(target) if item.metadata.get("positional"))
+
+
+def _full(command: Command) -> type:
+    if command.full is None:
+        return command.options
+    full: type = load_attribute(command.full)
+    return full
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _unknown(command: Command, target: type, word: str) -> str:
+    if not word.startswith("-"):
+        return f"There is an argument too many, {word!r} (`frugalign {command.name} --help` lists the flags)."
+    flag = word.split("=", 1)[0]
+    near = _near(flag, [f"--{item.name}" for item in _fields(target)])
+    return f"There is no flag {flag}{near} (`frugalign {command.name} --help` lists the flags)."
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+

@@ -1,0 +1,26 @@
+"""`frugalign report RUN`: the run's page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from frugalign.cli.parser import Command, parse
+
+
+@dataclass
+class ReportOptions:
+    """Options of `frugalign report`."""
+
+    run: str = field(metadata={"help": "A run folder, with metrics.jsonl or metrics.json in it.", "positional": True})
+
+
+COMMAND = Command("report", "Write report.html into a run folder: curves, quality and cost.", ReportOptions)
+
+
+def run(argv: list[str]) -> int:
+    """Write the page and say where it is."""
+    options: ReportOptions = parse(COMMAND, argv)
+    from frugalign.evaluation.report import write_report
+
+    print(f"Written: {write_report(options.run)}")
+    return 0

@@ -1,0 +1,45 @@
+"""`frugalign validate D`: every problem of every row, in one pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from frugalign.cli.parser import Command, parse
+
+
+@dataclass
+class ValidateOptions:
+    """Options of `frugalign validate`."""
+
+    dataset_name: str = field(metadata={"help": "Hub id, file or folder.", "positional": True})
+    kind: Literal["prompt-only", "prompt-completion", "preference", "unpaired"] | None = field(
+        default=None, metadata={"help": "Dataset type to check against. Default: what the columns say."}
+    )
+    max_problems: int = field(default=100, metadata={"help": "Most problems to print; all are counted."})
+
+
+COMMAND = Command(
+    "validate",
+    "Check every row of a data set and list all problems with file, row and reason. Exit status 2 where there are any.",
+    ValidateOptions,
+)
+
+
+def run(argv: list[str]) -> int:
+    """Print the problems; 0 where there are none, else 2."""
+    options: ValidateOptions = parse(COMMAND, argv)
+    from frugalign.data.validation import validate_files
+
+    report = validate_files(options.dataset_name, options.kind)
+    for problem in report.problems[: options.max_problems]:
+        print(problem)
+    if len(report.problems) > options.max_problems:
+        print(f"… and {len(report.problems) - options.max_problems} more (--max_problems shows more)")
+    kinds = ", ".join(f"{kind} ({n} file{'s' if n > 1 else ''})" for kind, n in Counter(report.kinds.values()).items())
+    bad = (
+        f"{len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}" if report.problems else "no problem"
+    )
+    print(f"{report.n_rows} rows, {kinds}: {bad}.")
+    return 2 if report.problems else 0
