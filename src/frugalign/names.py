@@ -1,4 +1,5 @@
-"""Names that stand for something in a Python module: `package.module:attribute`, the one grammar for rewards, models and data."""
+"""Names that stand for something in a Python module: `package.module:attribute`, the one grammar for rewards, models
+and data."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def load_attribute(spec: str) -> Any:
 
 
 def resolve_name(name: str) -> str:
-    """A path or hub id: what `package.module:attribute` names (called where it is a function), any other name as it is."""
+    """A path or hub id: what `package.module:attribute` names (called where it is a function), any other name as it
+    is."""
     if not is_attribute(name):
         return name
     found = load_attribute(name)

@@ -50,7 +50,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
 def _memory() -> str:
     try:
-        import psutil
+        import psutil  # type: ignore[import-untyped]
     except ImportError:
         return "unknown (psutil is not installed)"
     memory = psutil.virtual_memory()
@@ -63,10 +63,8 @@ def _accelerator() -> str:
     except ImportError:
         return "unknown (torch is not installed)"
     if torch.cuda.is_available():
-        names = [
-            f"{torch.cuda.get_device_name(index)} ({torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GiB)"
-            for index in range(torch.cuda.device_count())
-        ]
+        found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        names = [f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in found]
         return f"{', '.join(names)}, CUDA {torch.version.cuda}"
     if torch.backends.mps.is_available():
         return "Apple GPU (mps)"

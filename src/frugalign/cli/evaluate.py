@@ -30,8 +30,8 @@ class EvaluateOptions:
     split: str | None = field(
         default=None,
         metadata={
-            "help": "train, test, all, or another split. Default: test where there is one; the held-out rows where the artefact was trained "
-            "on this data; else all."
+            "help": "train, test, all, or another split. Default: test where there is one; the held-out rows where the "
+            "artefact was trained on this data; else all."
         },
     )
     max_new_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a completion."})
@@ -57,7 +57,8 @@ class EvaluateOptions:
 
 COMMAND = Command(
     "evaluate",
-    "Measure a policy against its base on prompts: rewards, win rate, exact KL, diversity, refusals, each with an interval, and the cost.",
+    "Measure a policy against its base on prompts: rewards, win rate, exact KL, diversity and refusals, each with an "
+    "interval, and the cost.",
     EvaluateOptions,
 )
 
@@ -93,7 +94,8 @@ def print_table(metrics: Mapping[str, Any], title: str) -> None:
 
 
 def rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Name, mean, interval and n of every metric; a dash where a metric is null, as it does not apply. Texts and settings stay in the file."""
+    """Name, mean, interval and n of every metric; a dash where a metric is null, as it does not apply. Texts and
+    settings stay in the file."""
     for name, value in metrics.items():
         if isinstance(value, Mapping) and {"mean", "ci_low", "ci_high", "n"} <= set(value):
             interval = f"{value['ci_low']:.4g} … {value['ci_high']:.4g}" if value["ci_low"] is not None else "—"

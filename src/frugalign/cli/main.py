@@ -1,7 +1,7 @@
 """`frugalign VERB …`: find the verb, run it, and turn what the user can mend into one sentence.
 
-To add a verb, add its line to `VERBS` and a module `frugalign.cli.<verb>` with `run(argv: list[str]) -> int`; `frugalign.cli.parser` shows how
-such a module looks. Nothing heavy is imported before the verb runs.
+To add a verb, add its line to `VERBS` and a module `frugalign.cli.<verb>` with `run(argv: list[str]) -> int`;
+`frugalign.cli.parser` shows how such a module looks. Nothing heavy is imported before the verb runs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _prepare() -> None:
-    """What libraries read from the environment when they are imported: nothing is sent home, and no bars where nobody looks."""
+    """What libraries read from the environment when they are imported: nothing is sent home, and no bars where nobody
+    looks."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():

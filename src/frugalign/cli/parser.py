@@ -5,9 +5,11 @@
         name: str = field(metadata={"help": "Whom to greet."})                       # no default: must be given
         times: int = field(default=1, metadata={"help": "How often."})
         loud: bool = field(default=False, metadata={"help": "In capitals."})         # --loud, --no_loud, --loud true
-        reward: list[str] = field(default_factory=list, metadata={"help": "…"})      # --reward a b, or --reward a --reward b
+        reward: list[str] = field(default_factory=list, metadata={"help": "…"})      # --reward a b, or --reward a
+            --reward b
         style: Literal["short", "long"] = field(default="short", metadata={"help": "…"})
-        run: str = field(metadata={"help": "The run folder.", "positional": True})   # `frugalign greet RUN`, or --run RUN
+        run: str = field(metadata={"help": "The run folder.", "positional": True})   # `frugalign greet RUN`, or --run
+            RUN
 
     COMMAND = Command("greet", "Say hello.", GreetOptions)
 
@@ -20,8 +22,9 @@ The dataclass must be light to import: `--help` reads it alone. A verb whose ful
 
     COMMAND = Command("proxy", "Train a proxy.", ProxyOptions, full="frugalign.proxy.config:ProxyConfig")
 
-and `parse` then returns a `ProxyConfig`; flags that the light class does not know are looked up in the full one, which `--help_all` lists.
-Every verb takes `--config FILE.yaml`; flags override it. Each mistake is one `FrugalignError`.
+and `parse` then returns a `ProxyConfig`; flags that the light class does not know are looked up in the full one,
+which `--help_all` lists. Every verb takes `--config FILE.yaml`; flags override it. Each mistake is one
+`FrugalignError`.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", dict: "JSON"
 
 @dataclass(frozen=True)
 class Command:
-    """A verb: its name, one sentence on it, its light options, and where its full config is (`module:class`) if it has one."""
+    """A verb: its name, one sentence on it, its light options, and where its full config is (`module:class`) if it
+    has one."""
 
     name: str
     summary: str
@@ -52,7 +56,8 @@ class Command:
 
 
 def parse(command: Command, argv: Sequence[str]) -> Any:
-    """The options that `argv` and its `--config` ask for: an instance of the full config where the command has one, else of its options.
+    """The options that `argv` and its `--config` ask for: an instance of the full config where the command has one,
+    else of its options.
 
     Raises:
         FrugalignError: any mistake in flags or file. SystemExit(0) after `--help` and `--help_all`.
@@ -111,7 +116,9 @@ def read_config(path: str, target: type) -> dict[str, Any]:
     values = {}
     for key, value in content.items():
         if key not in known:
-            raise FrugalignError(f"The config file {path} has an unknown key {str(key)!r}{_near(str(key), known)}.")
+            raise FrugalignError(
+                f"The config file {path} has an unknown key {str(key)!r}{_near(str(key), known) or '.'}"
+            )
         try:
             values[key] = from_yaml(value, hints[key])
         except ValueError as error:
@@ -203,7 +210,7 @@ def _help(item: Field[Any]) -> str:
     default = item.default_factory() if item.default_factory is not MISSING else item.default
     if default is MISSING:
         text += " (required)"
-    elif default is not None and default != [] and default != "" and "default" not in text.lower():
+    elif default not in (None, False, "") and default != [] and "default" not in text.lower():
         text += f" (default: {getattr(default, 'value', default)})"
     return _escape(text)
 
@@ -242,4 +249,3 @@ def _unknown(command: Command, target: type, word: str) -> str:
 def _near(word: str, known: Sequence[str]) -> str:
     found = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
-

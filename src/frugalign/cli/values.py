@@ -109,7 +109,8 @@ def _from_text(text: str, member: Any) -> Any:
 
 
 def from_yaml(value: Any, hint: Any) -> Any:
-    """A YAML value as one of type `hint`: numbers are checked, `1e-3` (text to YAML) is read as a number, one item may stand for a list.
+    """A YAML value as one of type `hint`: numbers are checked, `1e-3` (text to YAML) is read as a number, one item
+    may stand for a list.
 
     Raises:
         ValueError: where it is none.

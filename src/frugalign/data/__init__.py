@@ -1,4 +1,5 @@
-"""Data sets: read from anywhere, checked row by row, rendered as prompts. Importing this package imports neither torch nor datasets."""
+"""Data sets: read from anywhere, checked row by row, rendered as prompts. Importing this package imports neither
+torch nor datasets."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,10 +9,10 @@ if TYPE_CHECKING:
     from frugalign.data.loading import held_out_split as held_out_split
     from frugalign.data.loading import load_prompts as load_prompts
     from frugalign.data.loading import load_splits as load_splits
+    from frugalign.data.reading import Problem as Problem
     from frugalign.data.templating import EncodedPrompts as EncodedPrompts
     from frugalign.data.templating import encode_prompts as encode_prompts
     from frugalign.data.templating import render_prompt as render_prompt
-    from frugalign.data.reading import Problem as Problem
     from frugalign.data.validation import ValidationReport as ValidationReport
     from frugalign.data.validation import validate_files as validate_files
 

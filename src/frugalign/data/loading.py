@@ -15,14 +15,17 @@ from frugalign.errors import FrugalignError
 
 
 def load_splits(name: str) -> dict[str, Dataset]:
-    """Every split of a data set, each with a checked `prompt` column (strings, or lists of {role, content}) and all its other columns.
+    """Every split of a data set, each with a checked `prompt` column (strings, or lists of {role, content}) and all
+    its other columns.
 
     Args:
-        name: hub id; .jsonl, .json, .csv or .parquet file (also .gz); folder, where files named train*, test*, validation* are splits; or
-            `package.module:attribute` that names one of these. A single file is the split `train`.
+        name: hub id; .jsonl, .json, .csv or .parquet file (also .gz); folder, where files named train*, test*,
+            validation* are splits; or `package.module:attribute` that names one of these. A single file is the split
+            `train`.
 
     Raises:
-        FrugalignError: no such data, or a row that cannot be used: one sentence with file, row, reason and how many more.
+        FrugalignError: no such data, or a row that cannot be used: one sentence with file, row, reason and how many
+            more.
     """
     splits = read_splits(name)
     stop_at([problem for files in splits.values() for rows in files for problem in check_rows(rows)], name)
@@ -34,10 +37,10 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
 
     Args:
         name: as for `load_splits`.
-        split: `train`, `test`, `all` or any split that the data set has. Default: `test` where there is one; the held-out rows where this
-            is what an artefact was trained on; else all rows.
-        trained_on: what the artefact stores, `{"name", "fingerprint", "held_out_fraction", "seed"}`. Where the fingerprint is that of
-            this data, `test` means its held-out rows and `train` the others.
+        split: `train`, `test`, `all` or any split that the data set has. Default: `test` where there is one; the
+            held-out rows where this is what an artefact was trained on; else all rows.
+        trained_on: what the artefact stores, `{"name", "fingerprint", "held_out_fraction", "seed"}`. Where the
+            fingerprint is that of this data, `test` means its held-out rows and `train` the others.
 
     Raises:
         FrugalignError: as `load_splits`, or where there is no such split.
@@ -45,12 +48,10 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
     splits = load_splits(name)
     main = splits.get("train", next(iter(splits.values())))
     parts = {"all": _join(name, list(splits.values()))} | splits
-    if "test" not in splits and trained_on and trained_on.get("held_out_fraction"):
-        if dataset_fingerprint(main) == trained_on.get("fingerprint"):
-            train, held_out = held_out_split(
-                main, float(trained_on["held_out_fraction"]), int(trained_on.get("seed", 0))
-            )
-            parts |= {"train": train, "test": held_out}
+    if "test" not in splits and _is_trained_on(main, trained_on):
+        assert trained_on is not None
+        fraction, seed = float(trained_on["held_out_fraction"]), int(trained_on.get("seed", 0))
+        parts["train"], parts["test"] = held_out_split(main, fraction, seed)
     if split is None:
         split = "test" if "test" in parts else "all"
     if split not in parts:
@@ -61,7 +62,8 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
 def held_out_split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Rows to train on and rows held out: a share of the distinct prompts, drawn by hash.
 
-    Equal prompts stay together, and the choice depends on the set of prompts and the seed, not on the order of the rows.
+    Equal prompts stay together, and the choice depends on the set of prompts and the seed, not on the order of the
+    rows.
 
     Raises:
         FrugalignError: where there are fewer than two distinct prompts.
@@ -90,6 +92,13 @@ def prompt_key(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     return json.dumps([[message["role"], message["content"]] for message in prompt], ensure_ascii=False)
+
+
+def _is_trained_on(dataset: Dataset, trained_on: Mapping[str, Any] | None) -> bool:
+    """Whether an artefact was trained on these prompts, some of them held out."""
+    if not trained_on or not trained_on.get("held_out_fraction"):
+        return False
+    return dataset_fingerprint(dataset) == trained_on.get("fingerprint")
 
 
 def _dataset(rows: Rows) -> Dataset:

@@ -1,4 +1,5 @@
-"""Files, folders and hub data sets as rows with numbers. Our own reader of JSON lines names every broken row, not only the first.
+"""Files, folders and hub data sets as rows with numbers. Our own reader of JSON lines names every broken row, not
+only the first.
 
 Left out: streaming. A prompt set is small beside the model that answers it, so a data set is held in memory.
 """
@@ -28,7 +29,8 @@ _SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid"
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one row, or with a whole file (`row` None). Rows count from 1: lines of JSON lines, else records."""
+    """What is wrong with one row, or with a whole file (`row` None). Rows count from 1: lines of JSON lines, else
+    records."""
 
     file: str
     row: int | None
@@ -69,8 +71,9 @@ class Rows:
 def read_splits(name: str) -> dict[str, list[Rows]]:
     """The splits of a data set, each as the rows of its files.
 
-    `name`: hub id, file (.jsonl .json .csv .parquet, also .gz), folder, or `package.module:attribute` that names one. In a folder, files called
-    train*, test* and validation* are the splits; a folder without such names and a single file are one split, `train`.
+    `name`: hub id, file (.jsonl .json .csv .parquet, also .gz), folder, or `package.module:attribute` that names one.
+    In a folder, files called train*, test* and validation* are the splits; a folder without such names and a single
+    file are one split, `train`.
 
     Raises:
         FrugalignError: where nothing can be found under this name. What is wrong inside a file is in its `problems`.
@@ -219,7 +222,8 @@ def _tables(name: str, found: Any) -> dict[str, list[Rows]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither progress bars nor log lines of `datasets` while a file is read: it takes no time, and errors become our sentence."""
+    """Neither progress bars nor log lines of `datasets` while a file is read: it takes no time, and errors become our
+    sentence."""
     from datasets.utils import logging as noise
 
     shown, level = noise.is_progress_bar_enabled(), noise.get_verbosity()

@@ -27,7 +27,8 @@ class EncodedPrompts:
 
 
 def is_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto") -> bool:
-    """Whether a prompt goes through the chat template: messages always, strings where the format or (auto) the tokenizer says so."""
+    """Whether a prompt goes through the chat template: messages always, strings where the format or (auto) the
+    tokenizer says so."""
     if not isinstance(prompt, str) or prompt_format == "chat":
         return True
     if prompt_format not in ("auto", "raw"):
@@ -38,8 +39,9 @@ def is_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: s
 def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto") -> str:
     """The text that a model continues.
 
-    A string becomes one user turn where the tokenizer has a chat template (`auto`), stays as it is (`raw`), or needs a template (`chat`). Messages
-    always go through the template; a last message of the assistant is left open to be continued, as in TRL.
+    A string becomes one user turn where the tokenizer has a chat template (`auto`), stays as it is (`raw`), or needs
+    a template (`chat`). Messages always go through the template; a last message of the assistant is left open to be
+    continued, as in TRL.
 
     Raises:
         FrugalignError: no template where one is needed, or a template that refuses these messages.
@@ -79,12 +81,13 @@ def encode_prompts(
 ) -> EncodedPrompts:
     """Token ids of every prompt, ready to be continued by up to `max_new_tokens` tokens.
 
-    A template writes its own special tokens, so its text is tokenised without adding any; raw text gets the tokenizer's usual ones. A prompt
-    without any token becomes the BOS token. `max_prompt_length` keeps the last so many tokens, counted and logged.
+    A template writes its own special tokens, so its text is tokenised without adding any; raw text gets the
+    tokenizer's usual ones. A prompt without any token becomes the BOS token. `max_prompt_length` keeps the last so
+    many tokens, counted and logged.
 
     Raises:
-        FrugalignError: naming the row (from 1), for a prompt that with `max_new_tokens` exceeds `max_context`, that has no token
-            at all, or that the template refuses.
+        FrugalignError: naming the row (from 1), for a prompt that with `max_new_tokens` exceeds `max_context`, that
+            has no token at all, or that the template refuses.
     """
     rows = list(prompts)
     chat: list[int] = []
@@ -121,8 +124,8 @@ def encode_prompts(
             ids[row] = tokens[len(tokens) - max_prompt_length :]
         if max_context is not None and len(ids[row]) + max_new_tokens > max_context:
             raise FrugalignError(
-                f"Prompt {row + 1} has {len(ids[row])} tokens, and with max_new_tokens = {max_new_tokens} that exceeds the model's context of "
-                f"{max_context}; set max_prompt_length to cut on the left, or lower max_new_tokens."
+                f"Prompt {row + 1} has {len(ids[row])} tokens, and with max_new_tokens = {max_new_tokens} that exceeds the "
+                f"model's context of {max_context}; set max_prompt_length to cut on the left, or lower max_new_tokens."
             )
     if n_cut:
         _log.warning(

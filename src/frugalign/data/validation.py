@@ -16,7 +16,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "unpaired-preference": ("prompt", "completion", "label"),
 }
-"""TRL's types and the columns they need. A preference set may hold its prompt in a column of its own or within both answers."""
+"""TRL's types and the columns they need. A preference set may hold its prompt in a column of its own or within both
+answers."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def validate_files(name: str, kind: str | None = None) -> ValidationReport:
 
     Args:
         name: as `load_prompts` takes it.
-        kind: `prompt-only`, `prompt-completion`, `preference` or `unpaired-preference`; default: what each file's columns say.
+        kind: `prompt-only`, `prompt-completion`, `preference` or `unpaired-preference`; default: what each file's
+            columns say.
 
     Raises:
         FrugalignError: no such data, or no such kind.
@@ -53,7 +55,8 @@ def validate_files(name: str, kind: str | None = None) -> ValidationReport:
 
 
 def detect_kind(rows: Rows) -> str:
-    """The richest type whose columns the file has; a `label` makes completions unpaired preferences only where it is true or false."""
+    """The richest type whose columns the file has; a `label` makes completions unpaired preferences only where it is
+    true or false."""
     columns = set(rows.columns)
     if {"chosen", "rejected"} & columns:
         return "preference"
@@ -68,7 +71,7 @@ def detect_kind(rows: Rows) -> str:
 def check_rows(rows: Rows, kind: str = "prompt-only") -> list[Problem]:
     """All problems of one file, in the order of its rows."""
     columns = rows.columns
-    wanted = [name for name in KINDS[kind]]
+    wanted = list(KINDS[kind])
     if kind == "preference" and "prompt" in columns:
         wanted.append("prompt")
     missing = [name for name in wanted if name not in columns]

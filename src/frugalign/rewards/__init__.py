@@ -1,4 +1,5 @@
-"""Rewards: the two protocols, how one is named on a command line, and the careful call. Importing this package imports no torch."""
+"""Rewards: the two protocols, how one is named on a command line, and the careful call. Importing this package
+imports no torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

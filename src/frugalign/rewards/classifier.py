@@ -20,15 +20,15 @@ _log = logging.getLogger(__name__)
 class ClassifierReward:
     """`reward(prompts, completions)`: the logit of a one-label model, the log-odds of label 1 of a two-label model.
 
-    The text is the conversation under the tokenizer's chat template, a string prompt being one user turn; where there is no
-    template, prompt and completion as they stand. What exceeds the model's context is cut on the left and reported once. A score does not
-    depend on the other rows of its batch.
+    The text is the conversation under the tokenizer's chat template, a string prompt being one user turn; where there
+    is no template, prompt and completion as they stand. What exceeds the model's context is cut on the left and
+    reported once. A score does not depend on the other rows of its batch.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 32) -> None:
         if model.config.num_labels not in (1, 2):
             raise FrugalignError(
-                f"The reward model has {model.config.num_labels} labels; a reward needs one, or two (log-odds of the second)."
+                f"The reward model has {model.config.num_labels} labels; a reward needs one, or two (log-odds of label 1)."
             )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -43,7 +43,8 @@ class ClassifierReward:
         """Load from a folder or the hub: safetensors only, no code of the repository, float32 on the CPU.
 
         Raises:
-            FrugalignError: no model there, one that has no trained classification head, or one with more than two labels.
+            FrugalignError: no model there, one that has no trained classification head, or one with more than two
+                labels.
         """
         if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
             raise FrugalignError(f"No reward model in {name_or_path}: the folder has no config.json.")
@@ -95,7 +96,7 @@ class ClassifierReward:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        # RoBERTa's family counts positions from pad_token_id + 1, so its tables are that much longer than its context.
+        # The smaller of the two: position tables can be longer than the context (RoBERTa's are).
         limit = min(limit or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
         self.tokenizer.truncation_side = "left"
         special = not self.tokenizer.chat_template
@@ -125,5 +126,5 @@ class ClassifierReward:
         device = self.model.device
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits.float()
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]

@@ -30,11 +30,12 @@ class NamedReward:
 def load_reward(spec: str, *, device: str = "cpu") -> NamedReward:
     """The reward that a string names, `SPEC` or `name=SPEC`.
 
-    `SPEC`: `package.module:attribute`, `file.py:attribute`, or a sequence-classification model (folder or hub id); an attribute that is a string
-    or path is taken for such a folder. Models are put on `device`.
+    `SPEC`: `package.module:attribute`, `file.py:attribute`, or a sequence-classification model (folder or hub id); an
+    attribute that is a string or path is taken for such a folder. Models are put on `device`.
 
     Raises:
-        FrugalignError: a missing file, module or attribute, something that is not callable, or a folder without a usable model.
+        FrugalignError: a missing file, module or attribute, something that is not callable, or a folder without a
+            usable model.
     """
     named = _NAMED.fullmatch(spec) if not Path(spec).exists() else None
     name, what = (named["name"], named["spec"]) if named else (None, spec)

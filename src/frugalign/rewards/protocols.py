@@ -16,10 +16,10 @@ Completion = str | list[dict[str, Any]]
 class Reward(Protocol):
     """One number per completion; None where the reward does not apply.
 
-    Every argument comes by keyword: `prompts` and `completions` (strings or message lists), `completion_ids` (token ids, end token
-    included), the data set's other columns as lists, `trainer_state` (None outside training), and TRL's two logging functions
-    `log_extra(column, values)` and `log_metric(name, value)`. A function takes what it names and the rest in `**kwargs`. It may
-    be a coroutine function.
+    Every argument comes by keyword: `prompts` and `completions` (strings or message lists), `completion_ids` (token
+    ids, end token included), the data set's other columns as lists, `trainer_state` (None outside training), and
+    TRL's two logging functions `log_extra(column, values)` and `log_metric(name, value)`. A function takes what it
+    names and the rest in `**kwargs`. It may be a coroutine function.
     """
 
     def __call__(
@@ -29,7 +29,8 @@ class Reward(Protocol):
 
 @runtime_checkable
 class StateReward(Protocol):
-    """A reward that reads hidden states at the completion's last token, so that generation can hand over what it computed anyway."""
+    """A reward that reads hidden states at the completion's last token, so that generation can hand over what it
+    computed anyway."""
 
     layers: Sequence[int]
     """Indices into Hugging Face's `hidden_states`."""

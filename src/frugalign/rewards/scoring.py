@@ -30,8 +30,8 @@ _RESERVED = {
 
 @dataclass(frozen=True)
 class Scores:
-    """`total[i]`: weighted sum of the rewards that apply to row i, None where none does or one failed. `n_skipped`: rows that a failing
-    reward lost."""
+    """`total[i]`: weighted sum of the rewards that apply to row i, None where none does or one failed. `n_skipped`:
+    rows that a failing reward lost."""
 
     total: list[float | None]
     by_name: dict[str, list[float | None]]
@@ -79,12 +79,12 @@ def score(
 ) -> Scores:
     """Rewards of a batch of completions.
 
-    Coroutine functions are awaited, all of them together. `on_error="skip"` loses the rows on which some reward fails, counted in
-    `n_skipped`; a failing call is repeated row by row to learn which those are.
+    Coroutine functions are awaited, all of them together. `on_error="skip"` loses the rows on which some reward
+    fails, counted in `n_skipped`; a failing call is repeated row by row to learn which those are.
 
     Raises:
-        FrugalignError: a reward that raises, or returns a wrong length, NaN, infinity or no numbers (unless skipped); weights
-            that do not fit; two rewards of one name.
+        FrugalignError: a reward that raises, or returns a wrong length, NaN, infinity or no numbers (unless skipped);
+            weights that do not fit; two rewards of one name.
     """
     names = [reward.name for reward in rewards]
     if len(set(names)) < len(names):
@@ -179,7 +179,8 @@ def _number(value: Any, row: int) -> float | None:
 
 
 def _without_failing_rows(reward: NamedReward, batch: _Batch) -> tuple[list[float | None], set[int]]:
-    """Values with None in the failing rows, and these rows. The good rows are scored together again, as a reward may compare them."""
+    """Values with None in the failing rows, and these rows. The good rows are scored together again, as a reward may
+    compare them."""
     lost = {row for row in range(batch.size) if not _works(reward, batch.rows([row]))}
     good = [row for row in range(batch.size) if row not in lost]
     values: list[float | None] = [None] * batch.size
@@ -230,8 +231,8 @@ def _no_log(*_: Any, **__: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop in a thread of its own: it works inside notebooks, which run a loop already, and a reward's HTTP client, which
-    belongs to the loop that it was first used in, lives from batch to batch."""
+    """One event loop in a thread of its own: it works inside notebooks, which run a loop already, and a reward's HTTP
+    client, which belongs to the loop that it was first used in, lives from batch to batch."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="frugalign-rewards", daemon=True).start()
     return loop
