@@ -72,13 +72,17 @@ def from_text(text: str, hint: Any) -> Any:
     alternatives = members(hint)
     if type(None) in alternatives and text.lower() in _NONE:
         return None
-    # Text fits everything, so it comes last.
-    for member in sorted((m for m in alternatives if m is not type(None)), key=lambda m: (m is str, m is Any)):
+    # Text fits everything, so it comes late; one word is a list only where it can be nothing else.
+    for member in sorted((m for m in alternatives if m is not type(None)), key=_eagerness):
         try:
             return _from_text(text, member)
         except ValueError:
             continue
     raise ValueError(f"{text!r} is not {describe(hint)}")
+
+
+def _eagerness(member: Any) -> int:
+    return 2 if (get_origin(member) or member) is list else int(member in (str, Any))
 
 
 def _from_text(text: str, member: Any) -> Any:

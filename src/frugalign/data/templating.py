@@ -124,8 +124,9 @@ def encode_prompts(
             ids[row] = tokens[len(tokens) - max_prompt_length :]
         if max_context is not None and len(ids[row]) + max_new_tokens > max_context:
             raise FrugalignError(
-                f"Prompt {row + 1} has {len(ids[row])} tokens, and with max_new_tokens = {max_new_tokens} that exceeds the "
-                f"model's context of {max_context}; set max_prompt_length to cut on the left, or lower max_new_tokens."
+                f"Prompt {row + 1} has {len(ids[row])} tokens, and with max_new_tokens = {max_new_tokens} that exceeds "
+                f"the model's context of {max_context}; set max_prompt_length to cut on the left, or lower "
+                "max_new_tokens."
             )
     if n_cut:
         _log.warning(

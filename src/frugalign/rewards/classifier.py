@@ -28,7 +28,7 @@ class ClassifierReward:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 32) -> None:
         if model.config.num_labels not in (1, 2):
             raise FrugalignError(
-                f"The reward model has {model.config.num_labels} labels; a reward needs one, or two (log-odds of label 1)."
+                f"A reward model has {model.config.num_labels} labels; a reward needs one or two (log-odds of label 1)."
             )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer

@@ -1,0 +1,146 @@
+"""Files, folders and names as data sets; splits, and how data are recognised."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from frugalign.data import dataset_fingerprint, held_out_split, load_prompts, load_splits
+from frugalign.errors import FrugalignError
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+ROWS = [{"prompt": f"question {i}", "label": "safe", "n": i} for i in range(20)]
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.json"])
+def test_json_files(tmp_path: Path, name: str) -> None:
+    data = load_splits(str(write_jsonl(tmp_path / name, ROWS)))
+    assert list(data) == ["train"]
+    assert data["train"].to_list() == ROWS
+
+
+def test_a_json_array_is_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(ROWS))
+    assert load_prompts(str(tmp_path / "d.json")).to_list() == ROWS
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.parquet"])
+def test_tables(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "d.parquet":
+        Dataset.from_list(ROWS).to_parquet(path)
+    else:
+        Dataset.from_list(ROWS).to_csv(tmp_path / "plain.csv")
+        content = (tmp_path / "plain.csv").read_bytes()
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert load_prompts(str(path)).to_list() == ROWS
+
+
+def test_messages_and_columns_that_only_later_rows_have(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    rows = [{"prompt": messages}, {"prompt": messages[1:], "label": "safe"}]
+    data = load_prompts(str(write_jsonl(tmp_path / "d.jsonl", rows)))
+    assert data["prompt"][0] == messages
+    assert data["label"][:] == [None, "safe"]
+
+
+def test_a_folder_has_its_files_as_splits(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train-0.jsonl", ROWS[:5])
+    write_jsonl(tmp_path / "train-1.jsonl", ROWS[5:9])
+    write_jsonl(tmp_path / "test.jsonl.gz", ROWS[9:12])
+    write_jsonl(tmp_path / "validation.jsonl", ROWS[12:])
+    splits = load_splits(str(tmp_path))
+    assert {name: len(data) for name, data in splits.items()} == {"train": 9, "test": 3, "validation": 8}
+    assert load_prompts(str(tmp_path)).to_list() == ROWS[9:12]
+    assert len(load_prompts(str(tmp_path), split="all")) == 20
+    assert len(load_prompts(str(tmp_path), split="train")) == 9
+
+
+def test_a_saved_data_set_is_read_back(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert load_prompts(str(tmp_path / "saved")).to_list() == ROWS
+
+
+def test_a_name_in_a_module_stands_for_its_folder() -> None:
+    splits = load_splits("frugalign.sandbox:prompts")
+    assert {"train", "test"} <= set(splits)
+    assert load_prompts("frugalign.sandbox:prompts").to_list() == splits["test"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("missing.jsonl", "no data file or folder missing.jsonl"),
+        ("./missing", "no data file or folder ./missing"),
+        ("frugalign.sandbox:nonsense", "has no 'nonsense'"),
+        ("no.such.module:prompts", "Cannot import 'no.such.module'"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(FrugalignError, match=sentence):
+        load_splits(name)
+
+
+def test_an_empty_folder_and_an_unknown_split(tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match="holds no"):
+        load_splits(str(tmp_path))
+    path = write_jsonl(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(FrugalignError, match=r"no split 'test'; it has train"):
+        load_prompts(str(path), split="test")
+
+
+def test_a_broken_row_stops_with_file_row_reason_and_how_many_more(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "fine"}\n\n{"prompt": "cut off\n{"prompt": ""}\n{"prompt": "fine too"}\n[1]\n')
+    with pytest.raises(FrugalignError) as caught:
+        load_prompts(str(path))
+    sentence = str(caught.value)
+    assert f"{path}, row 3: the row is not valid JSON" in sentence
+    assert "and 2 more problems (`frugalign validate" in sentence
+    assert sentence.count("\n") == 0
+
+
+def test_held_out_rows_keep_equal_prompts_together_whatever_the_order() -> None:
+    rows = [{"prompt": f"p{i % 50}", "row": i} for i in range(100)]
+    train, test = held_out_split(Dataset.from_list(rows), 0.1, seed=3)
+    assert len(test) == 10 and len(train) == 90  # 5 of 50 prompts, each twice
+    assert not set(train["prompt"]) & set(test["prompt"])
+    shuffled = Dataset.from_list(rows).shuffle(seed=1)
+    assert set(held_out_split(shuffled, 0.1, seed=3)[1]["prompt"]) == set(test["prompt"])
+    assert set(held_out_split(shuffled, 0.1, seed=4)[1]["prompt"]) != set(test["prompt"])
+
+
+def test_one_prompt_cannot_be_held_out() -> None:
+    with pytest.raises(FrugalignError, match="fewer than two distinct prompts"):
+        held_out_split(Dataset.from_list([{"prompt": "same"}] * 5))
+
+
+def test_data_are_recognised_by_their_prompts(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", ROWS)
+    data = load_splits(str(path))["train"]
+    assert dataset_fingerprint(data) == dataset_fingerprint(data.shuffle(seed=0).remove_columns("n"))
+    assert dataset_fingerprint(data) != dataset_fingerprint(data.select(range(19)))
+    trained_on = {"name": "x", "fingerprint": dataset_fingerprint(data), "held_out_fraction": 0.1, "seed": 0}
+    train, held_out = held_out_split(data, 0.1, 0)
+    assert load_prompts(str(path), trained_on=trained_on).to_list() == held_out.to_list()
+    assert load_prompts(str(path), split="train", trained_on=trained_on).to_list() == train.to_list()
+    assert len(load_prompts(str(path), split="all", trained_on=trained_on)) == 20
+    other = trained_on | {"fingerprint": "another"}
+    assert len(load_prompts(str(path), trained_on=other)) == 20
+    # A data set with a test split of its own shows that one.
+    whole = load_prompts("frugalign.sandbox:prompts", trained_on=trained_on)
+    assert len(whole) == len(load_splits("frugalign.sandbox:prompts")["test"])
