@@ -1,6 +1,6 @@
 """Rebuilds the sandbox: `python -m frugalign.sandbox.build [--folder DIR] [--only PART]`.
 
-Writes prompts, tokenizer, language model, reward model and FROZEN.json in about twelve minutes on two cores. Weights
+Writes prompts, tokenizer, language model, reward model and FROZEN.json in about nine minutes on two cores. Weights
 are stored in bfloat16. Without `--folder` the files go to `sandbox-build/`; copy them over the package's own.
 """
 
