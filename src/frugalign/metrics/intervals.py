@@ -1,0 +1,114 @@
+"""Means with percentile-bootstrap intervals, resampled by prompt.
+
+Several completions of one prompt are not independent: a cluster (all rows of a prompt) is drawn as a whole. Draws are seeded,
+so the same numbers give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = 1 << 22
+"""Resampled cluster indices held at once (32 MB)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its interval and the number of rows behind it."""
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+def mean_interval(
+    values: Sequence[float | None],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate | None:
+    """Mean of `values`; rows that are None do not apply and are left out. None when nothing is left.
+
+    Args:
+        clusters: what each row belongs to (its prompt); default: every row for itself.
+    """
+    return ratio_interval(values, None, clusters, level=level, n_resamples=n_resamples, seed=seed)
+
+
+def ratio_interval(
+    numerators: Sequence[float | None],
+    denominators: Sequence[float] | None,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate | None:
+    """`Σ numerators / Σ denominators` (nats over tokens, say), clusters resampled; denominators default to 1: the mean."""
+    groups = range(len(numerators)) if clusters is None else clusters
+    weights = [1.0] * len(numerators) if denominators is None else denominators
+    rows = [(n, d, c) for n, d, c in zip(numerators, weights, groups, strict=True) if n is not None]
+    index: dict[Hashable, int] = {}
+    positions = np.array([index.setdefault(cluster, len(index)) for _, _, cluster in rows], dtype=np.int64)
+    top = np.bincount(positions, weights=np.array([float(n) for n, _, _ in rows]), minlength=1).astype(np.float64)
+    bottom = np.bincount(positions, weights=np.array([float(d) for _, d, _ in rows]), minlength=1).astype(np.float64)
+    if not rows or bottom.sum() == 0:
+        return None
+    ratios = _resampled(top, bottom, n_resamples, seed)
+    tail = (1 - level) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high), len(rows))
+
+
+def _resampled(
+    top: NDArray[np.float64], bottom: NDArray[np.float64], n_resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """`n_resamples` ratios of sums over clusters drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK // len(top))
+    parts = []
+    for start in range(0, n_resamples, step):
+        draws = rng.integers(0, len(top), size=(min(step, n_resamples - start), len(top)))
+        below = bottom[draws].sum(1)
+        parts.append(top[draws].sum(1)[below > 0] / below[below > 0])
+    return np.concatenate(parts)
+
+
+def paired_difference(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate | None:
+    """Mean of `first − second`, row by row; a row where either is None is left out."""
+    differences = [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
+    return mean_interval(differences, clusters, level=level, seed=seed)
+
+
+def win_rate(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate | None:
+    """Share of rows where `first` is the higher one; a tie counts one half."""
+    wins = [
+        None if a is None or b is None else 0.5 if math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) else float(a > b)
+        for a, b in zip(first, second, strict=True)
+    ]
+    return mean_interval(wins, clusters, level=level, seed=seed)
