@@ -1,0 +1,253 @@
+"""`evaluate`: a policy against its base on the same prompts and the same noise; quality with intervals, and the cost.
+
+Left out on purpose: judges that are models (a reward can be one), and any choice of which number matters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.data import encode_prompts, load_prompts
+from frugalign.errors import FrugalignError
+from frugalign.evaluation.numbers import Sampled, metrics_of
+from frugalign.evaluation.policies import Policy, divergence, load_policy, sample_base, sample_policy
+from frugalign.generation.loop import Generation, SamplingParams
+from frugalign.generation.noise import row_keys
+from frugalign.generation.scoring import sequence_log_probs
+from frugalign.ledger import Ledger
+from frugalign.models.forward import device_of
+from frugalign.models.loading import LoadedModel, context_length, load_model
+from frugalign.rewards import NamedReward, load_reward, score
+
+RewardSpec = str | Callable[..., Any] | NamedReward
+
+
+def evaluate(
+    model_name_or_path: str | LoadedModel,
+    *,
+    dataset_name: str | Dataset,
+    reward: RewardSpec | Sequence[RewardSpec],
+    output_dir: str | Path | None = None,
+    proxy: str | None = None,
+    adapter: str | None = None,
+    policy: str | None = None,
+    split: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    do_sample: bool | None = None,
+    num_samples: int = 1,
+    batch_size: int = 64,
+    seed: int = 0,
+    strength: float = 1.0,
+    revision: str | None = None,
+    dtype: str | None = None,
+    prompt_format: str | None = None,
+) -> dict[str, Any]:
+    """Measure a policy (`proxy`, `adapter` or `policy`; none: the base itself) against its base.
+
+    Args:
+        model_name_or_path: the base: hub id, folder, `package.module:attribute`, or a model that is loaded already.
+        dataset_name: prompts, as for `load_prompts`, or a data set with a `prompt` column; other columns go to the rewards,
+            and a `label` column of safe/unsafe gives the over-refusal rate.
+        reward: rewards as strings or functions; the first is the main one.
+        output_dir: where metrics.json, costs.json and samples.jsonl go; None writes nothing.
+        max_new_tokens, temperature, prompt_format: default to the artefact's, else 128, 1.0 and "auto".
+        do_sample: default True; greedy decoding has no KL (null).
+        num_samples: completions per prompt; intervals resample prompts, never single completions.
+
+    Returns:
+        What metrics.json holds. Estimates are `{mean, ci_low, ci_high, n}`, or None where one does not apply.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    if num_samples < 1 or batch_size < 1:
+        raise FrugalignError("num_samples and batch_size must be at least 1.")
+    ledger = Ledger()
+    with ledger.phase("load"):
+        base = model_name_or_path
+        if not isinstance(base, LoadedModel):
+            base = load_model(base, revision=revision, dtype=dtype)
+        base_parameters = base.model.num_parameters()
+        rewards = load_rewards(reward, device=str(device_of(base.model)))
+        what = load_policy(base, proxy=proxy, adapter=adapter, policy=policy, strength=strength, dtype=dtype)
+        ledger.set_parameters(trainable=what.trainable_parameters, base=base_parameters)
+        params, prompt_format = _settings(what, max_new_tokens, temperature, do_sample, prompt_format)
+        trained_on = what.artefact.trained_on if what.artefact is not None else None
+        rows = dataset_name
+        if isinstance(rows, str):
+            rows = load_prompts(rows, split=split, trained_on=trained_on)
+        if len(rows) == 0:
+            raise FrugalignError("There are no prompts to evaluate on.")
+    encoded = encode_prompts(
+        rows["prompt"],
+        base.tokenizer,
+        max_context=context_length(base.model),
+        max_new_tokens=params.max_new_tokens,
+        prompt_format=prompt_format,
+    )
+    index = [row for row in range(len(rows)) for _ in range(num_samples)]
+    prompt_ids = [encoded.ids[row] for row in index]
+    keys = row_keys(seed, 0, index, [sample for _ in range(len(rows)) for sample in range(num_samples)])
+    with ledger.phase("rollout"):
+        ours = sample_policy(what, base, prompt_ids, params, keys, batch_size, ledger)
+        theirs = ours
+        if what.kind != "base":
+            theirs = sample_base(what, base, prompt_ids, params, keys, batch_size, ledger)
+    run = _Rows(rows, index, base, rewards, batch_size // num_samples * num_samples or num_samples, ledger)
+    after = run.sampled(ours)
+    before = after if theirs is ours else run.sampled(theirs)
+    with ledger.phase("evaluate"):
+        kl = divergence(what, prompt_ids, ours, params, ledger)
+        with what.base_context():
+            log_probs = sequence_log_probs(what.base_model, prompt_ids, ours.completion_ids, ledger=ledger)
+        metrics = metrics_of(
+            after,
+            before,
+            index,
+            kl=kl.kl,
+            kl_restriction=kl.restriction,
+            base_log_probs=[float(values.sum()) for values in log_probs],
+            labels=[str(label) for label in rows["label"]] if "label" in rows.column_names else None,
+        )
+    metrics |= {
+        "trainable_parameters": what.trainable_parameters,
+        "trainable_share": what.trainable_parameters / base_parameters,
+        "settings": {
+            "model_name_or_path": base.name,
+            "policy": what.kind,
+            "policy_path": proxy or adapter or policy,
+            "dataset_name": dataset_name if isinstance(dataset_name, str) else "a data set in memory",
+            "split": split,
+            "prompts": len(rows),
+            "num_samples": num_samples,
+            "rewards": [named.spec or named.name for named in rewards],
+            "max_new_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+            "do_sample": params.do_sample,
+            "prompt_format": prompt_format,
+            "strength": strength if what.kind == "proxy" else None,
+            "p_t": what.artefact.p_t if what.artefact is not None else None,
+            "objective": what.artefact.objective if what.artefact is not None else None,
+            "seed": seed,
+        },
+    }
+    if output_dir is not None:
+        _write(Path(output_dir), metrics, run.samples(before, after), ledger)
+    return metrics
+
+
+def load_rewards(reward: RewardSpec | Sequence[RewardSpec], device: str = "cpu") -> list[NamedReward]:
+    """Rewards from strings, functions, or a list of either.
+
+    Raises:
+        FrugalignError: none at all, two of one name, or one that cannot be loaded.
+    """
+    given = [reward] if isinstance(reward, (str, NamedReward)) or callable(reward) else list(reward)
+    named = []
+    for item in given:
+        if isinstance(item, str):
+            named.append(load_reward(item, device=device))
+        elif isinstance(item, NamedReward):
+            named.append(item)
+        else:
+            named.append(NamedReward(getattr(item, "__name__", type(item).__name__), item))
+    if not named:
+        raise FrugalignError("--reward is missing.")
+    return named
+
+
+def _settings(
+    policy: Policy,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    do_sample: bool | None,
+    prompt_format: str | None,
+) -> tuple[SamplingParams, str]:
+    """The artefact's settings where none are given; a proxy's temperature is part of what it learned."""
+    artefact = policy.artefact
+    if artefact is not None and temperature is not None and temperature != artefact.temperature:
+        raise FrugalignError(
+            f"The proxy was trained at temperature {artefact.temperature:g} and cannot be evaluated at {temperature:g}."
+        )
+    if temperature is None:
+        temperature = artefact.temperature if artefact is not None else 1.0
+    if max_new_tokens is None:
+        max_new_tokens = artefact.max_new_tokens if artefact is not None else 128
+    if temperature <= 0 or max_new_tokens < 1:
+        raise FrugalignError(
+            "temperature must be above 0 and max_new_tokens at least 1; use --no_do_sample for greedy."
+        )
+    if prompt_format is None:
+        prompt_format = artefact.prompt_format if artefact is not None else "auto"
+    return SamplingParams(max_new_tokens, temperature, do_sample is not False), prompt_format
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The evaluated rows: `index[i]` is the data set's row of completion `i`."""
+
+    rows: Dataset
+    index: list[int]
+    base: LoadedModel
+    rewards: list[NamedReward]
+    reward_batch: int
+    ledger: Ledger
+
+    def sampled(self, generation: Generation) -> Sampled:
+        """A generation with its text and its rewards."""
+        texts: list[str] = self.base.tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)
+        columns: dict[str, list[Any]] = {name: list(self.rows[name]) for name in self.rows.column_names}
+        spread = {name: [values[row] for row in self.index] for name, values in columns.items()}
+        prompts = spread.pop("prompt")
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        by_name: dict[str, list[float | None]] = {named.name: [] for named in self.rewards}
+        with self.ledger.phase("reward"):
+            for number, start in enumerate(range(0, len(texts), self.reward_batch)):
+                part = slice(start, start + self.reward_batch)
+                scores = score(
+                    self.rewards,
+                    prompts=prompts[part],
+                    completions=completions[part],
+                    completion_ids=generation.completion_ids[part],
+                    columns={name: values[part] for name, values in spread.items()},
+                    ledger=self.ledger,
+                    batch_index=number,
+                )
+                for name, values in scores.by_name.items():
+                    by_name[name] += values
+        return Sampled(texts, generation.completion_ids, generation.ended, by_name)
+
+    def samples(self, before: Sampled, after: Sampled) -> list[dict[str, Any]]:
+        """One line per completion: the prompt, both completions, their rewards."""
+        prompts = list(self.rows["prompt"])
+        return [
+            {
+                "prompt": prompts[row],
+                "base": before.texts[i],
+                "policy": after.texts[i],
+                "base_rewards": {name: values[i] for name, values in before.rewards.items()},
+                "rewards": {name: values[i] for name, values in after.rewards.items()},
+            }
+            for i, row in enumerate(self.index)
+        ]
+
+
+def _write(folder: Path, metrics: Mapping[str, Any], samples: list[dict[str, Any]], ledger: Ledger) -> None:
+    """metrics.json, samples.jsonl and costs.json; in a training's own run folder, whose costs.json is the training's, the
+    evaluation's goes beside it as evaluation_costs.json."""
+    with ledger.phase("save"):
+        write_json_atomic(folder / "metrics.json", metrics)
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        write_atomic(folder / "samples.jsonl", "".join(lines))
+    ledger.save(folder / ("evaluation_costs.json" if (folder / "metrics.jsonl").exists() else "costs.json"))
