@@ -54,8 +54,8 @@ def evaluate(
 
     Args:
         model_name_or_path: the base: hub id, folder, `package.module:attribute`, or a model that is loaded already.
-        dataset_name: prompts, as for `load_prompts`, or a data set with a `prompt` column; other columns go to the rewards,
-            and a `label` column of safe/unsafe gives the over-refusal rate.
+        dataset_name: prompts, as for `load_prompts`, or a data set with a `prompt` column; other columns go to the
+            rewards, and a `label` column of safe/unsafe gives the over-refusal rate.
         reward: rewards as strings or functions; the first is the main one.
         output_dir: where metrics.json, costs.json and samples.jsonl go; None writes nothing.
         max_new_tokens, temperature, prompt_format: default to the artefact's, else 128, 1.0 and "auto".
@@ -244,8 +244,8 @@ class _Rows:
 
 
 def _write(folder: Path, metrics: Mapping[str, Any], samples: list[dict[str, Any]], ledger: Ledger) -> None:
-    """metrics.json, samples.jsonl and costs.json; in a training's own run folder, whose costs.json is the training's, the
-    evaluation's goes beside it as evaluation_costs.json."""
+    """metrics.json, samples.jsonl and costs.json; in a training's own run folder, whose costs.json is the training's,
+    the evaluation's goes beside it as evaluation_costs.json."""
     with ledger.phase("save"):
         write_json_atomic(folder / "metrics.json", metrics)
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)

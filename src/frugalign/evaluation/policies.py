@@ -23,8 +23,8 @@ from frugalign.proxy.network import load_proxy
 class Policy:
     """A policy beside its base.
 
-    `model` samples, guided by `guide` where there is one; `base_model` inside `base_context` is the base. `artefact`: the
-    proxy's config, whose settings are the defaults.
+    `model` samples, guided by `guide` where there is one; `base_model` inside `base_context` is the base. `artefact`:
+    the proxy's config, whose settings are the defaults.
     """
 
     kind: str
@@ -80,7 +80,8 @@ def load_policy(
 
 @dataclass(frozen=True)
 class Divergence:
-    """Nats a sequence, `[B]` each: `kl` = KL(policy ‖ base) along the policy's own samples; `restriction`: a proxy's share."""
+    """Nats a sequence, `[B]` each: `kl` = KL(policy ‖ base) along the policy's own samples; `restriction`: the part of
+    it that restricting a proxy's candidates costs."""
 
     kl: list[float] | None
     restriction: list[float] | None

@@ -1,0 +1,57 @@
+"""The report's figures, drawn by matplotlib and returned as data URIs, so that the page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+_BASE, _POLICY, _THIRD = "#8a8f98", "#0b6e4f", "#c2571a"
+
+
+def curve(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], ylabel: str) -> str:
+    """Lines over training steps: (label, steps, values) each."""
+    figure, axes = _axes()
+    for (label, steps, values), colour in zip(series, (_POLICY, _THIRD, _BASE, "#5b4b8a"), strict=False):
+        axes.plot(steps, values, label=label, color=colour, linewidth=1.8, marker="o" if len(steps) < 3 else None)
+    axes.set_xlabel("step")
+    axes.set_ylabel(ylabel)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def distributions(before: Sequence[float], after: Sequence[float], xlabel: str) -> str:
+    """Histograms of a reward over completions, the base's and the policy's, on common bins."""
+    import numpy as np
+
+    figure, axes = _axes()
+    low, high = min(*before, *after), max(*before, *after)
+    bins = np.linspace(low, high if high > low else low + 1.0, 25)
+    for values, label, colour in ((before, "base", _BASE), (after, "policy", _POLICY)):
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(values, bins=bins, weights=weights, alpha=0.55, label=label, color=colour)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("share of completions")
+    axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 3.1), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _uri(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,217 @@
+"""`write_report`: one page about a run, without external resources. What the folder lacks is named, never made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frugalign.artifacts import write_atomic
+from frugalign.errors import FrugalignError
+from frugalign.evaluation import figures
+from frugalign.ledger import Ledger
+
+_SAMPLES = 6
+_TABLE = (
+    ("Reward", "reward", "base_reward"),
+    ("Win rate against the base (ties half)", "win_rate", None),
+    ("KL to the base, nats a sequence", "kl_per_sequence", None),
+    ("… of it by restricting the candidates", "kl_restriction", None),
+    ("KL, nats a token", "kl_per_token", None),
+    ("Perplexity under the base", "perplexity_base", None),
+    ("Refusals", "refusal_rate", "base_refusal_rate"),
+    ("Over-refusals (safe prompts)", "over_refusal_rate", "base_over_refusal_rate"),
+    ("Completions that ended", "ended_rate", "base_ended_rate"),
+    ("Length, tokens", "mean_length", "base_mean_length"),
+    ("Distinct bigrams", "distinct_2", "base_distinct_2"),
+)
+_CURVES = (
+    ("reward", (("training", "reward"), ("held-out", "eval_reward"))),
+    ("nats a sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl"))),
+    ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
+    ("tokens a completion", (("training", "completion_length"), ("held-out", "eval_completion_length"))),
+)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a folder holds; empty where a file is missing or cannot be read."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    costs: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write `report.html` into a run folder: settings, learning curve, quality before and after, cost, samples.
+
+    The folder is a training's (`metrics.jsonl`), an evaluation's (`metrics.json`), or a training's with an evaluation
+    in it or in a folder directly below it.
+
+    Raises:
+        FrugalignError: for a folder that is neither.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    folder = Path(run_folder).expanduser()
+    run = _read(folder)
+    environment = Environment(
+        loader=PackageLoader("frugalign.evaluation", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html").render(
+        title=folder.resolve().name,
+        settings={key: value for key, value in run.settings.items() if value is not None and value != []},
+        curves=_curves(run.log),
+        distributions=_distributions(run.samples),
+        rows=_rows(run.metrics),
+        metrics=run.metrics,
+        costs=run.costs,
+        samples=[_shown(sample) for sample in _pick(run.samples)],
+        n_samples=len(run.samples),
+        missing=run.missing,
+    )
+    target = folder / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def _read(folder: Path) -> _Run:
+    if not folder.is_dir():
+        raise FrugalignError(f"There is no run folder {folder}.")
+    evaluated = folder
+    if not (folder / "metrics.json").is_file():
+        below = sorted(folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
+        evaluated = below[-1].parent if below else folder
+    run = _Run()
+    log = folder / "metrics.jsonl"
+    if not log.is_file() and not (evaluated / "metrics.json").is_file():
+        raise FrugalignError(f"{folder} is not a run folder: it holds neither metrics.jsonl nor metrics.json.")
+    run.metrics.update(_json(evaluated / "metrics.json"))
+    run.log.extend(_lines(log))
+    run.samples.extend(_lines(evaluated / "samples.jsonl"))
+    if (folder / "config.yaml").is_file():
+        import yaml
+
+        run.settings.update(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {})
+    run.settings.update({f"evaluation: {key}": value for key, value in run.metrics.get("settings", {}).items()})
+    training, evaluation = folder / "costs.json", evaluated / "evaluation_costs.json"
+    if evaluated != folder or not run.log:
+        evaluation = evaluated / "costs.json"
+    for title, path in (("Training", training if run.log else None), ("Evaluation", evaluation)):
+        costs = _json(path) if path is not None else {}
+        if costs:
+            run.costs.append((title, _cost_rows(costs)))
+    found = {
+        "the settings (config.yaml)": run.settings,
+        "the learning curve (metrics.jsonl)": run.log,
+        "the evaluation (metrics.json)": run.metrics,
+        "samples and reward distributions (samples.jsonl)": run.samples,
+        "the costs (costs.json)": run.costs,
+    }
+    run.missing.extend(name for name, content in found.items() if not content)
+    return run
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FrugalignError(f"{path} is not valid JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; one that a crash cut short is left out."""
+    found: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue
+    return found
+
+
+def _cost_rows(costs: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The ledger's own table, of saved costs."""
+    ledger = Ledger()
+    ledger.load_dict(costs)
+    measured = {
+        "Seconds, all": f"{costs.get('wall_clock_seconds', 0.0):,.1f}",
+        "Peak memory": f"{costs.get('peak_memory_mb', 0.0):,.0f} MB",
+    }
+    return [(name, measured.get(name, value)) for name, value in ledger.table()]
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, base, policy) for the table of quality; a dash where a number does not apply."""
+    if not metrics:
+        return []
+    rows = [(name, _cell(metrics.get(base)) if base else "", _cell(metrics.get(own))) for name, own, base in _TABLE]
+    named = metrics.get("rewards", {})
+    if len(named) > 1:
+        before = metrics.get("base_rewards", {})
+        rows[1:1] = [(f"Reward {name}", _cell(before.get(name)), _cell(value)) for name, value in named.items()]
+    return rows
+
+
+def _cell(estimate: Mapping[str, Any] | None) -> str:
+    if not estimate:
+        return "—"
+    return f"{estimate['mean']:.3g} [{estimate['ci_low']:.3g}, {estimate['ci_high']:.3g}]"
+
+
+def _curves(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(alternative text, data URI) of every curve that the log has."""
+    found = []
+    for ylabel, lines in _CURVES:
+        series = []
+        for label, key in lines:
+            points = [
+                (line["step"], line[key]) for line in log if isinstance(line.get(key), (int, float)) and "step" in line
+            ]
+            if points:
+                series.append((label, [float(step) for step, _ in points], [float(value) for _, value in points]))
+        if series:
+            found.append((f"{ylabel} over training steps", figures.curve(series, ylabel)))
+    return found
+
+
+def _distributions(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    found = []
+    for name in samples[0].get("rewards", {}) if samples else {}:
+        before = [value for sample in samples if (value := sample["base_rewards"].get(name)) is not None]
+        after = [value for sample in samples if (value := sample["rewards"].get(name)) is not None]
+        if before and after:
+            text = f"distribution of the reward {name}, base and policy"
+            found.append((text, figures.distributions(before, after, name)))
+    return found
+
+
+def _pick(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few samples evenly spread over the file: not chosen by their reward."""
+    step = max(1, len(samples) // _SAMPLES)
+    return samples[::step][:_SAMPLES]
+
+
+def _shown(sample: Mapping[str, Any]) -> dict[str, Any]:
+    prompt = sample["prompt"]
+    if not isinstance(prompt, str):
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return {
+        "prompt": prompt,
+        "base": sample["base"],
+        "policy": sample["policy"],
+        "base_rewards": _scores(sample.get("base_rewards", {})),
+        "rewards": _scores(sample.get("rewards", {})),
+    }
+
+
+def _scores(rewards: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{name} {'—' if value is None else format(value, '.3g')}" for name, value in rewards.items())
