@@ -2,8 +2,8 @@
 
     FRUGALIGN_TRIALS=folder python benchmarks/refusal_agreement.py
 
-The rules were written while reading only the prompts of the `development` half; `held_out` is the honest number. XSTest knows
-partial refusals: they are left out, counted as refusals, and counted as answers. GPT-4's label of the same rows stands beside.
+The rules were written while reading only the `development` half; `held_out` is the honest number. XSTest knows partial
+refusals: they are left out, counted as refusals, and counted as answers. GPT-4's label of the same rows stands beside.
 """
 
 import gzip

@@ -20,7 +20,7 @@ def test_write_atomic_makes_folders_and_replaces(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "zwölf"
     write_atomic(path, b"\x00\x01")
     assert path.read_bytes() == b"\x00\x01"
-    assert os.listdir(path.parent) == ["b.txt"]
+    assert [found.name for found in path.parent.iterdir()] == ["b.txt"]
 
 
 def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
@@ -30,7 +30,9 @@ def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     path = tmp_path / "costs.json"
     write_json_atomic(path, {"a": 1})
 
@@ -41,12 +43,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: Path, mon
     with pytest.raises(FrugalignError, match=r"^Cannot write .*costs\.json: no space is left on the disk\.$"):
         write_json_atomic(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["costs.json"]
+    assert [found.name for found in tmp_path.iterdir()] == ["costs.json"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_writing_wraps_a_real_full_device() -> None:
-    with pytest.raises(FrugalignError, match="no space is left"), writing("/dev/full"), open("/dev/full", "w") as file:
+    with (
+        pytest.raises(FrugalignError, match="no space is left"),
+        writing("/dev/full"),
+        Path("/dev/full").open("w") as file,
+    ):
         file.write("x" * 100_000)
 
 
@@ -65,7 +71,11 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
-    save_file({"a": np.ones((3, 4), np.float32), "b": np.zeros(5, np.float16), "scalar": np.array(1.0)}, path, {"format": "pt"})
+    save_file(
+        {"a": np.ones((3, 4), np.float32), "b": np.zeros(5, np.float16), "scalar": np.array(1.0)},
+        path,
+        {"format": "pt"},
+    )
     return path
 
 
@@ -85,11 +95,13 @@ def test_a_sound_file_passes(weights: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 4, 8, 40, -1, -30])
 def test_truncated(weights: Path, keep: int) -> None:
     weights.write_bytes(weights.read_bytes()[:keep])
-    with pytest.raises(FrugalignError, match="truncated|damaged"):
+    with pytest.raises(FrugalignError, match=r"truncated|damaged"):
         check_safetensors(weights)
 
 
-@pytest.mark.parametrize("change", [{"shape": [3, 5]}, {"dtype": "F16"}, {"dtype": "F31"}, {"data_offsets": [0, 4]}, {"shape": [-3, -4]}])
+@pytest.mark.parametrize(
+    "change", [{"shape": [3, 5]}, {"dtype": "F16"}, {"dtype": "F31"}, {"data_offsets": [0, 4]}, {"shape": [-3, -4]}]
+)
 def test_tampered_header(weights: Path, change: dict[str, object]) -> None:
     _with_header(weights, change)
     with pytest.raises(FrugalignError, match="tampered"):
@@ -121,7 +133,10 @@ def test_card(tmp_path: Path) -> None:
         costs=[("Optimizer steps", "4")],
         usage="import frugalign",
     )
-    assert card.startswith("---\nlibrary_name: frugalign\nbase_model: gpt2\ndatasets:\n- trl-lib/tldr\ntags:\n- frugalign\n- proxy\n---\n\n# A proxy\n")
+    assert card.startswith(
+        "---\nlibrary_name: frugalign\nbase_model: gpt2\ndatasets:\n- trl-lib/tldr\n"
+        "tags:\n- frugalign\n- proxy\n---\n\n# A proxy\n"
+    )
     assert "| `p_t` | 0.01 |\n| `note` | a\\|b |" in card
     assert "## Results" not in card and "## What it cost" in card and str(tmp_path) not in card
 

@@ -13,7 +13,12 @@ def test_counts_add_up() -> None:
     ledger.count(lm_forward_tokens=10, generated_tokens=3)
     ledger.count(lm_forward_tokens=5, reward_calls=2, optimizer_steps=1)
     costs = ledger.to_dict()
-    assert (costs["lm_forward_tokens"], costs["generated_tokens"], costs["reward_calls"], costs["optimizer_steps"]) == (15, 3, 2, 1)
+    assert (costs["lm_forward_tokens"], costs["generated_tokens"], costs["reward_calls"], costs["optimizer_steps"]) == (
+        15,
+        3,
+        2,
+        1,
+    )
 
 
 def test_phases_add_up_even_when_the_block_raises(monkeypatch: pytest.MonkeyPatch) -> None:

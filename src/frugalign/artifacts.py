@@ -1,6 +1,7 @@
 """Writing and checking files: atomic writes, the safetensors check, and the card that every artefact carries.
 
-A file is written beside its place and moved there whole, so a killed run leaves the old file or the new one, never half of it.
+A file is written beside its place and moved there whole, so a killed run leaves the old file or the new one, never
+half of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from frugalign.errors import FrugalignError
 
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
 _REASONS = {
@@ -34,7 +36,7 @@ _REASONS = {
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into one sentence; wrap any other code that saves files with it.
+    """Turn the operating system's refusal to write `path` into one sentence; for any code that saves files.
 
     Raises:
         FrugalignError: for a full disk, a missing permission and the like.
@@ -62,8 +64,8 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(staged, 0o666 & ~_umask())  # mkstemp makes private files; an artefact is as public as its folder
-            os.replace(staged, path)
+            Path(staged).chmod(0o666 & ~_umask())  # mkstemp makes private files; an artefact is as public as its folder
+            os.replace(staged, path)  # noqa: PTH105 (the tests fill the disk here)
         except BaseException:
             Path(staged).unlink(missing_ok=True)
             raise
@@ -87,8 +89,9 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 def check_safetensors(path: str | Path) -> None:
     """Check a safetensors file's header against its length before anything is loaded from it.
 
-    The header is a little-endian u64 length and that many bytes of JSON: per tensor its dtype, shape and byte offsets. All of
-    it must agree: every tensor's bytes with its shape, all tensors together with the data, without gap or overlap.
+    The header is a little-endian u64 length and that many bytes of JSON: per tensor its dtype, shape and byte
+    offsets. All of it must agree: every tensor's bytes with its shape, all tensors together with the data, without
+    gap or overlap. Changed weights under a sound header cannot be seen here.
 
     Raises:
         FrugalignError: one sentence for a missing, truncated or tampered file.
@@ -115,12 +118,16 @@ def check_safetensors(path: str | Path) -> None:
     end = 0
     for begin, stop, expected in spans:
         if begin != end or stop - begin != expected:
-            raise FrugalignError(f"{path} has been tampered with or damaged: its header does not fit the tensors' shapes.")
+            raise FrugalignError(
+                f"{path} has been tampered with or damaged: its header does not fit the tensors' shapes."
+            )
         end = stop
     if size - 8 - length < end:
         raise FrugalignError(f"{path} is truncated: it holds {size - 8 - length:,} of {end:,} bytes of weights.")
     if size - 8 - length > end:
-        raise FrugalignError(f"{path} has been tampered with: {size - 8 - length - end:,} bytes follow its last tensor.")
+        raise FrugalignError(
+            f"{path} has been tampered with: {size - 8 - length - end:,} bytes follow its last tensor."
+        )
 
 
 def _span(entry: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -234,7 +241,12 @@ def model_card(
 def _is_hub_id(name: str) -> bool:
     parts = name.split("/")
     plain = all(part and not part.startswith((".", "~")) and ":" not in part and " " not in part for part in parts)
-    return plain and len(parts) <= 2 and not Path(name).exists() and not name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz"))
+    return (
+        plain
+        and len(parts) <= 2
+        and not Path(name).exists()
+        and not name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz"))
+    )
 
 
 def _cell(value: Any) -> str:

@@ -1,7 +1,7 @@
 """What a run costs: the one small object with which every trainer, generator and evaluator counts.
 
-Tokens, calls and steps are exact counts; seconds are wall-clock by phase; memory is the process's peak. Nothing here imports
-torch: device memory is read only where torch is loaded already.
+Tokens, calls and steps are exact counts; seconds are wall-clock by phase; memory is the process's peak. Nothing here
+imports torch: device memory is read only where torch is loaded already.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Ledger:
 
     @property
     def shares(self) -> dict[str, float | None]:
-        """Trainable parameters as a share of the base, of full fine-tuning, and of PPO (a policy and a critic of base size)."""
+        """Trainable parameters as a share of the base, of full fine-tuning, and of PPO (two networks of base size)."""
         share = None
         if self.trainable_parameters is not None and self.base_parameters:
             share = self.trainable_parameters / self.base_parameters
@@ -97,7 +97,7 @@ class Ledger:
         }
 
     def load_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continue from what `to_dict` gave: counters and seconds go on from there, the memory's peak is the higher one."""
+        """Continue from what `to_dict` gave: counters and seconds go on, the memory's peak is the higher one."""
         for name in _COUNTERS:
             setattr(self, name, int(saved.get(name, 0)))
         self.set_parameters(trainable=saved.get("trainable_parameters"), base=saved.get("base_parameters"))

@@ -48,7 +48,7 @@ def test_answers(text: str) -> None:
 
 
 def test_kappa_by_hand() -> None:
-    """40 yes/yes, 10 yes/no, 5 no/yes, 45 no/no: observed 0.85, by chance 0.5·0.45 + 0.5·0.55 = 0.5, κ = 0.35/0.5 = 0.7."""
+    """40 yes/yes, 10 yes/no, 5 no/yes, 45 no/no: observed 0.85, by chance 0.5·0.45 + 0.5·0.55 = 0.5, κ = 0.35/0.5."""
     pairs = [(True, True)] * 40 + [(True, False)] * 10 + [(False, True)] * 5 + [(False, False)] * 45
     result = agreement([p for p, _ in pairs], [a for _, a in pairs])
     assert result.kappa == pytest.approx(0.7)

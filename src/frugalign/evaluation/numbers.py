@@ -20,7 +20,7 @@ from frugalign.metrics import (
 
 @dataclass(frozen=True)
 class Sampled:
-    """Completions of one policy, a row each: text, token ids (with the end token), whether it ended, rewards by name."""
+    """Completions of one policy, a row each: text, token ids (end token too), ended or not, rewards by name."""
 
     texts: list[str]
     ids: list[list[int]]

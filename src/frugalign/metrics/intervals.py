@@ -1,7 +1,7 @@
 """Means with percentile-bootstrap intervals, resampled by prompt.
 
-Several completions of one prompt are not independent: a cluster (all rows of a prompt) is drawn as a whole. Draws are seeded,
-so the same numbers give the same interval.
+Several completions of one prompt are not independent: a cluster (all rows of a prompt) is drawn as a whole. Draws are
+seeded, so the same numbers give the same interval.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def ratio_interval(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
-    """`Σ numerators / Σ denominators` (nats over tokens, say), clusters resampled; denominators default to 1: the mean."""
+    """`Σ numerators / Σ denominators` (say nats over tokens), clusters resampled; without denominators: the mean."""
     groups = range(len(numerators)) if clusters is None else clusters
     weights = [1.0] * len(numerators) if denominators is None else denominators
     rows = [(n, d, c) for n, d, c in zip(numerators, weights, groups, strict=True) if n is not None]
