@@ -1,0 +1,41 @@
+"""frugalign: align language models at a fraction of RLHF's cost.
+
+Importing this package imports no torch; every public name is fetched when it is first used (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from frugalign.errors import FrugalignError as FrugalignError
+    from frugalign.evaluation import evaluate as evaluate
+    from frugalign.ledger import Ledger as Ledger
+    from frugalign.proxy.attachment import GuidedModel as GuidedModel
+    from frugalign.proxy.config import ProxyConfig as ProxyConfig
+    from frugalign.proxy.network import ProxyModel as ProxyModel
+    from frugalign.proxy.trainer import ProxyTrainer as ProxyTrainer
+
+_HOME = {
+    "FrugalignError": "errors",
+    "GuidedModel": "proxy",
+    "Ledger": "ledger",
+    "ProxyConfig": "proxy",
+    "ProxyModel": "proxy",
+    "ProxyTrainer": "proxy",
+    "evaluate": "evaluation",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,166 @@
+"""The house rules, read from the source with `ast`: who may import whom, what stays light, what is never used."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "frugalign"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 400
+
+# Imports go down only: a room may import rooms with a smaller number. Rooms with equal numbers do not know each other.
+TIERS = {
+    "cli": 9,
+    "study": 8,
+    "evaluation": 7,
+    "serving": 7,
+    "proxy": 6,
+    "rerank": 6,
+    "psle": 6,
+    "training": 5,
+    "generation": 4,
+    "rewards": 4,
+    "data": 3,
+    "models": 3,
+    "metrics": 3,
+    "ledger": 2,
+    "artifacts": 1,
+    "names": 1,
+    "errors": 0,
+}
+# Reached only as a string (`frugalign.sandbox:gold`), so that no method ever depends on it; it may itself use any room but the CLI.
+SANDBOX = "sandbox"
+# Distributions whose import name differs from the name that pyproject declares.
+IMPORT_NAMES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "jinja2": "jinja2"}
+
+
+def room(path: Path) -> str:
+    """`proxy` for proxy/network.py, `ledger` for ledger.py, `` for the package's own __init__."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import, at whatever depth; `from a import b` yields `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which room is meant"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def tier_violations(own: str, tree: ast.AST) -> list[str]:
+    """What the rule forbids in one file of room `own`."""
+    found = []
+    for line, name in imports(tree):
+        parts = name.split(".")
+        if parts[0] != "frugalign" or len(parts) < 2:
+            continue
+        other = parts[1]
+        if other in {own, "__version__"} or (own == "" and other in TIERS):
+            continue
+        if other == SANDBOX:
+            found.append(f"line {line}: {own} imports the sandbox; name it as a string")
+        elif other not in TIERS:
+            found.append(f"line {line}: {name} goes through the public front door; import from its room")
+        elif own == SANDBOX:
+            if other == "cli":
+                found.append(f"line {line}: the sandbox imports the command line")
+        elif TIERS[other] >= TIERS[own]:
+            found.append(f"line {line}: {own} (tier {TIERS[own]}) imports {other} (tier {TIERS[other]})")
+    return found
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_only_go_down_the_tiers(path: Path) -> None:
+    assert room(path) in {"", SANDBOX, *TIERS}, f"{room(path)} has no tier: give it one in this test and in docs/design.md"
+    assert tier_violations(room(path), parse(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "source"),
+    [
+        ("generation", "from frugalign.proxy.network import ProxyModel"),
+        ("proxy", "import frugalign.rerank.features"),
+        ("rewards", "from frugalign.generation.loop import generate"),
+        ("proxy", "def f():\n    from frugalign.sandbox import gold"),
+        ("proxy", "from frugalign import Ledger"),
+    ],
+)
+def test_the_tier_rule_sees_what_it_should(own: str, source: str) -> None:
+    assert tier_violations(own, ast.parse(source)) != []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_pickle_and_no_foreign_code(path: Path) -> None:
+    """Weights are safetensors only, and a model's repository never runs its own code here."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {n.split(".")[0] for n in names} & {"pickle", "cloudpickle", "dill", "joblib"}, f"line {node.lineno}"
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in {"torch.load", "torch.save"}, f"line {node.lineno}"
+            for keyword in node.keywords:
+                allowed = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                assert keyword.arg != "trust_remote_code" or allowed, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_are_short_and_finished(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_LINES, "split the file"
+    assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", text)
+    assert path.name not in {"utils.py", "helpers.py", "common.py"}, "name the file by what it holds"
+
+
+def test_only_declared_dependencies_are_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[<>=\[ ;]", entry)[0].lower() for entry in project["dependencies"]}
+    optional = {"fastapi", "uvicorn", "bitsandbytes"}  # the serve extra, and 4-bit weights: imported where they are asked for
+    arrive_with = {"numpy", "tokenizers", "huggingface_hub", "tqdm", "psutil"}  # torch, transformers and accelerate need them
+    known = {IMPORT_NAMES.get(d, d) for d in declared} | optional | arrive_with | {"frugalign"} | set(sys.stdlib_module_names)
+    used = {(name.split(".")[0], path.name) for path in FILES for _, name in imports(parse(path))}
+    assert {(name, where) for name, where in used if name not in known} == set()
+
+
+def test_the_two_constraints_files_differ_in_torch_only() -> None:
+    def pins(name: str) -> dict[str, str]:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        return dict(line.split("==") for line in lines if line and line[0] not in "#-")
+
+    everywhere, cpu = pins("constraints.txt"), pins("constraints-cpu.txt")
+    assert cpu.pop("torch") == f"{everywhere.pop('torch')}+cpu"
+    assert everywhere == cpu
+
+
+def test_importing_frugalign_is_light() -> None:
+    """`import frugalign` and its option dataclasses load neither torch nor transformers."""
+    code = (
+        "import sys, frugalign, frugalign.proxy.options, frugalign.cli.main\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'trl', 'peft', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_can_be_fetched() -> None:
+    import frugalign
+
+    for name in frugalign.__all__:
+        assert getattr(frugalign, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = frugalign.nonsense
