@@ -86,7 +86,9 @@ def parse(path: Path) -> ast.Module:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_only_go_down_the_tiers(path: Path) -> None:
-    assert room(path) in {"", SANDBOX, *TIERS}, f"{room(path)} has no tier: give it one in this test and in docs/design.md"
+    assert room(path) in {"", SANDBOX, *TIERS}, (
+        f"{room(path)} has no tier: give it one in this test and in docs/design.md"
+    )
     assert tier_violations(room(path), parse(path)) == []
 
 
@@ -110,7 +112,9 @@ def test_no_pickle_and_no_foreign_code(path: Path) -> None:
     for node in ast.walk(parse(path)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            assert not {n.split(".")[0] for n in names} & {"pickle", "cloudpickle", "dill", "joblib"}, f"line {node.lineno}"
+            assert not {n.split(".")[0] for n in names} & {"pickle", "cloudpickle", "dill", "joblib"}, (
+                f"line {node.lineno}"
+            )
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in {"torch.load", "torch.save"}, f"line {node.lineno}"
             for keyword in node.keywords:
@@ -129,9 +133,25 @@ def test_files_are_short_and_finished(path: Path) -> None:
 def test_only_declared_dependencies_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=\[ ;]", entry)[0].lower() for entry in project["dependencies"]}
-    optional = {"fastapi", "uvicorn", "bitsandbytes"}  # the serve extra, and 4-bit weights: imported where they are asked for
-    arrive_with = {"numpy", "tokenizers", "huggingface_hub", "tqdm", "psutil"}  # torch, transformers and accelerate need them
-    known = {IMPORT_NAMES.get(d, d) for d in declared} | optional | arrive_with | {"frugalign"} | set(sys.stdlib_module_names)
+    optional = {
+        "fastapi",
+        "uvicorn",
+        "bitsandbytes",
+    }  # the serve extra, and 4-bit weights: imported where they are asked for
+    arrive_with = {
+        "numpy",
+        "tokenizers",
+        "huggingface_hub",
+        "tqdm",
+        "psutil",
+    }  # torch, transformers and accelerate need them
+    known = (
+        {IMPORT_NAMES.get(d, d) for d in declared}
+        | optional
+        | arrive_with
+        | {"frugalign"}
+        | set(sys.stdlib_module_names)
+    )
     used = {(name.split(".")[0], path.name) for path in FILES for _, name in imports(parse(path))}
     assert {(name, where) for name, where in used if name not in known} == set()
 
@@ -153,7 +173,9 @@ def test_importing_frugalign_is_light() -> None:
         "heavy = {'torch', 'transformers', 'datasets', 'trl', 'peft', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(str(sorted(heavy)) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

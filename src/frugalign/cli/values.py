@@ -134,6 +134,8 @@ def from_yaml(value: Any, hint: Any) -> Any:
             return [from_yaml(item, item_type) for item in items]
         if origin in (bool, dict) and isinstance(value, origin):
             return value
+        if origin is str and isinstance(value, bool):  # `resume_from_checkpoint: true` is a word to its field
+            return str(value).lower()
         if origin is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
             return int(value)
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -64,6 +64,10 @@ def metrics_of(
         "reward_difference": _dict(paired_difference(policy.main, base.main, prompts)),
         "rewards": {name: mean(values) for name, values in policy.rewards.items()},
         "base_rewards": {name: mean(values) for name, values in base.rewards.items()},
+        "reward_differences": {
+            name: _dict(paired_difference(values, base.rewards[name], prompts))
+            for name, values in policy.rewards.items()
+        },
         "win_rate": _dict(win_rate(policy.main, base.main, prompts)),
         "kl_per_sequence": None if kl is None else mean(list(kl)),
         "kl_restriction": None if kl_restriction is None else mean(list(kl_restriction)),

@@ -80,6 +80,11 @@ def write_report(run_folder: str | Path) -> Path:
     return target
 
 
+def read_samples(run_folder: str | Path, n: int = _SAMPLES) -> list[dict[str, Any]]:
+    """`n` lines of an evaluation's samples.jsonl, evenly spread: not chosen by their reward."""
+    return _pick(_lines(Path(run_folder) / "samples.jsonl"), n)
+
+
 def _read(folder: Path) -> _Run:
     if not folder.is_dir():
         raise FrugalignError(f"There is no run folder {folder}.")
@@ -194,10 +199,9 @@ def _distributions(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return found
 
 
-def _pick(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A few samples evenly spread over the file: not chosen by their reward."""
-    step = max(1, len(samples) // _SAMPLES)
-    return samples[::step][:_SAMPLES]
+def _pick(samples: list[dict[str, Any]], n: int = _SAMPLES) -> list[dict[str, Any]]:
+    step = max(1, len(samples) // n)
+    return samples[::step][:n]
 
 
 def _shown(sample: Mapping[str, Any]) -> dict[str, Any]:

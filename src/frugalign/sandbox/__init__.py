@@ -21,6 +21,7 @@ prompts: str = str(_HERE / "prompts")
 
 if TYPE_CHECKING:
     from frugalign.sandbox.judging import Verdict, gold, judge, sandbox_metrics
+    from frugalign.sandbox.measures import forbidden_served, over_refusal, right_remedy, rude
     from frugalign.sandbox.preference import learned
     from frugalign.sandbox.principles import LEDGER, PRINCIPLES
 
@@ -29,6 +30,10 @@ _LAZY = {
     "judge": "judging",
     "Verdict": "judging",
     "sandbox_metrics": "judging",
+    "forbidden_served": "measures",
+    "over_refusal": "measures",
+    "right_remedy": "measures",
+    "rude": "measures",
     "learned": "preference",
     "PRINCIPLES": "principles",
     "LEDGER": "principles",
@@ -38,12 +43,16 @@ __all__ = [
     "LEDGER",
     "PRINCIPLES",
     "Verdict",
+    "forbidden_served",
     "gold",
     "judge",
     "learned",
     "model",
+    "over_refusal",
     "prompts",
     "reward_model",
+    "right_remedy",
+    "rude",
     "sandbox_metrics",
 ]
 

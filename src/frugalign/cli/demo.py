@@ -1,0 +1,109 @@
+"""`frugalign demo`: a frozen model aligned by a proxy, in minutes, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from frugalign.cli.parser import Command, parse
+
+
+@dataclass
+class DemoOptions:
+    """Options of `frugalign demo`."""
+
+    output_dir: str = field(default="runs/demo", metadata={"help": "Where everything is written."})
+    seed: int = field(default=0, metadata={"help": "Seed of the proxy's weights and of all noise."})
+    max_steps: int | None = field(default=None, metadata={"help": "Optimiser steps. Default: the recipe's."})
+
+
+COMMAND = Command(
+    "demo",
+    "Train a proxy for the embedded sandbox model (an apothecary who serves what is forbidden), measure it on unseen "
+    "prompts, and write a page about it.",
+    DemoOptions,
+)
+_QUALITY = (
+    ("forbidden orders served", "forbidden_served", True),
+    ("rude replies", "rude", True),
+    ("lawful orders refused", "over_refusal", True),
+    ("lawful orders served right", "right_remedy", True),
+    ("exact reward (gold)", "gold", False),
+    ("learned reward (trained on)", "learned", False),
+)
+
+
+def run(argv: list[str]) -> int:
+    """Train, evaluate, print the table, six samples and what to try next."""
+    options: DemoOptions = parse(COMMAND, argv)
+    from rich.console import Console
+    from rich.table import Table
+
+    from frugalign.evaluation.demo import run_demo
+
+    console = Console(highlight=False)
+    console.print(
+        "An apothecary's counter in an invented land: a frozen model of 1.1 million parameters serves curses and poisons, and is rude.\n"
+        "A proxy under 1 % of its size now learns to accept or reject every token it proposes.\n"
+    )
+    demo = run_demo(options.output_dir, seed=options.seed, max_steps=options.max_steps)
+    table = Table(title=f"\n{demo.metrics['settings']['prompts']} unseen prompts, 95 % intervals", title_justify="left")
+    table.add_column("quality")
+    for heading in ("base", "with the proxy"):
+        table.add_column(heading, justify="right")
+    for row in quality(demo.metrics):
+        table.add_row(*row)
+    console.print(table)
+    console.print(*(f"{name}: {value}" for name, value in cost(demo.costs)), sep="\n")
+    samples = Table(title="\nSix of them side by side", title_justify="left", show_lines=True)
+    for heading in ("order", "base", "with the proxy"):
+        samples.add_column(heading, ratio=1)
+    for sample in demo.samples:
+        samples.add_row(sample["prompt"], sample["base"], sample["policy"])
+    console.print(samples)
+    console.print(f"The page with curves and distributions: {demo.report}\n")
+    print(NEXT.format(folder=options.output_dir))
+    return 0
+
+
+NEXT = """\
+Next, on a model, prompts and a reward of your own:
+  frugalign validate my-prompts.jsonl
+  frugalign proxy --model_name_or_path MODEL --dataset_name my-prompts.jsonl --reward my_reward.py:reward --output_dir runs/mine
+  frugalign evaluate --model_name_or_path MODEL --proxy runs/mine --dataset_name my-prompts.jsonl --reward my_reward.py:reward --output_dir runs/mine/evaluation
+
+Or watch this proxy at work, token by token:
+  frugalign chat --model_name_or_path frugalign.sandbox:model --proxy {folder} --show_rejections"""
+
+
+def quality(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(what, base, policy) of the table."""
+    for title, name, is_share in _QUALITY:
+        cells = (_cell(metrics[key][name], is_share) for key in ("base_rewards", "rewards"))
+        yield (title, *cells)  # type: ignore[misc]
+    kl = metrics["kl_per_sequence"]
+    yield "KL to the base, nats a sequence", "0", _cell(kl, False)
+
+
+def _cell(estimate: Mapping[str, Any] | None, is_share: bool) -> str:
+    if estimate is None:
+        return "—"
+    mean, low, high = (estimate[key] for key in ("mean", "ci_low", "ci_high"))
+    if is_share:
+        return f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def cost(costs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the training cost, in four lines."""
+    share = costs["shares"]["of_base"]
+    yield (
+        "Trained",
+        f"{costs['trainable_parameters']:,} parameters, {share:.2%} of the base ({share / 2:.2%} of PPO's two networks)",
+    )
+    yield "Generated", f"{costs['generated_tokens']:,} tokens; {costs['reward_calls']:,} replies scored"
+    seconds = costs["seconds"]
+    parts = ", ".join(f"{name} {seconds[name]:.0f} s" for name in ("rollout", "reward", "optimise") if name in seconds)
+    yield "Time", f"{costs['wall_clock_seconds']:.0f} s ({parts})"
+    yield "Peak memory", f"{costs['peak_memory_mb']:,.0f} MB"

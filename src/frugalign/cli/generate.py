@@ -1,0 +1,85 @@
+"""`frugalign generate`: answer one prompt, with or without a proxy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from frugalign.cli.parser import Command, parse
+from frugalign.errors import FrugalignError
+
+
+@dataclass
+class GenerateOptions:
+    """Options of `frugalign generate`."""
+
+    model_name_or_path: str = field(metadata={"help": "The base: hub id, folder, or package.module:attribute."})
+    prompt: str = field(metadata={"help": "What to answer or continue."})
+    proxy: str | None = field(default=None, metadata={"help": "Folder or hub id of a proxy that guides the base."})
+    adapter: str | None = field(default=None, metadata={"help": "A PEFT adapter of the base."})
+    strength: float = field(default=1.0, metadata={"help": "Strength λ of the proxy: 0 is the restricted base."})
+    show_rejections: bool = field(
+        default=False, metadata={"help": "Show proposed, rejected and accepted tokens in colour."}
+    )
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Most tokens of the answer. Default: the proxy's, else 256."}
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "Sampling temperature of the base; a proxy brings its own. Default: 1."}
+    )
+    do_sample: bool = field(default=True, metadata={"help": "Sample, or decode greedily (--no_do_sample)."})
+    prompt_format: Literal["auto", "raw", "chat"] | None = field(
+        default=None,
+        metadata={"help": "One user turn where there is a chat template (auto, chat), or the string as it is (raw)."},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of all noise."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
+
+
+COMMAND = Command("generate", "Answer one prompt with a model, guided by a proxy where one is given.", GenerateOptions)
+
+
+def run(argv: list[str]) -> int:
+    """Print the answer, coloured by what the proxy did where asked."""
+    options: GenerateOptions = parse(COMMAND, argv)
+    check_temperature(options.temperature, options.proxy)
+    from rich.console import Console
+
+    from frugalign.evaluation.completing import Completer, colour_trace
+
+    completer = Completer(
+        options.model_name_or_path,
+        proxy=options.proxy,
+        adapter=options.adapter,
+        strength=options.strength,
+        revision=options.revision,
+        dtype=options.dtype,
+    )
+    answer = completer.answer(
+        options.prompt,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        do_sample=options.do_sample,
+        seed=options.seed,
+        prompt_format=options.prompt_format,
+    )
+    if options.show_rejections:
+        Console(highlight=False).print(colour_trace(answer.trace, completer.tokenizer), soft_wrap=True)
+        print(legend())
+    else:
+        print(answer.text)
+    return 0
+
+
+def check_temperature(temperature: float | None, proxy: str | None) -> None:
+    """A temperature is the base's; a proxy has learned at its own."""
+    if temperature is not None and proxy is not None:
+        raise FrugalignError("A proxy brings the temperature it was trained at; leave --temperature out.")
+    if temperature is not None and temperature <= 0:
+        raise FrugalignError("temperature must be above 0; use --no_do_sample for greedy decoding.")
+
+
+def legend() -> str:
+    """What the colours mean, for terminals with and without them."""
+    return "(struck through: proposed and rejected; green: accepted; yellow: accepted reluctantly; plain: no choice to make)"

@@ -1,0 +1,92 @@
+"""What the decoding loop asks of a proxy (or anything else that chooses tokens), and the plain base as the simplest guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from frugalign.generation.noise import Noise, draw
+
+STREAM_EMIT = 0
+STREAM_ORDER = 1
+STREAM_ACCEPT = 2
+STREAM_REJECTIONS = 3
+
+Lookahead = Callable[[Tensor], Tensor]
+"""`candidate_ids [B, K]` -> hidden states after feeding each candidate, `[B, K, D]` float32."""
+
+
+@dataclass
+class Emission:
+    """What a guide chose at one position.
+
+    `token [B]`; `kl_restriction [B]` = −log p_T(C) and `kl_choice [B]` = KL(π ‖ p) in nats, exact over the full vocabulary;
+    `details`: whatever the guide wants its observer to see.
+    """
+
+    token: Tensor
+    kl_restriction: Tensor | None = None
+    kl_choice: Tensor | None = None
+    details: Any = None
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One emitted token, and the proposals that were turned down before it.
+
+    `acceptance`: of the emitted token, None where nobody had a choice; `rejected`: (token, acceptance) in no order.
+    """
+
+    token: int
+    acceptance: float | None
+    rejected: tuple[tuple[int, float], ...]
+
+
+class Guide(Protocol):
+    """Chooses tokens for the decoding loop from the LM head's input and logits."""
+
+    temperature: float
+    needs_lookahead: bool
+
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
+        """`h [B, D]`, `logits [B, V]` -> candidate ids `[B, K]` and the normalised log π over them `[B, K]` (−inf: padding)."""
+        ...
+
+    def emit(
+        self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
+    ) -> Emission:
+        """Choose one token a row; greedy where `do_sample` is false."""
+        ...
+
+    def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
+        """The proposals behind an emission, a row each, for display."""
+        ...
+
+
+class BaseGuide:
+    """The base model itself: `p_T` over its whole vocabulary."""
+
+    needs_lookahead = False
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
+        ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+        return ids, torch.log_softmax(logits / self.temperature, -1)
+
+    def emit(
+        self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
+    ) -> Emission:
+        if not do_sample:
+            return Emission(token=logits.argmax(-1))
+        zero = torch.zeros(logits.shape[0], device=logits.device)
+        probabilities = torch.softmax(logits / self.temperature, -1)
+        return Emission(draw(probabilities, noise.uniform(STREAM_EMIT)), kl_restriction=zero, kl_choice=zero)
+
+    def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
+        return [TokenTrace(token=int(token), acceptance=None, rejected=()) for token in emission.token]

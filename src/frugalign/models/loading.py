@@ -1,0 +1,137 @@
+"""Load a frozen causal language model and its tokenizer, from a hub id, a folder or a `package.module:attribute`.
+
+Safetensors only, and remote code stays off: a base that needs either is refused by transformers itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalign.errors import FrugalignError
+from frugalign.names import resolve_name
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model in evaluation mode, and the tokenizer that pads on the left."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    load_in_4bit: bool = False,
+    adapter: str | None = None,
+) -> LoadedModel:
+    """Load a base for guidance.
+
+    Args:
+        name_or_path: hub id, local folder, or `package.module:attribute` that names a folder.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"auto"` (as saved). Default: float32 without a GPU, as saved with one.
+        device_map: as in transformers; default: the GPU where there is one, else the CPU.
+        load_in_4bit: NF4 weights through bitsandbytes (has to be installed).
+        adapter: a PEFT adapter that belongs to the frozen base.
+
+    Raises:
+        FrugalignError: where the folder is missing or holds no causal language model.
+    """
+    path = resolve_name(name_or_path)
+    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
+    if looks_local and not Path(path).expanduser().joinpath("config.json").is_file():
+        raise FrugalignError(f"No model in {path}: the folder has no config.json.")
+    on_gpu = torch.cuda.is_available()
+    arguments: dict[str, Any] = {
+        "revision": revision,
+        "dtype": resolve_dtype(dtype, on_gpu),
+        "use_safetensors": True,
+    }
+    if device_map is not None or on_gpu:
+        arguments["device_map"] = device_map or "cuda:0"
+    if load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    try:
+        AutoConfig.from_pretrained(path, revision=revision)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
+    except (OSError, ValueError, ImportError) as error:
+        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
+    if adapter is not None:
+        model = attach_adapter(model, adapter)
+    prepare_tokenizer(tokenizer)
+    model.eval().requires_grad_(False)
+    return LoadedModel(model=model, tokenizer=tokenizer, name=name_or_path, revision=revision)
+
+
+def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """The model with a PEFT adapter from a local folder or the hub on it, frozen.
+
+    Raises:
+        FrugalignError: where there is no adapter, or it does not fit.
+    """
+    from peft import PeftModel
+
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FrugalignError(f"Cannot load the adapter {adapter!r}: {_first_sentence(error)}") from error
+    adapted.eval().requires_grad_(False)
+    frozen: PreTrainedModel = adapted
+    return frozen
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad on the left, with the end token where the tokenizer has no pad token of its own (in place)."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def resolve_dtype(dtype: str | None, on_gpu: bool) -> torch.dtype | str:
+    """The dtype to load weights in: as asked for, else as saved on a GPU and float32 on the CPU."""
+    if dtype is None:
+        return "auto" if on_gpu else torch.float32
+    if dtype == "auto":
+        return "auto"
+    resolved = getattr(torch, dtype, None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise FrugalignError(f"--dtype {dtype} is not a floating-point type; use float32, bfloat16, float16 or auto.")
+    return resolved
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a completion: those of the generation config, else the tokenizer's."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The number of positions the model was built for, or None where its config does not say."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "…"

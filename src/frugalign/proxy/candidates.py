@@ -1,0 +1,77 @@
+"""SKAM's restriction: which tokens the frozen LM is taken to know about at a position (METHODS §1.2, a rule of this project).
+
+`C = {c : p_T(c) ≥ p_t} ∪ {argmax p_T}`, at most `max_candidates`, the likeliest first; proposals come from `p_T` renormalised
+on `C`. The restriction alone costs `−log p_T(C)` nats a position, before anything is learned.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Candidates:
+    """Candidates of `B` positions, padded to `K` columns and sorted by probability, the likeliest first.
+
+    `ids [B, K]`; `mask [B, K]` (true where real); `log_p [B, K]`: log of `p_T` renormalised on `C`, −inf at padding;
+    `log_mass [B]`: log p_T(C); `capped [B]`: whether `max_candidates` cut the threshold's set.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    log_p: Tensor
+    log_mass: Tensor
+    capped: Tensor
+
+    def select(self, rows: Tensor) -> Candidates:
+        return Candidates(self.ids[rows], self.mask[rows], self.log_p[rows], self.log_mass[rows], self.capped[rows])
+
+
+def candidates(logits: Tensor, temperature: float, p_t: float, max_candidates: int) -> Candidates:
+    """Restrict the LM's next-token distribution.
+
+    Args:
+        logits: `[B, V]`, float32.
+        temperature: `T > 0` of `p_T = softmax(logits / T)`.
+        p_t: threshold in [0, 1).
+        max_candidates: the most candidates of a position.
+    """
+    scaled = logits / temperature
+    log_total = scaled.logsumexp(-1, keepdim=True)
+    floor = log_total + (math.log(p_t) if p_t > 0 else -math.inf)
+    wanted = (scaled >= floor).sum(-1).clamp(min=1)
+    count = wanted.clamp(max=max_candidates)
+    values, ids = scaled.topk(int(count.max()), dim=-1)
+    mask = torch.arange(ids.shape[1], device=ids.device) < count[:, None]
+    values = values.masked_fill(~mask, -math.inf)
+    mass = values.logsumexp(-1, keepdim=True)
+    return Candidates(
+        ids=ids.masked_fill(~mask, 0),
+        mask=mask,
+        log_p=values - mass,
+        log_mass=(mass - log_total).squeeze(-1).clamp(max=0.0),
+        capped=wanted > max_candidates,
+    )
+
+
+def intersect(first: Candidates, second: Candidates) -> Candidates:
+    """Candidates that two proxies share, renormalised; where they share none, the likeliest of the first (METHODS §1.4).
+
+    Both must come from the same logits at the same temperature.
+    """
+    shared = ((first.ids[:, :, None] == second.ids[:, None, :]) & second.mask[:, None, :]).any(-1) & first.mask
+    # Both sets hold the argmax, and both are sorted: column 0 is always shared. The assignment only guards against ties.
+    shared[:, 0] = True
+    values = first.log_p.masked_fill(~shared, -math.inf)
+    mass = values.logsumexp(-1, keepdim=True)
+    return Candidates(
+        ids=first.ids,
+        mask=shared,
+        log_p=values - mass,
+        log_mass=first.log_mass + mass.squeeze(-1),
+        capped=first.capped | second.capped,
+    )

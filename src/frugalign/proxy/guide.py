@@ -1,0 +1,215 @@
+"""A trained proxy (or several) as the decoding loop's `Guide`: candidates, judgement, strength, composition, one chosen token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from frugalign.errors import FrugalignError
+from frugalign.generation.guide import (
+    STREAM_ACCEPT,
+    STREAM_EMIT,
+    STREAM_ORDER,
+    STREAM_REJECTIONS,
+    Emission,
+    Lookahead,
+    TokenTrace,
+)
+from frugalign.generation.noise import Noise, draw
+from frugalign.models.forward import embedding_rows
+from frugalign.proxy import overseer
+from frugalign.proxy.candidates import Candidates, candidates, intersect
+from frugalign.proxy.network import ProxyModel
+
+_SHOWN_REJECTIONS = 8
+_REPLAYS = 64
+
+
+@dataclass
+class Decision:
+    """What a proxy did at one position, for the observer: everything the optimisation needs, so it runs no LM forward.
+
+    `candidates`; `log_a`, `log_pi [B, K]`; `choice [B]` (column); the coin flips of a sequential overseer (`rejected [B, K]`,
+    `asked [B]`) or None; `lookahead [B, K, D]` or None.
+    """
+
+    candidates: Candidates
+    log_a: Tensor
+    log_pi: Tensor
+    choice: Tensor
+    rejected: Tensor | None
+    asked: Tensor | None
+    lookahead: Tensor | None
+
+    def select(self, rows: Tensor) -> Decision:
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        return Decision(
+            self.candidates.select(rows),
+            self.log_a[rows],
+            self.log_pi[rows],
+            self.choice[rows],
+            pick(self.rejected),
+            pick(self.asked),
+            pick(self.lookahead),
+        )
+
+
+class ProxyGuide:
+    """Guides generation with one or more proxies of the same base.
+
+    Proxies compose: candidates are the intersection, `log a = Σ λ_i log a_i`. `strength` λ = 1 is what was trained, 0 the
+    restricted base.
+    """
+
+    def __init__(
+        self, proxies: Sequence[ProxyModel], keys: Sequence[Tensor | None], strengths: Sequence[float]
+    ) -> None:
+        first = proxies[0].config
+        for other in (proxy.config for proxy in proxies[1:]):
+            for field in ("objective", "temperature", "vocabulary", "width"):
+                if getattr(other, field) != getattr(first, field):
+                    raise FrugalignError(
+                        f"These proxies do not compose: {field} is {getattr(first, field)} in one and {getattr(other, field)} in another."
+                    )
+        self.proxies, self.keys, self.strengths = list(proxies), list(keys), list(strengths)
+        self.objective: overseer.Objective = first.objective
+        self.temperature: float = first.temperature
+        self.needs_lookahead = any(proxy.config.candidate_features == "lookahead" for proxy in proxies)
+
+    @classmethod
+    def build(cls, proxies: Sequence[ProxyModel], model: PreTrainedModel, strengths: Sequence[float]) -> ProxyGuide:
+        """Compute `k(e_c)` of the vocabulary for each proxy and put the proxies where the model is."""
+        keys: list[Tensor | None] = []
+        rows = embedding_rows(model)
+        for proxy in proxies:
+            if proxy.config.width != rows.shape[1] or proxy.config.vocabulary != rows.shape[0]:
+                raise FrugalignError(
+                    f"This proxy is for a base of width {proxy.config.width} and vocabulary {proxy.config.vocabulary}; "
+                    f"this one has {rows.shape[1]} and {rows.shape[0]}."
+                )
+            torch.nn.Module.to(proxy, device=rows.device, dtype=torch.float32)
+            with torch.no_grad():
+                keys.append(proxy.keys(rows) if proxy.config.candidate_features == "embedding" else None)
+        return cls(proxies, keys, strengths)
+
+    def judge(
+        self, h: Tensor, logits: Tensor, lookahead: Lookahead | None
+    ) -> tuple[Candidates, Tensor, Tensor, Tensor | None]:
+        """Candidates, `log a`, `log(1 − a)` (`[B, K]` each) and the lookahead states; composition and strength applied."""
+        chosen = self._candidates(logits)
+        states = None
+        if self.needs_lookahead:
+            if lookahead is None:
+                raise FrugalignError(
+                    "This proxy reads the state after each candidate, which needs the KV cache: use_cache must be on."
+                )
+            states = lookahead(chosen.ids)
+        scores = [
+            proxy(h, chosen.ids, keys=keys, lookahead=states)
+            for proxy, keys in zip(self.proxies, self.keys, strict=True)
+        ]
+        if len(scores) == 1 and self.strengths[0] == 1.0:
+            log_a, log_1ma = overseer.log_acceptance(scores[0])
+            return chosen, log_a, log_1ma, states
+        parts = [
+            strength * overseer.log_acceptance(score)[0] for strength, score in zip(self.strengths, scores, strict=True)
+        ]
+        log_a = torch.stack(parts).sum(0)
+        return chosen, log_a, overseer.scaled_acceptance(log_a), states
+
+    def _candidates(self, logits: Tensor) -> Candidates:
+        found: Candidates | None = None
+        for config in (proxy.config for proxy in self.proxies):
+            own = candidates(logits, self.temperature, config.p_t, config.max_candidates)
+            found = own if found is None else intersect(found, own)
+        assert found is not None
+        return found
+
+    def log_pi(self, chosen: Candidates, log_a: Tensor, log_1ma: Tensor) -> Tensor:
+        """The exact emission distribution `[B, K]`, whichever the overseer."""
+        if self.objective == "marginal":
+            return overseer.marginal_log_pi(chosen.log_p, log_a, chosen.mask)
+        exact = overseer.sequential_log_pi(chosen.log_p.double(), log_a.double(), log_1ma.double(), chosen.mask)
+        return exact.float()
+
+    @torch.no_grad()
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
+        chosen, log_a, log_1ma, _ = self.judge(h, logits, lookahead)
+        return chosen.ids, self.log_pi(chosen, log_a, log_1ma)
+
+    @torch.no_grad()
+    def emit(
+        self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
+    ) -> Emission:
+        chosen, log_a, log_1ma, states = self.judge(h, logits, lookahead)
+        log_pi = self.log_pi(chosen, log_a, log_1ma)
+        rejected = asked = None
+        if not do_sample:
+            choice = overseer.greedy_choice(chosen.log_p, log_a, chosen.mask, self.objective)
+        elif self.objective == "sequential":
+            gumbel, coins = noise.gumbel(STREAM_ORDER, chosen.ids), noise.uniform(STREAM_ACCEPT, chosen.ids)
+            choice, rejected, asked = overseer.sample_sequential(chosen.log_p, log_a, chosen.mask, gumbel, coins)
+        else:
+            choice = overseer.choose(log_pi, noise.uniform(STREAM_EMIT))
+        token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
+        details = Decision(chosen, log_a, log_pi, choice, rejected, asked, states)
+        if not do_sample:
+            return Emission(token, details=details)
+        return Emission(token, -chosen.log_mass, overseer.kl_choice(log_pi, chosen.log_p, chosen.mask), details)
+
+    def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
+        """What was proposed and turned down before each token.
+
+        The sequential overseer's own coin flips where it made them; for the integrated forms (marginal: proposals with
+        replacement) flips drawn from their exact distribution given the emitted token.
+        """
+        details: Decision = emission.details
+        relative = overseer.relative_acceptance(details.log_a, details.candidates.mask)
+        shown = details.log_a.exp() if self.objective != "marginal" else relative
+        greedy = emission.kl_choice is None
+        traces = []
+        for row, column in enumerate(details.choice.tolist()):
+            ids, accept = details.candidates.ids[row].tolist(), shown[row].tolist()
+            if int(details.candidates.mask[row].sum()) < 2:
+                traces.append(TokenTrace(token=ids[column], acceptance=None, rejected=()))
+                continue
+            # Greedy decoding proposes in descending probability: columns are sorted so.
+            turned_down = list(range(column)) if greedy else self._rejections(details, relative, row, noise)
+            pairs = tuple((ids[other], accept[other]) for other in turned_down)
+            traces.append(TokenTrace(token=ids[column], acceptance=accept[column], rejected=pairs))
+        return traces
+
+    def _rejections(self, details: Decision, relative: Tensor, row: int, noise: Noise) -> list[int]:
+        if details.rejected is not None:
+            return [int(column) for column in details.rejected[row].nonzero().squeeze(-1)]
+        if self.objective != "marginal":
+            return self._replayed(details, row, noise)
+        p = details.candidates.log_p[row].exp()
+        lost = p * (1 - relative[row])
+        total = float(lost.sum())
+        # Proposals with replacement: the number turned down is geometric, and independent of the token that is emitted.
+        draws = noise.uniform(
+            STREAM_REJECTIONS, torch.arange(2 * _SHOWN_REJECTIONS, device=p.device).expand(len(relative), -1)
+        )[row]
+        columns: list[int] = []
+        while len(columns) < _SHOWN_REJECTIONS and float(draws[2 * len(columns)]) < total:
+            columns.append(int(draw(lost[None], draws[None, 2 * len(columns) + 1])))
+        return columns
+
+    def _replayed(self, details: Decision, row: int, noise: Noise) -> list[int]:
+        """Integrated sequential: replay the process until it emits what was emitted, which draws flips given the emission."""
+        found, column = details.candidates, int(details.choice[row])
+        width = found.ids.shape[1]
+        index = torch.arange(_REPLAYS * width, device=found.ids.device).expand(len(found.ids), -1)
+        uniform = noise.uniform(STREAM_REJECTIONS, index)[row].reshape(_REPLAYS, width)
+        coins = noise.uniform(STREAM_ACCEPT, index)[row].reshape(_REPLAYS, width)
+        log_p, log_a, mask = (part[row].expand(_REPLAYS, -1) for part in (found.log_p, details.log_a, found.mask))
+        choice, rejected, _ = overseer.sample_sequential(log_p, log_a, mask, -torch.log(-torch.log(uniform)), coins)
+        same = (choice == column).nonzero()
+        return [int(other) for other in rejected[int(same[0])].nonzero().squeeze(-1)] if len(same) else []

@@ -1,0 +1,299 @@
+"""The proxy itself, a `PreTrainedModel` of a few thousand parameters: `a(c|s) = σ(q(h_t)·k(e_c)/√d + b)` (METHODS §1.3).
+
+`q` reads what the frozen LM's head reads, `k` the candidate's output embedding; `k` of the whole vocabulary is computed once when
+the proxy guides, so judging every candidate is one small product and no LM pass. `q`'s last layer starts at zero: an
+untrained proxy judges every token alike. `lookahead` reads the hidden state *after* the candidate instead; `token_bias` is the
+state-free control, one number a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
+
+from frugalign.artifacts import check_safetensors
+from frugalign.errors import FrugalignError
+from frugalign.models.forward import embedding_rows
+from frugalign.models.identity import check_base, fingerprint
+
+CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
+
+_SIZES = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
+_SHARE = 0.0099
+_DENSE_BELOW = 1024
+
+
+class ProxyModelConfig(PreTrainedConfig):
+    """What a proxy is and what it was trained for; `base` and `trained_on` describe the frozen LM and the data."""
+
+    model_type = "frugalign_proxy"
+
+    def __init__(
+        self,
+        width: int = 64,
+        vocabulary: int = 512,
+        hidden: int = 16,
+        dim: int = 16,
+        objective: str = "marginal",
+        candidate_features: str = "embedding",
+        temperature: float = 1.0,
+        p_t: float = 0.01,
+        max_candidates: int = 256,
+        max_new_tokens: int = 128,
+        initial_bias: float = 0.0,
+        embedding_scale: float = 1.0,
+        value_head: bool = False,
+        prompt_format: str = "auto",
+        base: dict[str, Any] | None = None,
+        trained_on: dict[str, Any] | None = None,
+        weights_sha256: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.width = width
+        self.vocabulary = vocabulary
+        self.hidden = hidden
+        self.dim = dim
+        self.objective = objective
+        self.candidate_features = candidate_features
+        self.temperature = temperature
+        self.p_t = p_t
+        self.max_candidates = max_candidates
+        self.max_new_tokens = max_new_tokens
+        self.initial_bias = initial_bias
+        self.embedding_scale = embedding_scale
+        self.value_head = value_head
+        self.prompt_format = prompt_format
+        self.base = base
+        self.trained_on = trained_on
+        self.weights_sha256 = weights_sha256
+        super().__init__(**kwargs)
+
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        # transformers refuses to save a config with the field `temperature`, taking it for a stray generation setting.
+        return {}
+
+
+class ProxyModel(PreTrainedModel):
+    """The overseer's network, and a value head where GAE needs one.
+
+    `forward` takes `h [N, D]` and the candidates' features and returns the logits of acceptance `[N, K]`.
+    """
+
+    config_class = ProxyModelConfig
+    base_model_prefix = "proxy"
+
+    def __init__(self, config: ProxyModelConfig) -> None:
+        super().__init__(config)
+        features = config.candidate_features
+        if features == "embedding":
+            self.norm = nn.LayerNorm(config.width)
+            self.query_in = nn.Linear(config.width, config.hidden)
+            self.query_out = nn.Linear(config.hidden, config.dim)
+            self.key = nn.Linear(config.width, config.dim)
+            self.bias = nn.Parameter(torch.empty(1))
+        elif features == "lookahead":
+            self.norm = nn.LayerNorm(config.width)
+            self.query_in = nn.Linear(config.width, config.hidden)
+            self.query_out = nn.Linear(config.hidden, 1)
+            self.bias = nn.Parameter(torch.empty(1))
+        elif features == "token_bias":
+            self.token_bias = nn.Parameter(torch.empty(config.vocabulary))
+        else:
+            raise FrugalignError(f"candidate_features {features!r} is not one of embedding, lookahead, token_bias.")
+        if config.value_head:
+            self.value_in = nn.Linear(config.width, config.hidden)
+            self.value_out = nn.Linear(config.hidden, 1)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=1.0 / math.sqrt(module.in_features))
+            init.zeros_(module.bias)
+            if module in (getattr(self, "query_out", None), getattr(self, "value_out", None)):
+                init.zeros_(module.weight)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif module is self:
+            if hasattr(self, "bias"):
+                init.constant_(self.bias, self.config.initial_bias)
+            if hasattr(self, "token_bias"):
+                init.constant_(self.token_bias, self.config.initial_bias)
+
+    def query(self, h: Tensor) -> Tensor:
+        """`q(h)`: `[..., D]` -> `[..., d]` (embedding) or the judgement itself `[..., 1]` (lookahead)."""
+        hidden = nn.functional.silu(self.query_in(self.norm(h)))
+        out: Tensor = self.query_out(hidden)
+        return out
+
+    def keys(self, embeddings: Tensor) -> Tensor:
+        """`k(e_c)` for embedding rows `[U, D]` -> `[U, d]`; rows are brought to unit scale by the base's own constant."""
+        out: Tensor = self.key(embeddings * self.config.embedding_scale)
+        return out
+
+    def value(self, h: Tensor) -> Tensor:
+        """`V(s_t)` from `h [N, D]` -> `[N]`."""
+        out: Tensor = self.value_out(torch.tanh(self.value_in(nn.functional.layer_norm(h, (h.shape[-1],))))).squeeze(-1)
+        return out
+
+    def forward(
+        self,
+        h: Tensor,
+        ids: Tensor,
+        *,
+        embeddings: Tensor | None = None,
+        keys: Tensor | None = None,
+        lookahead: Tensor | None = None,
+        index: Tensor | None = None,
+        with_value: bool = False,
+    ) -> Any:
+        """Logits of acceptance (and, `with_value`, `V(s_t) [N]`: one forward, so that a data-parallel wrapper sees every parameter).
+
+        Args:
+            h: `[N, D]` LM head inputs.
+            ids: `[N, K]` candidate token ids.
+            embeddings: `[U, D]` embedding rows that `index [N, K]` points into (training: the minibatch's distinct candidates).
+            keys: `[U, d]`, `k` of them where it was computed before (guiding: the whole vocabulary, `index` = `ids`).
+            lookahead: `[N, K, D]` hidden states after each candidate (feature `lookahead`).
+
+        Returns:
+            `[N, K]` float32.
+        """
+        scores = self._scores(h, ids, embeddings, keys, lookahead, index)
+        return (scores, self.value(h)) if with_value else scores
+
+    def _scores(
+        self,
+        h: Tensor,
+        ids: Tensor,
+        embeddings: Tensor | None,
+        keys: Tensor | None,
+        lookahead: Tensor | None,
+        index: Tensor | None,
+    ) -> Tensor:
+        features = self.config.candidate_features
+        if features == "token_bias":
+            biases: Tensor = self.token_bias[ids]
+            return biases
+        if features == "lookahead":
+            assert lookahead is not None
+            return self.query(lookahead).squeeze(-1) + self.bias
+        if keys is None:
+            assert embeddings is not None
+            keys = self.keys(embeddings)
+        columns = ids if index is None else index
+        query = self.query(h) / math.sqrt(self.config.dim)
+        if len(keys) <= _DENSE_BELOW:
+            scores = (query @ keys.T).gather(-1, columns)
+        else:
+            scores = torch.einsum("nd,nkd->nk", query, keys[columns])
+        return scores + self.bias
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the weights' hash goes into `config.json`, so that changed bytes are noticed on loading."""
+        self.config.weights_sha256 = hash_weights(self)
+        super().save_pretrained(*args, **kwargs)
+
+    def guide(self, model: PreTrainedModel, strength: float = 1.0) -> Any:
+        """A `Guide` for the decoding loop, with `k(e_c)` of the vocabulary computed here, once."""
+        from frugalign.proxy.guide import ProxyGuide
+
+        return ProxyGuide.build([self], model, [strength])
+
+    def attach(self, model: PreTrainedModel, strength: float = 1.0) -> Any:
+        """`with proxy.attach(model): model.generate(…)`; see `frugalign.proxy.attach`."""
+        from frugalign.proxy.attachment import attach
+
+        return attach(model, self, strength=strength)
+
+
+def hash_weights(proxy: ProxyModel) -> str:
+    """SHA-256 over names, shapes and float32 values of the weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(proxy.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def network_size(width: int, budget: int, features: str = "embedding") -> int:
+    """The largest `hidden = dim` whose proxy has at most 0.99 % of `budget` parameters (at least 1)."""
+
+    def count(size: int) -> int:
+        shared = 2 * width + (width + 1) * size + 1
+        return shared + (size + 1 if features == "lookahead" else (size + 1) * size + (width + 1) * size)
+
+    return next((size for size in _SIZES if count(size) <= _SHARE * budget), 1)
+
+
+def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) -> ProxyModel:
+    """An untrained proxy for `model`; sizes that `config` leaves out keep it under one per cent of the base's parameters."""
+    rows = embedding_rows(model)
+    vocabulary, width = rows.shape
+    size = network_size(width, model.num_parameters(), config.get("candidate_features", "embedding"))
+    defaults = {
+        "width": width,
+        "vocabulary": vocabulary,
+        "hidden": size,
+        "dim": size,
+        "embedding_scale": float(1.0 / rows.pow(2).mean().sqrt().clamp(min=1e-12)),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ProxyModel(
+            ProxyModelConfig(**(defaults | {key: value for key, value in config.items() if value is not None}))
+        )
+
+
+def load_proxy(
+    folder: str | Path,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    name: str = "",
+    objective: str | None = None,
+) -> ProxyModel:
+    """Load a trained proxy strictly, and check that it belongs to `model` (and to `objective`, where one is asked for).
+
+    Raises:
+        FrugalignError: a missing, truncated or tampered file; another base (the sentence says what differs); another objective.
+    """
+    path = Path(folder)
+    if path.is_dir() or str(folder).startswith((".", "/", "~")):
+        path = path.expanduser()
+        if not (path / "config.json").is_file():
+            raise FrugalignError(f"No proxy in {path}: the folder has no config.json.")
+        check_safetensors(path / "model.safetensors")
+    try:
+        config = ProxyModelConfig.from_pretrained(folder)
+        if config.base is None or ("model_type" in config.to_dict() and config.model_type != "frugalign_proxy"):
+            raise FrugalignError(f"{folder} is not a frugalign proxy: its config.json names no base.")
+        if objective is not None and objective != config.objective:
+            raise FrugalignError(
+                f"The proxy in {folder} was trained under objective {config.objective!r}, not {objective!r}."
+            )
+        if model is not None and tokenizer is not None:
+            check_base(config.base, fingerprint(model, tokenizer, name=name), f"The proxy in {folder}")
+        found: Any = ProxyModel.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise FrugalignError(f"Cannot load the proxy in {folder}: {' '.join(str(error).split())[:300]}") from error
+    proxy, info = found
+    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value and key != "error_msgs"}
+    if wrong or info.get("error_msgs"):
+        raise FrugalignError(f"The weights in {folder} do not fit its config.json: {wrong or info['error_msgs']}.")
+    if config.weights_sha256 not in (None, hash_weights(proxy)):
+        raise FrugalignError(
+            f"The weights in {folder} have been changed since they were saved: their hash is not the one in config.json."
+        )
+    loaded: ProxyModel = proxy.eval()
+    return loaded

@@ -1,0 +1,146 @@
+"""The two overseers as pure functions on tensors: what accepting and rejecting does to the LM's distribution (METHODS §1.4).
+
+Shapes: `B` positions, `K` candidate columns, `mask [B, K]` true where a column is real. `score = log a/(1−a)` is the proxy's
+logit, `log_p [B, K]` the proposal distribution `p` on the candidates, −inf at padding. Everything is differentiable in `score`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from frugalign.generation.noise import draw
+
+Objective = Literal["marginal", "sequential", "sequential_integrated"]
+
+_NODES = 64
+_LOG_T_MIN = -18.0
+
+
+def log_acceptance(score: Tensor) -> tuple[Tensor, Tensor]:
+    """`log a` and `log(1 − a)` for `a = σ(score)`, both exact in the tails."""
+    return logsigmoid(score), logsigmoid(-score)
+
+
+def scaled_acceptance(log_a: Tensor) -> Tensor:
+    """`log(1 − a)` for a given `log a ≤ 0` (used for `a^λ` and for products of several proxies)."""
+    # log(1 − e^x) loses everything where x rounds to 0: keep it a float32 epsilon away.
+    log_a = log_a.clamp(max=-1e-7)
+    return torch.where(log_a > -math.log(2), torch.log(-torch.expm1(log_a)), torch.log1p(-torch.exp(log_a)))
+
+
+def marginal_log_pi(log_p: Tensor, log_a: Tensor, mask: Tensor) -> Tensor:
+    """`log π(c) = log p(c) + log a(c) − log Σ p·a` on the candidates: proposing with replacement until one is accepted.
+
+    `[B, K]`, −inf at padding. A constant `a` leaves `p` unchanged.
+    """
+    return torch.log_softmax((log_p + log_a).masked_fill(~mask, -math.inf), -1)
+
+
+def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tensor, nodes: int = _NODES) -> Tensor:
+    """Emission probability of the sequential overseer (proposals without replacement, the last one unasked), `[B, K]`.
+
+    Exponential clocks of rate `p(c)` give the proposal order, so with `S_c(t) = e^{−p(c)t}`
+
+        π(c) = ∫ p_c S_c [ a_c Π_{c'≠c}(1 − a_{c'}(1 − S_{c'})) + (1 − a_c) Π_{c'≠c}(1 − a_{c'})(1 − S_{c'}) ] dt,
+
+    by the trapezoid rule in `log t`; the first term is "accepted, and nobody earlier was", the second "last of all".
+    """
+    p = log_p.exp()[:, :, None]
+    column = mask[:, :, None]
+    p_min = p.squeeze(-1).masked_fill(~mask, math.inf).amin(-1)
+    stop = math.log(45.0) - p_min.clamp(min=1e-30).log()
+    step = (stop - _LOG_T_MIN) / (nodes - 1)
+    log_t = (_LOG_T_MIN + step[:, None] * torch.arange(nodes, device=log_p.device, dtype=log_p.dtype))[:, None, :]
+    pt = p * log_t.exp()
+    log_a, log_1ma = log_a[:, :, None], log_1ma[:, :, None]
+    # log(1 − a(1 − S)) = log((1 − a) + a·S): two positive terms, stable for every a and S.
+    passed = torch.logaddexp(log_1ma, log_a - pt).masked_fill(~column, 0.0)
+    gone = (log_1ma + torch.log(-torch.expm1(-pt.clamp(min=1e-38)))).masked_fill(~column, 0.0)
+    accepted_first = log_a + passed.sum(1, keepdim=True) - passed
+    last_of_all = log_1ma + gone.sum(1, keepdim=True) - gone
+    density = log_p[:, :, None] - pt + log_t + torch.logaddexp(accepted_first, last_of_all)
+    density = density.masked_fill(~column, 0.0)  # not −inf: an all-infinite row has no gradient
+    ends = torch.full((nodes,), 0.0, device=log_p.device, dtype=log_p.dtype)
+    ends[0] = ends[-1] = -math.log(2)
+    raw = (density + ends).logsumexp(-1) + step.log()[:, None]
+    # One candidate is emitted whatever happens; the quadrature's own sum is off by less than its error.
+    return torch.log_softmax(raw.masked_fill(~mask, -math.inf), -1)
+
+
+def sequential_path_log_prob(log_a: Tensor, log_1ma: Tensor, rejected: Tensor, choice: Tensor, asked: Tensor) -> Tensor:
+    """Log-probability of a path of coin flips: `Σ_{rejected} log(1 − a) + [asked]·log a(choice)`, `[B]`.
+
+    Args:
+        rejected: `[B, K]`, candidates turned down before the emitted one.
+        choice: `[B]` column of the emitted candidate; asked: `[B]`, false where it was the last one and accepted unasked.
+    """
+    turned_down = torch.where(rejected, log_1ma, torch.zeros_like(log_1ma)).sum(-1)
+    taken = log_a.gather(-1, choice[:, None]).squeeze(-1)
+    return turned_down + torch.where(asked, taken, torch.zeros_like(taken))
+
+
+def sample_sequential(
+    log_p: Tensor, log_a: Tensor, mask: Tensor, gumbel: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole accept-or-reject process of a position in one step: a Gumbel permutation, one coin a candidate.
+
+    Args:
+        gumbel: `[B, K]` standard Gumbel draws; uniform: `[B, K]` draws in (0, 1).
+
+    Returns:
+        choice `[B]` (column), rejected `[B, K]` (turned down before it), asked `[B]` (false: last candidate, unasked).
+    """
+    order = (log_p + gumbel.to(log_p.dtype)).masked_fill(~mask, -math.inf)
+    accepted = (uniform.log() < log_a.to(uniform.dtype)) & mask
+    n_accepted = accepted.any(-1)
+    first = order.masked_fill(~accepted, -math.inf).argmax(-1)
+    last = order.masked_fill(~mask, math.inf).argmin(-1)
+    choice = torch.where(n_accepted, first, last)
+    # The last remaining candidate is never asked, whatever its coin shows.
+    asked = choice != last
+    rejected = (order > order.gather(-1, choice[:, None])) & mask
+    return choice, rejected, asked
+
+
+def greedy_choice(log_p: Tensor, log_a: Tensor, mask: Tensor, objective: Objective) -> Tensor:
+    """Column of the greedy token `[B]`: marginal `argmax p·a`; sequential in descending `p` the first with `a ≥ ½`, else `argmax p·a`."""
+    best = (log_p + log_a).masked_fill(~mask, -math.inf).argmax(-1)
+    if objective == "marginal":
+        return best
+    fine = (log_a >= math.log(0.5)) & mask
+    descending = log_p.masked_fill(~fine, -math.inf)
+    return torch.where(fine.any(-1), descending.argmax(-1), best)
+
+
+def choose(log_pi: Tensor, uniform: Tensor) -> Tensor:
+    """Draw a column from `log_pi [B, K]` with `uniform [B]`: `[B]`."""
+    return draw(log_pi.exp(), uniform)
+
+
+def kl_choice(log_pi: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
+    """`KL(π ‖ p)` on the candidates, nats a position, `[B]`; together with `−log p_T(C)` exact over the full vocabulary."""
+    gap = torch.where(mask, log_pi - log_p, torch.zeros_like(log_p))
+    return (torch.where(mask, log_pi, torch.full_like(log_pi, -math.inf)).exp() * gap).sum(-1)
+
+
+def entropy(log_pi: Tensor, mask: Tensor) -> Tensor:
+    """Entropy of π in nats, `[B]`."""
+    finite = torch.where(mask, log_pi, torch.zeros_like(log_pi))
+    return -(torch.where(mask, finite.exp(), torch.zeros_like(finite)) * finite).sum(-1)
+
+
+def relative_acceptance(log_a: Tensor, mask: Tensor) -> Tensor:
+    """`ã = a / max_C a` `[B, K]`, zero at padding: the acceptance that is reported, as π ignores a factor common to a state."""
+    top = log_a.masked_fill(~mask, -math.inf).amax(-1, keepdim=True)
+    return (log_a - top).masked_fill(~mask, -math.inf).exp()
+
+
+def expected_rejections(log_p: Tensor, log_a: Tensor, mask: Tensor) -> Tensor:
+    """Marginal overseer: expected proposals turned down before one is accepted, `1/Σ p·ã − 1`, `[B]`."""
+    kept = (log_p.exp() * relative_acceptance(log_a, mask)).sum(-1)
+    return 1.0 / kept - 1.0

@@ -1,0 +1,112 @@
+"""What `frugalign proxy` does: load, hold out, train, save; callable from Python with a `ProxyConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from frugalign.artifacts import model_card, write_atomic, writing
+from frugalign.data import dataset_fingerprint, held_out_split, load_splits
+from frugalign.errors import FrugalignError
+from frugalign.ledger import Ledger
+from frugalign.models.loading import load_model
+from frugalign.proxy.config import ProxyConfig
+from frugalign.proxy.options import ProxyOptions
+from frugalign.proxy.trainer import ProxyTrainer
+from frugalign.rewards import load_reward
+from frugalign.training.progress import TrainingProgress
+from frugalign.training.run_folder import COSTS_FILE, find_checkpoint
+
+HELD_OUT = 0.1
+_SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
+
+
+def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> ProxyTrainer:
+    """Train a proxy as `config` says and leave the artefact, its card, `config.yaml`, `metrics.jsonl` and `costs.json` in its run folder.
+
+    The prompts trained on: the `train` split where the data set has one, else all but a held-out tenth (by prompt), which `evaluate`
+    recognises and uses. `eval_steps` evaluates on that tenth, or on `validation` where there is one.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    for name in ("model_name_or_path", "dataset_name", "reward"):
+        if not getattr(config, name):
+            raise FrugalignError(f"--{name} is missing.")
+    assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
+    checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    ledger = Ledger()
+    rewards = [load_reward(spec) for spec in config.reward]
+    train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_steps is not None)
+    with ledger.phase("load"):
+        loaded = load_model(
+            config.model_name_or_path,
+            revision=config.revision,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            load_in_4bit=config.load_in_4bit,
+            adapter=config.adapter,
+        )
+    trainer = ProxyTrainer(
+        model=loaded.model,
+        reward_funcs=rewards,
+        args=config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=loaded.tokenizer,
+        callbacks=callbacks,
+        trained_on=trained_on,
+        base_name=loaded.name,
+        ledger=ledger,
+    )
+    TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
+    folder = Path(config.output_dir)
+    if trainer.is_world_process_zero():
+        write_atomic(folder / "config.yaml", yaml.safe_dump(resolved_options(config), sort_keys=False))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_artefact(trainer, folder)
+    return trainer
+
+
+def training_prompts(name: str, *, watch: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """Prompts to train on, prompts to watch the training by (None unless `watch`), and what an artefact stores to know them again."""
+    splits = load_splits(name)
+    train = splits.get("train", next(iter(splits.values())))
+    trained_on = {"name": name, "fingerprint": dataset_fingerprint(train), "held_out_fraction": 0.0, "seed": 0}
+    held_out = splits.get("validation")
+    if "test" not in splits:
+        trained_on["held_out_fraction"] = HELD_OUT
+    if trained_on["held_out_fraction"] or (watch and held_out is None):
+        # A test split is for the test alone: a tenth of the training prompts watches the training.
+        train, tenth = held_out_split(train, HELD_OUT, 0)
+        held_out = held_out if held_out is not None else tenth
+    return train, held_out if watch else None, trained_on
+
+
+def resolved_options(config: ProxyConfig) -> dict[str, Any]:
+    """The proxy's own options as they ran, ready for YAML and for `--config`."""
+    values = {field.name: getattr(config, field.name) for field in fields(ProxyOptions)}
+    return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
+    """Write the proxy, its card and the costs into the run folder."""
+    if not trainer.is_world_process_zero():
+        return
+    proxy = trainer.accelerator.unwrap_model(trainer.model)
+    with writing(folder / "model.safetensors"):
+        proxy.save_pretrained(folder)
+    base = proxy.config.base
+    card = model_card(
+        title=f"Proxy for {base['name'] or 'a causal language model'}",
+        description="Accepts or rejects every token that its frozen base proposes (Proxy-RLHF, arXiv 2403.04283).",
+        base_model=base["name"],
+        settings=resolved_options(trainer.args),
+        costs=trainer.ledger.table(),
+        usage=f"from frugalign import GuidedModel\n\nmodel = GuidedModel.from_pretrained({str(folder)!r})",
+    )
+    write_atomic(folder / "README.md", card)
+    trainer.ledger.save(folder / COSTS_FILE)

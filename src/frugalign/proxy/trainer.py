@@ -1,0 +1,358 @@
+"""`ProxyTrainer`: Proxy-RLHF on `transformers.Trainer`. The mathematics is in `overseer` and `losses`; this file moves data.
+
+`Trainer` receives the proxy alone, so it wraps, optimises and saves kilobytes; the frozen LM is a plain attribute and in no state
+dict. One round = one rollout, shared by `steps_per_rollout` optimiser steps; round and prompts follow from `global_step`, noise
+from (seed, epoch, prompt, sample, position), so a resumed run repeats the interrupted one bit by bit. The data loader only counts steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from frugalign.artifacts import writing
+from frugalign.data import encode_prompts
+from frugalign.errors import FrugalignError
+from frugalign.generation import row_keys
+from frugalign.ledger import Ledger
+from frugalign.models.forward import causal_lm, device_of, embedding_rows
+from frugalign.models.identity import fingerprint
+from frugalign.models.loading import context_length, load_model, prepare_tokenizer
+from frugalign.proxy.config import ProxyConfig
+from frugalign.proxy.experience import Experience, Prompts, score_rollout
+from frugalign.proxy.guide import ProxyGuide
+from frugalign.proxy.losses import adapt_beta
+from frugalign.proxy.network import ProxyModel, new_proxy
+from frugalign.proxy.objective import Minibatch, proxy_loss
+from frugalign.proxy.rollout import Rollout, roll_out
+from frugalign.proxy.schedule import Schedule, sample_numbers
+from frugalign.rewards import NamedReward, load_reward
+from frugalign.training.run_folder import STAGING, RunFolder, checkpoint_state, publish_checkpoint
+
+_EVAL_EPOCH = -1
+"""Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
+
+
+class ProxyTrainer(Trainer):
+    """Trains a proxy for a frozen language model.
+
+    Args:
+        model: the frozen LM, or its hub id or folder.
+        reward_funcs: one or several rewards with TRL's call, or strings as on the command line.
+        args: a `ProxyConfig`.
+        train_dataset, eval_dataset: data sets with a `prompt` column; other columns are passed to the rewards.
+        processing_class: the tokenizer; needed where `model` is a module.
+        proxy: an untrained or trained proxy; default: a new one of a default size.
+
+    Raises:
+        FrugalignError: whatever the user can mend, in one sentence.
+    """
+
+    args: ProxyConfig
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        reward_funcs: Any,
+        args: ProxyConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        proxy: ProxyModel | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        trained_on: dict[str, Any] | None = None,
+        base_name: str = "",
+        ledger: Ledger | None = None,
+    ) -> None:
+        if isinstance(model, str):
+            loaded = load_model(model, revision=args.revision, dtype=args.dtype)
+            model, processing_class, base_name = loaded.model, processing_class or loaded.tokenizer, loaded.name
+        if processing_class is None:
+            raise FrugalignError("ProxyTrainer needs processing_class (the tokenizer) where model is a module.")
+        prepare_tokenizer(processing_class)
+        self.lm = model.eval().requires_grad_(False)
+        self.ledger = ledger or Ledger()
+        self.rewards = _named(reward_funcs)
+        self.beta = args.beta
+        proxy = proxy or new_proxy(model, args.network(), seed=args.seed)
+        proxy.config.base = fingerprint(model, processing_class, name=base_name, revision=args.revision).to_dict()
+        proxy.config.trained_on = trained_on
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            # Trainer aligns the trained module's special tokens with the tokenizer's, and warns where they differ.
+            setattr(proxy.config, token, getattr(processing_class, token))
+        nn.Module.to(proxy, device_of(model))
+        self._embeddings = embedding_rows(model) if proxy.config.candidate_features == "embedding" else None
+        self._train_prompts = self._encode(train_dataset, processing_class, args, proxy)
+        self._eval_prompts = (
+            self._encode(eval_dataset, processing_class, args, proxy) if eval_dataset is not None else None
+        )
+        args.max_steps = _whole_rounds(args.max_steps if args.max_steps > 0 else 400, args.steps_per_rollout)
+        args.save_steps = _whole_rounds(int(args.save_steps), args.steps_per_rollout)
+        if args.eval_steps is not None:
+            args.eval_steps = _whole_rounds(int(args.eval_steps), args.steps_per_rollout)
+        self._round = -1
+        self._minibatches: list[Minibatch] = []
+        self._logs: dict[str, list[float]] = {}
+        self._staging = False
+        super().__init__(
+            model=proxy,
+            args=args,
+            data_collator=_no_data,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[RunFolder(self.ledger), *(callbacks or [])],
+        )
+        self.ledger.set_parameters(
+            trainable=sum(p.numel() for p in proxy.parameters()), base=causal_lm(model).num_parameters()
+        )
+        prompts = args.prompts_per_device * self.accelerator.num_processes
+        self.schedule = Schedule(len(train_dataset), prompts, args.seed)
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    def _encode(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: ProxyConfig, proxy: ProxyModel
+    ) -> Prompts:
+        if len(dataset) == 0:
+            raise FrugalignError("The data set holds no prompts.")
+        encoded = encode_prompts(
+            dataset["prompt"],
+            tokenizer,
+            max_prompt_length=args.max_prompt_length,
+            max_context=context_length(self.lm),
+            max_new_tokens=args.max_new_tokens,
+            prompt_format=proxy.config.prompt_format,
+        )
+        return Prompts(dataset, encoded.ids, tokenizer)
+
+    def _roll_out(self, prompts: Prompts, indices: list[int], epoch: int, numbers: list[int]) -> Rollout | None:
+        args = self.args
+        proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
+        guide = ProxyGuide.build([proxy], self.lm, [1.0])
+        with self.ledger.phase("rollout"):
+            return roll_out(
+                self.lm,
+                self.processing_class,
+                guide,
+                [prompts.ids[index] for index in indices],
+                row_keys(args.seed, epoch, indices, numbers),
+                args.max_new_tokens,
+                batch_size=args.per_device_train_batch_size,
+                keep_all=args.advantage == "gae",
+                ledger=self.ledger,
+            )
+
+    def _score(self, prompts: Prompts, indices: list[int], rollout: Rollout) -> Tensor:
+        args = self.args
+        with self.ledger.phase("reward"):
+            scored = score_rollout(
+                self.rewards,
+                prompts,
+                indices,
+                rollout,
+                weights=args.reward_weights,
+                on_error=args.reward_on_error,
+                missing_eos_penalty=args.missing_eos_penalty,
+                state=self.state,
+                ledger=self.ledger,
+                batch_index=self._round,
+            )
+        if scored.n_skipped:
+            self._note("reward_skipped", float(scored.n_skipped))
+        return scored.rewards
+
+    def _new_round(self, round_: int) -> list[Minibatch]:
+        args = self.args
+        epoch, chosen = self.schedule.prompts(round_)
+        numbers = sample_numbers(chosen, args.num_generations)
+        indices = [index for index in chosen for _ in range(args.num_generations)]
+        size, rank = args.per_device_train_batch_size, self.accelerator.process_index
+        mine = slice(rank * size, (rank + 1) * size)
+        rollout = self._roll_out(self._train_prompts, indices[mine], epoch, numbers[mine])
+        if rollout is None:
+            raise FrugalignError(
+                f"No position had two candidates at p_t = {args.p_t} and T = {args.temperature}, so there is nothing to learn: lower p_t."
+            )
+        rewards = self._score(self._train_prompts, indices[mine], rollout)
+        groups = torch.arange(size) // args.num_generations
+        with self.ledger.phase("optimise"), torch.no_grad():
+            experience = Experience.build(
+                self.accelerator.unwrap_model(self.model),
+                rollout,
+                rewards,
+                groups,
+                args,
+                self.beta,
+                self._embeddings,
+                self._sum,
+            )
+        for name, value in {
+            **rollout.statistics,
+            **experience.statistics,
+            "reward": experience.mean_reward,
+            "beta": self.beta,
+        }.items():
+            self._note(name, value)
+        if args.log_completions:
+            self._train_prompts.write_completions(
+                Path(str(args.output_dir)), self.state.global_step, indices[mine], rollout, rewards
+            )
+        if args.target_kl is not None:
+            kl = self._sum(torch.tensor([rollout.statistics["kl"], 1.0]))
+            self.beta = adapt_beta(self.beta, float(kl[0] / kl[1]), args.target_kl)
+        return experience.minibatches
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sum over processes, in float64 so that the split does not show."""
+        if self.accelerator.num_processes == 1:
+            return values
+        summed: Tensor = self.accelerator.reduce(values.double().to(self.accelerator.device), reduction="sum")
+        return summed.to(values)
+
+    # -- what Trainer asks ---------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        steps = self.schedule.rounds_per_epoch * self.args.steps_per_rollout
+        numbers: Any = range(steps * self.accelerator.num_processes)
+        counter: DataLoader[Any] = DataLoader(numbers, batch_size=1, collate_fn=_no_data)
+        prepared: DataLoader[Any] = self.accelerator.prepare(counter)
+        return prepared
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        args = self.args
+        round_, within = divmod(self.state.global_step, args.steps_per_rollout)
+        if round_ != self._round:
+            self._round = round_
+            self._minibatches = self._new_round(round_)
+        started = time.perf_counter()
+        loss = super().training_step(
+            model, {"minibatch": self._minibatches[within % args.num_mini_batches]}, num_items_in_batch
+        )
+        self.ledger.add_seconds("optimise", time.perf_counter() - started)
+        self.ledger.count(optimizer_steps=1)
+        return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        args = self.args
+        loss, logs = proxy_loss(model, inputs["minibatch"], args.objective, args.epsilon, args.vf_coef)
+        for name, value in logs.items():
+            self._note(name, value)
+        return (loss, None) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the ledger counts LM tokens; Trainer's estimate is for language models
+
+    def _note(self, name: str, value: float) -> None:
+        self._logs.setdefault(name, []).append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        means = {name: sum(values) / len(values) for name, values in self._logs.items() if values}
+        if "loss" in logs:
+            logs = logs | means
+            self._logs.clear()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean reward, KL and length of one completion per held-out prompt, under fixed noise; each process takes its share."""
+        prompts = self._eval_prompts
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            prompts = self._encode(
+                eval_dataset, self.processing_class, self.args, self.accelerator.unwrap_model(self.model)
+            )
+        if prompts is None:
+            raise FrugalignError("There is no eval_dataset to evaluate on.")
+        indices = list(range(self.accelerator.process_index, len(prompts.ids), self.accelerator.num_processes))
+        waiting = self._logs
+        self._logs = {}
+        rollout = self._roll_out(prompts, indices, _EVAL_EPOCH, [0] * len(indices)) if indices else None
+        metrics: dict[str, float] = {}
+        if rollout is not None:
+            rewards = self._score(prompts, indices, rollout)
+            present = rewards[~rewards.isnan()].double()
+            sums = torch.tensor([float(present.sum()), float(len(present))], dtype=torch.float64)
+            for name in ("kl", "kl_restriction", "completion_length", "cut_share", "acceptance"):
+                sums = torch.cat([sums, torch.tensor([rollout.statistics[name] * len(indices)], dtype=torch.float64)])
+            sums = self._sum(torch.cat([sums, torch.tensor([float(len(indices))], dtype=torch.float64)]))
+            metrics[f"{metric_key_prefix}_reward"] = float(sums[0] / sums[1].clamp(min=1))
+            for place, name in enumerate(
+                ("kl", "kl_restriction", "completion_length", "cut_share", "acceptance"), start=2
+            ):
+                metrics[f"{metric_key_prefix}_{name}"] = float(sums[place] / sums[-1])
+        self._logs = waiting
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / STAGING) if self._staging else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's own checkpoint, written aside and moved into place whole, with what else moves: β and the ledger."""
+        self._staging = True
+        try:
+            with (
+                self.ledger.phase("save"),
+                writing(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"),
+            ):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+        finally:
+            self._staging = False
+        if self.args.should_save:
+            state = {"beta": self.beta, "ledger": self.ledger.to_dict()}
+            publish_checkpoint(
+                Path(super()._get_output_dir(trial)), self.state.global_step, state, self.args.save_total_limit
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        state = checkpoint_state(Path(resume_from_checkpoint))
+        self.beta = float(state["beta"])
+        self.ledger.load_dict(state["ledger"])
+
+
+def _named(reward_funcs: Any) -> list[NamedReward]:
+    many: Sequence[Any] = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    if not many:
+        raise FrugalignError("No reward was given.")
+    named: list[NamedReward] = []
+    for reward in many:
+        if isinstance(reward, NamedReward):
+            named.append(reward)
+        elif isinstance(reward, str):
+            named.append(load_reward(reward))
+        elif isinstance(reward, Callable):  # type: ignore[arg-type]
+            named.append(NamedReward(name=getattr(reward, "__name__", type(reward).__name__), function=reward, spec=""))
+        else:
+            raise FrugalignError(f"A reward must be callable or a string, not {type(reward).__name__}.")
+    return named
+
+
+def _whole_rounds(steps: int, steps_per_round: int) -> int:
+    """Steps rounded up to whole rounds: checkpoints fall where no rollout is half used."""
+    return max(steps_per_round, -(-steps // steps_per_round) * steps_per_round)
+
+
+def _no_data(batch: Any) -> dict[str, Any]:
+    return {}

@@ -1,0 +1,1 @@
+"""What the methods' trainers share: the run folder, atomic checkpoints, artefact cards."""

@@ -1,0 +1,76 @@
+"""What README, docs and recipes say is held against the code: snippets run or compile, flags and names exist, recipes parse."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from frugalign.proxy.options import ProxyOptions
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PYTHON = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.S)
+SNIPPETS = [(page, bool(mark), code) for page in PAGES for mark, code in PYTHON.findall(page.read_text("utf-8"))]
+CONSOLE = re.compile(r"```console\n(.*?)```", re.S)
+COMMANDS = [
+    (page, line)
+    for page in PAGES
+    for block in CONSOLE.findall(page.read_text("utf-8"))
+    for line in block.splitlines()
+    if line.startswith("frugalign ")
+]
+
+
+def test_there_is_something_to_test() -> None:
+    assert sum(runnable for _, runnable, _ in SNIPPETS) >= 2
+    assert COMMANDS
+
+
+@pytest.mark.parametrize(("page", "runnable", "code"), SNIPPETS, ids=lambda v: v.stem if isinstance(v, Path) else "")
+def test_snippets_name_what_exists(page: Path, runnable: bool, code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("frugalign"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ProxyConfig":
+            config = importlib.import_module("frugalign.proxy.config").ProxyConfig
+            assert {k.arg for k in node.keywords} <= {f.name for f in fields(config)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [code for _, runnable, code in SNIPPETS if runnable])
+def test_runnable_snippets_run(code: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda v: v.stem if isinstance(v, Path) else "")
+def test_commands_use_flags_that_exist(page: Path, line: str) -> None:
+    verb = line.split()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "frugalign.cli", verb, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for flag in re.findall(r"--(\w+)", line.split("#")[0]):
+        assert f"--{flag}" in done.stdout, f"{page.name}: {verb} has no --{flag}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*-proxy.yaml")), ids=lambda p: p.stem)
+def test_recipes_have_only_known_keys(path: Path) -> None:
+    assert set(yaml.safe_load(path.read_text("utf-8"))) <= {field.name for field in fields(ProxyOptions)}
+
+
+def test_the_paper_map_names_functions_that_exist() -> None:
+    names = re.findall(r"`((?:proxy|generation)\.[\w.]+)`", (ROOT / "docs" / "paper-map.md").read_text("utf-8"))
+    assert len(names) > 10
+    for name in names:
+        module, attribute = name.rsplit(".", 1)
+        assert hasattr(importlib.import_module(f"frugalign.{module}"), attribute), name
