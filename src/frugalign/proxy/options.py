@@ -55,7 +55,7 @@ class ProxyOptions:
     initial_bias: float | None = _option(None, "b of an untrained proxy. Default: 0 (marginal), 2 (sequential).")
 
     beta: float = _option(
-        0.03, "Cost of KL to the base, reward units per nat per sequence; the start where target_kl adapts it."
+        0.05, "Cost of KL to the base, reward units per nat per sequence; the start where target_kl adapts it."
     )
     target_kl: float | None = _option(
         None, "Adapt beta towards this KL to the base, nats per sequence, restriction included."
@@ -80,7 +80,7 @@ class ProxyOptions:
     mask_truncated_completions: bool = _option(False, "Leave cut completions out of the loss.")
 
     max_steps: int = _option(400, "Optimiser steps, rounded up to whole rollouts.")
-    learning_rate: float = _option(3e-3, "Peak learning rate.")
+    learning_rate: float = _option(1e-2, "Peak learning rate.")
     lr_scheduler_type: str = _option("linear", "Learning-rate schedule, as in transformers.")
     warmup_steps: float = _option(0, "Warm-up steps.")
     max_grad_norm: float = _option(1.0, "Gradient clipping.")

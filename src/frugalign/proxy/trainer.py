@@ -99,6 +99,7 @@ class ProxyTrainer(Trainer):
         args.save_steps = _whole_rounds(int(args.save_steps), args.steps_per_rollout)
         if args.eval_steps is not None:
             args.eval_steps = _whole_rounds(int(args.eval_steps), args.steps_per_rollout)
+        self._last_kl: float | None = None
         self._round = -1
         self._minibatches: list[Minibatch] = []
         self._logs: dict[str, list[float]] = {}
@@ -209,7 +210,9 @@ class ProxyTrainer(Trainer):
             )
         if args.target_kl is not None:
             kl = self._sum(torch.tensor([rollout.statistics["kl"], 1.0]))
-            self.beta = adapt_beta(self.beta, float(kl[0] / kl[1]), args.target_kl)
+            now = float(kl[0] / kl[1])
+            self.beta = adapt_beta(self.beta, now, now if self._last_kl is None else self._last_kl, args.target_kl)
+            self._last_kl = now
         return experience.minibatches
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -319,7 +322,7 @@ class ProxyTrainer(Trainer):
         finally:
             self._staging = False
         if self.args.should_save:
-            state = {"beta": self.beta, "ledger": self.ledger.to_dict()}
+            state = {"beta": self.beta, "last_kl": self._last_kl, "ledger": self.ledger.to_dict()}
             publish_checkpoint(
                 Path(super()._get_output_dir(trial)), self.state.global_step, state, self.args.save_total_limit
             )
@@ -329,6 +332,7 @@ class ProxyTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = checkpoint_state(Path(resume_from_checkpoint))
         self.beta = float(state["beta"])
+        self._last_kl = state["last_kl"]
         self.ledger.load_dict(state["ledger"])
 
 
