@@ -180,7 +180,7 @@ def test_gradient_of_the_loss_by_finite_differences(objective: Any, value: bool)
 
 def test_loss_worked_number() -> None:
     """An untrained marginal overseer is p: KL 0, ratio 1, so the loss is −ΣA/S; with targets 1 and V = 0 it adds ½·1."""
-    batch, embeddings = random_batch("marginal", value=True)
+    batch, _ = random_batch("marginal", value=True)
     batch.returns = torch.ones_like(batch.advantage)
     proxy = ProxyModel(ProxyModelConfig(width=WIDTH, vocabulary=VOCABULARY, hidden=3, dim=3, value_head=True)).double()
     batch.old_log_prob = batch.positions.log_p.gather(-1, batch.positions.choice[:, None]).squeeze(-1)
