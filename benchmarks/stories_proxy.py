@@ -3,9 +3,9 @@
     FRUGALIGN_TRIALS=folder python -m benchmarks.stories_proxy [--seeds 0 1 2]
 
 Each proxy: `frugalign proxy … --max_new_tokens 96 --temperature 1 --p_t 0.01 --target_kl 14 --seed S`, all else at its default. The
-control is trained by the same command with `--candidate_features token_bias` at its own best learning rate, towards 14 and towards 16 nats; its reward
-at the proxy's own KL is read off the line between the two. Both rewards are of the test prompts, four samples each. A finished
-run under runs/stories is not done twice.
+control is trained by the same command with `--candidate_features token_bias` at its own best learning rate, and is allowed more KL than
+the proxy (a target of 16 nats), so the difference between the two is no larger at equal KL. Both are measured on the test prompts, four
+samples each. A finished run under runs/stories is not done twice.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ SAMPLES = 10
 CONTROL = ["--candidate_features", "token_bias", "--learning_rate", "0.1"]
 KINDS: dict[str, list[str]] = {
     "proxy": ["--target_kl", "14"],
-    "control at 14": ["--target_kl", "14", *CONTROL],
-    "control at 16": ["--target_kl", "16", *CONTROL],
+    "state-free control": ["--target_kl", "16", *CONTROL],
 }
 
 
@@ -96,12 +95,6 @@ def untrained(base: str) -> dict[str, Any]:
     return {name: metrics[name] for name in ("reward", "kl_per_sequence")}
 
 
-def control_at(kl: float, low: dict[str, Any], high: dict[str, Any]) -> float:
-    """The control's reward at `kl`, on the line through its two runs (beyond them too)."""
-    (x0, y0), (x1, y1) = ((run["kl_per_sequence"]["mean"], run["reward"]["mean"]) for run in (low, high))
-    return y0 + (y1 - y0) * (kl - x0) / (x1 - x0)
-
-
 def main() -> None:
     """Run what is missing, write the result, print it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -111,21 +104,19 @@ def main() -> None:
     write(WORK / "prompts")
     runs = {kind: {seed: measure(kind, seed, base) for seed in seeds} for kind in KINDS}
     proxies = runs["proxy"]
-    reward = statistics.mean(run["reward"]["mean"] for run in proxies.values())
-    kl = statistics.mean(run["kl_per_sequence"]["mean"] for run in proxies.values())
-    control = statistics.mean(
-        control_at(proxies[seed]["kl_per_sequence"]["mean"], runs["control at 14"][seed], runs["control at 16"][seed])
-        for seed in seeds
-    )
+    means = {
+        kind: {
+            name: statistics.mean(run[name]["mean"] for run in found.values()) for name in ("reward", "kl_per_sequence")
+        }
+        for kind, found in runs.items()
+    }
     lines = (WORK / f"proxy-{seeds[0]}" / "evaluation" / "samples.jsonl").read_text().splitlines()
     result = {
         "command": "FRUGALIGN_TRIALS=folder python -m benchmarks.stories_proxy",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
         "mean_of_seeds": {
-            "reward": reward,
-            "kl_per_sequence": kl,
-            "state_free_control_at_equal_kl": control,
-            "above_the_control": reward - control,
+            **means,
+            "above_the_control": means["proxy"]["reward"] - means["state-free control"]["reward"],
             "seconds": statistics.mean(run["seconds"] for run in proxies.values()),
             "trainable_parameters": max(run["trainable_parameters"] for run in proxies.values()),
         },

@@ -82,4 +82,4 @@ def check_temperature(temperature: float | None, proxy: str | None) -> None:
 
 def legend() -> str:
     """What the colours mean, for terminals with and without them."""
-    return "(struck through: proposed and rejected; green: accepted; yellow: accepted reluctantly; plain: no choice to make)"
+    return "(struck through: proposed and rejected, ×n: n times; green: accepted; yellow: accepted reluctantly; plain: no choice to make)"

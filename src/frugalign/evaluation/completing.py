@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,9 +122,9 @@ def colour_trace(trace: Sequence[TokenTrace], tokenizer: PreTrainedTokenizerBase
     text = Text()
     pieces = token_texts([entry.token for entry in trace], tokenizer)
     for entry, piece in zip(trace, pieces, strict=True):
-        for token, _ in entry.rejected:
+        for token, times in Counter(token for token, _ in entry.rejected).items():
             text.append(str(tokenizer.decode([token])).strip() or "␣", style="red strike")
-            text.append(" ")
+            text.append(f"×{times} " if times > 1 else " ", style="red")
         if entry.acceptance is None:
             text.append(piece)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,16 +161,20 @@ def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return []
     rows = [(name, _cell(metrics.get(base)) if base else "", _cell(metrics.get(own))) for name, own, base in _TABLE]
     named = metrics.get("rewards", {})
-    if len(named) > 1:
+    if len(named) > 1:  # the first of them is the main one
         before = metrics.get("base_rewards", {})
-        rows[1:1] = [(f"Reward {name}", _cell(before.get(name)), _cell(value)) for name, value in named.items()]
+        rows[:1] = [(f"Reward {name}", _cell(before.get(name)), _cell(value)) for name, value in named.items()]
     return rows
 
 
 def _cell(estimate: Mapping[str, Any] | None) -> str:
+    """As many decimals as the interval's width makes worth reading, at least two."""
     if not estimate:
         return "—"
-    return f"{estimate['mean']:.3g} [{estimate['ci_low']:.3g}, {estimate['ci_high']:.3g}]"
+    mean, low, high = (float(estimate[key]) for key in ("mean", "ci_low", "ci_high"))
+    width = high - low
+    decimals = min(6, max(2, 1 - math.floor(math.log10(width)))) if width > 0 else 2
+    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _curves(log: list[dict[str, Any]]) -> list[tuple[str, str]]:

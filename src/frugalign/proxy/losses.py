@@ -88,9 +88,10 @@ def clipped_objective(
 def adapt_beta(beta: float, kl: float, previous_kl: float, target: float) -> float:
     """One step of a proportional-integral controller on `log β` **[ours]**: `kl` towards `target`, nats a sequence.
 
-    `β ← β·exp((kl − previous_kl)/target + 0.1·clip(kl/target − 1, −0.2, 0.2))`. The slow second term is the adaptive controller of
+    `β ← β·exp((kl − previous_kl)/target + clip(0.3·(kl/target − 1), −0.02, 0.02))`. The slow second term is the adaptive controller of
     Ziegler et al. (2019); alone it lowers β all the while that the KL is on its way up, and overshoots. The first term
     brakes while the KL rises, and telescopes: it adds nothing in the long run.
     """
     change = max(-1.0, min(1.0, (kl - previous_kl) / target))
-    return beta * math.exp(change + 0.1 * max(-0.2, min(0.2, kl / target - 1.0)))
+    drift = max(-0.02, min(0.02, 0.3 * (kl / target - 1.0)))
+    return beta * math.exp(change + drift)
