@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -103,6 +104,7 @@ class ProxyTrainer(Trainer):
         self._round = -1
         self._minibatches: list[Minibatch] = []
         self._logs: dict[str, list[float]] = {}
+        self._loss_sum = 0.0
         self._staging = False
         super().__init__(
             model=proxy,
@@ -243,6 +245,8 @@ class ProxyTrainer(Trainer):
         )
         self.ledger.add_seconds("optimise", time.perf_counter() - started)
         self.ledger.count(optimizer_steps=1)
+        self._note("loss", float(loss))
+        self._loss_sum += float(loss)
         return loss
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -264,11 +268,25 @@ class ProxyTrainer(Trainer):
         self._logs.setdefault(name, []).append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        means = {name: sum(values) / len(values) for name, values in self._logs.items() if values}
+        # Trainer forgets a loss that it has not logged yet, and the earlier part of a resumed run; what is noted here is saved.
         if "loss" in logs:
-            logs = logs | means
+            logs = logs | self._means()
             self._logs.clear()
+        if "train_loss" in logs:
+            total = self._sum(torch.tensor([self._loss_sum, float(self.state.global_step)], dtype=torch.float64))
+            logs = logs | {"train_loss": float(total[0] / total[1].clamp(min=1))}
         super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        """Of what was noted since the last log, on all processes."""
+        noted: list[dict[str, list[float]]] = [self._logs]
+        if self.accelerator.num_processes > 1:
+            noted = gather_object(noted)
+        together: dict[str, list[float]] = {}
+        for part in noted:
+            for name, values in part.items():
+                together.setdefault(name, []).extend(values)
+        return {name: sum(values) / len(values) for name, values in together.items()}
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -322,7 +340,13 @@ class ProxyTrainer(Trainer):
         finally:
             self._staging = False
         if self.args.should_save:
-            state = {"beta": self.beta, "last_kl": self._last_kl, "ledger": self.ledger.to_dict()}
+            state = {
+                "beta": self.beta,
+                "last_kl": self._last_kl,
+                "ledger": self.ledger.to_dict(),
+                "logs": self._logs,
+                "loss_sum": self._loss_sum,
+            }
             publish_checkpoint(
                 Path(super()._get_output_dir(trial)), self.state.global_step, state, self.args.save_total_limit
             )
@@ -334,6 +358,9 @@ class ProxyTrainer(Trainer):
         self.beta = float(state["beta"])
         self._last_kl = state["last_kl"]
         self.ledger.load_dict(state["ledger"])
+        if self.accelerator.is_main_process:  # only its notes are saved
+            self._logs = state.get("logs", {})
+        self._loss_sum = float(state.get("loss_sum", 0.0))
 
 
 def _named(reward_funcs: Any) -> list[NamedReward]:
