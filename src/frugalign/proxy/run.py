@@ -18,7 +18,7 @@ from frugalign.proxy.options import ProxyOptions
 from frugalign.proxy.trainer import ProxyTrainer
 from frugalign.rewards import load_reward
 from frugalign.training.progress import TrainingProgress
-from frugalign.training.run_folder import COSTS_FILE, find_checkpoint
+from frugalign.training.run_folder import COSTS_FILE, find_checkpoint, open_run_folder
 
 HELD_OUT = 0.1
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
@@ -38,6 +38,7 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
             raise FrugalignError(f"--{name} is missing.")
     assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
     checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    folder = open_run_folder(config.output_dir)
     ledger = Ledger()
     rewards = [load_reward(spec) for spec in config.reward]
     train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_steps is not None)
@@ -63,7 +64,6 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
         ledger=ledger,
     )
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
-    folder = Path(config.output_dir)
     if trainer.is_world_process_zero():
         write_atomic(folder / "config.yaml", yaml.safe_dump(resolved_options(config), sort_keys=False))
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -36,7 +36,7 @@ from frugalign.proxy.objective import Minibatch, proxy_loss
 from frugalign.proxy.rollout import Rollout, roll_out
 from frugalign.proxy.schedule import Schedule, sample_numbers
 from frugalign.rewards import NamedReward, load_reward
-from frugalign.training.run_folder import STAGING, RunFolder, checkpoint_state, publish_checkpoint
+from frugalign.training.run_folder import STAGING, RunFolder, checkpoint_state, open_run_folder, publish_checkpoint
 
 _EVAL_EPOCH = -1
 """Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
@@ -106,6 +106,7 @@ class ProxyTrainer(Trainer):
         self._logs: dict[str, list[float]] = {}
         self._loss_sum = 0.0
         self._staging = False
+        open_run_folder(str(args.output_dir))
         super().__init__(
             model=proxy,
             args=args,

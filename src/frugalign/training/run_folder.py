@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.artifacts import write_atomic, write_json_atomic, writing
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 
@@ -54,6 +54,18 @@ class RunFolder(TrainerCallback):
         with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.ledger.save(folder / COSTS_FILE)
+
+
+def open_run_folder(path: str | Path) -> Path:
+    """The run folder, made where it does not exist.
+
+    Raises:
+        FrugalignError: where the system does not allow it, or a file stands in its place.
+    """
+    folder = Path(path)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
