@@ -1,0 +1,100 @@
+"""`train_proxy` from Python: which prompts are trained on, which are watched, and what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from frugalign.errors import FrugalignError
+from frugalign.proxy import ProxyConfig
+from frugalign.proxy.network import load_proxy
+from frugalign.proxy.run import resolved_options, train_proxy, training_prompts
+
+
+def write(path: Path, names: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"prompt": name}) + "\n" for name in names))
+
+
+def named(kind: str, n: int) -> list[str]:
+    return [f"{kind} {i}" for i in range(n)]
+
+
+def test_a_single_file_holds_a_tenth_out(tmp_path: Path) -> None:
+    """Of 20 prompts 18 are trained on and 2 held out, also where nobody watches; the artefact knows them again."""
+    write(tmp_path / "data.jsonl", named("train", 20))
+    train, watched, trained_on = training_prompts(str(tmp_path / "data.jsonl"), watch=True)
+    assert (len(train), len(watched)) == (18, 2)
+    assert not set(train["prompt"]) & set(watched["prompt"])
+    assert trained_on["held_out_fraction"] == 0.1
+    again, nobody, same = training_prompts(str(tmp_path / "data.jsonl"), watch=False)
+    assert again["prompt"] == train["prompt"] and nobody is None and same == trained_on
+
+
+def test_a_test_split_is_never_looked_at(tmp_path: Path) -> None:
+    """With train and test all of train is trained on; watched, a tenth of *train* is taken, not the test prompts."""
+    write(tmp_path / "data" / "train.jsonl", named("train", 20))
+    write(tmp_path / "data" / "test.jsonl", named("test", 10))
+    train, watched, trained_on = training_prompts(str(tmp_path / "data"), watch=False)
+    assert (len(train), watched, trained_on["held_out_fraction"]) == (20, None, 0.0)
+    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
+    assert (len(train), len(watched)) == (18, 2)
+    assert all(prompt.startswith("train") for prompt in [*train["prompt"], *watched["prompt"]])
+
+
+def test_a_validation_split_is_watched(tmp_path: Path) -> None:
+    for split, n in (("train", 20), ("validation", 3), ("test", 10)):
+        write(tmp_path / "data" / f"{split}.jsonl", named(split, n))
+    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
+    assert len(train) == 20 and watched["prompt"] == named("validation", 3)
+
+
+def config(tmp_path: Path, **options: Any) -> ProxyConfig:
+    given = {
+        "model_name_or_path": "frugalign.sandbox:model",
+        "dataset_name": "frugalign.sandbox:prompts",
+        "reward": ["frugalign.sandbox:gold"],
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 3,
+        "max_new_tokens": 6,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "p_t": 1e-3,
+        "use_cpu": True,
+    }
+    return ProxyConfig(**(given | options))
+
+
+def test_what_is_trained_is_what_is_saved(tmp_path: Path) -> None:
+    """The artefact loads on its base with the trained weights; `config.yaml` holds the steps as they ran (4, not 3)."""
+    trainer = train_proxy(config(tmp_path))
+    found = load_proxy(tmp_path / "run", trainer.lm, trainer.processing_class)
+    trained = trainer.model.state_dict()
+    assert set(trained) == set(found.state_dict())
+    assert all(bool((value == trained[name]).all()) for name, value in found.state_dict().items())
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == resolved_options(trainer.args)
+    assert resolved_options(trainer.args)["max_steps"] == 4
+    assert found.config.objective == "marginal" and found.config.max_new_tokens == 6
+    costs = json.loads((tmp_path / "run" / "costs.json").read_text())
+    assert costs["reward_calls"] == 2 * 8 and costs["shares"]["of_base"] < 0.01
+    assert costs["seconds"]["load"] > 0
+
+
+@pytest.mark.parametrize("objective", ["sequential", "sequential_integrated"])
+@pytest.mark.parametrize("features", ["embedding", "lookahead"])
+def test_every_objective_runs_with_both_features(objective: str, features: str, tmp_path: Path) -> None:
+    trainer = train_proxy(config(tmp_path, objective=objective, candidate_features=features, advantage="gae"))
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["objective"], saved["candidate_features"]) == (objective, features)
+    assert trainer.state.global_step == 4
+    assert any(bool(parameter.any()) for parameter in trainer.model.query_out.parameters())  # starts at zero
+
+
+@pytest.mark.parametrize("missing", ["model_name_or_path", "dataset_name", "reward"])
+def test_what_is_missing_is_said(missing: str, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match=f"--{missing} is missing"):
+        train_proxy(config(tmp_path, **{missing: None}))
