@@ -6,6 +6,7 @@ import errno
 import hashlib
 import inspect
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -332,17 +333,18 @@ def test_every_method_of_trainer_that_is_overridden_has_its_signature() -> None:
     assert "self._get_output_dir(" in source["_save_checkpoint"]
 
 
+@pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("what", ["optimizer", "weights"])
 def test_a_full_disk_leaves_the_older_checkpoint_and_the_run_goes_on_from_it(
-    what: str, base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, real: bool, base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC while checkpoint-4 is written: one sentence; checkpoint-2 is whole, and a run resumed from it ends as one never stopped."""
+    """A write of checkpoint-4 fails: one sentence; checkpoint-2 is whole, and a run resumed from it ends as one never stopped.
+
+    `real`: the system itself stops a file at 4 kB, which torch and safetensors report in errors of their own.
+    """
     whole = trainer(base, tmp_path / "whole", save_steps=2, max_steps=6)
     whole.train()
     found = trainer(base, tmp_path / "full", save_steps=2, max_steps=6)
-
-    def full(*arguments: Any, **_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "optimizer.pt")
 
     with monkeypatch.context() as patched, pytest.raises(FrugalignError) as raised:
         place = "transformers.trainer.Trainer._save_optimizer_and_scheduler"
@@ -351,11 +353,23 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_the_run_goes_on_from_it(
         original: Any = getattr(*_resolve(place))
 
         def at_step_four(self: Any, *arguments: Any, **options: Any) -> Any:
-            return full() if found.state.global_step == 4 else original(self, *arguments, **options)
+            if found.state.global_step != 4:
+                return original(self, *arguments, **options)
+            if not real:
+                raise OSError(errno.ENOSPC, "No space left on device", "optimizer.pt")
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+            try:
+                return original(self, *arguments, **options)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
         patched.setattr(place, at_step_four)
         found.train()
-    assert str(raised.value) == f"Cannot write {tmp_path / 'full' / 'checkpoint-4'}: no space is left on the disk."
+    reason = "no space is left on the disk"
+    if real:
+        reason = "File too large" if what == "weights" else "a file could not be written whole; is the disk full?"
+    assert str(raised.value) == f"Cannot write {tmp_path / 'full' / 'checkpoint-4'}: {reason}."
     assert [path.name for path in (tmp_path / "full").glob("checkpoint-*")] == ["checkpoint-2"]
     again = trainer(base, tmp_path / "full", save_steps=2, max_steps=6)
     again.train(resume_from_checkpoint=str(tmp_path / "full" / "checkpoint-2"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from frugalign.artifacts import model_card, write_atomic, writing
+from frugalign.artifacts import model_card, write_atomic
 from frugalign.data import dataset_fingerprint, held_out_split, load_splits
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
@@ -18,7 +18,7 @@ from frugalign.proxy.options import ProxyOptions
 from frugalign.proxy.trainer import ProxyTrainer
 from frugalign.rewards import load_reward
 from frugalign.training.progress import TrainingProgress
-from frugalign.training.run_folder import COSTS_FILE, find_checkpoint, open_run_folder
+from frugalign.training.run_folder import COSTS_FILE, find_checkpoint, open_run_folder, saving
 
 HELD_OUT = 0.1
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
@@ -97,7 +97,7 @@ def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
     if not trainer.is_world_process_zero():
         return
     proxy = trainer.accelerator.unwrap_model(trainer.model)
-    with writing(folder / "model.safetensors"):
+    with saving(folder / "model.safetensors"):
         proxy.save_pretrained(folder)
     base = proxy.config.base
     card = model_card(

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from frugalign.artifacts import writing
 from frugalign.data import encode_prompts
 from frugalign.errors import FrugalignError
 from frugalign.generation import row_keys
@@ -36,7 +35,14 @@ from frugalign.proxy.objective import Minibatch, proxy_loss
 from frugalign.proxy.rollout import Rollout, roll_out
 from frugalign.proxy.schedule import Schedule, sample_numbers
 from frugalign.rewards import NamedReward, load_reward
-from frugalign.training.run_folder import STAGING, RunFolder, checkpoint_state, open_run_folder, publish_checkpoint
+from frugalign.training.run_folder import (
+    STAGING,
+    RunFolder,
+    checkpoint_state,
+    open_run_folder,
+    publish_checkpoint,
+    saving,
+)
 
 _EVAL_EPOCH = -1
 """Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
@@ -334,7 +340,7 @@ class ProxyTrainer(Trainer):
         try:
             with (
                 self.ledger.phase("save"),
-                writing(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"),
+                saving(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"),
             ):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()

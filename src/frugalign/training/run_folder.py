@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -66,6 +70,25 @@ def open_run_folder(path: str | Path) -> Path:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def saving(path: str | Path) -> Iterator[None]:
+    """`writing`, for code that saves tensors: what the system refused, safetensors says in its message alone, and torch not at all.
+
+    Raises:
+        FrugalignError: for a full disk, a missing permission and the like.
+    """
+    with writing(path):
+        try:
+            yield
+        except (SafetensorError, RuntimeError) as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if isinstance(error, SafetensorError) and code:
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+            if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+                raise OSError(errno.EIO, "a file could not be written whole; is the disk full?") from error
+            raise
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
