@@ -29,7 +29,7 @@ RESULT = Path(__file__).parent / "results" / "objectives.json"
 WORK = Path("runs/objectives")
 MARK = 0.4
 WINDOW = 5
-MAX_STEPS = 400
+MAX_STEPS = 480
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def train(variant: Variant, base: str, train_prompts: list[str]) -> dict[str, An
         target_kl=14,
         initial_bias=variant.bias,
         max_steps=MAX_STEPS,
-        logging_steps=2,
+        logging_steps=4,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,

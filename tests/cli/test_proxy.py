@@ -42,6 +42,7 @@ def command(**flags: Any) -> list[str]:
         "reward": "my.py:short",
         "output_dir": "run",
         "max_steps": 4,
+        "num_iterations": 1,
         "max_new_tokens": 6,
         "num_generations": 4,
         "per_device_train_batch_size": 8,

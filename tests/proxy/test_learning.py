@@ -43,6 +43,7 @@ def held_out_gold(base: LoadedModel, folder: Path, reward: Any, **options: Any) 
     rows = [json.loads(line) for line in lines]
     given = {
         "max_steps": 40,
+        "num_iterations": 1,
         "per_device_train_batch_size": 64,
         "max_new_tokens": 32,
         "p_t": 0.01,

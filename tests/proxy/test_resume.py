@@ -78,6 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
         "dataset_name": folder / "prompts.jsonl",
         "reward": f"{folder / 'killing.py'}:reward",
         "max_steps": 12,
+        "num_iterations": 1,
         "save_steps": 4,
         "logging_steps": 3,  # neither the rollouts' step nor the checkpoints'
         "eval_steps": 4,

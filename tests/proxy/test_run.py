@@ -60,6 +60,7 @@ def config(tmp_path: Path, **options: Any) -> ProxyConfig:
         "reward": ["frugalign.sandbox:gold"],
         "output_dir": str(tmp_path / "run"),
         "max_steps": 3,
+        "num_iterations": 1,
         "max_new_tokens": 6,
         "num_generations": 4,
         "per_device_train_batch_size": 8,

@@ -47,6 +47,7 @@ def trainer(base: LoadedModel, folder: Path, reward: Any = short, data: Dataset 
     extra = {name: options.pop(name) for name in ("eval_dataset", "callbacks") if name in options}
     given = {
         "max_steps": 4,
+        "num_iterations": 1,
         "max_new_tokens": 8,
         "num_generations": 4,
         "per_device_train_batch_size": 16,
@@ -63,7 +64,9 @@ def trainer(base: LoadedModel, folder: Path, reward: Any = short, data: Dataset 
 def test_ten_lines_in_a_notebook(tmp_path: Path) -> None:
     """A folder's name, a function, a data set: train, and generate with the result."""
     data = Dataset.from_dict({"prompt": ORDERS})
-    args = ProxyConfig(output_dir=str(tmp_path), max_steps=2, max_new_tokens=8, per_device_train_batch_size=16)
+    args = ProxyConfig(
+        output_dir=str(tmp_path), max_steps=2, num_iterations=1, max_new_tokens=8, per_device_train_batch_size=16
+    )
     found = ProxyTrainer(model=sandbox.model, reward_funcs=short, args=args, train_dataset=data)
     found.train()
     found.save_model()

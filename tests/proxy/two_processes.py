@@ -24,6 +24,7 @@ def settings(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
     return {
         "output_dir": str(folder),
         "max_steps": 20,
+        "num_iterations": 1,
         "max_new_tokens": 8,
         "num_generations": 4,
         "per_device_train_batch_size": completions,

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "p_t": 0.01,
     "beta": 0.4,
     "learning_rate": 3e-3,
+    "num_iterations": 1,
     "max_steps": 200,
 }
 MEASURES = {

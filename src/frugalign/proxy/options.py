@@ -64,7 +64,7 @@ class ProxyOptions:
     per_device_train_batch_size: int = _option(
         128, "Completions per device and rollout; a multiple of num_generations."
     )
-    num_iterations: int = _option(1, "Passes over a rollout.")
+    num_iterations: int = _option(2, "Passes over a rollout.")
     num_mini_batches: int = _option(2, "Optimiser steps per pass.")
     epsilon: float = _option(0.2, "PPO's clip range.")
     advantage: Literal["leave_one_out", "gae"] = _option(
@@ -79,7 +79,7 @@ class ProxyOptions:
     missing_eos_penalty: float = _option(0.0, "Added to the reward of a completion cut at max_new_tokens.")
     mask_truncated_completions: bool = _option(False, "Leave cut completions out of the loss.")
 
-    max_steps: int = _option(400, "Optimiser steps, rounded up to whole rollouts.")
+    max_steps: int = _option(960, "Optimiser steps, rounded up to whole rollouts.")
     learning_rate: float = _option(1e-2, "Peak learning rate.")
     lr_scheduler_type: str = _option("linear", "Learning-rate schedule, as in transformers.")
     warmup_steps: float = _option(0, "Warm-up steps.")

@@ -102,7 +102,7 @@ class ProxyTrainer(Trainer):
         self._eval_prompts = (
             self._encode(eval_dataset, processing_class, args, proxy) if eval_dataset is not None else None
         )
-        args.max_steps = _whole_rounds(args.max_steps if args.max_steps > 0 else 400, args.steps_per_rollout)
+        args.max_steps = _whole_rounds(args.max_steps if args.max_steps > 0 else 960, args.steps_per_rollout)
         args.save_steps = _whole_rounds(int(args.save_steps), args.steps_per_rollout)
         if args.eval_steps is not None:
             args.eval_steps = _whole_rounds(int(args.eval_steps), args.steps_per_rollout)

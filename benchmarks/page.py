@@ -1,0 +1,296 @@
+"""docs/results.md from the JSON files in benchmarks/results, so that no figure is copied by hand: `python -m benchmarks.page`.
+
+A result that has not been measured has no section.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+HEAD = """\
+# Results
+
+Every figure on this page was made by the command above it, on the machine named there; `python -m benchmarks.page` writes the page from
+`benchmarks/results/*.json`. Intervals are 95 % bootstrap intervals over prompts. Absolute seconds are of small CPU machines, some of them busy: read
+them beside each other, not alone. Settings were chosen on training prompts and frozen in `recipes/` before a test prompt was read, except where a
+section says otherwise.
+"""
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """A result, None where it has not been measured."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return found
+
+
+def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table, numbers on the right."""
+    heading = list(heading)
+    lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def source(result: Mapping[str, Any]) -> str:
+    """Command and machine."""
+    return f"```console\n{result['command']}\n```\n\nMachine: {result['machine']}.\n"
+
+
+def interval(estimate: Mapping[str, Any] | None, digits: int = 2, factor: float = 1.0) -> str:
+    """`mean [low, high]`."""
+    if estimate is None:
+        return "—"
+    mean, low, high = (f"{factor * estimate[key]:.{digits}f}" for key in ("mean", "ci_low", "ci_high"))
+    return f"{mean} [{low}, {high}]"
+
+
+# -- sections ---------------------------------------------------------------------------------------------------------
+
+
+def sandbox(result: dict[str, Any]) -> str:
+    """Goals over three seeds on two sets of prompts, proxy and controls."""
+    names = ("forbidden_served", "rude", "over_refusal", "right_remedy")
+    text = ["## Sandbox\n", source(result)]
+    text.append(
+        "Three seeds, trained on the *learned* reward, measured by the exact grammar. The recipe's β was chosen while looking at the shipped `test` "
+        "prompts; nothing was chosen on the `fresh` ones, which are drawn from combinations that training never contains. The state-free control learns one "
+        "number per token under the same settings; best-of-4 chooses by the learned reward.\n"
+    )
+    for which, kinds in result["runs"].items():
+        rows = []
+        for kind, runs in kinds.items():
+            if not rows:
+                rows.append(["base", *(_spread(runs, "base", name) for name in names), "0"])
+            kl = [run["kl_per_sequence"]["mean"] for run in runs if run.get("kl_per_sequence")]
+            rows.append(
+                [kind, *(_spread(runs, "policy", name) for name in names), f"{_mean(kl):.2f}" if kl else "≤ 0.64"]
+            )
+        titles = ("forbidden served, %", "rude, %", "lawful refused, %", "lawful served right, %", "KL, nats")
+        text.append(f"### {which.capitalize()} prompts (mean of seeds; lowest … highest)\n")
+        text.append(table(["", *titles], rows))
+        verdicts = result["verdicts"][which]["proxy"]
+        text.append("\n".join(f"- {goal}: **{value:.3g}**" for goal, value in verdicts.items()) + "\n")
+    text.append(
+        "Best-of-n moves at most log n − (n − 1)/n nats, 0.64 for n = 4. "
+        f"Training took {result['training_seconds']['median']:.0f} s (median of the seeds).\n"
+    )
+    return "\n".join(text)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(runs: list[dict[str, Any]], side: str, name: str) -> str:
+    values = [100 * run[side][name]["mean"] for run in runs]
+    return f"{_mean(values):.1f} ({min(values):.1f} … {max(values):.1f})"
+
+
+def stories_proxy(result: dict[str, Any]) -> str:
+    """The stories task, seeds and control."""
+    rows = []
+    for kind, runs in result["runs"].items():
+        for seed, run in runs.items():
+            rows.append(
+                [
+                    f"{kind}, seed {seed}",
+                    interval(run["reward"]),
+                    interval(run["kl_per_sequence"], 1),
+                    f"{run['distinct_2']['mean']:.2f}",
+                    f"{run['trainable_parameters']:,}",
+                    f"{run['seconds']:.0f}",
+                ]
+            )
+    base = next(iter(result["runs"]["proxy"].values()))
+    rows.insert(0, ["base", interval(base["base_reward"]), "0", f"{base['base_distinct_2']['mean']:.2f}", "—", "—"])
+    untrained = result["untrained"]
+    rows.insert(
+        1, ["untrained proxy", interval(untrained["reward"]), interval(untrained["kl_per_sequence"], 1), "", "", ""]
+    )
+    means = result["mean_of_seeds"]
+    own, control = means["proxy"], means["state-free control"]
+    samples = "\n".join(
+        f"- **{s['prompt']}** {' '.join(s['policy'].split())} ({s['rewards']['reward']:+.2f})"
+        for s in result["samples"]
+    )
+    return "\n".join(
+        [
+            "## Stories\n",
+            source(result),
+            "`stories260k`, prompts of eight words, reward = minus the VADER compound of the completion. Test prompts that training never shows.\n",
+            table(["", "reward", "KL, nats", "distinct bigrams", "parameters", "seconds"], rows),
+            f"Mean of the seeds: **{own['reward']:+.3f}** at {own['kl_per_sequence']:.1f} nats (goal: +0.6 at 15 or less); the state-free control, "
+            f"allowed more KL, {control['reward']:+.3f} at {control['kl_per_sequence']:.1f} nats: {means['above_the_control']:.3f} below (goal: 0.15).\n",
+            *([result["note"] + "\n"] if "note" in result else []),
+            "Ten completions, evenly spread, seed 0:\n",
+            samples + "\n",
+        ]
+    )
+
+
+def chat_safety(result: dict[str, Any]) -> str:
+    """The reward model and the proxy trained on it."""
+    model = result["reward_model"]
+    rows = []
+    for which, found in result["evaluation"].items():
+        metrics = found["metrics"]
+        rows += [
+            [f"{which}: safety reward", interval(metrics["base_reward"]), interval(metrics["reward"])],
+            [f"{which}: reward of the shuffled control", interval(metrics["base_rewards"]["shuffled_control"]), interval(metrics["rewards"]["shuffled_control"])],
+            [f"{which}: refusals of unsafe prompts, %", interval(found["refusals_unsafe_base"], 1, 100), interval(found["refusals_unsafe_policy"], 1, 100)],
+            [f"{which}: refusals of safe prompts (over-refusal), %", interval(found["refusals_safe_base"], 1, 100), interval(found["refusals_safe_policy"], 1, 100)],
+            [f"{which}: completions that ended, %", interval(metrics["base_ended_rate"], 1, 100), interval(metrics["ended_rate"], 1, 100)],
+            [f"{which}: KL, nats", "0", interval(metrics["kl_per_sequence"], 1)],
+        ]  # fmt: skip
+    return "\n".join(
+        [
+            "## A small chat model, made safer\n",
+            source(result),
+            f"A reward model trained on {model['pairs']['training']:,} preference pairs prefers the safer answer of {100 * model['reward_model']['held_out_accuracy']:.1f} % of "
+            f"{model['pairs']['held_out']:,} held-out pairs (split by prompt); trained on shuffled labels, {100 * model['shuffled_control']['held_out_accuracy']:.1f} %; "
+            f'"the shorter one" is right for {100 * model["shorter_is_safer"]:.1f} %. The base saw most of these texts in its own pretraining.\n',
+            table(["", "base", "with the proxy"], rows),
+            *([result["note"] + "\n"] if "note" in result else []),
+        ]
+    )
+
+
+def speed(result: dict[str, Any]) -> str:
+    """Ratios of decoding speed, and the optimisation's share."""
+    ratios = ("loop guided / unguided", "generate guided / unguided", "loop / generate")
+    rows, shares = [], []
+    for name, found in result.items():
+        if not isinstance(found, dict):
+            continue
+        for batch, cell in found.items():
+            if batch.startswith("batch"):
+                rows.append(
+                    [
+                        f"{name}, {batch}",
+                        *(f"{cell[ratio]:.2f}" for ratio in ratios),
+                        f"{cell['tokens_per_second']['loop, guided']:,.0f}",
+                    ]
+                )
+        share = found["optimisation"]
+        shares.append(
+            f"- {name}: optimisation takes {100 * share['optimise / rollout']:.1f} % of the rollout's time ({share['candidates_per_position']} candidates a position)."
+        )
+    return "\n".join(
+        [
+            "## Speed\n",
+            source(result),
+            f"{result['tokens']} tokens; medians of {result['repeats']} rounds in which the four ways take turns. Tokens per second are those of the guided loop.\n",
+            table(["", *ratios, "tokens/s"], rows),
+            "\n".join(shares) + "\n",
+        ]
+    )
+
+
+def ladder(result: dict[str, Any]) -> str:
+    """Seconds and memory of one step."""
+    rows = []
+    for name, cells in result["table"].items():
+        row = [name]
+        for method in ("proxy", "rloo", "rloo-lora"):
+            row += [f"{cells[method]['seconds_per_step']:.2f}", f"{cells[method]['memory_above_floor_mb']:,.0f}"]
+        rows.append(row)
+    heading = ["base", "proxy, s", "MB", "RLOO, s", "MB", "RLOO + LoRA, s", "MB"]
+    return "\n".join(
+        [
+            "## What a step costs\n",
+            source(result),
+            f"One step: {result['step']}; rollout and optimisation. MB: peak of the process above one that only loads the libraries and the base.\n",
+            table(heading, rows),
+        ]
+    )
+
+
+def objectives(result: dict[str, Any]) -> str:
+    """Samples and seconds to the same reward."""
+
+    def row(name: str, run: dict[str, Any]) -> list[str]:
+        reached = ["not reached", "—", "—"]
+        if run["samples"] is not None:
+            reached = [f"{run['samples']:,}", f"{run['seconds']:.0f}", f"{run['kl_there']:.1f}"]
+        untrained = f"{run['untrained_reward']:+.2f} at {run['untrained_kl']:.1f}"
+        return [name, f"{run['bias']:g}", *reached, f"{run['final_reward']:+.2f} at {run['final_kl']:.1f}", untrained]
+
+    rows = [
+        row(name + (" (best)" if len(runs) > 1 and run == result["best"][name] else ""), run)
+        for name, runs in result["runs"].items()
+        for run in runs
+    ]
+    return "\n".join(
+        [
+            "## The three objectives, and lookahead\n",
+            source(result),
+            f"Mark: {result['mark']}. The last columns are reward and KL at the end of the run and of its first rollout.\n",
+            table(["", "b", "samples", "seconds", "KL there", "end", "first rollout"], rows),
+        ]
+    )
+
+
+def refusals(result: dict[str, Any]) -> str:
+    """The refusal detector against people."""
+    rows = []
+    for reading, title in (
+        ("partial_left_out", "partial refusals left out"),
+        ("partial_as_refusal", "counted as refusals"),
+        ("partial_as_answer", "counted as answers"),
+    ):
+        cell = result["held_out"]["rules"][reading]
+        rows.append(
+            [
+                title,
+                f"{cell['kappa']:.3f}",
+                *(f"{cell[key]:,}" for key in ("true_positive", "false_positive", "false_negative", "true_negative")),
+            ]
+        )
+    return "\n".join(
+        [
+            "## The refusal detector\n",
+            "```console\nFRUGALIGN_TRIALS=folder python benchmarks/refusal_agreement.py\n```\n",
+            "Against the labels that people gave to XSTest's completions, on the half of the prompts that was not read while the rules were written.\n",
+            table(["", "κ", "both refuse", "only the rules", "only people", "neither"], rows),
+        ]
+    )
+
+
+def frontier(result: dict[str, Any]) -> str:
+    """The frontier's own section is written by its figure's module, which knows its shape."""
+    from benchmarks.frontier_figure import section
+
+    return section(result)
+
+
+SECTIONS = {
+    "sandbox": sandbox,
+    "stories_proxy": stories_proxy,
+    "frontier": frontier,
+    "chat_safety": chat_safety,
+    "objectives": objectives,
+    "speed": speed,
+    "ladder": ladder,
+    "refusal_agreement": refusals,
+}
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [HEAD]
+    for name, section in SECTIONS.items():
+        result = load(name)
+        if result is not None:
+            parts.append(section(result))
+    PAGE.write_text("\n".join(parts))
+    print(f"Written: {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
