@@ -189,7 +189,9 @@ class ProxyTrainer(Trainer):
         size, rank = args.per_device_train_batch_size, self.accelerator.process_index
         mine = slice(rank * size, (rank + 1) * size)
         rollout = self._roll_out(self._train_prompts, indices[mine], epoch, numbers[mine])
-        if rollout is None:
+        # Asked of all processes: one that raised alone would leave the others waiting for it.
+        n_with_choice = self._sum(torch.tensor(float(rollout is not None)))
+        if rollout is None or n_with_choice < self.accelerator.num_processes:
             raise FrugalignError(
                 f"No position had two candidates at p_t = {args.p_t} and T = {args.temperature}, so there is nothing to learn: lower p_t."
             )
