@@ -131,7 +131,7 @@ def draws_of(objective: str, p: torch.Tensor, score: torch.Tensor) -> torch.Tens
                 log_p[row], log_a[row], log_1ma[row], mask[row]
             ),
         }[objective]
-        choice = overseer.choose(form().expand(N_DRAWS, m), noise.uniform(0))
+        choice = overseer.choose(form().expand(N_DRAWS, m), noise.gumbel(0, ids))
     return torch.bincount(choice, minlength=m).double()
 
 

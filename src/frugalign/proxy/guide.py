@@ -156,7 +156,7 @@ class ProxyGuide:
             gumbel, coins = noise.gumbel(STREAM_ORDER, chosen.ids), noise.uniform(STREAM_ACCEPT, chosen.ids)
             choice, rejected, asked = overseer.sample_sequential(chosen.log_p, log_a, chosen.mask, gumbel, coins)
         else:
-            choice = overseer.choose(log_pi, noise.uniform(STREAM_EMIT))
+            choice = overseer.choose(log_pi, noise.gumbel(STREAM_EMIT, chosen.ids))
         token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
         details = Decision(chosen, log_a, log_pi, choice, rejected, asked, states)
         if not do_sample:

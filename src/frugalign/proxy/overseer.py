@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from frugalign.generation.noise import draw
-
 Objective = Literal["marginal", "sequential", "sequential_integrated"]
 
 _NODES = 64
@@ -117,9 +115,9 @@ def greedy_choice(log_p: Tensor, log_a: Tensor, mask: Tensor, objective: Objecti
     return torch.where(fine.any(-1), descending.argmax(-1), best)
 
 
-def choose(log_pi: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a column from `log_pi [B, K]` with `uniform [B]`: `[B]`."""
-    return draw(log_pi.exp(), uniform)
+def choose(log_pi: Tensor, gumbel: Tensor) -> Tensor:
+    """Draw a column from `log_pi [B, K]` with `gumbel [B, K]`: `[B]`. The Gumbel-max form: see `BaseGuide`."""
+    return (log_pi + gumbel).argmax(-1)
 
 
 def kl_choice(log_pi: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
