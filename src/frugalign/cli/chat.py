@@ -6,32 +6,15 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from frugalign.cli.generate import check_temperature, legend
+from frugalign.cli.generate import AnswerOptions, legend, load_completer
 from frugalign.cli.parser import Command, parse
 
 
-@dataclass
-class ChatOptions:
+@dataclass(kw_only=True)
+class ChatOptions(AnswerOptions):
     """Options of `frugalign chat`."""
 
-    model_name_or_path: str = field(metadata={"help": "The base: hub id, folder, or package.module:attribute."})
-    proxy: str | None = field(default=None, metadata={"help": "Folder or hub id of a proxy that guides the base."})
-    adapter: str | None = field(default=None, metadata={"help": "A PEFT adapter of the base."})
-    strength: float = field(default=1.0, metadata={"help": "Strength λ of the proxy: 0 is the restricted base."})
     system: str | None = field(default=None, metadata={"help": "A system message to begin with."})
-    show_rejections: bool = field(
-        default=False, metadata={"help": "Show proposed, rejected and accepted tokens in colour."}
-    )
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Most tokens of an answer. Default: the proxy's, else 256."}
-    )
-    temperature: float | None = field(
-        default=None, metadata={"help": "Sampling temperature of the base; a proxy brings its own. Default: 1."}
-    )
-    do_sample: bool = field(default=True, metadata={"help": "Sample, or decode greedily (--no_do_sample)."})
-    seed: int = field(default=0, metadata={"help": "Seed of all noise."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
 
 
 COMMAND = Command(
@@ -44,19 +27,11 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Read a line, answer it, until there are no more lines."""
     options: ChatOptions = parse(COMMAND, argv)
-    check_temperature(options.temperature, options.proxy)
+    completer = load_completer(options)
     from rich.console import Console
 
-    from frugalign.evaluation.completing import Completer, colour_trace
+    from frugalign.evaluation.completing import colour_trace
 
-    completer = Completer(
-        options.model_name_or_path,
-        proxy=options.proxy,
-        adapter=options.adapter,
-        strength=options.strength,
-        revision=options.revision,
-        dtype=options.dtype,
-    )
     console = Console(highlight=False)
     if options.show_rejections:
         print(legend())

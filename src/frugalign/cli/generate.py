@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from frugalign.cli.parser import Command, parse
 from frugalign.errors import FrugalignError
 
+if TYPE_CHECKING:
+    from frugalign.evaluation.completing import Completer
 
-@dataclass
-class GenerateOptions:
-    """Options of `frugalign generate`."""
+
+@dataclass(kw_only=True)
+class AnswerOptions:
+    """What `generate` and `chat` have in common."""
 
     model_name_or_path: str = field(metadata={"help": "The base: hub id, folder, or package.module:attribute."})
-    prompt: str = field(metadata={"help": "What to answer or continue."})
     proxy: str | None = field(default=None, metadata={"help": "Folder or hub id of a proxy that guides the base."})
     adapter: str | None = field(default=None, metadata={"help": "A PEFT adapter of the base."})
     strength: float = field(default=1.0, metadata={"help": "Strength λ of the proxy: 0 is the restricted base."})
@@ -22,19 +24,26 @@ class GenerateOptions:
         default=False, metadata={"help": "Show proposed, rejected and accepted tokens in colour."}
     )
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Most tokens of the answer. Default: the proxy's, else 256."}
+        default=None, metadata={"help": "Most tokens of an answer. Default: the proxy's, else 256."}
     )
     temperature: float | None = field(
         default=None, metadata={"help": "Sampling temperature of the base; a proxy brings its own. Default: 1."}
     )
     do_sample: bool = field(default=True, metadata={"help": "Sample, or decode greedily (--no_do_sample)."})
+    seed: int = field(default=0, metadata={"help": "Seed of all noise."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
+
+
+@dataclass(kw_only=True)
+class GenerateOptions(AnswerOptions):
+    """Options of `frugalign generate`."""
+
+    prompt: str = field(metadata={"help": "What to answer or continue."})
     prompt_format: Literal["auto", "raw", "chat"] | None = field(
         default=None,
         metadata={"help": "One user turn where there is a chat template (auto, chat), or the string as it is (raw)."},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of all noise."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
 
 
 COMMAND = Command("generate", "Answer one prompt with a model, guided by a proxy where one is given.", GenerateOptions)
@@ -43,19 +52,11 @@ COMMAND = Command("generate", "Answer one prompt with a model, guided by a proxy
 def run(argv: list[str]) -> int:
     """Print the answer, coloured by what the proxy did where asked."""
     options: GenerateOptions = parse(COMMAND, argv)
-    check_temperature(options.temperature, options.proxy)
+    completer = load_completer(options)
     from rich.console import Console
 
-    from frugalign.evaluation.completing import Completer, colour_trace
+    from frugalign.evaluation.completing import colour_trace
 
-    completer = Completer(
-        options.model_name_or_path,
-        proxy=options.proxy,
-        adapter=options.adapter,
-        strength=options.strength,
-        revision=options.revision,
-        dtype=options.dtype,
-    )
     answer = completer.answer(
         options.prompt,
         max_new_tokens=options.max_new_tokens,
@@ -72,12 +73,26 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def check_temperature(temperature: float | None, proxy: str | None) -> None:
-    """A temperature is the base's; a proxy has learned at its own."""
-    if temperature is not None and proxy is not None:
+def load_completer(options: AnswerOptions) -> Completer:
+    """The model and what guides it.
+
+    Raises:
+        FrugalignError: a temperature where a proxy, which has learned at its own, is given; whatever cannot be loaded.
+    """
+    if options.temperature is not None and options.proxy is not None:
         raise FrugalignError("A proxy brings the temperature it was trained at; leave --temperature out.")
-    if temperature is not None and temperature <= 0:
+    if options.temperature is not None and options.temperature <= 0:
         raise FrugalignError("temperature must be above 0; use --no_do_sample for greedy decoding.")
+    from frugalign.evaluation.completing import Completer
+
+    return Completer(
+        options.model_name_or_path,
+        proxy=options.proxy,
+        adapter=options.adapter,
+        strength=options.strength,
+        revision=options.revision,
+        dtype=options.dtype,
+    )
 
 
 def legend() -> str:

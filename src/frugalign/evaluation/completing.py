@@ -77,13 +77,17 @@ class Completer:
         """
         artefact = self.policy.artefact
         limit = max_new_tokens or (artefact.max_new_tokens if artefact is not None else DEFAULT_NEW_TOKENS)
+        context = context_length(self.base.model)
         encoded = encode_prompts(
             [prompt],
             self.tokenizer,
-            max_context=context_length(self.base.model),
-            max_new_tokens=limit,
+            max_context=context,
+            # Only a length that was asked for has to fit whole; the default one gives way to the context.
+            max_new_tokens=max_new_tokens or 1,
             prompt_format=prompt_format or (artefact.prompt_format if artefact is not None else "auto"),
         )
+        if context is not None:
+            limit = min(limit, context - len(encoded.ids[0]))
         found = generate(
             self.policy.model,
             self.tokenizer,
