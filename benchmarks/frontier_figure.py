@@ -61,7 +61,8 @@ def draw(result: dict[str, Any], file: Path) -> None:
     axes.set_ylabel("reward (minus sentiment)")
     budget = result["budget"]
     axes.set_title(f"Six settings a method, {budget['most_sampled_tokens_per_run'] / 1e6:.2f} M sampled tokens a run")
-    axes.legend(loc="lower right", fontsize=8)
+    # Where no method has been: right of what the restriction costs, left of the coarsest one.
+    axes.legend(loc="lower left", bbox_to_anchor=(0.27, 0.0), fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)
