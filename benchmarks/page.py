@@ -6,6 +6,7 @@ A result that has not been measured has no section.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,9 @@ def main() -> None:
         if result is not None:
             parts.append(section(result))
     PAGE.write_text("\n".join(parts))
+    if (RESULTS / "frontier.png").is_file():
+        (PAGE.parent / "img").mkdir(exist_ok=True)
+        shutil.copyfile(RESULTS / "frontier.png", PAGE.parent / "img" / "frontier.png")
     print(f"Written: {PAGE.relative_to(ROOT)}")
 
 
