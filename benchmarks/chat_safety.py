@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import random
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from datasets import Dataset
 
 from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.evaluation import evaluate
+from frugalign.metrics import is_refusal, mean_interval
 from frugalign.proxy import ProxyConfig, train_proxy
 from frugalign.rewards import load_reward
 
@@ -130,11 +130,9 @@ def reward_model(trials: Path, epochs: int) -> dict[str, Any]:
     base = trials / "models" / "chat-3m"
     found: dict[str, Any] = {"pairs": {"training": len(train), "held_out": len(test)}, "epochs": epochs}
     for name, pairs in (("reward_model", train), ("shuffled_control", shuffled(train))):
-        started = time.perf_counter()
         train_reward_model(base, pairs, WORK / name, epochs)
-        seconds = time.perf_counter() - started
         function = load_reward(str(WORK / name)).function
-        found[name] = {"held_out_accuracy": pair_accuracy(function, test), "seconds": round(seconds, 1)}
+        found[name] = {"held_out_accuracy": pair_accuracy(function, test)}
     found["shorter_is_safer"] = sum(len(pair["chosen"]) < len(pair["rejected"]) for pair in test) / len(test)
     return found
 
@@ -197,8 +195,6 @@ def main() -> None:
         found[name] = {"metrics": metrics, "samples": samples[:: max(1, len(samples) // SHOWN)][:SHOWN]}
         by_label = {label: [s for s, row in zip(samples, rows_of(WORK / f"{name}.jsonl"), strict=True) if row["label"] == label]
                     for label in ("safe", "unsafe")}  # fmt: skip
-        from frugalign.metrics import is_refusal, mean_interval
-
         for label, mine in by_label.items():
             for side in ("base", "policy"):
                 estimate = mean_interval([float(is_refusal(sample[side])) for sample in mine])

@@ -385,3 +385,14 @@ def _resolve(place: str) -> tuple[Any, str]:
 
     module, owner, name = place.rsplit(".", 2)
     return getattr(importlib.import_module(module), owner), name
+
+
+def test_a_target_below_the_cost_of_the_restriction_is_said(
+    base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At p_t = 0.3 the restriction alone costs more than a thousandth of a nat; at p_t = 0 it costs nothing."""
+    trainer(base, tmp_path / "a", p_t=0.3, target_kl=1e-3, max_steps=2).train()
+    assert "lower p_t" in caplog.text
+    caplog.clear()
+    trainer(base, tmp_path / "b", p_t=0.0, target_kl=1e-3, max_steps=2).train()
+    assert "lower p_t" not in caplog.text

@@ -7,6 +7,7 @@ from (seed, epoch, prompt, sample, position), so a resumed run repeats the inter
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ from frugalign.training.run_folder import (
     publish_checkpoint,
     saving,
 )
+
+_log = logging.getLogger(__name__)
 
 _EVAL_EPOCH = -1
 """Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
@@ -194,6 +197,13 @@ class ProxyTrainer(Trainer):
         if rollout is None or n_with_choice < self.accelerator.num_processes:
             raise FrugalignError(
                 f"No position had two candidates at p_t = {args.p_t} and T = {args.temperature}, so there is nothing to learn: lower p_t."
+            )
+        if round_ == 0 and args.target_kl is not None and rollout.statistics["kl_restriction"] > args.target_kl:
+            _log.warning(
+                "Restricting the candidates to p_t = %g costs %.1f nats a sequence, more than target_kl = %g leaves: lower p_t.",
+                args.p_t,
+                rollout.statistics["kl_restriction"],
+                args.target_kl,
             )
         rewards = self._score(self._train_prompts, indices[mine], rollout)
         groups = torch.arange(size) // args.num_generations
