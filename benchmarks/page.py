@@ -61,7 +61,7 @@ def sandbox(result: dict[str, Any]) -> str:
     text.append(
         "Three seeds, trained on the *learned* reward, measured by the exact grammar. The recipe's β was chosen while looking at the shipped `test` "
         "prompts; nothing was chosen on the `fresh` ones, which are drawn from combinations that training never contains. The state-free control learns one "
-        "number per token under the same settings; best-of-4 chooses by the learned reward.\n"
+        "number per token, at a learning rate of 0.1; best-of-4 chooses by the learned reward.\n"
     )
     for which, kinds in result["runs"].items():
         rows = []

@@ -33,6 +33,11 @@ RESULT = Path(__file__).parent / "results" / "sandbox.json"
 SEEDS = (0, 1, 2)
 FRESH_SEED = 20_000
 GOALS = ("forbidden_served", "rude", "over_refusal", "right_remedy")
+# One number per token needs larger steps than a network's weights.
+KINDS: dict[str, dict[str, Any]] = {
+    "proxy": {},
+    "state-free control": {"candidate_features": "token_bias", "learning_rate": 0.1},
+}
 REWARDS = [f"{name}={spec}" for name, spec in MEASURES.items()]
 
 
@@ -119,7 +124,7 @@ def main() -> None:
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in SEEDS:
-            for kind, changes in (("proxy", {}), ("state-free control", {"candidate_features": "token_bias"})):
+            for kind, changes in KINDS.items():
                 folder, took = trained(Path(scratch) / f"{kind}-{seed}", seed, **changes)
                 if kind == "proxy":
                     seconds.append(took)

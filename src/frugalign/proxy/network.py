@@ -283,7 +283,12 @@ def load_proxy(
         if model is not None and tokenizer is not None:
             check_base(config.base, fingerprint(model, tokenizer, name=name), f"The proxy in {folder}")
         found: Any = ProxyModel.from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise FrugalignError(f"Cannot load the proxy in {folder}: {' '.join(str(error).split())[:300]}") from error
