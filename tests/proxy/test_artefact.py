@@ -150,3 +150,50 @@ def test_the_config_says_what_the_base_is(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert {"name", "revision", "width", "vocabulary", "tokenizer"} <= set(config["base"])
     assert config["objective"] == "marginal" and config["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"objective": "nonsense"}, {"p_t": "a"}, {"width": "wide"}, {"base": "mine"}, {"temperature": 0}]
+)
+def test_a_damaged_config(folder: Path, change: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FrugalignError) as error:
+        load_proxy(folder, llama(), tokenizer())
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_guided_model_from_its_folder(folder: Path) -> None:
+    """The folder names its base; the two are loaded, checked against each other, and generate together."""
+    from copy import copy
+
+    from frugalign import GuidedModel
+
+    base = folder.parent / "base"
+    llama().save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    guided = GuidedModel.from_pretrained(folder, base=str(base))
+    ids = torch.tensor([[5, 6, 7]])
+    with guided.attached():
+        wanted = guided.model(ids).logits
+    assert torch.equal(guided(ids).logits, wanted)
+    assert not torch.equal(guided.model(ids).logits, wanted)
+    assert guided.generate(ids, do_sample=False, max_new_tokens=3).shape == (1, 6)
+    assert copy(guided).proxy is guided.proxy and guided.config is guided.model.config
+
+
+def test_an_error_while_attaching_leaves_no_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from frugalign.proxy.attachment import attach
+    from frugalign.proxy.guide import ProxyGuide
+
+    model, proxy = llama(), load_proxy(folder)
+    model.generation_config.temperature = 0.3
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ProxyGuide, "build", fail)
+    with pytest.raises(MemoryError), attach(model, proxy):
+        pass
+    assert model.generation_config.temperature == 0.3
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

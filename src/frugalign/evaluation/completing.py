@@ -88,6 +88,7 @@ class Completer:
         )
         if context is not None:
             limit = min(limit, context - len(encoded.ids[0]))
+        stream = _Stream(self.tokenizer, on_text) if on_text is not None else None
         found = generate(
             self.policy.model,
             self.tokenizer,
@@ -95,11 +96,13 @@ class Completer:
             SamplingParams(limit, temperature or 1.0, do_sample),
             keys=row_keys(seed, turn, [0], [0]),
             guide=self.policy.guide,
-            observer=_Stream(self.tokenizer, on_text) if on_text is not None else None,
+            observer=stream,
             record_trace=True,
         )
         assert found.traces is not None
         text = self.tokenizer.decode(found.completion_ids[0], skip_special_tokens=True)
+        if on_text is not None and stream is not None and len(text) > stream.shown:
+            on_text(str(text)[stream.shown :])  # cut in the middle of a character
         return Answer(str(text), found.completion_ids[0], found.ended[0], found.traces[0])
 
 

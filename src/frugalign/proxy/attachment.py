@@ -141,7 +141,7 @@ def attach(model: PreTrainedModel, proxy: ProxyModel, *, strength: float = 1.0) 
         attachment.members.append(member)
         try:
             attachment.rebuild()
-        except FrugalignError:
+        except BaseException:
             _release(key, attachment, member)
             raise
         _ATTACHED[key] = attachment
@@ -198,7 +198,14 @@ class GuidedModel:
         """The context manager, for what calls `model.generate` itself (a pipeline, an assistant)."""
         return attach(self.model, self.proxy, strength=self.strength)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass, its logits replaced by log π."""
+        with self.attached():
+            return self.model(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
+        if name == "model" or name.startswith("__"):  # a copy under construction has no model to ask yet
+            raise AttributeError(name)
         return getattr(self.model, name)
 
 

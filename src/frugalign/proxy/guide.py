@@ -173,6 +173,10 @@ class ProxyGuide:
         relative = overseer.relative_acceptance(details.log_a, details.candidates.mask)
         shown = details.log_a.exp() if self.objective != "marginal" else relative
         greedy = emission.kl_choice is None
+        draws = None
+        if not greedy and self.objective == "marginal":
+            index = torch.arange(2 * _SHOWN_REJECTIONS, device=relative.device).expand(len(relative), -1)
+            draws = noise.uniform(STREAM_REJECTIONS, index)
         traces = []
         for row, column in enumerate(details.choice.tolist()):
             ids, accept = details.candidates.ids[row].tolist(), shown[row].tolist()
@@ -180,36 +184,40 @@ class ProxyGuide:
                 traces.append(TokenTrace(token=ids[column], acceptance=None, rejected=()))
                 continue
             # Greedy decoding proposes in descending probability: columns are sorted so.
-            turned_down = list(range(column)) if greedy else self._rejections(details, relative, row, noise)
+            if greedy:
+                turned_down = list(range(column))
+            elif draws is not None:
+                turned_down = _geometric(details, relative, row, draws[row])
+            else:
+                turned_down = self._flipped(details, row, noise)
             pairs = tuple((ids[other], accept[other]) for other in turned_down)
             traces.append(TokenTrace(token=ids[column], acceptance=accept[column], rejected=pairs))
         return traces
 
-    def _rejections(self, details: Decision, relative: Tensor, row: int, noise: Noise) -> list[int]:
+    def _flipped(self, details: Decision, row: int, noise: Noise) -> list[int]:
         if details.rejected is not None:
             return [int(column) for column in details.rejected[row].nonzero().squeeze(-1)]
-        if self.objective != "marginal":
-            return self._replayed(details, row, noise)
-        p = details.candidates.log_p[row].exp()
-        lost = p * (1 - relative[row])
-        total = float(lost.sum())
-        # Proposals with replacement: the number turned down is geometric, and independent of the token that is emitted.
-        draws = noise.uniform(
-            STREAM_REJECTIONS, torch.arange(2 * _SHOWN_REJECTIONS, device=p.device).expand(len(relative), -1)
-        )[row]
-        columns: list[int] = []
-        while len(columns) < _SHOWN_REJECTIONS and float(draws[2 * len(columns)]) < total:
-            columns.append(int(draw(lost[None], draws[None, 2 * len(columns) + 1])))
-        return columns
+        return self._replayed(details, row, noise)
 
     def _replayed(self, details: Decision, row: int, noise: Noise) -> list[int]:
         """Integrated sequential: replay the process until it emits what was emitted, which draws flips given the emission."""
         found, column = details.candidates, int(details.choice[row])
         width = found.ids.shape[1]
-        index = torch.arange(_REPLAYS * width, device=found.ids.device).expand(len(found.ids), -1)
-        uniform = noise.uniform(STREAM_REJECTIONS, index)[row].reshape(_REPLAYS, width)
-        coins = noise.uniform(STREAM_ACCEPT, index)[row].reshape(_REPLAYS, width)
+        index = torch.arange(_REPLAYS * width, device=found.ids.device)[None]
+        alone = Noise(noise.keys[row : row + 1], noise.position)
+        uniform = alone.uniform(STREAM_REJECTIONS, index).reshape(_REPLAYS, width)
+        coins = alone.uniform(STREAM_ACCEPT, index).reshape(_REPLAYS, width)
         log_p, log_a, mask = (part[row].expand(_REPLAYS, -1) for part in (found.log_p, details.log_a, found.mask))
         choice, rejected, _ = overseer.sample_sequential(log_p, log_a, mask, -torch.log(-torch.log(uniform)), coins)
         same = (choice == column).nonzero()
         return [int(other) for other in rejected[int(same[0])].nonzero().squeeze(-1)] if len(same) else []
+
+
+def _geometric(details: Decision, relative: Tensor, row: int, draws: Tensor) -> list[int]:
+    """Marginal: proposals with replacement, so the number turned down is geometric and independent of the emitted token."""
+    lost = details.candidates.log_p[row].exp() * (1 - relative[row])
+    total = float(lost.sum())
+    columns: list[int] = []
+    while len(columns) < _SHOWN_REJECTIONS and float(draws[2 * len(columns)]) < total:
+        columns.append(int(draw(lost[None], draws[None, 2 * len(columns) + 1])))
+    return columns

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from frugalign.artifacts import check_safetensors
 from frugalign.errors import FrugalignError
 from frugalign.models.forward import embedding_rows
 from frugalign.models.identity import check_base, fingerprint
+from frugalign.proxy.overseer import Objective
 
 CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
 
@@ -276,6 +277,10 @@ def load_proxy(
         config = ProxyModelConfig.from_pretrained(folder)
         if config.base is None or ("model_type" in config.to_dict() and config.model_type != "frugalign_proxy"):
             raise FrugalignError(f"{folder} is not a frugalign proxy: its config.json names no base.")
+        if config.objective not in get_args(Objective) or not 0 <= config.p_t < 1 or not config.temperature > 0:
+            raise FrugalignError(
+                f"The config.json in {folder} is damaged: objective, p_t or temperature is not one that a proxy can have."
+            )
         if objective is not None and objective != config.objective:
             raise FrugalignError(
                 f"The proxy in {folder} was trained under objective {config.objective!r}, not {objective!r}."
@@ -290,7 +295,7 @@ def load_proxy(
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise FrugalignError(f"Cannot load the proxy in {folder}: {' '.join(str(error).split())[:300]}") from error
     proxy, info = found
     wrong = {key: sorted(map(str, value)) for key, value in info.items() if value and key != "error_msgs"}
