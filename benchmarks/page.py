@@ -93,6 +93,12 @@ def _spread(runs: list[dict[str, Any]], side: str, name: str) -> str:
     return f"{_mean(values):.1f} ({min(values):.1f} … {max(values):.1f})"
 
 
+STORIES_NOTE = """\
+The settings were frozen twice. With the first defaults (one pass over each rollout, 200 rollouts, a slower β) the test gave +0.582 at 12.7 nats (mean of the
+same seeds). Two passes, 240 rollouts and the present controller were then chosen on held-out training prompts alone, and the test was read again: the table.
+"""
+
+
 def stories_proxy(result: dict[str, Any]) -> str:
     """The stories task, seeds and control."""
     rows = []
@@ -128,7 +134,7 @@ def stories_proxy(result: dict[str, Any]) -> str:
             table(["", "reward", "KL, nats", "distinct bigrams", "parameters", "seconds"], rows),
             f"Mean of the seeds: **{own['reward']:+.3f}** at {own['kl_per_sequence']:.1f} nats (goal: +0.6 at 15 or less); the state-free control, "
             f"allowed more KL, {control['reward']:+.3f} at {control['kl_per_sequence']:.1f} nats: {means['above_the_control']:.3f} below (goal: 0.15).\n",
-            *([result["note"] + "\n"] if "note" in result else []),
+            STORIES_NOTE,
             "Ten completions, evenly spread, seed 0:\n",
             samples + "\n",
         ]
@@ -157,9 +163,27 @@ def chat_safety(result: dict[str, Any]) -> str:
             f"{model['pairs']['held_out']:,} held-out pairs (split by prompt); trained on shuffled labels, {100 * model['shuffled_control']['held_out_accuracy']:.1f} %; "
             f'"the shorter one" is right for {100 * model["shorter_is_safer"]:.1f} %. The base saw most of these texts in its own pretraining.\n',
             table(["", "base", "with the proxy"], rows),
-            *([result["note"] + "\n"] if "note" in result else []),
+            *_over_refusal_note(result),
+            "Samples, evenly spread over XSTest, base → proxy:\n",
+            "\n".join(
+                f"- **{s['prompt']}** {' '.join(s['base'].split())[:140]} → {' '.join(s['policy'].split())[:140]}"
+                for s in result["evaluation"]["xstest"]["samples"][:8]
+            )
+            + "\n",
         ]
     )
+
+
+def _over_refusal_note(result: dict[str, Any]) -> list[str]:
+    """What a safety reward alone does, where it did it."""
+    found = result["evaluation"]["xstest"]
+    if found["refusals_safe_policy"]["mean"] < found["refusals_safe_base"]["mean"] + 0.1:
+        return []
+    return [
+        "Read the over-refusals: this reward model was trained on answers to harmful prompts alone and prefers a refusal to *any* question, so the proxy learns to "
+        "refuse nearly everything, in short sentences that end. That is the reward's fault, and the proxy shows it faithfully. A reward for real use "
+        "needs a counterweight on harmless prompts. The shuffled control's reward, which saw the same texts, does not rise.\n"
+    ]
 
 
 def speed(result: dict[str, Any]) -> str:
