@@ -132,8 +132,9 @@ def stories_proxy(result: dict[str, Any]) -> str:
             source(result),
             "`stories260k`, prompts of eight words, reward = minus the VADER compound of the completion. Test prompts that training never shows.\n",
             table(["", "reward", "KL, nats", "distinct bigrams", "parameters", "seconds"], rows),
-            f"Mean of the seeds: **{own['reward']:+.3f}** at {own['kl_per_sequence']:.1f} nats (goal: +0.6 at 15 or less); the state-free control, "
-            f"allowed more KL, {control['reward']:+.3f} at {control['kl_per_sequence']:.1f} nats: {means['above_the_control']:.3f} below (goal: 0.15).\n",
+            f"Mean of the seeds: **{own['reward']:+.3f}** at {own['kl_per_sequence']:.1f} nats (goal: +0.6 at 15 or less). The state-free control has "
+            f"{control['reward']:+.3f} at {control['kl_per_sequence']:.1f} nats, and {means['state_free_control_at_equal_kl']:+.3f} when its strength is turned down to the "
+            f"proxy's KL: the proxy is {means['above_the_control']:.3f} above it (goal: 0.15).\n",
             STORIES_NOTE,
             "Ten completions, evenly spread, seed 0:\n",
             samples + "\n",
