@@ -79,7 +79,7 @@ def sandbox(result: dict[str, Any]) -> str:
         text.append("\n".join(f"- {goal}: **{value:.3g}**" for goal, value in verdicts.items()) + "\n")
     text.append(
         "Best-of-n moves at most log n − (n − 1)/n nats, 0.64 for n = 4. "
-        f"Training took {result['training_seconds']['median']:.0f} s (median of the seeds).\n"
+        f"Training took {result['training_seconds']['median']:.0f} s (median of the seeds) on cores shared with other work; alone, `make demo` takes about a minute.\n"
     )
     return "\n".join(text)
 
