@@ -191,6 +191,7 @@ def main() -> None:
             split="all",
             output_dir=WORK / f"evaluation-{name}",
         )
+        metrics["settings"]["model_name_or_path"] = "chat-3m"
         samples = rows_of(WORK / f"evaluation-{name}" / "samples.jsonl")
         found[name] = {"metrics": metrics, "samples": samples[:: max(1, len(samples) // SHOWN)][:SHOWN]}
         by_label = {label: [s for s, row in zip(samples, rows_of(WORK / f"{name}.jsonl"), strict=True) if row["label"] == label]

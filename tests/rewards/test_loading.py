@@ -86,3 +86,17 @@ def test_files_that_do_not_hold_it(rewards_file: Path, tmp_path: Path) -> None:
         load_reward(f"{broken}:reward")
     with pytest.raises(FrugalignError, match=r"no config\.json"):
         load_reward(str(tmp_path))
+
+
+def test_several_rewards_need_names_of_their_own() -> None:
+    """They are reported by name, so two of one name would hide each other."""
+    from frugalign.rewards import load_rewards
+
+    def reward(completions: list[str], **_: object) -> list[float]:
+        return [0.0 for _ in completions]
+
+    assert [named.name for named in load_rewards(["a=frugalign.sandbox:gold", reward])] == ["a", "reward"]
+    with pytest.raises(FrugalignError, match="Two rewards are called 'reward'"):
+        load_rewards([reward, reward])
+    with pytest.raises(FrugalignError, match="callable or a string, not int"):
+        load_rewards([3])  # type: ignore[list-item]

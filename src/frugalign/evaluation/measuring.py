@@ -6,7 +6,7 @@ Left out on purpose: judges that are models (a reward can be one), and any choic
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,7 @@ from frugalign.generation.scoring import sequence_log_probs
 from frugalign.ledger import Ledger
 from frugalign.models.forward import device_of
 from frugalign.models.loading import LoadedModel, context_length, load_model
-from frugalign.rewards import NamedReward, load_reward, score
-
-RewardSpec = str | Callable[..., Any] | NamedReward
+from frugalign.rewards import NamedReward, RewardSpec, load_rewards, score
 
 
 def evaluate(
@@ -142,26 +140,6 @@ def evaluate(
     if output_dir is not None:
         _write(Path(output_dir), metrics, run.samples(before, after), ledger)
     return metrics
-
-
-def load_rewards(reward: RewardSpec | Sequence[RewardSpec], device: str = "cpu") -> list[NamedReward]:
-    """Rewards from strings, functions, or a list of either.
-
-    Raises:
-        FrugalignError: none at all, two of one name, or one that cannot be loaded.
-    """
-    given = [reward] if isinstance(reward, (str, NamedReward)) or callable(reward) else list(reward)
-    named = []
-    for item in given:
-        if isinstance(item, str):
-            named.append(load_reward(item, device=device))
-        elif isinstance(item, NamedReward):
-            named.append(item)
-        else:
-            named.append(NamedReward(getattr(item, "__name__", type(item).__name__), item))
-    if not named:
-        raise FrugalignError("--reward is missing.")
-    return named
 
 
 def _settings(

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from frugalign.artifacts import model_card, write_atomic
@@ -16,7 +17,7 @@ from frugalign.models.loading import load_model
 from frugalign.proxy.config import ProxyConfig
 from frugalign.proxy.options import ProxyOptions
 from frugalign.proxy.trainer import ProxyTrainer
-from frugalign.rewards import load_reward
+from frugalign.rewards import load_rewards
 from frugalign.training.progress import TrainingProgress
 from frugalign.training.run_folder import COSTS_FILE, find_checkpoint, open_run_folder, saving
 
@@ -40,7 +41,8 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
     checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
     folder = open_run_folder(config.output_dir)
     ledger = Ledger()
-    rewards = [load_reward(spec) for spec in config.reward]
+    on_gpu = torch.cuda.is_available() and not config.use_cpu
+    rewards = load_rewards(config.reward, device="cuda" if on_gpu else "cpu")
     train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_steps is not None)
     with ledger.phase("load"):
         loaded = load_model(

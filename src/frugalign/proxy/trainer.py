@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from frugalign.proxy.network import ProxyModel, new_proxy
 from frugalign.proxy.objective import Minibatch, proxy_loss
 from frugalign.proxy.rollout import Rollout, roll_out
 from frugalign.proxy.schedule import Schedule, sample_numbers
-from frugalign.rewards import NamedReward, load_reward
+from frugalign.rewards import load_rewards
 from frugalign.training.run_folder import (
     STAGING,
     RunFolder,
@@ -91,7 +90,7 @@ class ProxyTrainer(Trainer):
         prepare_tokenizer(processing_class)
         self.lm = model.eval().requires_grad_(False)
         self.ledger = ledger or Ledger()
-        self.rewards = _named(reward_funcs)
+        self.rewards = load_rewards(reward_funcs, device=str(device_of(model)))
         self.beta = args.beta
         proxy = proxy or new_proxy(model, args.network(), seed=args.seed)
         proxy.config.base = fingerprint(model, processing_class, name=base_name, revision=args.revision).to_dict()
@@ -380,23 +379,6 @@ class ProxyTrainer(Trainer):
         if self.accelerator.is_main_process:  # only its notes are saved
             self._logs = state.get("logs", {})
         self._loss_sum = float(state.get("loss_sum", 0.0))
-
-
-def _named(reward_funcs: Any) -> list[NamedReward]:
-    many: Sequence[Any] = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    if not many:
-        raise FrugalignError("No reward was given.")
-    named: list[NamedReward] = []
-    for reward in many:
-        if isinstance(reward, NamedReward):
-            named.append(reward)
-        elif isinstance(reward, str):
-            named.append(load_reward(reward))
-        elif isinstance(reward, Callable):  # type: ignore[arg-type]
-            named.append(NamedReward(name=getattr(reward, "__name__", type(reward).__name__), function=reward, spec=""))
-        else:
-            raise FrugalignError(f"A reward must be callable or a string, not {type(reward).__name__}.")
-    return named
 
 
 def _whole_rounds(steps: int, steps_per_round: int) -> int:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from frugalign.rewards.classifier import ClassifierReward as ClassifierReward
     from frugalign.rewards.loading import NamedReward as NamedReward
+    from frugalign.rewards.loading import RewardSpec as RewardSpec
     from frugalign.rewards.loading import load_reward as load_reward
+    from frugalign.rewards.loading import load_rewards as load_rewards
     from frugalign.rewards.protocols import Reward as Reward
     from frugalign.rewards.protocols import StateReward as StateReward
     from frugalign.rewards.scoring import Scores as Scores
@@ -17,9 +19,11 @@ _HOME = {
     "ClassifierReward": "classifier",
     "NamedReward": "loading",
     "Reward": "protocols",
+    "RewardSpec": "loading",
     "Scores": "scoring",
     "StateReward": "protocols",
     "load_reward": "loading",
+    "load_rewards": "loading",
     "score": "scoring",
 }
 __all__ = list(_HOME)

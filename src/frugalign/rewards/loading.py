@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,35 @@ class NamedReward:
     name: str
     function: Callable[..., Any]
     spec: str = ""
+
+
+RewardSpec = str | Callable[..., Any] | NamedReward
+
+
+def load_rewards(rewards: RewardSpec | Sequence[RewardSpec], *, device: str = "cpu") -> list[NamedReward]:
+    """Rewards from strings, functions, or a list of either.
+
+    Raises:
+        FrugalignError: none at all, two of one name, something that is no reward, or one that cannot be loaded.
+    """
+    given = [rewards] if isinstance(rewards, (str, NamedReward)) or callable(rewards) else list(rewards)
+    if not given:
+        raise FrugalignError("No reward is given: --reward is missing.")
+    named: list[NamedReward] = []
+    for item in given:
+        if isinstance(item, str):
+            named.append(load_reward(item, device=device))
+        elif isinstance(item, NamedReward):
+            named.append(item)
+        elif callable(item):
+            named.append(NamedReward(getattr(item, "__name__", type(item).__name__), item))
+        else:
+            raise FrugalignError(f"A reward must be callable or a string, not {type(item).__name__}.")
+        if named[-1].name in [other.name for other in named[:-1]]:
+            raise FrugalignError(
+                f"Two rewards are called {named[-1].name!r}; give one of them another name, as in name=SPEC."
+            )
+    return named
 
 
 def load_reward(spec: str, *, device: str = "cpu") -> NamedReward:
