@@ -36,7 +36,7 @@ def load_rewards(rewards: RewardSpec | Sequence[RewardSpec], *, device: str = "c
     Raises:
         FrugalignError: none at all, two of one name, something that is no reward, or one that cannot be loaded.
     """
-    given = [rewards] if isinstance(rewards, (str, NamedReward)) or callable(rewards) else list(rewards)
+    given: Sequence[Any] = rewards if isinstance(rewards, (list, tuple)) else [rewards]
     if not given:
         raise FrugalignError("No reward is given: --reward is missing.")
     named: list[NamedReward] = []
