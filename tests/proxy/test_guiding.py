@@ -223,3 +223,22 @@ def test_a_decision_can_be_narrowed_to_some_rows() -> None:
         torch.equal(part.choice, decision.choice[rows]) and part.rejected is not None and decision.rejected is not None
     )
     assert torch.equal(part.rejected, decision.rejected[rows]) and len(part.candidates.ids) == 2
+
+
+@pytest.mark.parametrize("strengths", [[1.0], [0.5, 2.0]])
+def test_the_dense_form_is_the_sorted_one(strengths: list[float]) -> None:
+    """Over the whole vocabulary and without sorting: the same policy, for one proxy and for two."""
+
+    def judged(scores: list[float], p_t: float) -> Any:
+        found = scripted(scores, p_t=p_t)
+        found.config.max_candidates = 10
+        found.judge_all = lambda h, keys: torch.tensor(scores).expand(len(h), -1)
+        return found
+
+    proxies = [judged(SCORES, 0.1), judged(OTHER, 0.2)][: len(strengths)]
+    found = guide(*proxies, strengths=strengths)
+    dense = found.dense_log_probs(torch.zeros(2, 2), P.log())
+    assert dense is not None
+    torch.testing.assert_close(dense.exp(), policy(found))
+    proxies[0].config.max_candidates = 4
+    assert found.dense_log_probs(torch.zeros(2, 2), P.log()) is None, "1/p_t tokens could exceed the cap"

@@ -84,15 +84,17 @@ class _Attachment:
         logits: Tensor = output.logits
         batch, length, vocabulary = logits.shape
         hidden = hidden[:, -length:]
-        lookahead = None
-        if guide.needs_lookahead:
-            lookahead = self._lookahead(kwargs, output, length)
-        flat_ids, flat_log_pi = guide.log_probs(
-            hidden.reshape(batch * length, -1).float(), logits.reshape(batch * length, -1).float(), lookahead
+        flat_hidden, flat_logits = (
+            hidden.reshape(batch * length, -1).float(),
+            logits.reshape(batch * length, -1).float(),
         )
-        guided = torch.full((batch * length, vocabulary), -torch.inf, device=logits.device)
-        # Padding columns carry token 0 with log π = −inf: reduce by the maximum so that a real candidate 0 survives them.
-        guided.scatter_reduce_(-1, flat_ids, flat_log_pi, "amax")
+        guided = guide.dense_log_probs(flat_hidden, flat_logits)
+        if guided is None:
+            lookahead = self._lookahead(kwargs, output, length) if guide.needs_lookahead else None
+            ids, log_pi = guide.log_probs(flat_hidden, flat_logits, lookahead)
+            guided = torch.full((batch * length, vocabulary), -torch.inf, device=logits.device)
+            # Padding columns carry token 0 with log π = −inf: reduce by the maximum so that a real candidate 0 survives them.
+            guided.scatter_reduce_(-1, ids, log_pi, "amax")
         output.logits = guided.reshape(batch, length, vocabulary)
         return output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from frugalign.proxy.network import ProxyModel
 
 _SHOWN_REJECTIONS = 8
 _REPLAYS = 64
+_DENSE_UP_TO = 8192
 
 
 @dataclass
@@ -137,6 +139,24 @@ class ProxyGuide:
             return overseer.marginal_log_pi(chosen.log_p, log_a, chosen.mask)
         exact = overseer.sequential_log_pi(chosen.log_p.double(), log_a.double(), log_1ma.double(), chosen.mask)
         return exact.float()
+
+    @torch.no_grad()
+    def dense_log_probs(self, h: Tensor, logits: Tensor) -> Tensor | None:
+        """`log π` over the whole vocabulary `[B, V]`, −inf outside the candidates: what `log_probs` gives, without sorting.
+
+        Cheaper for small vocabularies. None where it does not apply: large ones, other objectives, lookahead, or a cap that could bite.
+        """
+        p_t = max(proxy.config.p_t for proxy in self.proxies)
+        cap = min(proxy.config.max_candidates for proxy in self.proxies)
+        if self.objective != "marginal" or self.needs_lookahead or logits.shape[-1] > _DENSE_UP_TO or p_t * cap < 1:
+            return None
+        scaled = logits if self.temperature == 1.0 else logits / self.temperature
+        # No more than 1/p_t ≤ cap tokens can reach the threshold; of several proxies, the highest one is the intersection.
+        keep = scaled >= scaled.logsumexp(-1, keepdim=True) + math.log(p_t)
+        keep.scatter_(-1, scaled.argmax(-1, keepdim=True), True)
+        for proxy, keys, strength in zip(self.proxies, self.keys, self.strengths, strict=True):
+            scaled = scaled + strength * torch.nn.functional.logsigmoid(proxy.judge_all(h, keys))
+        return torch.log_softmax(scaled.masked_fill(~keep, -torch.inf), -1)
 
     @torch.no_grad()
     def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:

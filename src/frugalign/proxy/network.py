@@ -198,6 +198,13 @@ class ProxyModel(PreTrainedModel):
             scores = torch.einsum("nd,nkd->nk", query, keys[columns])
         return scores + self.bias
 
+    def judge_all(self, h: Tensor, keys: Tensor | None) -> Tensor:
+        """Logits of acceptance of the whole vocabulary, `[N, V]`: `keys [V, d]` of all of it (not for `lookahead`)."""
+        if keys is None:
+            biases: Tensor = self.token_bias.expand(len(h), -1)
+            return biases
+        return (self.query(h) / math.sqrt(self.config.dim)) @ keys.T + self.bias
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the weights' hash goes into `config.json`, so that changed bytes are noticed on loading."""
         self.config.weights_sha256 = hash_weights(self)
