@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeat
         per_device_train_batch_size=completions,
         num_generations=8,
         num_mini_batches=1,
-        max_steps=repeats + 1,
+        max_steps=2 * (repeats + 1),
         save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
@@ -101,7 +102,9 @@ def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeat
     )
     times = _StepTimes()
     ProxyTrainer(model, _reward, args, _prompts(tok), processing_class=tok, callbacks=[times]).train()
-    return [after - before for before, after in zip(times.at[1:], times.at[2:], strict=False)]
+    # Two passes, that is two optimiser steps, belong to one rollout.
+    rollouts = times.at[:: args.steps_per_rollout]
+    return [after - before for before, after in pairwise(rollouts[1:])]
 
 
 def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, folder: str) -> list[float]:
@@ -126,6 +129,9 @@ def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, f
         report_to="none",
         disable_tqdm=True,
     )
+    # TRL loads its reference from the model's path.
+    model.save_pretrained(f"{folder}/base")
+    model.config._name_or_path = f"{folder}/base"
     model.requires_grad_(True)
     times = _StepTimes()
     RLOOTrainer(
@@ -137,7 +143,7 @@ def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, f
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
         callbacks=[times],
     ).train()
-    return [after - before for before, after in zip(times.at[1:], times.at[2:], strict=False)]
+    return [after - before for before, after in pairwise(times.at[1:])]
 
 
 def cell(name: str, method: str, completions: int, repeats: int) -> dict[str, Any]:
