@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.errors import FrugalignError
@@ -49,7 +50,9 @@ def load_model(
     """
     path = resolve_name(name_or_path)
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
-    if looks_local and not Path(path).expanduser().joinpath("config.json").is_file():
+    if looks_local:
+        path = str(Path(path).expanduser())
+    if looks_local and not Path(path).joinpath("config.json").is_file():
         raise FrugalignError(f"No model in {path}: the folder has no config.json.")
     on_gpu = torch.cuda.is_available()
     arguments: dict[str, Any] = {
@@ -67,7 +70,7 @@ def load_model(
         AutoConfig.from_pretrained(path, revision=revision)
         model: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
     if adapter is not None:
         model = attach_adapter(model, adapter)
@@ -86,7 +89,7 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
 
     try:
         adapted: Any = PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FrugalignError(f"Cannot load the adapter {adapter!r}: {_first_sentence(error)}") from error
     adapted.eval().requires_grad_(False)
     frozen: PreTrainedModel = adapted
