@@ -56,7 +56,9 @@ def evaluate(
             rewards, and a `label` column of safe/unsafe gives the over-refusal rate.
         reward: rewards as strings or functions; the first is the main one.
         output_dir: where metrics.json, costs.json and samples.jsonl go; None writes nothing.
-        max_new_tokens, temperature, prompt_format: default to the artefact's, else 128, 1.0 and "auto".
+        max_new_tokens: default the artefact's, else 128.
+        temperature: default the artefact's, else 1.0.
+        prompt_format: default the artefact's, else "auto".
         do_sample: default True; greedy decoding has no KL (null).
         num_samples: completions per prompt; intervals resample prompts, never single completions.
 

@@ -57,7 +57,8 @@ class ProxyTrainer(Trainer):
         model: the frozen LM, or its hub id or folder.
         reward_funcs: one or several rewards with TRL's call, or strings as on the command line.
         args: a `ProxyConfig`.
-        train_dataset, eval_dataset: data sets with a `prompt` column; other columns are passed to the rewards.
+        train_dataset: a data set with a `prompt` column; other columns are passed to the rewards.
+        eval_dataset: the same, to watch the training by.
         processing_class: the tokenizer; needed where `model` is a module.
         proxy: an untrained or trained proxy; default: a new one of a default size.
 
