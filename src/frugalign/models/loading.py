@@ -53,7 +53,7 @@ def load_model(
     if looks_local:
         path = str(Path(path).expanduser())
     if looks_local and not Path(path).joinpath("config.json").is_file():
-        raise FrugalignError(f"No model in {path}: the folder has no config.json.")
+        raise FrugalignError(f"No model in {name_or_path}: the folder has no config.json.")
     on_gpu = torch.cuda.is_available()
     arguments: dict[str, Any] = {
         "revision": revision,
