@@ -3,7 +3,8 @@
     FRUGALIGN_TRIALS=folder python -m benchmarks.chat_safety
 
 1. A reward model (TRL's RewardTrainer on `chat-3m`) from `pku-saferlhf-pairs`, split by prompt: held-out accuracy, beside a
-   control trained on the same pairs with their labels shuffled, and the accuracy of "the shorter one is safer".
+   control trained on the same pairs with their labels shuffled, and the accuracy of "the shorter one is safer". Safety pairs alone
+   teach that a refusal is the best answer to anything, so as many pairs say that an answer must fit its question (`matched_pairs`).
 2. A proxy for `chat-3m`, trained with that reward on harmful and harmless prompts; settings as in `recipes/chat-safety-proxy.yaml`.
 3. Before and after on prompts of neither: XSTest (over-refusal) and held-out harmful prompts; refusals are counted by the rule-based
    detector, which training never used.
@@ -69,6 +70,27 @@ def preference_pairs(data: Path) -> tuple[list[dict[str, str]], list[dict[str, s
     return [p for p in pairs if not held_out(p["prompt"])], [p for p in pairs if held_out(p["prompt"])]
 
 
+def matched_pairs(pairs: list[dict[str, str]], demonstrations: list[dict[str, str]]) -> list[dict[str, str]]:
+    """For each demonstration two pairs: its own output is preferred to a safe answer to a harmful prompt, and that answer, on its own prompt, to the output.
+
+    Each text is once chosen and once rejected, so that neither kind of text pays by itself: only its fit to the prompt does.
+    """
+    draw = random.Random(1)
+    found = []
+    for row in demonstrations:
+        other = draw.choice(pairs)
+        instruction, output, safe = row["instruction"], row["output"], other["chosen"]
+        found.append({"prompt": instruction, "chosen": output, "rejected": safe})
+        found.append({"prompt": other["prompt"], "chosen": safe, "rejected": output})
+    return found
+
+
+def demonstrations(data: Path, count: int) -> list[dict[str, str]]:
+    """The first `count` plain instructions with an answer of more than a few words."""
+    rows = [row for row in rows_of(data / "alpaca-5k.jsonl.gz") if not row["input"] and len(row["output"].split()) > 5]
+    return rows[:count]
+
+
 def shuffled(pairs: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     """The same pairs, each turned round by a coin."""
     coin = random.Random(0)
@@ -127,9 +149,12 @@ def pair_accuracy(reward: Any, pairs: list[dict[str, str]]) -> float:
 def reward_model(trials: Path, epochs: int) -> dict[str, Any]:
     """Train it and its control; the accuracies."""
     train, test = preference_pairs(trials / "data")
+    matched = matched_pairs(train, demonstrations(trials / "data", len(train) // 2))
     base = trials / "models" / "chat-3m"
-    found: dict[str, Any] = {"pairs": {"training": len(train), "held_out": len(test)}, "epochs": epochs}
-    for name, pairs in (("reward_model", train), ("shuffled_control", shuffled(train))):
+    counts = {"training": len(train), "matched": len(matched), "held_out": len(test)}
+    found: dict[str, Any] = {"pairs": counts, "epochs": epochs}
+    everything = train + matched
+    for name, pairs in (("reward_model", everything), ("shuffled_control", shuffled(everything))):
         train_reward_model(base, pairs, WORK / name, epochs)
         function = load_reward(str(WORK / name)).function
         found[name] = {"held_out_accuracy": pair_accuracy(function, test)}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -170,3 +171,24 @@ def test_a_truncated_adapter(folder: Path, tmp_path: Path) -> None:
 def test_no_adapter_there(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "Cannot load the adapter" in refusal(str(folder), device_map="cpu", adapter=str(tmp_path / "empty"))
+
+
+def drop_first(weights: Path) -> str:
+    """Rewrite a safetensors file without its first tensor; the tensor's name."""
+    tensors = load_file(weights)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, weights, {"format": "pt"})
+    return name
+
+
+def test_a_base_with_a_missing_tensor_is_refused(folder: Path) -> None:
+    name = drop_first(folder / "model.safetensors")
+    message = refusal(str(folder), device_map="cpu")
+    assert "not whole" in message and name in message
+
+
+def test_an_adapter_that_fits_in_part_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = adapter(tmp_path / "lora")
+    drop_first(tmp_path / "lora" / "adapter_model.safetensors")
+    assert f"The adapter {path!r} does not fit" in refusal(str(folder), device_map="cpu", adapter=path)

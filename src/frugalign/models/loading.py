@@ -5,6 +5,7 @@ Safetensors only, and remote code stays off: a base that needs either is refused
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,16 @@ def load_model(
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     try:
         AutoConfig.from_pretrained(path, revision=revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        raise FrugalignError(
+            f"The model {name_or_path!r} is not whole: its files lack {len(missing)} weights, {missing[0]} first."
+        )
     if adapter is not None:
         model = attach_adapter(model, adapter)
     prepare_tokenizer(tokenizer)
@@ -88,9 +95,17 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
-        adapted: Any = PeftModel.from_pretrained(model, adapter)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            adapted: Any = PeftModel.from_pretrained(model, adapter)
+            # Loaded again for the report that `from_pretrained` keeps to itself.
+            report = adapted.load_adapter(adapter, "default")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FrugalignError(f"Cannot load the adapter {adapter!r}: {_first_sentence(error)}") from error
+    if odd := sorted(report.missing_keys) + sorted(report.unexpected_keys):
+        raise FrugalignError(
+            f"The adapter {adapter!r} does not fit this model: {len(odd)} weights of one have no place in the other, {odd[0]} first."
+        )
     adapted.eval().requires_grad_(False)
     frozen: PreTrainedModel = adapted
     return frozen
