@@ -55,6 +55,16 @@ def test_two_processes_roll_out_what_one_does(runs: tuple[Path, dict[str, Any], 
 
 
 @pytest.mark.slow
+def test_costs_are_those_of_all_processes(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+    """Ten rollouts of sixteen completions and one to evaluate, whoever made them; steps are not multiplied."""
+    folder, _, _ = runs
+    two, one = (json.loads((folder / name / "costs.json").read_text()) for name in ("two", "one-0"))
+    assert two["reward_calls"] == one["reward_calls"] == 161
+    assert two["optimizer_steps"] == one["optimizer_steps"] == 20
+    assert abs(two["generated_tokens"] - one["generated_tokens"]) < 0.2 * one["generated_tokens"]
+
+
+@pytest.mark.slow
 def test_gradients_of_the_first_step_agree(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     """Averaged over the processes, to 1e-5; and all processes end with the same weights."""
     _, one, ranks = runs
@@ -64,6 +74,17 @@ def test_gradients_of_the_first_step_agree(runs: tuple[Path, dict[str, Any], lis
             torch.testing.assert_close(torch.tensor(rank["gradients"][name]), torch.tensor(expected), atol=1e-5, rtol=0)
     assert max(abs(value) for values in one["gradients"].values() for value in values) > 1e-3
     assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+@pytest.mark.slow
+def test_a_process_without_prompts_takes_part_in_the_evaluation(
+    runs: tuple[Path, dict[str, Any], list[dict[str, Any]]],
+) -> None:
+    """One prompt for two processes: it does not hang, and both know the numbers of the one that had it."""
+    _, one, ranks = runs
+    assert ranks[0]["evaluation"] == ranks[1]["evaluation"]
+    assert ranks[0]["evaluation"]["eval_reward"] < 0
+    assert set(ranks[0]["evaluation"]) == set(one["evaluation"])
 
 
 @pytest.mark.slow

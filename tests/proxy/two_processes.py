@@ -65,6 +65,7 @@ def train(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
     args = ProxyConfig(**(settings(folder, completions, seed) | {"max_grad_norm": 1e9}))
     trainer = ProxyTrainer(sandbox.model, reward, args, Dataset.from_dict({"prompt": ORDERS}), callbacks=[Spy()])
     trainer.train()
+    seen["evaluation"] = trainer.evaluate(Dataset.from_dict({"prompt": ORDERS[:1]}))
     seen["world_size"] = trainer.accelerator.num_processes
     seen["rank"] = trainer.accelerator.process_index
     seen["weights"] = {

@@ -91,6 +91,7 @@ class ProxyTrainer(Trainer):
         prepare_tokenizer(processing_class)
         self.lm = model.eval().requires_grad_(False)
         self.ledger = ledger or Ledger()
+        self._uncounted = Ledger()
         self.rewards = load_rewards(reward_funcs, device=str(device_of(model)))
         self.beta = args.beta
         proxy = proxy or new_proxy(model, args.network(), seed=args.seed)
@@ -162,7 +163,7 @@ class ProxyTrainer(Trainer):
                 args.max_new_tokens,
                 batch_size=args.per_device_train_batch_size,
                 keep_all=args.advantage == "gae",
-                ledger=self.ledger,
+                ledger=self._uncounted,
             )
 
     def _score(self, prompts: Prompts, indices: list[int], rollout: Rollout) -> Tensor:
@@ -177,7 +178,7 @@ class ProxyTrainer(Trainer):
                 on_error=args.reward_on_error,
                 missing_eos_penalty=args.missing_eos_penalty,
                 state=self.state,
-                ledger=self.ledger,
+                ledger=self._uncounted,
                 batch_index=self._round,
             )
         if scored.n_skipped:
@@ -206,6 +207,7 @@ class ProxyTrainer(Trainer):
                 args.target_kl,
             )
         rewards = self._score(self._train_prompts, indices[mine], rollout)
+        self._count()
         groups = torch.arange(size) // args.num_generations
         with self.ledger.phase("optimise"), torch.no_grad():
             experience = Experience.build(
@@ -235,6 +237,13 @@ class ProxyTrainer(Trainer):
             self.beta = adapt_beta(self.beta, now, now if self._last_kl is None else self._last_kl, args.target_kl)
             self._last_kl = now
         return experience.minibatches
+
+    def _count(self) -> None:
+        """Move what every process generated and scored since the last call into the ledger, which is the run's and not the process's."""
+        mine = self._uncounted
+        counts = torch.tensor([mine.lm_forward_tokens, mine.generated_tokens, mine.reward_calls], dtype=torch.float64)
+        self.ledger.count(*map(int, self._sum(counts)))
+        self._uncounted = Ledger()
 
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over processes, in float64 so that the split does not show."""
@@ -322,19 +331,19 @@ class ProxyTrainer(Trainer):
         waiting = self._logs
         self._logs = {}
         rollout = self._roll_out(prompts, indices, _EVAL_EPOCH, [0] * len(indices)) if indices else None
-        metrics: dict[str, float] = {}
+        names = ("kl", "kl_restriction", "completion_length", "cut_share", "acceptance")
+        # Also a process without prompts adds its zeros: the others would wait for it.
+        sums = torch.zeros(3 + len(names), dtype=torch.float64)
         if rollout is not None:
             rewards = self._score(prompts, indices, rollout)
-            present = rewards[~rewards.isnan()].double()
-            sums = torch.tensor([float(present.sum()), float(len(present))], dtype=torch.float64)
-            for name in ("kl", "kl_restriction", "completion_length", "cut_share", "acceptance"):
-                sums = torch.cat([sums, torch.tensor([rollout.statistics[name] * len(indices)], dtype=torch.float64)])
-            sums = self._sum(torch.cat([sums, torch.tensor([float(len(indices))], dtype=torch.float64)]))
-            metrics[f"{metric_key_prefix}_reward"] = float(sums[0] / sums[1].clamp(min=1))
-            for place, name in enumerate(
-                ("kl", "kl_restriction", "completion_length", "cut_share", "acceptance"), start=2
-            ):
-                metrics[f"{metric_key_prefix}_{name}"] = float(sums[place] / sums[-1])
+            scored = ~rewards.isnan()
+            sums[:3] = torch.tensor([float(rewards[scored].sum()), float(scored.sum()), len(indices)])
+            sums[3:] = torch.tensor([rollout.statistics[name] * len(indices) for name in names])
+        reward, n_scored, n_prompts, *statistics = self._sum(sums).tolist()
+        metrics = {f"{metric_key_prefix}_reward": reward / n_scored} if n_scored else {}
+        for name, value in zip(names, statistics if n_prompts else [], strict=False):
+            metrics[f"{metric_key_prefix}_{name}"] = value / n_prompts
+        self._count()
         self._logs = waiting
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
