@@ -3,8 +3,9 @@
 Importing this package imports no torch; every public name is fetched when it is first used (PEP 562).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from frugalign.names import fetched_on_use
 
 __version__ = "0.1.0"
 
@@ -29,12 +30,7 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = fetched_on_use(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,19 @@ def resolve_name(name: str) -> str:
         return name
     found = load_attribute(name)
     return str(found() if callable(found) else found)
+
+
+def fetched_on_use(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__` (PEP 562) that imports the module of a public name when the name is first used.
+
+    Importing the package itself stays fast that way: torch and transformers take seconds. `home` maps a name to its module.
+    """
+
+    def fetch(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return fetch

@@ -1,8 +1,9 @@
 """Data sets: read from anywhere, checked row by row, rendered as prompts. Importing this package imports neither
 torch nor datasets."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from frugalign.names import fetched_on_use
 
 if TYPE_CHECKING:
     from frugalign.data.loading import dataset_fingerprint as dataset_fingerprint
@@ -31,9 +32,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = fetched_on_use(__name__, _HOME)

@@ -1,8 +1,9 @@
 """Policies against their base: metrics with intervals, costs, and the page that shows them. Importing loads no
 torch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from frugalign.names import fetched_on_use
 
 if TYPE_CHECKING:
     from frugalign.evaluation.measuring import evaluate as evaluate
@@ -12,9 +13,4 @@ _HOME = {"evaluate": "measuring", "write_report": "report"}
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = fetched_on_use(__name__, _HOME)

@@ -1,6 +1,6 @@
 """One decoding loop for rollouts, evaluation and serving; a proxy is known here only as a `Guide`."""
 
-from typing import Any
+from frugalign.names import fetched_on_use
 
 _HOME = {
     "Emission": "guide",
@@ -17,9 +17,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = fetched_on_use(__name__, _HOME)

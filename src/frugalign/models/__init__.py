@@ -1,6 +1,6 @@
 """Frozen base models: loading them, telling them apart, and reading what their LM head reads."""
 
-from typing import Any
+from frugalign.names import fetched_on_use
 
 _HOME = {
     "BaseFingerprint": "identity",
@@ -14,9 +14,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = fetched_on_use(__name__, _HOME)

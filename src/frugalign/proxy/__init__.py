@@ -1,6 +1,6 @@
 """Proxy-RLHF (arXiv 2403.04283): a tiny network accepts or rejects every token that a frozen language model proposes."""
 
-from typing import Any
+from frugalign.names import fetched_on_use
 
 _HOME = {
     "GuidedModel": "attachment",
@@ -17,9 +17,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = fetched_on_use(__name__, _HOME)

@@ -1,8 +1,9 @@
 """Rewards: the two protocols, how one is named on a command line, and the careful call. Importing this package
 imports no torch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from frugalign.names import fetched_on_use
 
 if TYPE_CHECKING:
     from frugalign.rewards.classifier import ClassifierReward as ClassifierReward
@@ -29,9 +30,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = fetched_on_use(__name__, _HOME)

@@ -6,9 +6,10 @@ Strings that commands understand: `frugalign.sandbox:model`, `frugalign.sandbox:
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from frugalign.names import fetched_on_use
 
 _HERE = Path(__file__).parent
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from frugalign.sandbox.preference import learned
     from frugalign.sandbox.principles import LEDGER, PRINCIPLES
 
-_LAZY = {
+_HOME = {
     "gold": "judging",
     "judge": "judging",
     "Verdict": "judging",
@@ -57,9 +58,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = fetched_on_use(__name__, _HOME)
