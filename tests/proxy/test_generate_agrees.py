@@ -19,7 +19,9 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from frugalign.errors import FrugalignError
 from frugalign.generation import SamplingParams, generate
 from frugalign.proxy import attach
 from frugalign.proxy.attachment import ProxyLogitsProcessor
@@ -383,3 +385,21 @@ def test_pipeline_and_streamer_on_every_architecture(name: str, capsys: pytest.C
     expected = [f"w{token}" for token in wanted]
     assert said[0]["generated_text"].split() == expected
     assert capsys.readouterr().out.split() == expected
+
+
+def test_a_head_that_is_never_called_and_a_tuple_are_refused() -> None:
+    """A fused LM head leaves the hook nothing to read; a tuple has no logits to replace: one sentence each."""
+    model = build("llama")
+    proxy = new_proxy(model, {}, seed=0)
+    ids = torch.tensor([PROMPTS[0]])
+    with attach(model, proxy), pytest.raises(FrugalignError, match="return_dict"):
+        model(input_ids=ids, return_dict=False)
+    weight = model.lm_head.weight
+
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        hidden = model.model(input_ids=kwargs["input_ids"]).last_hidden_state
+        return CausalLMOutputWithPast(logits=hidden @ weight.T)
+
+    model.forward = fused
+    with attach(model, proxy), pytest.raises(FrugalignError, match="without calling its LM head"):
+        model(input_ids=ids)

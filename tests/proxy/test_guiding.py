@@ -242,3 +242,21 @@ def test_the_dense_form_is_the_sorted_one(strengths: list[float]) -> None:
     torch.testing.assert_close(dense.exp(), policy(found))
     proxies[0].config.max_candidates = 4
     assert found.dense_log_probs(torch.zeros(2, 2), P.log()) is None, "1/p_t tokens could exceed the cap"
+
+
+def test_a_greedy_trace_where_nothing_was_accepted() -> None:
+    """a < ½ everywhere: all were asked and turned down before argmax p·a = 2 (.15·.45) over 1 (.5·.1) and 3 (.3·.2)."""
+    scores = torch.tensor([0.1, 0.1, 0.45, 0.2]).logit().tolist()
+    noise = Noise(row_keys(0, 0, [0], [0]), 0)
+    found = guide(scripted(scores, "sequential"))
+    trace = found.trace(found.emit(torch.zeros(1, 2), P[:1].log(), noise, do_sample=False), noise)[0]
+    assert trace.token == 2 and [token for token, _ in trace.rejected] == [1, 3]
+
+
+def test_a_trace_of_composed_proxies_shows_shared_candidates_only() -> None:
+    """C = {1, 3, 2} ∩ {1, 3} = {1, 3}: 3 is best, 1 was turned down, 2 was never proposed."""
+    pair = [scripted([0.0, -5.0, 0.0, 5.0], "sequential", p_t) for p_t in (0.1, 0.2)]
+    noise = Noise(row_keys(0, 0, [0], [0]), 0)
+    found = guide(*pair)
+    trace = found.trace(found.emit(torch.zeros(1, 2), P[:1].log(), noise, do_sample=False), noise)[0]
+    assert trace.token == 3 and [token for token, _ in trace.rejected] == [1]

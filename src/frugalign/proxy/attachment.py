@@ -81,6 +81,8 @@ class _Attachment:
         guide = self.guide
         if guide is None or getattr(self._local, "looking", False):
             return output
+        if not hasattr(output, "logits"):
+            raise FrugalignError("A guided model answers with its output object: leave return_dict on.")
         logits: Tensor = output.logits
         batch, length, vocabulary = logits.shape
         hidden = hidden[:, -length:]

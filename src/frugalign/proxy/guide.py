@@ -200,12 +200,15 @@ class ProxyGuide:
         traces = []
         for row, column in enumerate(details.choice.tolist()):
             ids, accept = details.candidates.ids[row].tolist(), shown[row].tolist()
-            if int(details.candidates.mask[row].sum()) < 2:
+            real = details.candidates.mask[row].tolist()  # not a prefix where proxies compose
+            if sum(real) < 2:
                 traces.append(TokenTrace(token=ids[column], acceptance=None, rejected=()))
                 continue
             # Greedy decoding proposes in descending probability: columns are sorted so.
             if greedy:
-                turned_down = list(range(column))
+                none_accepted = self.objective != "marginal" and accept[column] < 0.5
+                asked = range(len(ids)) if none_accepted else range(column)
+                turned_down = [other for other in asked if real[other] and other != column]
             elif draws is not None:
                 turned_down = _geometric(details, relative, row, draws[row])
             else:
