@@ -76,6 +76,19 @@ def test_a_threshold_of_zero_keeps_the_vocabulary_and_the_cap_is_reported() -> N
     torch.testing.assert_close(cut.log_mass, logits.log_softmax(-1).topk(8).values.logsumexp(-1))
 
 
+def test_a_large_batch_is_searched_for_the_same_candidates() -> None:
+    """Where the vocabulary is large the candidates are searched for and not sorted out: the same ones, also under a cap that bites."""
+    logits = 4 * torch.randn(40, 500, generator=torch.Generator().manual_seed(0))
+    for p_t, cap in ((0.01, 256), (0.01, 5), (0.5, 256)):
+        together = candidates(logits, 0.9, p_t, cap)
+        for row in range(40):
+            alone = candidates(logits[row : row + 1], 0.9, p_t, cap)
+            width = alone.ids.shape[1]
+            assert torch.equal(together.ids[row, :width], alone.ids[0]) and int(together.mask[row].sum()) == width
+            torch.testing.assert_close(together.log_p[row, :width], alone.log_p[0])
+            torch.testing.assert_close(together.log_mass[row], alone.log_mass[0])
+
+
 def test_the_temperature_comes_before_the_threshold() -> None:
     """At T = 0.5 the probabilities are squared: (.0025, .25, .0225, .09)/.365; only two are above .1."""
     found = candidates(P[:1].log(), 0.5, 0.1, 256)
@@ -240,6 +253,8 @@ def test_the_dense_form_is_the_sorted_one(strengths: list[float]) -> None:
     dense = found.dense_log_probs(torch.zeros(2, 2), P.log())
     assert dense is not None
     torch.testing.assert_close(dense.exp(), policy(found))
+    flat = torch.zeros(2, 20)
+    assert guide(judged([0.0] * 20, 0.1)).dense_log_probs(torch.zeros(2, 2), flat) is None, "no token reaches p_t"
     proxies[0].config.max_candidates = 4
     assert found.dense_log_probs(torch.zeros(2, 2), P.log()) is None, "1/p_t tokens could exceed the cap"
 

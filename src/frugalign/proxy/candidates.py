@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_SEARCH_FROM = 1 << 14
 
 
 @dataclass
@@ -40,12 +43,16 @@ def candidates(logits: Tensor, temperature: float, p_t: float, max_candidates: i
         p_t: threshold in [0, 1).
         max_candidates: the most candidates of a position.
     """
-    scaled = logits / temperature
+    scaled = logits if temperature == 1.0 else logits / temperature
     log_total = scaled.logsumexp(-1, keepdim=True)
-    floor = log_total + (math.log(p_t) if p_t > 0 else -math.inf)
-    wanted = (scaled >= floor).sum(-1).clamp(min=1)
+    likely = scaled >= log_total + (math.log(p_t) if p_t > 0 else -math.inf)
+    rows, columns = _where(likely)
+    wanted = torch.bincount(rows, minlength=len(logits)).clamp(min=1)
     count = wanted.clamp(max=max_candidates)
-    values, ids = scaled.topk(int(count.max()), dim=-1)
+    if logits.numel() >= _SEARCH_FROM and int(wanted.sum()) == len(rows) and bool((wanted <= max_candidates).all()):
+        values, ids = _padded(scaled, rows, columns, wanted)
+    else:
+        values, ids = scaled.topk(int(count.max()), dim=-1)
     mask = torch.arange(ids.shape[1], device=ids.device) < count[:, None]
     values = values.masked_fill(~mask, -math.inf)
     mass = values.logsumexp(-1, keepdim=True)
@@ -56,6 +63,26 @@ def candidates(logits: Tensor, temperature: float, p_t: float, max_candidates: i
         log_mass=(mass - log_total).squeeze(-1).clamp(max=0.0),
         capped=wanted > max_candidates,
     )
+
+
+def _padded(scaled: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries at (rows, columns), sorted and padded as by `topk`: several times cheaper than it where they are few."""
+    place = torch.arange(len(rows), device=rows.device) - (wanted.cumsum(0) - wanted)[rows]
+    values = scaled.new_full((len(scaled), int(wanted.max())), -math.inf)
+    ids = torch.zeros_like(values, dtype=torch.long)
+    values[rows, place], ids[rows, place] = scaled[rows, columns], columns
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
+
+
+def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is true in `mask [B, V]`, in order; numpy's search is several times torch's on a CPU."""
+    if mask.device.type != "cpu":
+        rows, columns = mask.nonzero(as_tuple=True)
+        return rows, columns
+    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    rows = flat // mask.shape[1]
+    return rows, flat - rows * mask.shape[1]
 
 
 def intersect(first: Candidates, second: Candidates) -> Candidates:

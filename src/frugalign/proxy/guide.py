@@ -28,7 +28,7 @@ from frugalign.proxy.network import ProxyModel
 
 _SHOWN_REJECTIONS = 8
 _REPLAYS = 64
-_DENSE_UP_TO = 8192
+_DENSE_UP_TO = 1 << 14
 
 
 @dataclass
@@ -80,6 +80,7 @@ class ProxyGuide:
                         f"These proxies do not compose: {field} is {getattr(first, field)} in one and {getattr(other, field)} in another."
                     )
         self.proxies, self.keys, self.strengths = list(proxies), list(keys), list(strengths)
+        self._turned_keys: list[Tensor | None] | None = None
         self.objective: overseer.Objective = first.objective
         self.temperature: float = first.temperature
         self.needs_lookahead = any(proxy.config.candidate_features == "lookahead" for proxy in proxies)
@@ -144,19 +145,28 @@ class ProxyGuide:
     def dense_log_probs(self, h: Tensor, logits: Tensor) -> Tensor | None:
         """`log π` over the whole vocabulary `[B, V]`, −inf outside the candidates: what `log_probs` gives, without sorting.
 
-        Cheaper for small vocabularies. None where it does not apply: large ones, other objectives, lookahead, or a cap that could bite.
+        Cheaper for few rows. None where it does not apply: many, other objectives, lookahead, a cap that could bite, or no token above p_t.
         """
         p_t = max(proxy.config.p_t for proxy in self.proxies)
         cap = min(proxy.config.max_candidates for proxy in self.proxies)
-        if self.objective != "marginal" or self.needs_lookahead or logits.shape[-1] > _DENSE_UP_TO or p_t * cap < 1:
+        if self.objective != "marginal" or self.needs_lookahead or logits.numel() > _DENSE_UP_TO or p_t * cap < 1:
             return None
         scaled = logits if self.temperature == 1.0 else logits / self.temperature
         # No more than 1/p_t ≤ cap tokens can reach the threshold; of several proxies, the highest one is the intersection.
-        keep = scaled >= scaled.logsumexp(-1, keepdim=True) + math.log(p_t)
-        keep.scatter_(-1, scaled.argmax(-1, keepdim=True), True)
-        for proxy, keys, strength in zip(self.proxies, self.keys, self.strengths, strict=True):
-            scaled = scaled + strength * torch.nn.functional.logsigmoid(proxy.judge_all(h, keys))
-        return torch.log_softmax(scaled.masked_fill(~keep, -torch.inf), -1)
+        above = scaled - (scaled.logsumexp(-1, keepdim=True) + math.log(p_t))
+        if float(above.amax(-1).amin()) < 0:  # a likeliest token under the threshold
+            return None
+        # `threshold` keeps what is greater: 0 itself too. It is one vectorised pass, where masking by a condition is three.
+        total = torch.nn.functional.threshold(above, -1e-38, -torch.inf)
+        if self._turned_keys is None:
+            self._turned_keys = [
+                None if keys is None else (keys / math.sqrt(proxy.config.dim)).T.contiguous()
+                for proxy, keys in zip(self.proxies, self.keys, strict=True)
+            ]
+        for proxy, turned, strength in zip(self.proxies, self._turned_keys, self.strengths, strict=True):
+            log_a = torch.nn.functional.logsigmoid(proxy.judge_all(h, turned))
+            total = total + (log_a if strength == 1.0 else strength * log_a)
+        return torch.log_softmax(total, -1)
 
     @torch.no_grad()
     def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:

@@ -198,12 +198,12 @@ class ProxyModel(PreTrainedModel):
             scores = torch.einsum("nd,nkd->nk", query, keys[columns])
         return scores + self.bias
 
-    def judge_all(self, h: Tensor, keys: Tensor | None) -> Tensor:
-        """Logits of acceptance of the whole vocabulary, `[N, V]`: `keys [V, d]` of all of it (not for `lookahead`)."""
-        if keys is None:
+    def judge_all(self, h: Tensor, turned_keys: Tensor | None) -> Tensor:
+        """Logits of acceptance of the whole vocabulary, `[N, V]`: `turned_keys [d, V]` are `k(e_c)/√d` of all of it (not for `lookahead`)."""
+        if turned_keys is None:
             biases: Tensor = self.token_bias.expand(len(h), -1)
             return biases
-        return (self.query(h) / math.sqrt(self.config.dim)) @ keys.T + self.bias
+        return torch.addmm(self.bias, self.query(h), turned_keys)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the weights' hash goes into `config.json`, so that changed bytes are noticed on loading."""
