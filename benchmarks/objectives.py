@@ -3,7 +3,7 @@
     FRUGALIGN_TRIALS=folder python -m benchmarks.objectives
 
 Setting and defaults as in `benchmarks.stories_proxy`; a run counts from the first rollout to the one where the mean reward of the last
-five reaches the mark, and is cut at `MAX_STEPS`. For the sequential objectives an untrained overseer is not the base, and its `b` trades
+five reaches the mark, where it ends; without it, at `MAX_STEPS`. For the sequential objectives an untrained overseer is not the base, and its `b` trades
 that distance for rejections to learn from: three values each, the best one reported, all of them listed. A finished run
 under runs/objectives is not done twice.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from benchmarks.stories import prompts, reward, trials
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.models import load_model
@@ -53,6 +54,18 @@ VARIANTS = [
 ]
 
 
+class StopAtTheMark(TrainerCallback):
+    """Ends the run where the moving mean reaches the mark: what comes after is not asked for."""
+
+    def __init__(self) -> None:
+        self.rewards: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "reward" in logs:
+            self.rewards.append(logs["reward"])
+            control.should_training_stop = len(self.rewards) >= WINDOW and sum(self.rewards[-WINDOW:]) / WINDOW >= MARK
+
+
 def train(variant: Variant, base: str, train_prompts: list[str]) -> dict[str, Any]:
     """Train until `MAX_STEPS`, and read off when the mark was reached."""
     done = variant.folder / "reached.json"
@@ -66,6 +79,7 @@ def train(variant: Variant, base: str, train_prompts: list[str]) -> dict[str, An
         initial_bias=variant.bias,
         max_steps=MAX_STEPS,
         logging_steps=4,
+        overwrite_output_dir=True,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
@@ -73,7 +87,12 @@ def train(variant: Variant, base: str, train_prompts: list[str]) -> dict[str, An
     )
     loaded = load_model(base)
     trainer = ProxyTrainer(
-        loaded.model, reward, args, Dataset.from_dict({"prompt": train_prompts}), processing_class=loaded.tokenizer
+        loaded.model,
+        reward,
+        args,
+        Dataset.from_dict({"prompt": train_prompts}),
+        processing_class=loaded.tokenizer,
+        callbacks=[StopAtTheMark()],
     )
     trainer.train()
     log = [line for line in read_metrics(variant.folder) if "reward" in line]
@@ -94,8 +113,8 @@ def reached(log: list[dict[str, Any]], args: ProxyConfig, seconds: dict[str, flo
         "samples": None if first is None else first * args.per_device_train_batch_size,
         "seconds": None if first is None else round(first * per_rollout, 1),
         "kl_there": None if first is None else sum(kls[first - WINDOW : first]) / WINDOW,
-        "final_reward": moving[-1],
-        "final_kl": sum(kls[-WINDOW:]) / WINDOW,
+        "last_reward": moving[-1],
+        "last_kl": sum(kls[-WINDOW:]) / WINDOW,
         "untrained_reward": rewards[0],
         "untrained_kl": kls[0],
         "seconds_per_rollout": round(per_rollout, 3),
@@ -120,8 +139,8 @@ def main() -> None:
         },
     )
     for name, run in best.items():
-        print(f"{name:<24} b {run['bias']:g}: {run['samples']} samples, {run['seconds']} s; in the end {run['final_reward']:.2f} "
-              f"at {run['final_kl']:.1f} nats")  # fmt: skip
+        print(f"{name:<24} b {run['bias']:g}: {run['samples']} samples, {run['seconds']} s; at the end {run['last_reward']:.2f} "
+              f"at {run['last_kl']:.1f} nats")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -38,12 +38,22 @@ def load_attribute(spec: str) -> Any:
 
 
 def resolve_name(name: str) -> str:
-    """A path or hub id: what `package.module:attribute` names (called where it is a function), any other name as it
-    is."""
+    """A path or hub id: what `package.module:attribute` names (called where it is a function), any other name as it is.
+
+    Raises:
+        FrugalignError: where it names something else, such as a reward.
+    """
     if not is_attribute(name):
         return name
     found = load_attribute(name)
-    return str(found() if callable(found) else found)
+    if callable(found):
+        try:
+            found = found()
+        except Exception as error:  # the user's code, or a function that is no name at all
+            raise FrugalignError(f"{name!r} cannot be called for a path: {type(error).__name__}: {error}.") from error
+    if not isinstance(found, (str, Path)):
+        raise FrugalignError(f"{name!r} is a {type(found).__name__}, not a path or a hub id.")
+    return str(found)
 
 
 def fetched_on_use(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:

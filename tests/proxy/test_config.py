@@ -12,7 +12,6 @@ from frugalign.cli.parser import parse
 from frugalign.cli.proxy import COMMAND
 from frugalign.errors import FrugalignError
 from frugalign.proxy import ProxyConfig
-from frugalign.proxy.run import resolved_options
 
 
 def config(tmp_path: Path, **options: Any) -> ProxyConfig:
@@ -93,11 +92,11 @@ def test_the_resolved_options_reload_from_yaml(tmp_path: Path) -> None:
         resume_from_checkpoint="true",
         seed=5,
     )
-    options = resolved_options(first)
+    options = first.resolved()
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(options, sort_keys=False))
     again: ProxyConfig = parse(COMMAND, ["--config", str(file)])
-    assert resolved_options(again) == options
+    assert again.resolved() == options
     assert again.reward_weights == [0.25, 1e-3] and again.learning_rate == 3e-3 and again.save_total_limit is None
     file.write_text(yaml.safe_dump(options | {"resume_from_checkpoint": True}))
     assert parse(COMMAND, ["--config", str(file)]).resume_from_checkpoint == "true"

@@ -12,7 +12,7 @@ import yaml
 from frugalign.errors import FrugalignError
 from frugalign.proxy import ProxyConfig
 from frugalign.proxy.network import load_proxy
-from frugalign.proxy.run import resolved_options, train_proxy, training_prompts
+from frugalign.proxy.run import train_proxy, training_prompts
 
 
 def write(path: Path, names: list[str]) -> None:
@@ -77,8 +77,8 @@ def test_what_is_trained_is_what_is_saved(tmp_path: Path) -> None:
     trained = trainer.model.state_dict()
     assert set(trained) == set(found.state_dict())
     assert all(bool((value == trained[name]).all()) for name, value in found.state_dict().items())
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == resolved_options(trainer.args)
-    assert resolved_options(trainer.args)["max_steps"] == 4
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == trainer.args.resolved()
+    assert trainer.args.resolved()["max_steps"] == 4
     assert found.config.objective == "marginal" and found.config.max_new_tokens == 6
     costs = json.loads((tmp_path / "run" / "costs.json").read_text())
     assert costs["reward_calls"] == 2 * 8 and costs["shares"]["of_base"] < 0.01

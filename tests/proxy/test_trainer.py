@@ -20,6 +20,7 @@ import frugalign.sandbox as sandbox
 from frugalign.errors import FrugalignError
 from frugalign.models.loading import LoadedModel, load_model
 from frugalign.proxy import ProxyConfig, ProxyTrainer
+from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.run_folder import read_metrics
 
 ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A balm for my horse.", "Curse him!"]
@@ -321,6 +322,8 @@ def test_every_method_of_trainer_that_is_overridden_has_its_signature() -> None:
         "log": ["logs", "start_time"],
         "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
         "get_train_dataloader": [],
+        "create_scheduler": ["num_training_steps", "optimizer"],
+        "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
         "_get_output_dir": ["trial"],
         "_save_checkpoint": ["model", "trial"],
         "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
@@ -328,8 +331,11 @@ def test_every_method_of_trainer_that_is_overridden_has_its_signature() -> None:
     for name, parameters in expected.items():
         assert list(inspect.signature(getattr(Trainer, name)).parameters) == ["self", *parameters], name
         assert list(inspect.signature(getattr(ProxyTrainer, name)).parameters) == ["self", *parameters], name
-    overridden = {name for name, value in vars(ProxyTrainer).items() if callable(value) and hasattr(Trainer, name)}
-    assert overridden == set(expected) | {"__init__"}
+    own = {**vars(WholeCheckpoints), **vars(ProxyTrainer)}
+    overridden = {
+        name for name, value in own.items() if callable(value) and hasattr(Trainer, name) and name[:2] != "__"
+    }
+    assert overridden == set(expected)
     # And Trainer still calls them where they are expected to act.
     source = {name: inspect.getsource(getattr(Trainer, name)) for name in ("training_step", "_save_checkpoint")}
     assert "self._prepare_inputs(" in source["training_step"] and "self.compute_loss(" in source["training_step"]

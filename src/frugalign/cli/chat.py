@@ -47,6 +47,10 @@ def run(argv: list[str]) -> int:
         messages.append({"role": "user", "content": line})
         # Models without a chat template continue the text of the line alone.
         prompt: Any = messages if completer.tokenizer.chat_template else line
+        if isinstance(prompt, list):
+            prompt = completer.fitting(prompt, keep=len(start))
+            if len(prompt) < len(messages):
+                print(f"(The model's context is full: {len(messages) - len(prompt)} older messages are left out.)")
         answer = completer.answer(
             prompt,
             max_new_tokens=options.max_new_tokens,

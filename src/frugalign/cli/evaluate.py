@@ -52,7 +52,13 @@ class EvaluateOptions:
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Cut longer prompts on the left (counted). Default: the artefact's, else no cut."},
+    )
     dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
+    device_map: str | None = field(default=None, metadata={"help": "Device map of the base, as in transformers."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base in 4-bit NF4 (needs bitsandbytes)."})
 
 
 COMMAND = Command(

@@ -33,6 +33,8 @@ class AnswerOptions:
     seed: int = field(default=0, metadata={"help": "Seed of all noise."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
     dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
+    device_map: str | None = field(default=None, metadata={"help": "Device map of the base, as in transformers."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base in 4-bit NF4 (needs bitsandbytes)."})
 
 
 @dataclass(kw_only=True)
@@ -43,6 +45,9 @@ class GenerateOptions(AnswerOptions):
     prompt_format: Literal["auto", "raw", "chat"] | None = field(
         default=None,
         metadata={"help": "One user turn where there is a chat template (auto, chat), or the string as it is (raw)."},
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Cut a longer prompt on the left. Default: the proxy's, else no cut."}
     )
 
 
@@ -64,6 +69,7 @@ def run(argv: list[str]) -> int:
         do_sample=options.do_sample,
         seed=options.seed,
         prompt_format=options.prompt_format,
+        max_prompt_length=options.max_prompt_length,
     )
     if options.show_rejections:
         Console(highlight=False).print(colour_trace(answer.trace, completer.tokenizer), soft_wrap=True)
@@ -92,6 +98,8 @@ def load_completer(options: AnswerOptions) -> Completer:
         strength=options.strength,
         revision=options.revision,
         dtype=options.dtype,
+        device_map=options.device_map,
+        load_in_4bit=options.load_in_4bit,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
@@ -136,7 +137,7 @@ def from_yaml(value: Any, hint: Any) -> Any:
             return value
         if origin is str and isinstance(value, bool):  # `resume_from_checkpoint: true` is a word to its field
             return str(value).lower()
-        if origin is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        if origin is int and type(value) in (int, float) and math.isfinite(value) and value == int(value):
             return int(value)
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)

@@ -11,11 +11,11 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from frugalign.data import encode_prompts
-from frugalign.evaluation.policies import Policy, load_policy
+from frugalign.evaluation.policies import Policy, load_base, load_policy
 from frugalign.generation.guide import TokenTrace
 from frugalign.generation.loop import SamplingParams, Step, generate
 from frugalign.generation.noise import row_keys
-from frugalign.models.loading import LoadedModel, context_length, load_model
+from frugalign.models.loading import LoadedModel, context_length
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -46,14 +46,37 @@ class Completer:
         strength: float = 1.0,
         revision: str | None = None,
         dtype: str | None = None,
+        device_map: str | None = None,
+        load_in_4bit: bool = False,
     ) -> None:
-        self.base: LoadedModel = load_model(model_name_or_path, revision=revision, dtype=dtype)
+        self.base: LoadedModel = load_base(
+            model_name_or_path,
+            proxy=proxy,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            load_in_4bit=load_in_4bit,
+        )
         self.policy: Policy = load_policy(self.base, proxy=proxy, adapter=adapter, strength=strength)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer."""
         return self.base.tokenizer
+
+    def fitting(self, messages: list[dict[str, Any]], keep: int = 0) -> list[dict[str, Any]]:
+        """A conversation without its oldest turns, as many as it takes to leave an eighth of the context to the answer.
+
+        The first `keep` messages (a system message) and the last one stay.
+        """
+        context = context_length(self.base.model)
+        start, rest = messages[:keep], messages[keep:]
+        while context is not None and len(rest) > 2:
+            length = len(encode_prompts([start + rest], self.tokenizer, max_new_tokens=1).ids[0])
+            if length <= context - context // 8:
+                break
+            rest = rest[2:]
+        return start + rest
 
     def answer(
         self,
@@ -65,12 +88,13 @@ class Completer:
         seed: int = 0,
         turn: int = 0,
         prompt_format: str | None = None,
+        max_prompt_length: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Complete a string or a conversation.
 
         Args:
-            max_new_tokens, prompt_format: default to the proxy's, else 256 and "auto".
+            max_new_tokens, prompt_format, max_prompt_length: default to the proxy's, else 256, "auto" and no cut.
             temperature: of the base; a proxy brings its own.
             turn: number of the answer in a conversation, so that equal questions get fresh noise.
             on_text: called with every new piece of text as it is generated.
@@ -81,6 +105,7 @@ class Completer:
         encoded = encode_prompts(
             [prompt],
             self.tokenizer,
+            max_prompt_length=max_prompt_length or (artefact.max_prompt_length if artefact is not None else None),
             max_context=context,
             # Only a length that was asked for has to fit whole; the default one gives way to the context.
             max_new_tokens=max_new_tokens or 1,

@@ -6,7 +6,10 @@ The sandbox is named by strings only; the settings are those of `recipes/sandbox
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from frugalign.evaluation.measuring import evaluate
 from frugalign.evaluation.report import read_samples, write_report
@@ -56,6 +59,9 @@ def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None) ->
     options = SETTINGS | {"output_dir": output_dir, "seed": seed, "report_to": "none", "logging_steps": 4}
     if max_steps is not None:
         options["max_steps"] = max_steps
+    earlier = Path(output_dir) / "config.yaml"
+    if earlier.is_file():  # an earlier demo may be written over, a user's own run may not
+        options["overwrite_output_dir"] = (yaml.safe_load(earlier.read_text()) or {}).get("model_name_or_path") == BASE
     train_proxy(ProxyConfig(**options))
     metrics = evaluate(
         BASE,

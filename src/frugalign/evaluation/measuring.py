@@ -17,13 +17,13 @@ from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.data import encode_prompts, load_prompts
 from frugalign.errors import FrugalignError
 from frugalign.evaluation.numbers import Sampled, metrics_of
-from frugalign.evaluation.policies import Policy, divergence, load_policy, sample_base, sample_policy
+from frugalign.evaluation.policies import Policy, divergence, load_base, load_policy, sample_base, sample_policy
 from frugalign.generation.loop import Generation, SamplingParams
 from frugalign.generation.noise import row_keys
 from frugalign.generation.scoring import sequence_log_probs
 from frugalign.ledger import Ledger
 from frugalign.models.forward import device_of
-from frugalign.models.loading import LoadedModel, context_length, load_model
+from frugalign.models.loading import LoadedModel, context_length
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards, score
 
 
@@ -46,7 +46,10 @@ def evaluate(
     strength: float = 1.0,
     revision: str | None = None,
     dtype: str | None = None,
+    device_map: str | None = None,
+    load_in_4bit: bool = False,
     prompt_format: str | None = None,
+    max_prompt_length: int | None = None,
 ) -> dict[str, Any]:
     """Measure a policy (`proxy`, `adapter` or `policy`; none: the base itself) against its base.
 
@@ -59,6 +62,8 @@ def evaluate(
         max_new_tokens: default the artefact's, else 128.
         temperature: default the artefact's, else 1.0.
         prompt_format: default the artefact's, else "auto".
+        max_prompt_length: cut longer prompts on the left; default the artefact's, else such a prompt is an error where it exceeds
+            the context.
         do_sample: default True; greedy decoding has no KL (null).
         num_samples: completions per prompt; intervals resample prompts, never single completions.
 
@@ -74,11 +79,15 @@ def evaluate(
     with ledger.phase("load"):
         base = model_name_or_path
         if not isinstance(base, LoadedModel):
-            base = load_model(base, revision=revision, dtype=dtype)
+            base = load_base(
+                base, proxy=proxy, revision=revision, dtype=dtype, device_map=device_map, load_in_4bit=load_in_4bit
+            )
         base_parameters = base.model.num_parameters()
         rewards = load_rewards(reward, device=str(device_of(base.model)))
         what = load_policy(base, proxy=proxy, adapter=adapter, policy=policy, strength=strength, dtype=dtype)
         ledger.set_parameters(trainable=what.trainable_parameters, base=base_parameters)
+        if max_prompt_length is None and what.artefact is not None:
+            max_prompt_length = what.artefact.max_prompt_length
         params, prompt_format = _settings(what, max_new_tokens, temperature, do_sample, prompt_format)
         trained_on = what.artefact.trained_on if what.artefact is not None else None
         rows = dataset_name
@@ -89,6 +98,7 @@ def evaluate(
     encoded = encode_prompts(
         rows["prompt"],
         base.tokenizer,
+        max_prompt_length=max_prompt_length,
         max_context=context_length(base.model),
         max_new_tokens=params.max_new_tokens,
         prompt_format=prompt_format,
@@ -133,6 +143,7 @@ def evaluate(
             "temperature": params.temperature,
             "do_sample": params.do_sample,
             "prompt_format": prompt_format,
+            "max_prompt_length": max_prompt_length,
             "strength": strength if what.kind == "proxy" else None,
             "p_t": what.artefact.p_t if what.artefact is not None else None,
             "objective": what.artefact.objective if what.artefact is not None else None,

@@ -36,6 +36,27 @@ class Policy:
     artefact: Any = None
 
 
+def load_base(
+    name: str,
+    *,
+    proxy: str | None = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    load_in_4bit: bool = False,
+) -> LoadedModel:
+    """Load the base; where a proxy comes with it, in the revision and with the adapter that the proxy was trained on."""
+    stored = (load_proxy(proxy).config.base or {}) if proxy is not None else {}
+    return load_model(
+        name,
+        revision=revision or stored.get("revision"),
+        dtype=dtype,
+        device_map=device_map,
+        load_in_4bit=load_in_4bit,
+        adapter=stored.get("adapter"),
+    )
+
+
 def load_policy(
     base: LoadedModel,
     *,

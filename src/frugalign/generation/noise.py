@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frugalign.errors import FrugalignError
+
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
@@ -35,7 +37,13 @@ def _fold(key: Tensor, value: Tensor | int) -> Tensor:
 
 
 def row_keys(seed: int, epoch: int, prompt_index: Sequence[int], sample_index: Sequence[int]) -> Tensor:
-    """One int64 key a row, `[B]`: `prompt_index` identifies the prompt in its data set, `sample_index` the sample of it."""
+    """One int64 key a row, `[B]`: `prompt_index` identifies the prompt in its data set, `sample_index` the sample of it.
+
+    Raises:
+        FrugalignError: a seed beyond 64 bits.
+    """
+    if not -(2**63) <= seed < 2**63:
+        raise FrugalignError(f"The seed {seed} does not fit into 64 bits.")
     key = _fold(torch.full((len(prompt_index),), seed, dtype=torch.int64), epoch)
     key = _fold(key, torch.tensor(list(prompt_index), dtype=torch.int64))
     return _fold(key, torch.tensor(list(sample_index), dtype=torch.int64))

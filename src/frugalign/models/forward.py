@@ -125,6 +125,10 @@ class Forward:
                 "so its hidden states cannot be read."
             )
         self._caught.hidden = None
+        if use_cache and not hasattr(output, "past_key_values"):
+            raise FrugalignError(
+                f"{type(causal_lm(self.model)).__name__} keeps no key-value cache, which the decoding loop works on."
+            )
         return StepOutput(
             hidden=hidden[:, -keep:].float(),
             logits=output.logits[:, -keep:].float(),

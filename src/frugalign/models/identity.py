@@ -33,6 +33,8 @@ class BaseFingerprint:
     tokenizer: str
     weights: str
     layers: str | None
+    adapter: str | None = None
+    """A PEFT adapter that is part of the base, as it was named; its weights are not compared."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +60,12 @@ class BaseFingerprint:
 
 
 def fingerprint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "", revision: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str = "",
+    revision: str | None = None,
+    adapter: str | None = None,
 ) -> BaseFingerprint:
     """Fingerprint a loaded base; costs a few milliseconds, whatever the size."""
     lm = causal_lm(model)
@@ -81,6 +88,7 @@ def fingerprint(
         tokenizer=_hash_tokenizer(tokenizer),
         weights=_hash_parameters(embeddings),
         layers=None if quantised else _hash_parameters(rest),
+        adapter=adapter,
     )
 
 

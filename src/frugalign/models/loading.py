@@ -1,10 +1,11 @@
 """Load a frozen causal language model and its tokenizer, from a hub id, a folder or a `package.module:attribute`.
 
-Safetensors only, and remote code stays off: a base that needs either is refused by transformers itself.
+Safetensors only, adapters too, and no code of a model's repository is run: a base that needs either is refused.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,22 +56,24 @@ def load_model(
         path = str(Path(path).expanduser())
     if looks_local and not Path(path).joinpath("config.json").is_file():
         raise FrugalignError(f"No model in {name_or_path}: the folder has no config.json.")
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and device_map != "cpu"
     arguments: dict[str, Any] = {
         "revision": revision,
         "dtype": resolve_dtype(dtype, on_gpu),
         "use_safetensors": True,
+        # Not left out: transformers would ask on the terminal.
+        "trust_remote_code": False,
     }
     if device_map is not None or on_gpu:
-        arguments["device_map"] = device_map or "cuda:0"
+        arguments["device_map"] = device_map or default_device()
     if load_in_4bit:
         from transformers import BitsAndBytesConfig
 
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     try:
-        AutoConfig.from_pretrained(path, revision=revision)
+        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **arguments)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
     model, report = loaded
@@ -92,14 +95,21 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     Raises:
         FrugalignError: where there is no adapter, or it does not fit.
     """
+    from huggingface_hub import snapshot_download
     from peft import PeftModel
 
     try:
+        folder = adapter
+        if not Path(adapter).is_dir():
+            # PEFT would take pickled weights where there are no others.
+            folder = snapshot_download(adapter, allow_patterns=["adapter_config.json", "*.safetensors"])
+        if not Path(folder).joinpath("adapter_model.safetensors").is_file():
+            raise FrugalignError(f"No adapter in {adapter}: it has no adapter_model.safetensors.")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
-            adapted: Any = PeftModel.from_pretrained(model, adapter)
+            adapted: Any = PeftModel.from_pretrained(model, folder)
             # Loaded again for the report that `from_pretrained` keeps to itself.
-            report = adapted.load_adapter(adapter, "default")
+            report = adapted.load_adapter(folder, "default")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FrugalignError(f"Cannot load the adapter {adapter!r}: {_first_sentence(error)}") from error
     if odd := sorted(report.missing_keys) + sorted(report.unexpected_keys):
@@ -109,6 +119,11 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     adapted.eval().requires_grad_(False)
     frozen: PreTrainedModel = adapted
     return frozen
+
+
+def default_device(use_cpu: bool = False) -> str:
+    """The GPU of this process where there is one, else the CPU."""
+    return "cpu" if use_cpu or not torch.cuda.is_available() else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -98,6 +98,9 @@ class _Attachment:
             # Padding columns carry token 0 with log π = −inf: reduce by the maximum so that a real candidate 0 survives them.
             guided.scatter_reduce_(-1, ids, log_pi, "amax")
         output.logits = guided.reshape(batch, length, vocabulary)
+        if kwargs.get("labels") is not None:
+            # The loss under π; infinite where a label is no candidate.
+            output.loss = self.model.loss_function(logits=output.logits, labels=kwargs["labels"], vocab_size=vocabulary)
         return output
 
     def _lookahead(self, kwargs: dict[str, Any], output: Any, length: int) -> Any:
@@ -188,7 +191,9 @@ class GuidedModel:
 
         proxy = load_proxy(folder)
         stored = proxy.config.base
-        loaded = load_model(base or stored["name"], **({"revision": stored.get("revision")} | model_arguments))
+        loaded = load_model(
+            base or stored["name"], **({key: stored.get(key) for key in ("revision", "adapter")} | model_arguments)
+        )
         proxy = load_proxy(folder, loaded.model, loaded.tokenizer, name=loaded.name)
         return cls(loaded.model, loaded.tokenizer, proxy, strength)
 

@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
 from frugalign.errors import FrugalignError
 from frugalign.proxy.options import ProxyOptions
+
+_AT_LEAST = {
+    "learning_rate": 0,
+    "per_device_train_batch_size": 1,
+    "num_iterations": 1,
+    "num_mini_batches": 1,
+    "max_new_tokens": 1,
+    "max_prompt_length": 1,
+    "max_candidates": 1,
+    "hidden": 1,
+    "dim": 1,
+    "beta": 0,
+    "epsilon": 0,
+    "gae_lambda": 0,
+    "vf_coef": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "num_train_epochs": 0,
+    "seed": 0,
+}
+_MAY_CHANGE = {
+    *("model_name_or_path", "dataset_name", "reward", "output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
+    *("dtype", "device_map", "max_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit"),
+    *("log_completions", "report_to"),
+}
+_OF_ONE_START = {"resume_from_checkpoint", "overwrite_output_dir"}
+_DERIVED = {
+    *(
+        "accelerator_config",
+        "activation_checkpointing",
+        "dataloader_pin_memory",
+        "debug",
+        "disable_tqdm",
+        "eval_strategy",
+    ),
+    *("gradient_checkpointing", "remove_unused_columns", "local_rank", "run_name", "logging_dir"),
+}
+"""Fields that `TrainingArguments` and `ProxyConfig` set themselves."""
+_NOT_CARRIED_OVER = {
+    "gradient_checkpointing": "the frozen LM has no gradients, and the proxy is small",
+    "load_best_model_at_end": "choose a checkpoint by its eval_reward and load it from its folder",
+    "auto_find_batch_size": "a rollout's size is part of what is trained",
+}
 
 
 @dataclass
@@ -32,7 +75,10 @@ class ProxyConfig(ProxyOptions, TrainingArguments):
         self.remove_unused_columns = False
         self.dataloader_num_workers = 0
         self.disable_tqdm = bool(self.disable_tqdm) if self.disable_tqdm is not None else None
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise FrugalignError(f"These settings do not fit: {' '.join(str(error).split()).rstrip('.')}.") from error
         self._check()
 
     def _check(self) -> None:
@@ -40,10 +86,25 @@ class ProxyConfig(ProxyOptions, TrainingArguments):
             if not condition:
                 raise FrugalignError(sentence)
 
+        for name, hint in get_type_hints(ProxyOptions).items():
+            allowed = get_args(hint) if get_origin(hint) is Literal else None
+            value = getattr(self, name)
+            demand(
+                allowed is None or value in allowed,
+                f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed or ()))}.",
+            )
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            demand(
+                value is None or (math.isfinite(value) and value >= least),
+                f"{name} is {value}; it must be at least {least:g}.",
+            )
+        demand(self.seed < 2**32, f"seed is {self.seed}; it must be below 2^32.")
+        demand(0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1, "adam_beta1 and adam_beta2 must be in [0, 1).")
+        for name, reason in _NOT_CARRIED_OVER.items():
+            demand(not getattr(self, name), f"{name} is not carried over: {reason}.")
         demand(self.temperature > 0, f"temperature is {self.temperature}; the proposals need one above 0.")
         demand(0 <= self.p_t < 1, f"p_t is {self.p_t}; a threshold on probability lies in [0, 1).")
-        demand(self.max_new_tokens > 0, "max_new_tokens must be at least 1.")
-        demand(self.beta >= 0 and math.isfinite(self.beta), "beta must be a finite number, 0 or more.")
         demand(self.target_kl is None or self.target_kl > 0, "target_kl must be above 0.")
         demand(
             self.target_kl is None or self.beta > 0, "target_kl adapts beta by a factor, so beta must start above 0."
@@ -61,10 +122,6 @@ class ProxyConfig(ProxyOptions, TrainingArguments):
             self.gradient_accumulation_steps == 1,
             "gradient_accumulation_steps must be 1: num_mini_batches splits a rollout, and memory is bounded by the frozen LM.",
         )
-        demand(
-            self.num_mini_batches >= 1 and self.num_iterations >= 1,
-            "num_mini_batches and num_iterations must be at least 1.",
-        )
         prompts = self.per_device_train_batch_size // self.num_generations
         demand(
             prompts % self.num_mini_batches == 0,
@@ -76,10 +133,54 @@ class ProxyConfig(ProxyOptions, TrainingArguments):
         """Optimiser steps that one rollout feeds."""
         return self.num_iterations * self.num_mini_batches
 
+    def round_steps(self, rounds_per_epoch: int) -> None:
+        """Bring all counts of steps to whole rollouts (in place): max_steps from the epochs where it is -1, save_steps and
+        eval_steps from their share of max_steps where they are below 1, as in transformers."""
+
+        def whole(steps: float) -> int:
+            return max(1, math.ceil(steps / self.steps_per_rollout)) * self.steps_per_rollout
+
+        if self.max_steps <= 0:
+            self.max_steps = math.ceil(self.num_train_epochs * rounds_per_epoch) * self.steps_per_rollout
+        self.max_steps = whole(self.max_steps)
+        for name in ("save_steps", "eval_steps"):
+            steps = getattr(self, name)
+            if steps is not None:
+                setattr(self, name, whole(steps if steps >= 1 else steps * self.max_steps))
+
     @property
     def prompts_per_device(self) -> int:
         """Distinct prompts of a rollout on one device."""
         return self.per_device_train_batch_size // self.num_generations
+
+    def model_arguments(self) -> dict[str, Any]:
+        """How the base is loaded: keyword arguments of `load_model`."""
+        return {
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "device_map": self.device_map or ("cpu" if self.use_cpu else None),
+            "load_in_4bit": self.load_in_4bit,
+            "adapter": self.adapter,
+        }
+
+    def settings_of_a_run(self) -> dict[str, Any]:
+        """The proxy's options that must stay as they are when a run is resumed; JSON-ready."""
+        return {name: value for name, value in self.options().items() if name not in _MAY_CHANGE}
+
+    def options(self) -> dict[str, Any]:
+        """The proxy's own options as they run, as plain values."""
+        values = {option.name: getattr(self, option.name) for option in fields(ProxyOptions)}
+        return {name: getattr(value, "value", value) for name, value in values.items()}
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option as it runs, ready for `--config`: the proxy's own, and those of `TrainingArguments` that are not at their defaults."""
+        options = {name: value for name, value in self.options().items() if name not in _OF_ONE_START}
+        for each in fields(TrainingArguments):
+            default = each.default_factory() if each.default_factory is not MISSING else each.default
+            value = getattr(self, each.name, default)
+            if each.init and each.name not in {*options, *_OF_ONE_START, *_DERIVED} and value != default:
+                options[each.name] = getattr(value, "value", value)
+        return options
 
     def network(self) -> dict[str, Any]:
         """The part of the options that the proxy's own config stores; None where a default depends on the base."""
@@ -94,6 +195,7 @@ class ProxyConfig(ProxyOptions, TrainingArguments):
             "p_t": self.p_t,
             "max_candidates": self.max_candidates or cap,
             "max_new_tokens": self.max_new_tokens,
+            "max_prompt_length": self.max_prompt_length,
             "initial_bias": bias if self.initial_bias is None else self.initial_bias,
             "value_head": self.advantage == "gae",
             "prompt_format": self.prompt_format,

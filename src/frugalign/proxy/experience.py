@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,16 @@ class Prompts:
             for prompt, text in zip(prompts, texts, strict=True)
         ]
 
-    def write_completions(self, folder: Path, step: int, indices: list[int], rollout: Rollout, rewards: Tensor) -> None:
-        """Append a few completions of a rollout to `completions.jsonl`."""
+    def write_completions(
+        self,
+        folder: Path,
+        step: int,
+        indices: list[int],
+        rollout: Rollout,
+        rewards: Tensor,
+        extra: dict[str, list[Any]],
+    ) -> None:
+        """Append a few completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
         folder.mkdir(parents=True, exist_ok=True)
         texts = self.texts(rollout)
         with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
@@ -54,17 +63,21 @@ class Prompts:
                     "step": step,
                     "prompt": self.dataset[indices[row]]["prompt"],
                     "completion": texts[row],
-                    "reward": float(rewards[row]),
-                }
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                    "reward": None if rewards[row].isnan() else float(rewards[row]),
+                } | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
+                file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
 
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """`rewards [S]`, NaN where skipped or not applicable; how many rows a failing reward lost."""
+    """`rewards [S]`, NaN where skipped or not applicable; how many rows a failing reward lost; the mean of each reward where it
+    applies; what the rewards logged themselves (TRL's `log_metric` and `log_extra`)."""
 
     rewards: Tensor
     n_skipped: int
+    means: dict[str, float]
+    metrics: list[tuple[str, float]]
+    extra: dict[str, list[Any]]
 
 
 def score_rollout(
@@ -82,6 +95,15 @@ def score_rollout(
 ) -> ScoredRollout:
     """Call the rewards on a rollout's completions, with the data set's other columns."""
     rows = prompts.dataset[indices]
+    metrics: list[tuple[str, float]] = []
+    extra: dict[str, list[Any]] = {}
+
+    def log_metric(name: str, value: float) -> None:
+        metrics.append((name, float(value)))
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        extra[column] = list(values)
+
     scored = score(
         rewards,
         prompts=rows["prompt"],
@@ -91,14 +113,18 @@ def score_rollout(
         weights=weights,
         on_error=on_error,
         trainer_state=state,
+        log_extra=log_extra,
+        log_metric=log_metric,
         ledger=ledger,
         batch_index=batch_index,
     )
+    present = {name: [value for value in values if value is not None] for name, values in scored.by_name.items()}
+    means = {name: sum(found) / len(found) for name, found in present.items() if found}
     values = torch.tensor(
         [float("nan") if value is None else float(value) for value in scored.total], dtype=torch.float64
     )
     cut = torch.tensor([not ended for ended in rollout.generation.ended])
-    return ScoredRollout(values + missing_eos_penalty * cut, scored.n_skipped)
+    return ScoredRollout(values + missing_eos_penalty * cut, scored.n_skipped, means, metrics, extra)
 
 
 @dataclass
@@ -128,7 +154,8 @@ class Experience:
         if args.mask_truncated_completions:
             usable = usable & torch.tensor(rollout.generation.ended)
         n_usable = reduce_sum(usable.double().sum())
-        scale = _std(baseline_free[usable], reduce_sum)
+        spread = _std(baseline_free[usable], reduce_sum)
+        scale = spread if spread > 1e-6 else 1.0  # where all advantages are the same there is nothing to scale
         adv, use = baseline_free.float().to(device), usable.to(device)
         if args.advantage == "gae":
             values = _values(proxy, rollout)
@@ -163,20 +190,20 @@ class Experience:
         present = ~rewards.isnan()
         sums = reduce_sum(torch.stack([rewards[present].sum(), present.double().sum()]))
         statistics = {
-            "reward_std": scale,
+            "reward_std": spread,
             "usable_share": float(n_usable / reduce_sum(torch.tensor(float(len(rewards))))),
         }
         return cls(minibatches, float(sums[0] / sums[1].clamp(min=1)), statistics)
 
 
 def _std(values: Tensor, reduce_sum: Callable[[Tensor], Tensor]) -> float:
-    """Standard deviation over all processes; 1 where every advantage is the same, as then there is nothing to scale."""
+    """Standard deviation over all processes."""
     sums = reduce_sum(
         torch.stack([values.sum(), values.pow(2).sum(), torch.tensor(float(len(values)), dtype=values.dtype)])
     )
     mean = sums[0] / sums[2].clamp(min=1)
     variance = float(sums[1] / sums[2].clamp(min=1) - mean.pow(2))
-    return variance**0.5 if variance > 1e-12 else 1.0
+    return math.sqrt(max(variance, 0.0))
 
 
 def _values(proxy: ProxyModel, rollout: Rollout) -> Tensor:

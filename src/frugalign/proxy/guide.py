@@ -72,6 +72,9 @@ class ProxyGuide:
     def __init__(
         self, proxies: Sequence[ProxyModel], keys: Sequence[Tensor | None], strengths: Sequence[float]
     ) -> None:
+        for strength in strengths:
+            if not (math.isfinite(strength) and strength >= 0):
+                raise FrugalignError(f"strength is {strength}; it must be a finite number, 0 or more.")
         first = proxies[0].config
         for other in (proxy.config for proxy in proxies[1:]):
             for field in ("objective", "temperature", "vocabulary", "width"):

@@ -21,7 +21,7 @@ from transformers import initialization as init
 from frugalign.artifacts import check_safetensors
 from frugalign.errors import FrugalignError
 from frugalign.models.forward import embedding_rows
-from frugalign.models.identity import check_base, fingerprint
+from frugalign.models.identity import BaseFingerprint, check_base, fingerprint
 from frugalign.proxy.overseer import Objective
 
 CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
@@ -48,6 +48,7 @@ class ProxyModelConfig(PreTrainedConfig):
         p_t: float = 0.01,
         max_candidates: int = 256,
         max_new_tokens: int = 128,
+        max_prompt_length: int | None = None,
         initial_bias: float = 0.0,
         embedding_scale: float = 1.0,
         value_head: bool = False,
@@ -67,6 +68,7 @@ class ProxyModelConfig(PreTrainedConfig):
         self.p_t = p_t
         self.max_candidates = max_candidates
         self.max_new_tokens = max_new_tokens
+        self.max_prompt_length = max_prompt_length
         self.initial_bias = initial_bias
         self.embedding_scale = embedding_scale
         self.value_head = value_head
@@ -259,6 +261,22 @@ def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) 
         return ProxyModel(
             ProxyModelConfig(**(defaults | {key: value for key, value in config.items() if value is not None}))
         )
+
+
+def check_proxy(proxy: ProxyModel, wanted: dict[str, Any], base: BaseFingerprint) -> None:
+    """Refuse to train a given proxy as what it is not, or on another base than its own.
+
+    `wanted`: what the options ask of a network; None where they leave it open.
+
+    Raises:
+        FrugalignError: naming what differs.
+    """
+    for name in ("objective", "candidate_features", "temperature", "p_t", "max_candidates", "value_head"):
+        has = getattr(proxy.config, name)
+        if has != wanted[name]:
+            raise FrugalignError(f"The given proxy has {name} {has}, but the options say {wanted[name]}.")
+    if proxy.config.base is not None:
+        check_base(proxy.config.base, base, "The given proxy")
 
 
 def load_proxy(

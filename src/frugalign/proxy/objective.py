@@ -52,19 +52,20 @@ def log_probabilities(score: Tensor, positions: Positions, objective: overseer.O
 
 
 def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
-    """The quadrature in chunks, each recomputed in the backward pass: `[N, K, nodes]` never exists as a whole."""
+    """The quadrature in chunks of positions with about as many candidates, each recomputed in the backward pass: `[N, K, nodes]`
+    never exists as a whole, and little of it is padding."""
     n, width = log_a.shape
-    rows = max(1, _CHUNK_ELEMENTS // (64 * width))
-    if n <= rows:
+    size = max(1, _CHUNK_ELEMENTS // (64 * width))
+    if n <= size:
         return overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask)
-    parts = [
-        torch.utils.checkpoint.checkpoint(
-            overseer.sequential_log_pi, positions.log_p[i : i + rows], log_a[i : i + rows], log_1ma[i : i + rows],
-            positions.mask[i : i + rows], use_reentrant=False,
-        )
-        for i in range(0, n, rows)
-    ]  # fmt: skip
-    return torch.cat(parts)
+    counts = positions.mask.sum(-1)  # real candidates come first
+    log_pi = torch.full_like(log_a, -torch.inf)
+    for rows in counts.argsort(stable=True).split(size):
+        most = int(counts[rows[-1]])
+        part = (each[rows, :most] for each in (positions.log_p, log_a, log_1ma, positions.mask))
+        found = torch.utils.checkpoint.checkpoint(overseer.sequential_log_pi, *part, use_reentrant=False)
+        log_pi = log_pi.index_put((rows[:, None], torch.arange(most, device=rows.device)), found)
+    return log_pi
 
 
 def distinct(positions: Positions, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -97,7 +98,7 @@ def proxy_loss(
     loss = (batch.kl_weight * kl - surrogate).sum() / batch.n_sequences
     logs = {"clip_fraction": float(clipped.float().mean()) if len(clipped) else 0.0}
     if values is not None:
-        value_loss = (values - batch.returns).pow(2).mean()
+        value_loss = (values - batch.returns).pow(2).sum() / max(1, len(values))
         loss = loss + vf_coef * value_loss
         logs["value_loss"] = float(value_loss.detach())
     return loss, logs

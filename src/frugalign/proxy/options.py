@@ -24,6 +24,7 @@ class ProxyOptions:
         [], "Reward, repeatable: package.module:name, file.py:name, or a sequence-classification model."
     )
     output_dir: str | None = _option(None, "Run folder.")
+    overwrite_output_dir: bool = _option(False, "Delete the earlier run that output_dir holds; else it is refused.")
 
     revision: str | None = _option(None, "Revision of the base on the hub.")
     dtype: str | None = _option(None, "Dtype of the base: float32, bfloat16, float16, auto. Default: float32 on a CPU.")
@@ -79,7 +80,9 @@ class ProxyOptions:
     missing_eos_penalty: float = _option(0.0, "Added to the reward of a completion cut at max_new_tokens.")
     mask_truncated_completions: bool = _option(False, "Leave cut completions out of the loss.")
 
-    max_steps: int = _option(960, "Optimiser steps, rounded up to whole rollouts.")
+    max_steps: int = _option(
+        960, "Optimiser steps, rounded up to whole rollouts; -1 for num_train_epochs passes over the prompts."
+    )
     learning_rate: float = _option(1e-2, "Peak learning rate.")
     lr_scheduler_type: str = _option("linear", "Learning-rate schedule, as in transformers.")
     warmup_steps: float = _option(0, "Warm-up steps.")

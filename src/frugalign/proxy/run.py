@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-import torch
-import yaml
 
 from frugalign.artifacts import model_card, write_atomic
 from frugalign.data import dataset_fingerprint, held_out_split, load_splits
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
-from frugalign.models.loading import load_model
+from frugalign.models.loading import default_device, load_model
 from frugalign.proxy.config import ProxyConfig
-from frugalign.proxy.options import ProxyOptions
 from frugalign.proxy.trainer import ProxyTrainer
 from frugalign.rewards import load_rewards
+from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run
 from frugalign.training.progress import TrainingProgress
-from frugalign.training.run_folder import COSTS_FILE, find_checkpoint, open_run_folder, saving
+from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
 
 HELD_OUT = 0.1
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
@@ -41,18 +37,12 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
     checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
     folder = open_run_folder(config.output_dir)
     ledger = Ledger()
-    on_gpu = torch.cuda.is_available() and not config.use_cpu
-    rewards = load_rewards(config.reward, device="cuda" if on_gpu else "cpu")
+    if checkpoint is None:
+        refuse_earlier_run(folder, config.overwrite_output_dir)
+    rewards = load_rewards(config.reward, device=default_device(config.use_cpu))
     train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_steps is not None)
     with ledger.phase("load"):
-        loaded = load_model(
-            config.model_name_or_path,
-            revision=config.revision,
-            dtype=config.dtype,
-            device_map=config.device_map,
-            load_in_4bit=config.load_in_4bit,
-            adapter=config.adapter,
-        )
+        loaded = load_model(config.model_name_or_path, **config.model_arguments())
     trainer = ProxyTrainer(
         model=loaded.model,
         reward_funcs=rewards,
@@ -66,8 +56,6 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
         ledger=ledger,
     )
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
-    if trainer.is_world_process_zero():
-        write_atomic(folder / "config.yaml", yaml.safe_dump(resolved_options(config), sort_keys=False))
     trainer.train(resume_from_checkpoint=checkpoint)
     save_artefact(trainer, folder)
     return trainer
@@ -76,6 +64,10 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
 def training_prompts(name: str, *, watch: bool) -> tuple[Any, Any, dict[str, Any]]:
     """Prompts to train on, prompts to watch the training by (None unless `watch`), and what an artefact stores to know them again."""
     splits = load_splits(name)
+    if set(splits) == {"test"}:
+        raise FrugalignError(
+            f"{name} holds a test split only, and a proxy is not trained on what it is to be tested on."
+        )
     train = splits.get("train", next(iter(splits.values())))
     trained_on = {"name": name, "fingerprint": dataset_fingerprint(train), "held_out_fraction": 0.0, "seed": 0}
     held_out = splits.get("validation")
@@ -86,12 +78,6 @@ def training_prompts(name: str, *, watch: bool) -> tuple[Any, Any, dict[str, Any
         train, tenth = held_out_split(train, HELD_OUT, 0)
         held_out = held_out if held_out is not None else tenth
     return train, held_out if watch else None, trained_on
-
-
-def resolved_options(config: ProxyConfig) -> dict[str, Any]:
-    """The proxy's own options as they ran, ready for YAML and for `--config`."""
-    values = {field.name: getattr(config, field.name) for field in fields(ProxyOptions)}
-    return {name: getattr(value, "value", value) for name, value in values.items()}
 
 
 def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
@@ -106,7 +92,7 @@ def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
         title=f"Proxy for {base['name'] or 'a causal language model'}",
         description="Accepts or rejects every token that its frozen base proposes (Proxy-RLHF, arXiv 2403.04283).",
         base_model=base["name"],
-        settings=resolved_options(trainer.args),
+        settings=trainer.args.options(),
         costs=trainer.ledger.table(),
         usage=f"from frugalign import GuidedModel\n\nmodel = GuidedModel.from_pretrained({str(folder)!r})",
     )

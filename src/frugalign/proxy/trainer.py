@@ -27,22 +27,16 @@ from frugalign.models.forward import causal_lm, device_of, embedding_rows
 from frugalign.models.identity import fingerprint
 from frugalign.models.loading import context_length, load_model, prepare_tokenizer
 from frugalign.proxy.config import ProxyConfig
-from frugalign.proxy.experience import Experience, Prompts, score_rollout
+from frugalign.proxy.experience import Experience, Prompts, ScoredRollout, score_rollout
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.losses import adapt_beta
-from frugalign.proxy.network import ProxyModel, new_proxy
+from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
 from frugalign.proxy.objective import Minibatch, proxy_loss
 from frugalign.proxy.rollout import Rollout, roll_out
 from frugalign.proxy.schedule import Schedule, sample_numbers
 from frugalign.rewards import load_rewards
-from frugalign.training.run_folder import (
-    STAGING,
-    RunFolder,
-    checkpoint_state,
-    open_run_folder,
-    publish_checkpoint,
-    saving,
-)
+from frugalign.training.checkpoints import WholeCheckpoints
+from frugalign.training.run_folder import RunFolder, open_run_folder
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +44,7 @@ _EVAL_EPOCH = -1
 """Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
 
 
-class ProxyTrainer(Trainer):
+class ProxyTrainer(WholeCheckpoints, Trainer):
     """Trains a proxy for a frozen language model.
 
     Args:
@@ -84,7 +78,7 @@ class ProxyTrainer(Trainer):
         ledger: Ledger | None = None,
     ) -> None:
         if isinstance(model, str):
-            loaded = load_model(model, revision=args.revision, dtype=args.dtype)
+            loaded = load_model(model, **args.model_arguments())
             model, processing_class, base_name = loaded.model, processing_class or loaded.tokenizer, loaded.name
         if processing_class is None:
             raise FrugalignError("ProxyTrainer needs processing_class (the tokenizer) where model is a module.")
@@ -94,9 +88,13 @@ class ProxyTrainer(Trainer):
         self._uncounted = Ledger()
         self.rewards = load_rewards(reward_funcs, device=str(device_of(model)))
         self.beta = args.beta
-        proxy = proxy or new_proxy(model, args.network(), seed=args.seed)
-        proxy.config.base = fingerprint(model, processing_class, name=base_name, revision=args.revision).to_dict()
-        proxy.config.trained_on = trained_on
+        base = fingerprint(model, processing_class, name=base_name, revision=args.revision, adapter=args.adapter)
+        if proxy is None:
+            proxy = new_proxy(model, args.network(), seed=args.seed)
+        else:
+            check_proxy(proxy, args.network(), base)
+        proxy.config.base, proxy.config.trained_on = base.to_dict(), trained_on
+        proxy.config.max_new_tokens, proxy.config.max_prompt_length = args.max_new_tokens, args.max_prompt_length
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             # Trainer aligns the trained module's special tokens with the tokenizer's, and warns where they differ.
             setattr(proxy.config, token, getattr(processing_class, token))
@@ -106,31 +104,32 @@ class ProxyTrainer(Trainer):
         self._eval_prompts = (
             self._encode(eval_dataset, processing_class, args, proxy) if eval_dataset is not None else None
         )
-        args.max_steps = _whole_rounds(args.max_steps if args.max_steps > 0 else 960, args.steps_per_rollout)
-        args.save_steps = _whole_rounds(int(args.save_steps), args.steps_per_rollout)
-        if args.eval_steps is not None:
-            args.eval_steps = _whole_rounds(int(args.eval_steps), args.steps_per_rollout)
         self._last_kl: float | None = None
         self._round = -1
         self._minibatches: list[Minibatch] = []
         self._logs: dict[str, list[float]] = {}
         self._loss_sum = 0.0
-        self._staging = False
         open_run_folder(str(args.output_dir))
-        super().__init__(
-            model=proxy,
-            args=args,
-            data_collator=_no_data,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=[RunFolder(self.ledger), *(callbacks or [])],
-        )
+        prompts = args.prompts_per_device * args.world_size
+        self.schedule = Schedule(len(train_dataset), prompts, args.seed)
+        args.round_steps(self.schedule.rounds_per_epoch)
+        try:
+            super().__init__(
+                model=proxy,
+                args=args,
+                data_collator=_no_data,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=[RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
+            )
+        except (ValueError, ImportError) as error:  # an unknown or missing tracker, say
+            raise FrugalignError(
+                f"transformers refuses these settings: {' '.join(str(error).split()).rstrip('.')}."
+            ) from error
         self.ledger.set_parameters(
             trainable=sum(p.numel() for p in proxy.parameters()), base=causal_lm(model).num_parameters()
         )
-        prompts = args.prompts_per_device * self.accelerator.num_processes
-        self.schedule = Schedule(len(train_dataset), prompts, args.seed)
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +165,7 @@ class ProxyTrainer(Trainer):
                 ledger=self._uncounted,
             )
 
-    def _score(self, prompts: Prompts, indices: list[int], rollout: Rollout) -> Tensor:
+    def _score(self, prompts: Prompts, indices: list[int], rollout: Rollout) -> ScoredRollout:
         args = self.args
         with self.ledger.phase("reward"):
             scored = score_rollout(
@@ -179,11 +178,16 @@ class ProxyTrainer(Trainer):
                 missing_eos_penalty=args.missing_eos_penalty,
                 state=self.state,
                 ledger=self._uncounted,
-                batch_index=self._round,
+                batch_index=self.state.global_step // args.steps_per_rollout,
             )
         if scored.n_skipped:
             self._note("reward_skipped", float(scored.n_skipped))
-        return scored.rewards
+        if len(self.rewards) > 1:
+            for name, value in scored.means.items():
+                self._note(f"rewards/{name}/mean", value)
+        for name, value in scored.metrics:
+            self._note(name, value)
+        return scored
 
     def _new_round(self, round_: int) -> list[Minibatch]:
         args = self.args
@@ -206,7 +210,8 @@ class ProxyTrainer(Trainer):
                 rollout.statistics["kl_restriction"],
                 args.target_kl,
             )
-        rewards = self._score(self._train_prompts, indices[mine], rollout)
+        scored = self._score(self._train_prompts, indices[mine], rollout)
+        rewards = scored.rewards
         self._count()
         groups = torch.arange(size) // args.num_generations
         with self.ledger.phase("optimise"), torch.no_grad():
@@ -229,7 +234,7 @@ class ProxyTrainer(Trainer):
             self._note(name, value)
         if args.log_completions:
             self._train_prompts.write_completions(
-                Path(str(args.output_dir)), self.state.global_step, indices[mine], rollout, rewards
+                Path(str(args.output_dir)), self.state.global_step, indices[mine], rollout, rewards, scored.extra
             )
         if args.target_kl is not None:
             kl = self._sum(torch.tensor([rollout.statistics["kl"], 1.0]))
@@ -252,6 +257,13 @@ class ProxyTrainer(Trainer):
         summed: Tensor = self.accelerator.reduce(values.double().to(self.accelerator.device), reduction="sum")
         return summed.to(values)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (ValueError, TypeError) as error:
+            name = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise FrugalignError(f"lr_scheduler_type {name} cannot be used: {' '.join(str(error).split())}") from error
+
     # -- what Trainer asks ---------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -265,8 +277,8 @@ class ProxyTrainer(Trainer):
         args = self.args
         round_, within = divmod(self.state.global_step, args.steps_per_rollout)
         if round_ != self._round:
-            self._round = round_
             self._minibatches = self._new_round(round_)
+            self._round = round_
         started = time.perf_counter()
         loss = super().training_step(
             model, {"minibatch": self._minibatches[within % args.num_mini_batches]}, num_items_in_batch
@@ -335,9 +347,9 @@ class ProxyTrainer(Trainer):
         # Also a process without prompts adds its zeros: the others would wait for it.
         sums = torch.zeros(3 + len(names), dtype=torch.float64)
         if rollout is not None:
-            rewards = self._score(prompts, indices, rollout)
-            scored = ~rewards.isnan()
-            sums[:3] = torch.tensor([float(rewards[scored].sum()), float(scored.sum()), len(indices)])
+            rewards = self._score(prompts, indices, rollout).rewards
+            present = ~rewards.isnan()
+            sums[:3] = torch.tensor([float(rewards[present].sum()), float(present.sum()), len(indices)])
             sums[3:] = torch.tensor([rollout.statistics[name] * len(indices) for name in names])
         reward, n_scored, n_prompts, *statistics = self._sum(sums).tolist()
         metrics = {f"{metric_key_prefix}_reward": reward / n_scored} if n_scored else {}
@@ -351,49 +363,19 @@ class ProxyTrainer(Trainer):
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder) / STAGING) if self._staging else folder
+    def forget(self) -> None:
+        self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's own checkpoint, written aside and moved into place whole, with what else moves: β and the ledger."""
-        self._staging = True
-        try:
-            with (
-                self.ledger.phase("save"),
-                saving(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"),
-            ):
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-        finally:
-            self._staging = False
-        if self.args.should_save:
-            state = {
-                "beta": self.beta,
-                "last_kl": self._last_kl,
-                "ledger": self.ledger.to_dict(),
-                "logs": self._logs,
-                "loss_sum": self._loss_sum,
-            }
-            publish_checkpoint(
-                Path(super()._get_output_dir(trial)), self.state.global_step, state, self.args.save_total_limit
-            )
-        self.accelerator.wait_for_everyone()
+    def run_settings(self) -> dict[str, Any]:
+        return self.args.settings_of_a_run()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        state = checkpoint_state(Path(resume_from_checkpoint))
-        self.beta = float(state["beta"])
-        self._last_kl = state["last_kl"]
-        self.ledger.load_dict(state["ledger"])
+    def run_state(self) -> dict[str, Any]:
+        return {"beta": self.beta, "last_kl": self._last_kl, "logs": self._logs, "loss_sum": self._loss_sum}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        self.beta, self._last_kl, self._loss_sum = float(state["beta"]), state["last_kl"], float(state["loss_sum"])
         if self.accelerator.is_main_process:  # only its notes are saved
-            self._logs = state.get("logs", {})
-        self._loss_sum = float(state.get("loss_sum", 0.0))
-
-
-def _whole_rounds(steps: int, steps_per_round: int) -> int:
-    """Steps rounded up to whole rounds: checkpoints fall where no rollout is half used."""
-    return max(steps_per_round, -(-steps // steps_per_round) * steps_per_round)
+            self._logs = state["logs"]
 
 
 def _no_data(batch: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run folder: `metrics.jsonl`, `costs.json`, and checkpoints that exist whole or not at all."""
+"""The run folder while a run goes: `metrics.jsonl` and `costs.json`, line by line, and what the system refuses to write in one sentence."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
 
-from frugalign.artifacts import write_atomic, write_json_atomic, writing
-from frugalign.errors import FrugalignError
+from frugalign.artifacts import write_atomic, writing
 from frugalign.ledger import Ledger
 
 STAGING = ".saving"
-STATE_FILE = "frugalign.json"
+CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 COSTS_FILE = "costs.json"
 
 
 class RunFolder(TrainerCallback):
-    """Writes every log line to `metrics.jsonl` and the ledger to `costs.json`; a resumed run forgets lines after its checkpoint."""
+    """Writes `config.yaml`, every log line to `metrics.jsonl` and the ledger to `costs.json`; a resumed run forgets lines after its
+    checkpoint. `config`: the resolved options."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, config: dict[str, Any]) -> None:
+        self.ledger, self.config = ledger, config
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -41,6 +41,7 @@ class RunFolder(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / STAGING, ignore_errors=True)
         lines = [line for line in read_metrics(folder) if state.global_step > 0 and line["step"] <= state.global_step]
+        write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.config, sort_keys=False))
         write_atomic(folder / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
 
     def on_log(
@@ -103,47 +104,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
-
-
-def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: int | None) -> None:
-    """Complete the checkpoint staged under `run_dir/.saving` and move it into place in one step, then drop the oldest ones."""
-    staged = run_dir / STAGING / f"checkpoint-{step}"
-    write_json_atomic(staged / STATE_FILE, state)
-    target = run_dir / f"checkpoint-{step}"
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(staged, target)
-    shutil.rmtree(run_dir / STAGING, ignore_errors=True)
-    rotate_checkpoints(output_dir=str(run_dir), save_total_limit=keep, use_mtime=False)
-
-
-def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
-    """What `publish_checkpoint` stored beside the weights."""
-    path = checkpoint / STATE_FILE
-    if not path.is_file():
-        raise FrugalignError(f"{checkpoint} is not a checkpoint of this trainer: it holds no {STATE_FILE}.")
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state
-
-
-def find_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
-    """The checkpoint folder to resume from: a path as given, or for `true` the newest one in the run folder.
-
-    Raises:
-        FrugalignError: where there is none.
-    """
-    if wanted is None or wanted is False or str(wanted).lower() in ("", "false", "none"):
-        return None
-    if wanted is True or str(wanted).lower() in ("true", "latest", "1"):
-        found = [
-            (int(match.group(1)), path)
-            for path in Path(output_dir).glob("checkpoint-*")
-            if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / STATE_FILE).is_file()
-        ]
-        if not found:
-            raise FrugalignError(f"There is no checkpoint in {output_dir} to resume from.")
-        return str(max(found)[1])
-    if not Path(str(wanted)).is_dir():
-        raise FrugalignError(f"There is no checkpoint folder {wanted}.")
-    checkpoint_state(Path(str(wanted)))
-    return str(wanted)
