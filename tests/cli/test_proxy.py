@@ -129,6 +129,18 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"dtype": "int7"}, ["int7"]),
         ({"output_dir": "my.py/run"}, ["my.py"]),
         ({"output_dir": "my.py"}, ["my.py"]),
+        ({"learning_rate": -1}, ["learning_rate is -1", "at least 0"]),
+        ({"hidden": 0}, ["hidden is 0"]),
+        ({"per_device_train_batch_size": 0}, ["per_device_train_batch_size is 0"]),
+        ({"seed": -1}, ["seed is -1"]),
+        ({"seed": 10**20}, ["seed is", "2^32"]),
+        ({"gradient_checkpointing": "true"}, ["gradient_checkpointing is not carried over"]),
+        ({"adam_beta1": 2}, ["adam_beta1"]),
+        ({"report_to": "nope"}, ["nope"]),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, ["lr_scheduler_type cosine_with_min_lr cannot be used"]),
+        ({"model_name_or_path": "frugalign.sandbox:gold"}, ["frugalign.sandbox:gold"]),
+        ({"dataset_name": "frugalign.sandbox:gold"}, ["frugalign.sandbox:gold"]),
+        ({"load_best_model_at_end": "true", "eval_steps": 2, "save_steps": 2}, ["load_best_model_at_end"]),
     ],
 )
 def test_a_mistake_is_one_sentence(flags: dict[str, Any], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,3 +194,69 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(
     assert main(command(save_steps=2, resume_from_checkpoint="true")) == 0
     assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
     assert not Path("run/.saving").exists()
+
+
+def test_a_second_run_does_not_write_over_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused with the ways out; deleted when asked for, down to its metrics."""
+    assert main(command(save_steps=2)) == 0
+    first = Path("run/model.safetensors").read_bytes()
+    assert "holds an earlier run" in refused(command(save_steps=2, seed=1), capsys)
+    assert Path("run/model.safetensors").read_bytes() == first
+    assert main(command(max_steps=2, save_steps=2, seed=1, overwrite_output_dir="true")) == 0
+    assert [path.name for path in Path("run").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert Path("run/model.safetensors").read_bytes() != first
+    capsys.readouterr()
+
+
+def test_a_run_is_resumed_under_its_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(save_steps=2)) == 0
+    for flags, words in (({"beta": 0.5}, "beta 0.05, not 0.5"), ({"hidden": 3}, "hidden None, not 3")):
+        assert words in refused(command(resume_from_checkpoint="true", **flags), capsys)
+
+
+def test_a_finished_run_that_is_resumed_takes_no_further_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """A kill between the last checkpoint and the artefact: the artefact is that of the whole run."""
+    flags = command(save_steps=2, lr_scheduler_type="constant")
+    assert main(flags) == 0
+    whole = Path("run/model.safetensors").read_bytes()
+    Path("run/model.safetensors").unlink()
+    assert main([*flags, "--resume_from_checkpoint", "true"]) == 0
+    assert Path("run/model.safetensors").read_bytes() == whole
+    assert {path.name for path in Path("run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    capsys.readouterr()
+
+
+def test_the_config_of_a_run_holds_what_was_not_ours_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(weight_decay=0.1, adam_beta2=0.5, overwrite_output_dir="true")) == 0
+    settings = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (settings["weight_decay"], settings["adam_beta2"], settings["use_cpu"]) == (0.1, 0.5, True)
+    assert not {"resume_from_checkpoint", "overwrite_output_dir"} & set(settings)
+    capsys.readouterr()
+
+
+def test_a_test_split_is_not_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data").mkdir()
+    Path("prompts.jsonl").rename("data/test.jsonl")
+    assert "a test split only" in refused(command(dataset_name="data"), capsys)
+
+
+def test_what_was_trained_with_an_adapter_and_a_cut_is_used_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """The next commands name neither: the artefact brings the base's adapter and the length of prompts."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from frugalign import GuidedModel
+    from frugalign.models.loading import load_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    get_peft_model(load_model("frugalign.sandbox:model").model, config).save_pretrained("lora")
+    write_prompts("prompts.jsonl", [{"prompt": order * 20} for order in ORDERS * 3])
+    assert main(command(adapter="lora", max_prompt_length=40)) == 0
+    base = ["--model_name_or_path", "frugalign.sandbox:model", "--proxy", "run"]
+    data = ["--dataset_name", "prompts.jsonl", "--reward", "my.py:short", "--output_dir", "seen"]
+    assert main(["evaluate", *base, *data]) == 0
+    assert json.loads(Path("seen/metrics.json").read_text())["settings"]["max_prompt_length"] == 40
+    assert main(["generate", *base, "--prompt", ORDERS[0] * 20]) == 0
+    assert GuidedModel.from_pretrained("run").proxy.config.base["adapter"] == "lora"
+    capsys.readouterr()

@@ -170,7 +170,7 @@ def test_a_truncated_adapter(folder: Path, tmp_path: Path) -> None:
 
 def test_no_adapter_there(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "Cannot load the adapter" in refusal(str(folder), device_map="cpu", adapter=str(tmp_path / "empty"))
+    assert "No adapter in" in refusal(str(folder), device_map="cpu", adapter=str(tmp_path / "empty"))
 
 
 def drop_first(weights: Path) -> str:
@@ -192,3 +192,22 @@ def test_an_adapter_that_fits_in_part_is_refused(folder: Path, tmp_path: Path) -
     path = adapter(tmp_path / "lora")
     drop_first(tmp_path / "lora" / "adapter_model.safetensors")
     assert f"The adapter {path!r} does not fit" in refusal(str(folder), device_map="cpu", adapter=path)
+
+
+def test_code_in_a_repository_is_never_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where a terminal would say yes to transformers' question."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assert str(folder) in refusal(str(folder), device_map="cpu")
+    assert not (folder / "ran").exists()
+
+
+def test_a_pickled_adapter_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = adapter(tmp_path / "lora")
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    torch.save(load_file(weights), tmp_path / "lora" / "adapter_model.bin")
+    weights.unlink()
+    assert "no adapter_model.safetensors" in refusal(str(folder), device_map="cpu", adapter=path)

@@ -102,3 +102,9 @@ def test_the_resolved_options_reload_from_yaml(tmp_path: Path) -> None:
     assert parse(COMMAND, ["--config", str(file)]).resume_from_checkpoint == "true"
     overridden: ProxyConfig = parse(COMMAND, ["--config", str(file), "--seed", "9"])
     assert overridden.seed == 9 and overridden.p_t == 1e-4
+
+
+@pytest.mark.parametrize(("name", "value"), [("objective", "margnal"), ("advantage", "GAE"), ("prompt_format", "xml")])
+def test_a_word_that_is_none_of_the_choices(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match=f"{name} is '{value}'; it must be one of"):
+        ProxyConfig(output_dir=str(tmp_path), use_cpu=True, **{name: value})

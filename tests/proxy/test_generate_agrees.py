@@ -403,3 +403,14 @@ def test_a_head_that_is_never_called_and_a_tuple_are_refused() -> None:
     model.forward = fused
     with attach(model, proxy), pytest.raises(FrugalignError, match="without calling its LM head"):
         model(input_ids=ids)
+
+
+def test_the_loss_of_a_guided_model_is_that_of_its_logits() -> None:
+    model = build("llama")
+    proxy = proxy_for(model, p_t=0.0)
+    ids = torch.tensor([PROMPTS[0]])
+    with attach(model, proxy):
+        found = model(input_ids=ids, labels=ids)
+    log_pi = found.logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
+    torch.testing.assert_close(found.loss, -log_pi.mean())
+    assert float(found.loss) != pytest.approx(float(model(input_ids=ids, labels=ids).loss))

@@ -20,6 +20,7 @@ import frugalign.sandbox as sandbox
 from frugalign.errors import FrugalignError
 from frugalign.models.loading import LoadedModel, load_model
 from frugalign.proxy import ProxyConfig, ProxyTrainer
+from frugalign.proxy.network import new_proxy
 from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.run_folder import read_metrics
 
@@ -402,3 +403,91 @@ def test_a_target_below_the_cost_of_the_restriction_is_said(
     caplog.clear()
     trainer(base, tmp_path / "b", p_t=0.0, target_kl=1e-3, max_steps=2).train()
     assert "lower p_t" not in caplog.text
+
+
+def test_an_interrupted_run_resumed_in_the_same_process_is_the_uninterrupted_one(
+    base: LoadedModel, tmp_path: Path
+) -> None:
+    """The reward of round 2 is interrupted, as in a notebook: nothing of that round is left over."""
+    options: dict[str, Any] = {"save_steps": 2, "max_steps": 8, "lr_scheduler_type": "constant"}
+    whole = trainer(base, tmp_path / "whole", **options)
+    whole.train()
+    calls: list[int] = []
+
+    def once(completions: list[Any], **_: Any) -> list[float]:
+        calls.append(len(completions))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return short(completions)
+
+    found = trainer(base, tmp_path / "run", once, **options)
+    with pytest.raises(KeyboardInterrupt):
+        found.train()
+    found.train(resume_from_checkpoint=True)
+    assert len(calls) == 5
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name]), name
+
+
+def test_a_run_whose_first_round_failed_begins_again(base: LoadedModel, tmp_path: Path) -> None:
+    fails = [True]
+
+    def flaky(completions: list[Any], **_: Any) -> list[float]:
+        if fails.pop() if fails else False:
+            raise RuntimeError("the judge is away")
+        return short(completions)
+
+    found = trainer(base, tmp_path, flaky)
+    with pytest.raises(FrugalignError, match="the judge is away"):
+        found.train()
+    assert found.train().global_step == 4
+
+
+def test_rewards_are_logged_apart_and_log_themselves(base: LoadedModel, tmp_path: Path) -> None:
+    """Two rewards: a mean each; TRL's log_metric goes to the log, its log_extra beside the completions."""
+
+    def chatty(completions: list[Any], log_metric: Any, log_extra: Any, **_: Any) -> list[float | None]:
+        log_metric("seen", len(completions))
+        log_extra("length", [len(text) for text in completions])
+        return [None] + [2.0] * (len(completions) - 1)
+
+    args = ProxyConfig(output_dir=str(tmp_path), max_steps=2, num_iterations=1, max_new_tokens=8, num_generations=4,
+                       per_device_train_batch_size=16, p_t=1e-3, logging_steps=2, use_cpu=True, log_completions=True)  # fmt: skip
+    ProxyTrainer(base.model, [short, chatty], args, dataset(), processing_class=base.tokenizer).train()
+    line = next(line for line in read_metrics(tmp_path) if "reward" in line)
+    assert line["seen"] == 16 and line["rewards/chatty/mean"] == 2.0 and line["rewards/short/mean"] < 0
+    entry = json.loads((tmp_path / "completions.jsonl").read_text().splitlines()[0])
+    assert entry["length"] == len(entry["completion"])
+
+
+def test_a_given_proxy_must_be_what_the_options_say(base: LoadedModel, tmp_path: Path) -> None:
+    """Another objective or temperature, a missing value head, another base: one sentence each."""
+    args = ProxyConfig(output_dir=str(tmp_path), use_cpu=True)
+    for has in ({"objective": "sequential"}, {"temperature": 0.7}, {"value_head": True}, {"p_t": 0.1}):
+        proxy = new_proxy(base.model, args.network() | has)
+        with pytest.raises(FrugalignError, match=f"The given proxy has {next(iter(has))}"):
+            ProxyTrainer(base.model, short, args, dataset(), processing_class=base.tokenizer, proxy=proxy)
+    proxy = new_proxy(base.model, args.network())
+    proxy.config.base = trainer(base, tmp_path).model.config.base | {"weights": "another"}
+    with pytest.raises(FrugalignError, match="The given proxy was trained on"):
+        ProxyTrainer(base.model, short, args, dataset(), processing_class=base.tokenizer, proxy=proxy)
+
+
+def test_gae_with_every_completion_masked_stays_finite(base: LoadedModel, tmp_path: Path) -> None:
+    found = trainer(base, tmp_path, advantage="gae", mask_truncated_completions=True, max_new_tokens=2)
+    found.train()
+    lines = [line for line in read_metrics(tmp_path) if "value_loss" in line]
+    assert lines and all(line["value_loss"] == 0 and line["loss"] == 0 for line in lines)
+
+
+def test_steps_in_epochs_and_shares(base: LoadedModel, tmp_path: Path) -> None:
+    """Four prompts a rollout of two steps: three epochs are six steps; a third of them is one rollout; 0.5 of 6 rounds up to 4."""
+    found = trainer(base, tmp_path, max_steps=-1, num_train_epochs=3, save_steps=1 / 3, eval_steps=0.5, eval_dataset=dataset(),
+                    num_mini_batches=2)  # fmt: skip
+    assert (found.args.max_steps, found.args.save_steps, found.args.eval_steps) == (6, 2, 4)
+
+
+def test_options_of_a_base_reach_a_named_one(tmp_path: Path) -> None:
+    args = ProxyConfig(output_dir=str(tmp_path), use_cpu=True, adapter=str(tmp_path / "absent"))
+    with pytest.raises(FrugalignError, match="Cannot load the adapter"):
+        ProxyTrainer(sandbox.model, short, args, dataset())

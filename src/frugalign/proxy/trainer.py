@@ -262,7 +262,9 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         except (ValueError, TypeError) as error:
             name = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
-            raise FrugalignError(f"lr_scheduler_type {name} cannot be used: {' '.join(str(error).split())}") from error
+            raise FrugalignError(
+                f"lr_scheduler_type {name} cannot be used: {' '.join(str(error).split()).rstrip('.')}."
+            ) from error
 
     # -- what Trainer asks ---------------------------------------------------------------------------------------------
 
