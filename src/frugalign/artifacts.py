@@ -7,6 +7,7 @@ half of it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -253,3 +254,62 @@ def _cell(value: Any) -> str:
     """A value in a Markdown table: one line, pipes escaped, floats short."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def hash_weights(model: Any) -> str:
+    """SHA-256 over names, shapes and float32 values of a module's weights: a safetensors header cannot show that bytes under it were changed."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_config(folder: str | Path, config_class: Any, what: str) -> Any:
+    """The config of an artefact of ours, a local folder's weights checked by their header first.
+
+    Raises:
+        FrugalignError: no such artefact, one of another kind, or a damaged file.
+    """
+    path = Path(folder)
+    if path.is_dir() or str(folder).startswith((".", "/", "~")):
+        path = path.expanduser()
+        if not (path / "config.json").is_file():
+            raise FrugalignError(f"No {what} in {path}: the folder has no config.json.")
+        check_safetensors(path / "model.safetensors")
+    try:
+        config = config_class.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FrugalignError(f"Cannot load the {what} in {folder}: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(config.base, dict) or config.to_dict().get("model_type") != config_class.model_type:
+        raise FrugalignError(f"{folder} is not a frugalign {what}: its config.json names no base.")
+    return config
+
+
+def load_weights(folder: str | Path, model_class: Any, config: Any, what: str) -> Any:
+    """An artefact's network in float32, nothing missing, nothing left over, nothing changed.
+
+    Raises:
+        FrugalignError: a file that cannot be read, does not fit `config`, or was changed.
+    """
+    import torch
+
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise FrugalignError(f"Cannot load the {what} in {folder}: {' '.join(str(error).split())[:300]}") from error
+    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value and key != "error_msgs"}
+    if wrong or info.get("error_msgs"):
+        raise FrugalignError(f"The weights in {folder} do not fit its config.json: {wrong or info['error_msgs']}.")
+    if config.weights_sha256 not in (None, hash_weights(model)):
+        raise FrugalignError(
+            f"The weights in {folder} have been changed since they were saved: their hash is not the one in config.json."
+        )
+    return model

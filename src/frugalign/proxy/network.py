@@ -8,7 +8,6 @@ state-free control, one number a token.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
-from frugalign.artifacts import check_safetensors
+from frugalign.artifacts import hash_weights, load_config, load_weights
 from frugalign.errors import FrugalignError
 from frugalign.models.forward import embedding_rows
 from frugalign.models.identity import BaseFingerprint, check_base, fingerprint
@@ -225,15 +224,6 @@ class ProxyModel(PreTrainedModel):
         return attach(model, self, strength=strength)
 
 
-def hash_weights(proxy: ProxyModel) -> str:
-    """SHA-256 over names, shapes and float32 values of the weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(proxy.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def network_size(width: int, budget: int, features: str = "embedding") -> int:
     """The largest `hidden = dim` whose proxy has at most 0.99 % of `budget` parameters (at least 1)."""
 
@@ -292,43 +282,18 @@ def load_proxy(
     Raises:
         FrugalignError: a missing, truncated or tampered file; another base (the sentence says what differs); another objective.
     """
-    path = Path(folder)
-    if path.is_dir() or str(folder).startswith((".", "/", "~")):
-        path = path.expanduser()
-        if not (path / "config.json").is_file():
-            raise FrugalignError(f"No proxy in {path}: the folder has no config.json.")
-        check_safetensors(path / "model.safetensors")
-    try:
-        config = ProxyModelConfig.from_pretrained(folder)
-        if config.base is None or ("model_type" in config.to_dict() and config.model_type != "frugalign_proxy"):
-            raise FrugalignError(f"{folder} is not a frugalign proxy: its config.json names no base.")
-        if config.objective not in get_args(Objective) or not 0 <= config.p_t < 1 or not config.temperature > 0:
-            raise FrugalignError(
-                f"The config.json in {folder} is damaged: objective, p_t or temperature is not one that a proxy can have."
-            )
-        if objective is not None and objective != config.objective:
-            raise FrugalignError(
-                f"The proxy in {folder} was trained under objective {config.objective!r}, not {objective!r}."
-            )
-        if model is not None and tokenizer is not None:
-            check_base(config.base, fingerprint(model, tokenizer, name=name), f"The proxy in {folder}")
-        found: Any = ProxyModel.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise FrugalignError(f"Cannot load the proxy in {folder}: {' '.join(str(error).split())[:300]}") from error
-    proxy, info = found
-    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value and key != "error_msgs"}
-    if wrong or info.get("error_msgs"):
-        raise FrugalignError(f"The weights in {folder} do not fit its config.json: {wrong or info['error_msgs']}.")
-    if config.weights_sha256 not in (None, hash_weights(proxy)):
+    config = load_config(folder, ProxyModelConfig, "proxy")
+    numbers = all(isinstance(value, (int, float)) for value in (config.p_t, config.temperature))
+    if config.objective not in get_args(Objective) or not (numbers and 0 <= config.p_t < 1 and config.temperature > 0):
         raise FrugalignError(
-            f"The weights in {folder} have been changed since they were saved: their hash is not the one in config.json."
+            f"The config.json in {folder} is damaged: objective, p_t or temperature is not one that a proxy can have."
         )
-    loaded: ProxyModel = proxy.eval()
-    return loaded
+    if objective is not None and objective != config.objective:
+        raise FrugalignError(
+            f"The proxy in {folder} was trained under objective {config.objective!r}, not {objective!r}."
+        )
+    if model is not None and tokenizer is not None:
+        check_base(config.base, fingerprint(model, tokenizer, name=name), f"The proxy in {folder}")
+    proxy: ProxyModel = load_weights(folder, ProxyModel, config, "proxy")
+    proxy.eval()
+    return proxy

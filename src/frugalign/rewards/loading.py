@@ -95,7 +95,10 @@ def _classifier(name: str, device: str) -> Callable[..., Any]:
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FrugalignError(f"There is no reward at {name}.")
     from frugalign.rewards.classifier import ClassifierReward
+    from frugalign.rewards.representation import RepresentationReward, is_representation_reward
 
+    if is_representation_reward(name):
+        return RepresentationReward.from_pretrained(path, device=device)
     return ClassifierReward.from_pretrained(str(path) if path.exists() else name, device=device)
 
 

@@ -1,0 +1,80 @@
+"""From a prompt and its answer to token ids that end where a judge of the answer reads.
+
+One definition for training a reward, scoring with it and aligning by it: the prompt as a model is asked it, the answer's tokens, and
+the end token; what a chat template writes after that is left out. A generated answer that was cut has no end token and ends in its last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from frugalign.data.templating import encode_prompts
+from frugalign.errors import FrugalignError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    """`prompt_ids[i]` and `completion_ids[i]` (the end token included); `n_cut`: how many prompts were cut on the left to fit."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    n_cut: int
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """Prompt and completion together; the last token is the endpoint."""
+        return [prompt + answer for prompt, answer in zip(self.prompt_ids, self.completion_ids, strict=True)]
+
+
+def answer_text(completion: Any) -> str:
+    """A completion as text: itself, or the contents of its messages."""
+    return completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)
+
+
+def encode_exchanges(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    end_id: int | None,
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    max_length: int | None = None,
+    prompt_format: str = "auto",
+) -> Exchanges:
+    """Token ids of every exchange.
+
+    Args:
+        end_id: the token that closes an answer given as text; None where the model has none.
+        completion_ids: what a model generated, taken as it is, the end token included where it was emitted.
+        max_length: the most tokens of an exchange; the prompt is cut on the left, the answer never.
+
+    Raises:
+        FrugalignError: an answer without a token, or one that alone exceeds `max_length`, naming the row (from 1).
+    """
+    prompt_ids = encode_prompts(prompts, tokenizer, max_new_tokens=0, prompt_format=prompt_format).ids
+    if completion_ids is None:
+        texts = [answer_text(completion) for completion in completions]
+        # Empty lists too: a tokenizer refuses a batch of none.
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        end = [] if end_id is None else [end_id]
+        answers = [[int(token) for token in ids] + end for ids in encoded]
+    else:
+        answers = [[int(token) for token in ids] for ids in completion_ids]
+    n_cut = 0
+    for row, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
+        if not answer:
+            raise FrugalignError(f"Answer {row + 1} has no token, so there is nothing to judge.")
+        if max_length is None or len(prompt) + len(answer) <= max_length:
+            continue
+        if len(answer) >= max_length:
+            raise FrugalignError(
+                f"Answer {row + 1} has {len(answer)} tokens, which leaves no room for its prompt in max_length = {max_length}."
+            )
+        n_cut += 1
+        prompt_ids[row] = prompt[len(prompt) + len(answer) - max_length :]
+    return Exchanges(prompt_ids, answers, n_cut)
