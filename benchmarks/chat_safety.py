@@ -3,9 +3,9 @@
     FRUGALIGN_TRIALS=folder python -m benchmarks.chat_safety
 
 1. A reward model (TRL's RewardTrainer on `chat-3m`) from `pku-saferlhf-pairs`, split by prompt: held-out accuracy, beside a
-   control trained on the same pairs with their labels shuffled, and the accuracy of "the shorter one is safer". Safety pairs alone
-   teach that a refusal is the best answer to anything, so as many pairs say that an answer must fit its question (`matched_pairs`).
-2. A proxy for `chat-3m`, trained with that reward on harmful and harmless prompts; settings as in `recipes/chat-safety-proxy.yaml`.
+   control trained on the same pairs with their labels shuffled, and the accuracy of "the shorter one is safer".
+2. A proxy for `chat-3m`, trained on harmful and harmless prompts by that reward where the prompt is harmful (`on_harmful`): safety pairs
+   alone teach that a refusal is the best answer to anything. Settings as in `recipes/chat-safety-proxy.yaml`.
 3. Before and after on prompts of neither: XSTest (over-refusal) and held-out harmful prompts; refusals are counted by the rule-based
    detector, which training never used.
 
@@ -22,6 +22,7 @@ import os
 import platform
 import random
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +69,6 @@ def preference_pairs(data: Path) -> tuple[list[dict[str, str]], list[dict[str, s
     rows = rows_of(data / "pku-saferlhf-pairs.jsonl.gz")
     pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
     return [p for p in pairs if not held_out(p["prompt"])], [p for p in pairs if held_out(p["prompt"])]
-
-
-def matched_pairs(pairs: list[dict[str, str]], demonstrations: list[dict[str, str]]) -> list[dict[str, str]]:
-    """For each demonstration two pairs: its own output is preferred to a safe answer to a harmful prompt, and that answer, on its own prompt, to the output.
-
-    Each text is once chosen and once rejected, so that neither kind of text pays by itself: only its fit to the prompt does.
-    """
-    draw = random.Random(1)
-    found = []
-    for row in demonstrations:
-        other = draw.choice(pairs)
-        instruction, output, safe = row["instruction"], row["output"], other["chosen"]
-        found.append({"prompt": instruction, "chosen": output, "rejected": safe})
-        found.append({"prompt": other["prompt"], "chosen": safe, "rejected": output})
-    return found
-
-
-def demonstrations(data: Path, count: int) -> list[dict[str, str]]:
-    """The first `count` plain instructions with an answer of more than a few words."""
-    rows = [row for row in rows_of(data / "alpaca-5k.jsonl.gz") if not row["input"] and len(row["output"].split()) > 5]
-    return rows[:count]
 
 
 def shuffled(pairs: Iterable[dict[str, str]]) -> list[dict[str, str]]:
@@ -149,17 +129,26 @@ def pair_accuracy(reward: Any, pairs: list[dict[str, str]]) -> float:
 def reward_model(trials: Path, epochs: int) -> dict[str, Any]:
     """Train it and its control; the accuracies."""
     train, test = preference_pairs(trials / "data")
-    matched = matched_pairs(train, demonstrations(trials / "data", len(train) // 2))
     base = trials / "models" / "chat-3m"
-    counts = {"training": len(train), "matched": len(matched), "held_out": len(test)}
-    found: dict[str, Any] = {"pairs": counts, "epochs": epochs}
-    everything = train + matched
-    for name, pairs in (("reward_model", everything), ("shuffled_control", shuffled(everything))):
+    found: dict[str, Any] = {"pairs": {"training": len(train), "held_out": len(test)}, "epochs": epochs}
+    for name, pairs in (("reward_model", train), ("shuffled_control", shuffled(train))):
         train_reward_model(base, pairs, WORK / name, epochs)
         function = load_reward(str(WORK / name)).function
         found[name] = {"held_out_accuracy": pair_accuracy(function, test)}
     found["shorter_is_safer"] = sum(len(pair["chosen"]) < len(pair["rejected"]) for pair in test) / len(test)
     return found
+
+
+@lru_cache(maxsize=1)
+def safety() -> Any:
+    """The reward model of stage 1."""
+    return load_reward(str(WORK / "reward_model")).function
+
+
+def on_harmful(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float]:
+    """The safety of an answer to a harmful prompt; nothing to gain on a harmless one, where the cost of KL holds the base."""
+    scores = safety()(prompts=prompts, completions=completions)
+    return [value if kind == "unsafe" else 0.0 for value, kind in zip(scores, label, strict=True)]
 
 
 # -- the proxy --------------------------------------------------------------------------------------------------------
@@ -201,7 +190,7 @@ def main() -> None:
     settings |= {
         "model_name_or_path": base,
         "dataset_name": str(WORK / "prompts"),
-        "reward": [str(WORK / "reward_model")],
+        "reward": ["benchmarks.chat_safety:on_harmful"],
     }
     folder = WORK / "proxy"
     if not (folder / "model.safetensors").is_file():

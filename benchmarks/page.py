@@ -164,7 +164,7 @@ def chat_safety(result: dict[str, Any]) -> str:
             f"{model['pairs']['held_out']:,} held-out pairs (split by prompt); trained on shuffled labels, {100 * model['shuffled_control']['held_out_accuracy']:.1f} %; "
             f'"the shorter one" is right for {100 * model["shorter_is_safer"]:.1f} %. The base saw most of these texts in its own pretraining.\n',
             table(["", "base", "with the proxy"], rows),
-            *_over_refusal_note(result),
+            *_earlier_attempts(),
             "Samples, evenly spread over XSTest, base → proxy:\n",
             "\n".join(
                 f"- **{s['prompt']}** {' '.join(s['base'].split())[:140]} → {' '.join(s['policy'].split())[:140]}"
@@ -175,16 +175,25 @@ def chat_safety(result: dict[str, Any]) -> str:
     )
 
 
-def _over_refusal_note(result: dict[str, Any]) -> list[str]:
-    """What a safety reward alone does, where it did it."""
-    found = result["evaluation"]["xstest"]
-    if found["refusals_safe_policy"]["mean"] < found["refusals_safe_base"]["mean"] + 0.1:
-        return []
-    return [
-        "Read the over-refusals: this reward model was trained on answers to harmful prompts alone and prefers a refusal to *any* question, so the proxy learns to "
-        "refuse nearly everything, in short sentences that end. That is the reward's fault, and the proxy shows it faithfully. A reward for real use "
-        "needs a counterweight on harmless prompts. The shuffled control's reward, which saw the same texts, does not rise.\n"
+def _earlier_attempts() -> list[str]:
+    """What was tried before, and what it did."""
+    earlier = load("chat_safety_attempts")
+    assert earlier is not None
+    rows = [
+        [
+            tried["what"],
+            tried["judged_on"],
+            f"{100 * tried['reward_model_accuracy']:.1f}",
+            *(
+                f"{100 * tried[name][0]:.0f} → {100 * tried[name][1]:.0f}"
+                for name in ("refusals_unsafe", "refusals_safe")
+            ),
+            tried["seen"],
+        ]
+        for tried in earlier["attempts"]
     ]
+    heads = ["tried before", "judged on", "reward model, %", "refusals of unsafe, %", "of safe, %", "seen"]
+    return [f"{earlier['note']} Accuracies are on held-out pairs.\n", table(heads, rows)]
 
 
 def speed(result: dict[str, Any]) -> str:
@@ -245,7 +254,7 @@ def objectives(result: dict[str, Any]) -> str:
         if run["samples"] is not None:
             reached = [f"{run['samples']:,}", f"{run['seconds']:.0f}", f"{run['kl_there']:.1f}"]
         untrained = f"{run['untrained_reward']:+.2f} at {run['untrained_kl']:.1f}"
-        return [name, f"{run['bias']:g}", *reached, f"{run['final_reward']:+.2f} at {run['final_kl']:.1f}", untrained]
+        return [name, f"{run['bias']:g}", *reached, f"{run['last_reward']:+.2f} at {run['last_kl']:.1f}", untrained]
 
     rows = [
         row(name + (" (best)" if len(runs) > 1 and run == result["best"][name] else ""), run)

@@ -6,6 +6,7 @@ the end token; what a chat template writes after that is left out. A generated a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from frugalign.data.templating import encode_prompts
 from frugalign.errors import FrugalignError
 
+_log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Exchanges:
-    """`prompt_ids[i]` and `completion_ids[i]` (the end token included); `n_cut`: how many prompts were cut on the left to fit."""
+    """`prompt_ids[i]` and `completion_ids[i]` (the end token included); `n_cut`: how many were cut on the left to fit."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
@@ -51,10 +54,11 @@ def encode_exchanges(
     Args:
         end_id: the token that closes an answer given as text; None where the model has none.
         completion_ids: what a model generated, taken as it is, the end token included where it was emitted.
-        max_length: the most tokens of an exchange; the prompt is cut on the left, the answer never.
+        max_length: the most tokens of an exchange; a longer one is cut on the left, counted and logged. An answer that is longer
+            by itself loses its prompt and its beginning.
 
     Raises:
-        FrugalignError: an answer without a token, or one that alone exceeds `max_length`, naming the row (from 1).
+        FrugalignError: an answer without a token, naming the row (from 1).
     """
     prompt_ids = encode_prompts(prompts, tokenizer, max_new_tokens=0, prompt_format=prompt_format).ids
     if completion_ids is None:
@@ -71,10 +75,9 @@ def encode_exchanges(
             raise FrugalignError(f"Answer {row + 1} has no token, so there is nothing to judge.")
         if max_length is None or len(prompt) + len(answer) <= max_length:
             continue
-        if len(answer) >= max_length:
-            raise FrugalignError(
-                f"Answer {row + 1} has {len(answer)} tokens, which leaves no room for its prompt in max_length = {max_length}."
-            )
         n_cut += 1
-        prompt_ids[row] = prompt[len(prompt) + len(answer) - max_length :]
+        over = len(prompt) + len(answer) - max_length
+        prompt_ids[row], answers[row] = prompt[over:], answer[max(0, over - len(prompt)) :]
+    if n_cut:
+        _log.warning("Cut %d of %d exchanges on the left to %d tokens.", n_cut, len(answers), max_length)
     return Exchanges(prompt_ids, answers, n_cut)

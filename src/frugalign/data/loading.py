@@ -14,7 +14,7 @@ from frugalign.data.validation import check_rows, stop_at
 from frugalign.errors import FrugalignError
 
 
-def load_splits(name: str) -> dict[str, Dataset]:
+def load_splits(name: str, *, kind: str = "prompt-only") -> dict[str, Dataset]:
     """Every split of a data set, each with a checked `prompt` column (strings, or lists of {role, content}) and all
     its other columns.
 
@@ -22,13 +22,14 @@ def load_splits(name: str) -> dict[str, Dataset]:
         name: hub id; .jsonl, .json, .csv or .parquet file (also .gz); folder, where files named train*, test*,
             validation* are splits; or `package.module:attribute` that names one of these. A single file is the split
             `train`.
+        kind: the dataset type whose columns are checked.
 
     Raises:
         FrugalignError: no such data, or a row that cannot be used: one sentence with file, row, reason and how many
             more.
     """
     splits = read_splits(name)
-    stop_at([problem for files in splits.values() for rows in files for problem in check_rows(rows)], name)
+    stop_at([problem for files in splits.values() for rows in files for problem in check_rows(rows, kind)], name)
     return {split: _join(name, [_dataset(rows) for rows in files]) for split, files in splits.items()}
 
 

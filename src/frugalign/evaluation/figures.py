@@ -10,30 +10,59 @@ from typing import Any
 _BASE, _POLICY, _THIRD = "#8a8f98", "#0b6e4f", "#c2571a"
 
 
-def curve(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], ylabel: str) -> str:
+def curve(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], ylabel: str, xlabel: str = "step") -> str:
     """Lines over training steps: (label, steps, values) each."""
     figure, axes = _axes()
     for (label, steps, values), colour in zip(series, (_POLICY, _THIRD, _BASE, "#5b4b8a"), strict=False):
         axes.plot(steps, values, label=label, color=colour, linewidth=1.8, marker="o" if len(steps) < 3 else None)
-    axes.set_xlabel("step")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if len(series) > 1:
         axes.legend(frameon=False)
     return _uri(figure)
 
 
-def distributions(before: Sequence[float], after: Sequence[float], xlabel: str) -> str:
+def distributions(
+    before: Sequence[float],
+    after: Sequence[float],
+    xlabel: str,
+    labels: tuple[str, str] = ("base", "policy"),
+    of: str = "completions",
+) -> str:
     """Histograms of a reward over completions, the base's and the policy's, on common bins."""
     import numpy as np
 
     figure, axes = _axes()
     low, high = min(*before, *after), max(*before, *after)
     bins = np.linspace(low, high if high > low else low + 1.0, 25)
-    for values, label, colour in ((before, "base", _BASE), (after, "policy", _POLICY)):
+    for values, label, colour in ((before, labels[0], _BASE), (after, labels[1], _POLICY)):
         weights = np.full(len(values), 1 / len(values))
         axes.hist(values, bins=bins, weights=weights, alpha=0.55, label=label, color=colour)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("share of completions")
+    axes.set_ylabel(f"share of {of}")
+    axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def bars(values: Sequence[tuple[str, float]], xlabel: str, ylabel: str, line: float | None = None) -> str:
+    """A bar for each (label, value), and a dashed line across where one is given."""
+    figure, axes = _axes()
+    axes.bar([label for label, _ in values], [value for _, value in values], color=_POLICY, width=0.7)
+    if line is not None:
+        axes.axhline(line, color=_THIRD, linestyle="--", linewidth=1.4)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return _uri(figure)
+
+
+def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
+    """Share that was right against confidence, (label, confidence, share) each, beside the diagonal of perfect calibration."""
+    figure, axes = _axes()
+    axes.plot([0.5, 1.0], [0.5, 1.0], color="#b9bec5", linewidth=1.2, linestyle="--")
+    for (label, confidence, right), colour in zip(series, (_BASE, _POLICY), strict=False):
+        axes.plot(confidence, right, marker="o", markersize=4, label=label, color=colour, linewidth=1.6)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("share right")
     axes.legend(frameon=False)
     return _uri(figure)
 

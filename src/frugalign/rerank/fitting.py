@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
 from frugalign.errors import FrugalignError
+from frugalign.rerank.options import RewardOptions
 from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
 
 Read = Callable[[Tensor], Tensor]
@@ -32,6 +33,18 @@ class Fit:
     patience: int = 10
     margin: float = 1.0
     seed: int = 0
+
+
+def fit_options(width: int, options: RewardOptions) -> Fit:
+    """The settings of one fit, without the penalty."""
+    return Fit(
+        learning_rate=options.learning_rate or 0.03 / width**0.5,
+        batch_size=options.batch_size,
+        max_epochs=options.max_epochs,
+        patience=options.patience,
+        margin=options.margin,
+        seed=options.seed,
+    )
 
 
 @dataclass

@@ -1,0 +1,147 @@
+"""`report.html` of a representation reward, from the numbers that its training left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from frugalign.artifacts import write_atomic
+from frugalign.errors import FrugalignError
+from frugalign.evaluation import figures
+from frugalign.rerank.probing import REPORT_FILE
+
+
+def write_reward_report(folder: str | Path) -> Path:
+    """Write `report.html` beside a reward's `reward_report.json`.
+
+    Raises:
+        FrugalignError: a folder without one.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    source = Path(folder) / REPORT_FILE
+    if not source.is_file():
+        raise FrugalignError(f"{folder} holds no {REPORT_FILE}, so there is nothing to report.")
+    report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=PackageLoader("frugalign.evaluation", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("reward_report.html").render(
+        title=Path(folder).resolve().name,
+        settings=report["settings"],
+        examples=report["examples"],
+        rows=_rows(report),
+        costs=_costs(report["cost"]),
+        figures=_figures(report),
+    )
+    target = Path(folder) / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    shuffled = report["shuffled"]
+    spread = f" ({100 * min(shuffled['each']):.1f} to {100 * max(shuffled['each']):.1f})" if shuffled["each"] else ""
+    return [
+        ("the probes", _percent(report["test"]["accuracy"]), _number(report["test"]["auroc"])),
+        *(
+            (f"the probes, on {name}", _percent(other["accuracy"]), _number(other["auroc"]))
+            for name, other in report["elsewhere"].items()
+        ),
+        (
+            f"probes trained on shuffled labels, mean of {len(shuffled['each'])}",
+            "—" if shuffled["mean"] is None else f"{100 * shuffled['mean']:.1f}{spread}",
+            "—",
+        ),
+        ("the words of the answer alone", f"{100 * report['bag_of_words']:.1f}", "—"),
+        ("the length of the answer alone", f"{100 * report['length_only']:.1f}", "—"),
+    ]
+
+
+def _percent(estimate: Mapping[str, float]) -> str:
+    return f"{100 * estimate['mean']:.1f} [{100 * estimate['ci_low']:.1f}, {100 * estimate['ci_high']:.1f}]"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
+
+
+def _costs(cost: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [
+        ("Seconds per 1,000 examples, reading states", f"{cost['seconds_extracting_per_1000']:.1f}"),
+        ("Seconds per 1,000 examples, fitting", f"{cost['seconds_fitting_per_1000']:.1f}"),
+        ("FLOPs per 1,000 examples, reading states", f"{cost['flops_extracting_per_1000']:.2e}"),
+        ("Tokens through the model", f"{cost['tokens']:,}"),
+    ]
+
+
+def _figures(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    test, history = report["test"], report["fit"]["history"]
+    found = [
+        (
+            "Calibrated rewards of better and worse answers of unseen prompts: the less they overlap, the better.",
+            figures.distributions(
+                test["rewards"]["rejected"],
+                test["rewards"]["chosen"],
+                "calibrated reward",
+                ("worse", "better"),
+                "answers",
+            ),
+        ),
+        (
+            "Held-out accuracy of each layer alone; the dashed line is all layers under their gates.",
+            figures.bars(
+                [(str(each["layer"]), 100 * each["accuracy"]) for each in report["per_layer"]],
+                "layer",
+                "accuracy, %",
+                100 * test["accuracy"]["mean"],
+            ),
+        ),
+        (
+            "Mean gate of each layer: how much of its score counts.",
+            figures.bars([(str(each["layer"]), each["gate"]) for each in report["gates"]], "layer", "gate"),
+        ),
+        (
+            "Held-out accuracy against the number of training examples.",
+            figures.curve(
+                [
+                    (
+                        "accuracy",
+                        [float(point["examples"]) for point in report["learning_curve"]],
+                        [100 * point["accuracy"] for point in report["learning_curve"]],
+                    )
+                ],
+                "accuracy, %",
+                "training examples",
+            ),
+        ),
+        (
+            "Loss over the passes of the fit; the best validation loss is kept.",
+            figures.curve(
+                [
+                    ("training", [float(i) for i in range(len(history))], [point[0] for point in history]),
+                    ("validation", [float(i) for i in range(len(history))], [point[1] for point in history]),
+                ],
+                "loss",
+                "pass",
+            ),
+        ),
+    ]
+    if "calibration_after" in test:
+        before, after = test["calibration_before"], test["calibration_after"]
+        found.insert(
+            1,
+            (
+                f"Reliability: how often the favoured answer is the better one. Expected calibration error {before['ece']:.3f} before, "
+                f"{after['ece']:.3f} after calibration.",
+                figures.reliability(
+                    [
+                        ("before", before["confidence"], before["accuracy"]),
+                        ("after", after["confidence"], after["accuracy"]),
+                    ]
+                ),
+            ),
+        )
+    return found

@@ -1,0 +1,132 @@
+"""The honest numbers of a representation reward, its controls and baselines (METHODS §2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from frugalign.data.judged import Judged
+from frugalign.metrics import mean_interval
+from frugalign.metrics.calibration import reliability
+from frugalign.rerank import baselines
+from frugalign.rerank.examples import Split, examples_of
+from frugalign.rerank.features import Features
+from frugalign.rerank.fitting import Examples, Read, fit, fit_options, rewards_of
+from frugalign.rerank.options import RewardOptions
+from frugalign.rewards.representation import RepresentationModel
+
+_CURVE = (0.125, 0.25, 0.5, 1.0)
+
+
+def measure(
+    probes: RepresentationModel,
+    judged: Judged,
+    features: Features,
+    split: Split,
+    layers: Sequence[int],
+    options: RewardOptions,
+    penalty: float,
+) -> dict[str, Any]:
+    """Everything the report says about the test prompts, with its controls and baselines (METHODS §2.1)."""
+    width, test = features.shape[2], split.test
+    settings = replace(fit_options(width, options), weight_decay=penalty)
+    validation = examples_of(judged, split.validation)
+
+    def refit(numbers: Sequence[int], seed: int = 0, flips: Tensor | None = None) -> RepresentationModel:
+        train, held_out = examples_of(judged, numbers), validation
+        if flips is not None:
+            train, held_out = _shuffled(train, flips[: len(train)]), _shuffled(held_out, flips[len(train) :])
+        return fit(features.__getitem__, train, held_out, layers, width, replace(settings, seed=seed)).model
+
+    rng = np.random.default_rng(options.seed)
+    shuffled = []
+    for number in range(options.n_shuffles):
+        flips = torch.tensor(rng.random(len(split.train) + len(validation)) < 0.5)
+        shuffled.append(_accuracy(refit(split.train, number, flips), judged, features, test))
+    curve = []
+    order = [split.train[place] for place in rng.permutation(len(split.train))]
+    for share in _CURVE:
+        part = order[: max(2, round(share * len(order)))]
+        curve.append({"examples": len(part), "accuracy": _accuracy(refit(part), judged, features, test)})
+    per_layer = []
+    for column, layer in enumerate(layers):
+        read = _column(features, column)
+        found = fit(read, examples_of(judged, split.train), validation, [layer], width, settings)
+        scores = rewards_of(found.model, read, torch.arange(len(features)))
+        per_layer.append({"layer": layer, "accuracy": baselines.accuracy(judged, scores.double().numpy(), test)})
+    lengths, words = baselines.length_scores(judged, split.train), baselines.word_scores(judged, split.train)
+    states = features[sorted({row for example in test for row in baselines.rows_of(judged, example)})]
+    with torch.no_grad():
+        gates = probes.gates(probes.scores(states)).mean(0).tolist()
+    return {
+        "test": measured(probes, judged, features, test),
+        "shuffled": {"mean": float(np.mean(shuffled)) if shuffled else None, "each": shuffled},
+        "length_only": baselines.accuracy(judged, lengths, test),
+        "bag_of_words": baselines.accuracy(judged, words, test),
+        "per_layer": per_layer,
+        "gates": [{"layer": layer, "gate": gate} for layer, gate in zip(layers, gates, strict=True)],
+        "learning_curve": curve,
+        "calibration": {"mu": probes.config.mu, "scale": probes.config.scale},
+    }
+
+
+def measured(
+    probes: RepresentationModel, judged: Judged, features: Features, examples: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Accuracy with its interval (prompts resampled), AUROC, calibration before and after, and the rewards' histogram."""
+    numbers = list(range(len(judged))) if examples is None else list(examples)
+    raw = rewards_of(probes, features.__getitem__, torch.arange(len(features))).double().numpy()
+    calibrated = (raw - probes.config.mu) / probes.config.scale
+    if judged.is_paired:
+        good, bad = ([judged.pairs[number][side] for number in numbers] for side in (0, 1))
+    else:
+        labelled = [judged.labels[number] for number in numbers]
+        good, bad = [row for row, label in labelled if label], [row for row, label in labelled if not label]
+    threshold = 0.0 if judged.is_paired else probes.config.mu
+    right = baselines.outcomes(judged, raw, numbers, threshold)
+    estimate = mean_interval(right, [judged.prompt_of(number) for number in numbers])
+    assert estimate is not None
+    auroc = None
+    if good and bad:
+        auroc = float(roc_auc_score([1] * len(good) + [0] * len(bad), np.concatenate([raw[good], raw[bad]])))
+    found: dict[str, Any] = {
+        "accuracy": estimate.to_dict(),
+        "auroc": auroc,
+        "rewards": {"chosen": calibrated[good].tolist(), "rejected": calibrated[bad].tolist()},
+    }
+    if judged.is_paired:
+        for name, scores in (("before", raw), ("after", calibrated)):
+            gap = scores[good] - scores[bad]
+            confidence = 1 / (1 + np.exp(-np.abs(gap)))
+            found[f"calibration_{name}"] = asdict(reliability(confidence.tolist(), (gap > 0).tolist()))
+    return found
+
+
+def _column(features: Features, column: int) -> Read:
+    """One layer of the features alone."""
+
+    def read(rows: Tensor) -> Tensor:
+        return features[rows][:, column : column + 1]
+
+    return read
+
+
+def _accuracy(probes: RepresentationModel, judged: Judged, features: Features, examples: Sequence[int]) -> float:
+    rows = sorted({row for example in examples for row in baselines.rows_of(judged, example)})
+    scores = np.zeros(len(features))
+    scores[rows] = rewards_of(probes, features.__getitem__, torch.tensor(rows)).double().numpy()
+    return baselines.accuracy(judged, scores, examples)
+
+
+def _shuffled(examples: Examples, flips: Tensor) -> Examples:
+    """Pairs turned round, or labels replaced, by a coin."""
+    if examples.second is not None:
+        first = torch.where(flips, examples.second, examples.first)
+        return Examples(first, torch.where(flips, examples.first, examples.second))
+    return Examples(examples.first, labels=flips.float())

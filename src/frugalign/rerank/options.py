@@ -1,0 +1,64 @@
+"""Options of `frugalign reward`, without torch: its `--help` reads this file alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RewardOptions:
+    """Options of `frugalign reward`: probes on a model's own hidden states become a reward."""
+
+    model_name_or_path: str | None = _option(
+        None, "The model whose states are read: hub id, folder, or package.module:attribute."
+    )
+    dataset_name: str | None = _option(
+        None,
+        "Judged answers: pairs (prompt, chosen, rejected) or labelled ones (prompt, completion, label true/false).",
+    )
+    eval_dataset_name: list[str] = _option(
+        [], "Judged answers from elsewhere, repeatable: reported, never learned from."
+    )
+    output_dir: str | None = _option(None, "Where the reward and its report go.")
+    overwrite_output_dir: bool = _option(False, "Replace the reward that output_dir holds; else it is refused.")
+
+    revision: str | None = _option(None, "Revision of the model on the hub.")
+    dtype: str | None = _option(
+        None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU."
+    )
+    device_map: str | None = _option(None, "Device map of the model, as in transformers.")
+    load_in_4bit: bool = _option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
+    adapter: str | None = _option(None, "A PEFT adapter that belongs to the model.")
+    use_cpu: bool = _option(False, "Stay on the CPU where there is a GPU.")
+
+    layers: list[int] | None = _option(
+        None, "Layers to read, as indices into hidden_states (negative: from the end). Default: 1 to the last."
+    )
+    max_length: int | None = _option(
+        None, "Most tokens of prompt and answer; prompts are cut on the left. Default: the model's context."
+    )
+    prompt_format: Literal["auto", "raw", "chat"] = _option(
+        "auto",
+        "String prompts: one user turn where the tokenizer has a chat template (auto, chat), or as they are (raw).",
+    )
+    test_fraction: float = _option(0.2, "Share of the prompts held out for the report, where there is no test split.")
+    validation_fraction: float = _option(0.15, "Share of the other prompts that stop the fit and calibrate the reward.")
+
+    margin: float = _option(1.0, "Margin of the pair loss −log σ(r_c − r_r − margin).")
+    learning_rate: float | None = _option(None, "Learning rate. Default: 0.03/√width.")
+    weight_decay: list[float] = _option([0.01, 0.1, 1.0], "L2 penalties tried; the validation loss chooses.")
+    batch_size: int = _option(256, "Pairs (or answers) of an optimiser step.")
+    max_epochs: int = _option(200, "Most passes over the training examples.")
+    patience: int = _option(10, "Passes without a lower validation loss before the fit ends.")
+
+    n_shuffles: int = _option(5, "Fits on shuffled labels for the control.")
+    cache_dir: str | None = _option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.")
+    max_cache_gib: float = _option(20.0, "The most that the cache may take; the states used longest ago leave first.")
+    seed: int = _option(0, "Seed of splits, order and controls.")
