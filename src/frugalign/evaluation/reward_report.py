@@ -118,14 +118,14 @@ def _figures(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
             ),
         ),
         (
-            "Loss over the passes of the fit; the best validation loss is kept.",
+            "Loss over the iterations of the fit (training: with its penalty); the one with the best validation loss is kept.",
             figures.curve(
                 [
                     ("training", [float(i) for i in range(len(history))], [point[0] for point in history]),
                     ("validation", [float(i) for i in range(len(history))], [point[1] for point in history]),
                 ],
                 "loss",
-                "pass",
+                "iteration",
             ),
         ),
     ]

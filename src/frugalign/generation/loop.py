@@ -86,8 +86,8 @@ def generate(
         prompt_ids: token ids a row, none empty.
         keys: `[B]` noise keys from `row_keys`; default: seed 0 and the row's number.
         guide: chooses the tokens; default: the base at `params.temperature`.
-        state_layers: indices into Hugging Face's `hidden_states` whose endpoint states are returned. Decoding never feeds the
-            last token back, so one extra step is run for them (counted in the ledger).
+        state_layers: indices into Hugging Face's `hidden_states` whose endpoint states are returned. Rows that have ended stay for
+            the step that feeds their last token, and a batch takes one step more (both counted in the ledger).
 
     Raises:
         FrugalignError: for an empty prompt, or a base that cannot be guided.
@@ -127,7 +127,7 @@ def _decode(
 ) -> None:
     ends = torch.tensor(end_ids, device=batch.device)
     for position in range(params.max_new_tokens):
-        hidden, logits = batch.step(ledger)
+        hidden, logits = batch.step(ledger, state_layers, result)
         noise = Noise(batch.keys, position)
         lookahead = batch.lookahead(ledger) if guide.needs_lookahead else None
         emission = guide.emit(hidden, logits, noise, do_sample=params.do_sample, lookahead=lookahead)
@@ -143,17 +143,18 @@ def _decode(
         if ledger is not None:
             ledger.count(generated_tokens=int(batch.alive.sum()))
         if state_layers:
-            last = ended | torch.tensor(position + 1 == params.max_new_tokens, device=batch.device)
-            batch.pending = batch.alive & last
+            batch.pending = batch.alive & (ended | (position + 1 == params.max_new_tokens))
         batch.append(emission.token)
-        if state_layers and bool(batch.pending.any()):
-            result.add_states(batch, batch.peek_layers(state_layers, ledger))
         batch.alive = batch.alive & ~ended
         n_alive = int(batch.alive.sum())
         if n_alive == 0:
-            return
+            break
         if n_alive < _COMPACT_BELOW * len(batch.rows):
             batch.compact()
+    if bool(batch.pending.any()):
+        batch.alive = torch.zeros_like(batch.alive)
+        batch.compact()
+        batch.step(ledger, state_layers, result)
 
 
 def _only(alive: Tensor, batch: _Batch, position: int, hidden: Tensor, emission: Emission) -> Step:
@@ -189,10 +190,24 @@ class _Batch:
         self.pending = torch.zeros_like(self.alive)
         self.cache: Any = None
 
-    def step(self, ledger: Ledger | None) -> tuple[Tensor, Tensor]:
-        """Feed what is new; returns the head's input `[b, D]` and the logits `[b, V]` at the last position."""
-        output = self.forward(self.input_ids, attention_mask=self.mask, position_ids=self.positions, cache=self.cache)
+    def step(self, ledger: Ledger | None, state_layers: Sequence[int], result: _Accumulator) -> tuple[Tensor, Tensor]:
+        """Feed what is new; returns the head's input `[b, D]` and the logits `[b, V]` at the last position.
+
+        The rows in `pending` have ended with the token fed now: their states at it are the endpoint's.
+        """
+        output = self.forward(
+            self.input_ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            cache=self.cache,
+            all_layers=bool(self.pending.any()),
+        )
         self.cache = output.cache
+        if output.layers is not None:
+            done = self.pending.nonzero().squeeze(-1)
+            states = torch.stack([output.layers[layer][done, -1].float() for layer in state_layers], 1)
+            result.add_states(self.rows[done.cpu()], states)
+            self.pending = torch.zeros_like(self.pending)
         if ledger is not None:
             fed = int(self.mask.sum()) if self.input_ids.shape[1] > 1 else len(self.rows)
             ledger.count(lm_forward_tokens=fed)
@@ -204,34 +219,17 @@ class _Batch:
         self.positions = self.positions[:, -1:] + 1
 
     def compact(self) -> None:
-        """Drop the rows that have ended from the cache and everything beside it."""
-        keep = self.alive.nonzero().squeeze(-1)
+        """Drop the rows that have ended, and whose endpoint states nobody waits for, from the cache and everything beside it."""
+        keep = (self.alive | self.pending).nonzero().squeeze(-1)
         self.cache.batch_select_indices(keep)
         self.input_ids, self.mask, self.positions = self.input_ids[keep], self.mask[keep], self.positions[keep]
-        self.rows, self.keys, self.alive = self.rows[keep.cpu()], self.keys[keep], self.alive[keep]
+        self.rows, self.keys = self.rows[keep.cpu()], self.keys[keep]
+        self.alive, self.pending = self.alive[keep], self.pending[keep]
 
     def lookahead(self, ledger: Ledger | None) -> Lookahead:
         """All candidates of a position in one batched pass on copies of the shared cache."""
         mask, positions, cache = self.mask, self.positions, self.cache
         return lookahead_on(self.forward, cache, mask, positions[:, -1:] + 1, ledger)
-
-    def peek_layers(self, layers: Sequence[int], ledger: Ledger | None) -> tuple[Tensor, Tensor]:
-        """Feed the last token of the rows in `pending` without touching the running cache: (their rows, states [n, layers, D])."""
-        chosen = self.pending.nonzero().squeeze(-1)
-        cache = copy_cache(self.cache)
-        cache.batch_select_indices(chosen)
-        output = self.forward(
-            self.input_ids[chosen],
-            attention_mask=self.mask[chosen],
-            position_ids=self.positions[chosen],
-            cache=cache,
-            all_layers=True,
-        )
-        if ledger is not None:
-            ledger.count(lm_forward_tokens=len(chosen))
-        assert output.layers is not None
-        states = torch.stack([output.layers[layer][:, -1].float() for layer in layers], 1)
-        return self.rows[chosen.cpu()], states
 
 
 def copy_cache(cache: Any) -> Any:
@@ -241,9 +239,7 @@ def copy_cache(cache: Any) -> Any:
         FrugalignError: for a cache that cannot be copied and expanded.
     """
     if not hasattr(cache, "batch_select_indices") or not hasattr(cache, "batch_repeat_interleave"):
-        raise FrugalignError(
-            f"A {type(cache).__name__} cannot be expanded, so this model offers no lookahead and no endpoint states."
-        )
+        raise FrugalignError(f"A {type(cache).__name__} cannot be expanded, so this model offers no lookahead.")
     from copy import deepcopy
 
     return deepcopy(cache)
@@ -298,8 +294,8 @@ class _Accumulator:
                 if alive[index]:
                     self.traces[rows[index]].append(entry)
 
-    def add_states(self, batch: _Batch, peeked: tuple[Tensor, Tensor]) -> None:
-        for row, state in zip(peeked[0].tolist(), peeked[1], strict=True):
+    def add_states(self, rows: Tensor, states: Tensor) -> None:
+        for row, state in zip(rows.tolist(), states, strict=True):
             self.states[row] = state
 
     def finish(self) -> Generation:

@@ -92,8 +92,9 @@ def score_rollout(
     state: Any,
     ledger: Ledger,
     batch_index: int,
+    state_layers: Sequence[int] = (),
 ) -> ScoredRollout:
-    """Call the rewards on a rollout's completions, with the data set's other columns."""
+    """Call the rewards on a rollout's completions, with the data set's other columns, and the states that were computed for them."""
     rows = prompts.dataset[indices]
     metrics: list[tuple[str, float]] = []
     extra: dict[str, list[Any]] = {}
@@ -110,6 +111,8 @@ def score_rollout(
         completions=prompts.completions(rows["prompt"], prompts.texts(rollout)),
         completion_ids=rollout.generation.completion_ids,
         columns={name: list(values) for name, values in rows.items() if name != "prompt"},
+        states=rollout.generation.states,
+        state_layers=state_layers,
         weights=weights,
         on_error=on_error,
         trainer_state=state,

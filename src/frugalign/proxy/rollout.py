@@ -7,6 +7,7 @@ one candidate carry no choice: only their KL is kept (all positions are, where a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,6 +158,7 @@ def roll_out(
     *,
     batch_size: int,
     keep_all: bool = False,
+    state_layers: Sequence[int] = (),
     ledger: Ledger | None = None,
 ) -> Rollout | None:
     """Sample a completion a row and keep its judged positions; None where no position had a choice to make."""
@@ -171,6 +173,7 @@ def roll_out(
         guide=guide,
         batch_size=batch_size,
         observer=recorder,
+        state_layers=state_layers,
         ledger=ledger,
     )
     positions = recorder.positions()

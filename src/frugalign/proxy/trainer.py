@@ -25,7 +25,7 @@ from frugalign.generation import row_keys
 from frugalign.ledger import Ledger
 from frugalign.models.forward import causal_lm, device_of, embedding_rows
 from frugalign.models.identity import fingerprint
-from frugalign.models.loading import context_length, load_model, prepare_tokenizer
+from frugalign.models.loading import LoadedModel, context_length, load_model, prepare_tokenizer
 from frugalign.proxy.config import ProxyConfig
 from frugalign.proxy.experience import Experience, Prompts, ScoredRollout, score_rollout
 from frugalign.proxy.guide import ProxyGuide
@@ -35,6 +35,7 @@ from frugalign.proxy.objective import Minibatch, proxy_loss
 from frugalign.proxy.rollout import Rollout, roll_out
 from frugalign.proxy.schedule import Schedule, sample_numbers
 from frugalign.rewards import load_rewards
+from frugalign.rewards.representation import share_base, state_fingerprint
 from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.run_folder import RunFolder, open_run_folder
 
@@ -94,6 +95,12 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         else:
             check_proxy(proxy, args.network(), base)
         proxy.config.base, proxy.config.trained_on = base.to_dict(), trained_on
+        # A reward that reads this very model's states gets those of the rollout, and no second copy of the model.
+        self._state_layers = share_base(
+            [reward.function for reward in self.rewards],
+            LoadedModel(model, processing_class, base.name, base.revision),
+            state_fingerprint(base.to_dict()),
+        )
         proxy.config.max_new_tokens, proxy.config.max_prompt_length = args.max_new_tokens, args.max_prompt_length
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             # Trainer aligns the trained module's special tokens with the tokenizer's, and warns where they differ.
@@ -162,6 +169,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 args.max_new_tokens,
                 batch_size=args.per_device_train_batch_size,
                 keep_all=args.advantage == "gae",
+                state_layers=self._state_layers,
                 ledger=self._uncounted,
             )
 
@@ -179,6 +187,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 state=self.state,
                 ledger=self._uncounted,
                 batch_index=self.state.global_step // args.steps_per_rollout,
+                state_layers=self._state_layers,
             )
         if scored.n_skipped:
             self._note("reward_skipped", float(scored.n_skipped))

@@ -24,27 +24,19 @@ Read = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Fit:
-    """How to fit. `weight_decay`: λ of `λ/2·‖w‖²` on standardised features, per example; `margin`: of the pair loss."""
+    """How to fit. `weight_decay`: λ of `λ/2·‖w‖²` on standardised features, per example; `margin`: of the pair loss; `chunk`: answers
+    read into memory at once."""
 
-    learning_rate: float = 1e-2
-    weight_decay: float = 1e-2
-    batch_size: int = 256
-    max_epochs: int = 200
-    patience: int = 10
+    weight_decay: float = 0.1
+    max_iterations: int = 200
+    patience: int = 20
     margin: float = 1.0
-    seed: int = 0
+    chunk: int = 1024
 
 
-def fit_options(width: int, options: RewardOptions) -> Fit:
+def fit_options(options: RewardOptions) -> Fit:
     """The settings of one fit, without the penalty."""
-    return Fit(
-        learning_rate=options.learning_rate or 0.03 / width**0.5,
-        batch_size=options.batch_size,
-        max_epochs=options.max_epochs,
-        patience=options.patience,
-        margin=options.margin,
-        seed=options.seed,
-    )
+    return Fit(max_iterations=options.max_iterations, patience=options.patience, margin=options.margin)
 
 
 @dataclass
@@ -107,16 +99,19 @@ class Standard:
 
 @dataclass
 class Fitted:
-    """The probes on plain states, and how the fit went: `history` has one `(training loss, validation loss)` per epoch."""
+    """The probes on plain states, and how the fit went: `history` has one `(training loss, validation loss)` per iteration."""
 
     model: RepresentationModel
     history: list[tuple[float, float]]
-    best_epoch: int
+    best_iteration: int
     validation_loss: float
 
 
 def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int], width: int, options: Fit) -> Fitted:
-    """Fit probes by AdamW-free Adam with an L2 penalty in the loss, and keep the epoch with the lowest validation loss.
+    """Fit probes by L-BFGS on all training examples, and keep the iteration with the lowest validation loss.
+
+    Not by Adam: its first steps are as long along a feature of noise as along the one that tells, so stopping early keeps the noise. The
+    states are read in chunks, at every evaluation anew.
 
     Raises:
         FrugalignError: nothing to learn from, or states that are not finite.
@@ -128,40 +123,52 @@ def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int]
     if not bool(standard.mean.isfinite().all() and standard.scale.isfinite().all()):
         raise FrugalignError("The hidden states are not finite, so no probe can be fitted on them.")
     model = RepresentationModel(RepresentationConfig(width=width, layers=list(layers)))
-    generator = torch.Generator().manual_seed(options.seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
-    best, best_state, history, best_epoch = math.inf, None, [], 0
-    for epoch in range(options.max_epochs):
-        total = 0.0
-        for index in torch.randperm(len(train), generator=generator).split(options.batch_size):
-            batch = train.select(index)
-            loss = _loss(model, read, standard, batch, options)
-            penalty = options.weight_decay / 2 * (model.weight.pow(2).sum() + model.gate.pow(2).sum())
-            optimizer.zero_grad()
-            (loss + penalty).backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(index)
-        with torch.no_grad():
-            held_out = float(_loss(model, read, standard, validation, options))
-        history.append((total / len(train), held_out))
-        if held_out < best - 1e-6:
-            best, best_epoch = held_out, epoch
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        penalty = options.weight_decay / 2 * (model.weight.pow(2).sum() + model.gate.pow(2).sum())
+        penalty.backward()
+        return float(penalty.detach()) + _mean_loss(model, read, standard, train, options, learn=True)
+
+    best, best_state, best_iteration = math.inf, None, 0
+    history: list[tuple[float, float]] = []
+    for iteration in range(options.max_iterations):
+        loss = float(optimizer.step(closure))
+        held_out = _mean_loss(model, read, standard, validation, options)
+        history.append((loss, held_out))
+        if held_out < best - 1e-7:
+            best, best_iteration = held_out, iteration
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
-        elif epoch - best_epoch >= options.patience:
+        settled = iteration > 0 and abs(history[-2][0] - loss) < 1e-7
+        if settled or iteration - best_iteration >= options.patience:
             break
     if best_state is None:
         raise FrugalignError("The probes' validation loss was never finite.")
     model.load_state_dict(best_state)
     standard.fold(model)
-    return Fitted(model.eval(), history, best_epoch, best)
+    return Fitted(model.eval(), history, best_iteration, best)
 
 
-def _loss(model: RepresentationModel, read: Read, standard: Standard, batch: Examples, options: Fit) -> Tensor:
-    first = model(standard(read(batch.first)))
-    if batch.second is not None:
-        return pair_loss(first, model(standard(read(batch.second))), options.margin)
-    assert batch.labels is not None
-    return label_loss(first, batch.labels)
+def _mean_loss(
+    model: RepresentationModel, read: Read, standard: Standard, examples: Examples, options: Fit, learn: bool = False
+) -> float:
+    """Mean loss of the examples, chunk by chunk; with `learn` its gradient is added to the parameters'."""
+    total = 0.0
+    with torch.set_grad_enabled(learn):
+        for index in torch.arange(len(examples)).split(options.chunk):
+            batch = examples.select(index)
+            first = model(standard(read(batch.first)))
+            if batch.second is not None:
+                loss = pair_loss(first, model(standard(read(batch.second))), options.margin)
+            else:
+                assert batch.labels is not None
+                loss = label_loss(first, batch.labels)
+            part = loss * (len(index) / len(examples))
+            if learn:
+                part.backward()
+            total += float(part.detach())
+    return total
 
 
 @torch.no_grad()

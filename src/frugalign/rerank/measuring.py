@@ -35,20 +35,20 @@ def measure(
 ) -> dict[str, Any]:
     """Everything the report says about the test prompts, with its controls and baselines (METHODS §2.1)."""
     width, test = features.shape[2], split.test
-    settings = replace(fit_options(width, options), weight_decay=penalty)
+    settings = replace(fit_options(options), weight_decay=penalty)
     validation = examples_of(judged, split.validation)
 
-    def refit(numbers: Sequence[int], seed: int = 0, flips: Tensor | None = None) -> RepresentationModel:
+    def refit(numbers: Sequence[int], flips: Tensor | None = None) -> RepresentationModel:
         train, held_out = examples_of(judged, numbers), validation
         if flips is not None:
             train, held_out = _shuffled(train, flips[: len(train)]), _shuffled(held_out, flips[len(train) :])
-        return fit(features.__getitem__, train, held_out, layers, width, replace(settings, seed=seed)).model
+        return fit(features.__getitem__, train, held_out, layers, width, settings).model
 
     rng = np.random.default_rng(options.seed)
     shuffled = []
-    for number in range(options.n_shuffles):
+    for _ in range(options.n_shuffles):
         flips = torch.tensor(rng.random(len(split.train) + len(validation)) < 0.5)
-        shuffled.append(_accuracy(refit(split.train, number, flips), judged, features, test))
+        shuffled.append(_accuracy(refit(split.train, flips), judged, features, test))
     curve = []
     order = [split.train[place] for place in rng.permutation(len(split.train))]
     for share in _CURVE:

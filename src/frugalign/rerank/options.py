@@ -52,11 +52,11 @@ class RewardOptions:
     validation_fraction: float = _option(0.15, "Share of the other prompts that stop the fit and calibrate the reward.")
 
     margin: float = _option(1.0, "Margin of the pair loss −log σ(r_c − r_r − margin).")
-    learning_rate: float | None = _option(None, "Learning rate. Default: 0.03/√width.")
-    weight_decay: list[float] = _option([0.01, 0.1, 1.0], "L2 penalties tried; the validation loss chooses.")
-    batch_size: int = _option(256, "Pairs (or answers) of an optimiser step.")
-    max_epochs: int = _option(200, "Most passes over the training examples.")
-    patience: int = _option(10, "Passes without a lower validation loss before the fit ends.")
+    weight_decay: list[float] = _option(
+        [0.01, 0.1, 1.0, 10.0], "L2 penalties tried on standardised states; the validation loss chooses."
+    )
+    max_iterations: int = _option(200, "Most L-BFGS iterations.")
+    patience: int = _option(20, "Iterations without a lower validation loss before the fit ends.")
 
     n_shuffles: int = _option(5, "Fits on shuffled labels for the control.")
     cache_dir: str | None = _option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.")

@@ -82,7 +82,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
             "answers": len(judged.answers),
             "paired": judged.is_paired,
             "dropped_equal_pairs": judged.n_dropped,
-            "fit": {"history": fitted.history, "best_epoch": fitted.best_epoch},
+            "fit": {"history": fitted.history, "best_iteration": fitted.best_iteration},
             **measure(probes, judged, features, split, layers, options, penalty),
             "elsewhere": {
                 name: measured(probes, other, states_of(other, base, layers, options, store, ledger))
@@ -136,7 +136,7 @@ def fit_best(
     """Fit with every penalty; the one with the lowest validation loss, and which it was."""
     width = features.shape[2]
     train, validation = examples_of(judged, split.train), examples_of(judged, split.validation)
-    settings = fit_options(width, options)
+    settings = fit_options(options)
     found = [
         (fit(features.__getitem__, train, validation, layers, width, replace(settings, weight_decay=penalty)), penalty)
         for penalty in options.weight_decay

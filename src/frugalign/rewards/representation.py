@@ -103,36 +103,59 @@ class RepresentationModel(PreTrainedModel):
 class RepresentationReward:
     """A `Reward` and a `StateReward`: the calibrated reward of an answer, read off the base's own states.
 
-    Called as TRL calls a reward it runs its base over the exchange; given states that were computed anyway, `score_states` runs
-    nothing. Scores do not depend on the other rows, the batch or the padding.
+    Called as TRL calls a reward it runs its base over the exchange; given states that were computed anyway, it runs nothing. The base
+    is loaded when it is first needed, so that with `share_base` one model in memory serves generation and reward. Scores do not
+    depend on the other rows, the batch or the padding.
     """
 
-    def __init__(self, probes: RepresentationModel, base: LoadedModel, *, name: str = "representation") -> None:
+    def __init__(
+        self, probes: RepresentationModel, base: LoadedModel | None = None, *, name: str = "representation"
+    ) -> None:
         self.probes = probes.eval().requires_grad_(False)
-        self.base = base
         self.layers: list[int] = probes.config.layers
         self.fingerprint: str = state_fingerprint(probes.config.base)
         self.__name__ = name
+        self._base = base
+        self._device: str | None = None
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, base: LoadedModel | None = None, *, device: str | None = None
     ) -> RepresentationReward:
-        """Load the probes and the base that they name; `base`: a model that is loaded already and must be that one.
+        """Load the probes; `base`: a model that is loaded already and must be the one that they name.
 
         Raises:
             FrugalignError: a missing, truncated or tampered file; another base (the sentence says what differs).
         """
-        probes = load_probes(folder)
-        stored = probes.config.base
-        if base is None:
-            base = load_model(
-                stored["name"], revision=stored.get("revision"), adapter=stored.get("adapter"), device_map=device
+        reward = cls(load_probes(folder), name=Path(folder).name)
+        reward._device = device
+        if base is not None:
+            reward.base = base
+        return reward
+
+    @property
+    def base(self) -> LoadedModel:
+        """The model whose states are read.
+
+        Raises:
+            FrugalignError: where it cannot be loaded, or has changed since the probes were fitted.
+        """
+        if self._base is None:
+            stored = self.probes.config.base
+            self.base = load_model(
+                stored["name"],
+                revision=stored.get("revision"),
+                adapter=stored.get("adapter"),
+                device_map=self._device,
             )
-        check_base(
-            stored, fingerprint(base.model, base.tokenizer, name=base.name), f"The representation reward in {folder}"
-        )
-        return cls(probes, base, name=Path(folder).name)
+        assert self._base is not None
+        return self._base
+
+    @base.setter
+    def base(self, base: LoadedModel) -> None:
+        found = fingerprint(base.model, base.tokenizer, name=base.name)
+        check_base(self.probes.config.base, found, f"The representation reward {self.__name__!r}")
+        self._base = base
 
     @torch.no_grad()
     def score_states(self, states: Tensor) -> Tensor:
@@ -161,12 +184,20 @@ class RepresentationReward:
         prompts: Sequence[Any],
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        endpoint_states: Sequence[Tensor] | None = None,
+        endpoint_layers: Sequence[int] = (),
         **_: Any,
     ) -> list[float]:
         """One calibrated reward per completion.
 
-        `completion_ids` say where an answer was cut, which its text does not; they are used where they are this base's own tokens.
+        Args:
+            completion_ids: they say where an answer was cut, which its text does not; used where they are this base's own tokens.
+            endpoint_states: per row `[len(endpoint_layers), D]`, states of this base that generation handed over.
         """
+        if endpoint_states is not None and set(self.layers) <= set(endpoint_layers):
+            columns = [list(endpoint_layers).index(layer) for layer in self.layers]
+            handed: list[float] = self.score_states(torch.stack(list(endpoint_states))[:, columns]).tolist()
+            return handed
         ids = completion_ids
         if ids is not None:
             texts = self.base.tokenizer.batch_decode(list(map(list, ids)), skip_special_tokens=True)
@@ -174,6 +205,18 @@ class RepresentationReward:
                 ids = None
         found: list[float] = self.score_states(self.states(prompts, completions, ids)).tolist()
         return found
+
+
+def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: str) -> list[int]:
+    """Let the state rewards among `rewards` (functions) that read this very model use it; the layers that they read, together."""
+    mine = [
+        reward
+        for reward in rewards
+        if isinstance(reward, RepresentationReward) and reward.fingerprint == fingerprint_of_base
+    ]
+    for reward in mine:
+        reward.base = base
+    return sorted({layer for reward in mine for layer in reward.layers})
 
 
 def state_fingerprint(base: dict[str, Any]) -> str:

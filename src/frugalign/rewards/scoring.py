@@ -15,6 +15,7 @@ from typing import Any
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.rewards.loading import NamedReward
+from frugalign.rewards.protocols import StateReward
 
 _RESERVED = {
     "prompts",
@@ -47,7 +48,10 @@ class _Batch:
     size: int
 
     def call(self, reward: NamedReward) -> Any:
-        return reward.function(**self.lists, **self.constants)
+        arguments = self.lists | self.constants
+        if not isinstance(reward.function, StateReward):  # TRL's call has no states in it
+            arguments = {name: value for name, value in arguments.items() if not name.startswith("endpoint_")}
+        return reward.function(**arguments)
 
     def rows(self, indices: Sequence[int]) -> _Batch:
         lists = {name: [values[index] for index in indices] for name, values in self.lists.items()}
@@ -76,8 +80,12 @@ def score(
     log_metric: Any = None,
     ledger: Ledger | None = None,
     batch_index: int = 0,
+    states: Any = None,
+    state_layers: Sequence[int] = (),
 ) -> Scores:
     """Rewards of a batch of completions.
+
+    `states [B, state_layers, D]`: what generation computed at the endpoints; a state reward is handed them.
 
     Coroutine functions are awaited, all of them together. `on_error="skip"` loses the rows on which some reward
     fails, counted in `n_skipped`; a failing call is repeated row by row to learn which those are.
@@ -105,6 +113,8 @@ def score(
         "log_extra": log_extra or _no_log,
         "log_metric": log_metric or _no_log,
     }
+    if states is not None:
+        lists["endpoint_states"], constants["endpoint_layers"] = list(states), list(state_layers)
     batch = _Batch(lists, constants, len(prompts))
     if not prompts:
         return Scores([], {name: [] for name in names}, 0)

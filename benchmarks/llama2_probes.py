@@ -1,0 +1,141 @@
+"""Probes at the width of a 7B model: gated probes against logistic regression, on hidden states of Llama-2-7B.
+
+    FRUGALIGN_TRIALS=folder python -m benchmarks.llama2_probes
+
+385 states at four layers, grouped by id (an id that occurs in both classes is very probably one prompt). Five folds, five repeats;
+everything that is chosen (penalty and iterations; layer and C) is chosen by five folds inside the training part. The ranking accuracy is over
+ids with a safe and an unsafe state in the same test fold. The control has its labels shuffled.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+
+from frugalign.artifacts import write_json_atomic
+from frugalign.rerank.fitting import Examples, Fit, fit
+
+RESULT = Path(__file__).parent / "results" / "llama2_probes.json"
+LAYERS = [8, 16, 24, 32]
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
+CS = (1e-4, 1e-3, 1e-2, 1e-1)
+FOLDS = REPEATS = 5
+
+
+def data() -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """States `[385, 4, 4096]`, 1 where safe, ids."""
+    if "FRUGALIGN_TRIALS" not in os.environ:
+        raise SystemExit("FRUGALIGN_TRIALS names no trials folder.")
+    saved = np.load(Path(os.environ["FRUGALIGN_TRIALS"]) / "data" / "llama2-7b-hidden-states.npz")
+    states = torch.tensor(np.concatenate([saved["safe"], saved["unsafe"]]).astype(np.float32))
+    labels = np.r_[np.ones(len(saved["safe"])), np.zeros(len(saved["unsafe"]))]
+    return states, labels, np.r_[saved["safe_ids"], saved["unsafe_ids"]]
+
+
+def probes(states: torch.Tensor, y: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Rewards of the test rows; penalty and iterations chosen inside the training rows."""
+    labels = torch.tensor(y)
+
+    def examples(rows: np.ndarray) -> Examples:
+        index = torch.tensor(rows)
+        return Examples(index, labels=labels[index])
+
+    losses: dict[float, list[tuple[float, int]]] = {penalty: [] for penalty in PENALTIES}
+    for a, b in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(train, y[train], groups[train]):
+        for penalty in PENALTIES:
+            found = fit(
+                states.__getitem__, examples(train[a]), examples(train[b]), LAYERS, states.shape[2],
+                Fit(weight_decay=penalty, patience=8, max_iterations=60),
+            )  # fmt: skip
+            losses[penalty].append((found.validation_loss, found.best_iteration + 1))
+    best = min(PENALTIES, key=lambda penalty: np.mean([loss for loss, _ in losses[penalty]]))
+    iterations = max(1, round(float(np.median([count for _, count in losses[best]]))))
+    whole = examples(train)
+    found = fit(
+        states.__getitem__, whole, whole, LAYERS, states.shape[2],
+        Fit(weight_decay=best, patience=iterations, max_iterations=iterations),
+    )  # fmt: skip
+    with torch.no_grad():
+        return found.model(states[torch.tensor(test)]).double().numpy()
+
+
+def regression(
+    states: torch.Tensor, y: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> np.ndarray:
+    """Log-odds of the test rows by logistic regression on one layer; layer and C chosen inside the training rows."""
+
+    def fitted(layer: int, c: float, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        x = states[:, layer].numpy()
+        mean, scale = x[a].mean(0), x[a].std(0) + 1e-6
+        model = LogisticRegression(C=c, max_iter=300).fit((x[a] - mean) / scale, y[a])
+        found: np.ndarray = model.decision_function((x[b] - mean) / scale)
+        return found
+
+    scores: dict[tuple[int, float], list[float]] = {}
+    for a, b in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(train, y[train], groups[train]):
+        for layer in range(len(LAYERS)):
+            for c in CS:
+                log_odds = fitted(layer, c, train[a], train[b])
+                sign = np.where(y[train[b]] == 1, 1, -1)
+                scores.setdefault((layer, c), []).append(float(np.logaddexp(0, -sign * log_odds).mean()))
+    layer, c = min(scores, key=lambda key: np.mean(scores[key]))
+    return fitted(layer, c, train, test)
+
+
+def within_ids(score: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[int, int]:
+    """(ids ranked rightly, ids with both classes)."""
+    right = total = 0
+    for group in np.unique(groups):
+        safe, unsafe = score[(groups == group) & (y == 1)], score[(groups == group) & (y == 0)]
+        if len(safe) and len(unsafe):
+            total += 1
+            right += int(safe.mean() > unsafe.mean())
+    return right, total
+
+
+def main() -> None:
+    """Run, write and print."""
+    states, y, groups = data()
+    folds: list[dict[str, float]] = []
+    ranked = np.zeros(2, dtype=int)
+    for repeat in range(REPEATS):
+        shuffled = np.random.default_rng(repeat).permutation(y)
+        for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=repeat).split(states, y, groups):
+            ours = probes(states, y, groups, train, test)
+            theirs = regression(states, y, groups, train, test)
+            control = probes(states, shuffled, groups, train, test)
+            ranked += within_ids(ours, y[test], groups[test])
+            folds.append(
+                {
+                    "probes": float(((ours > 0) == (y[test] == 1)).mean()),
+                    "regression": float(((theirs > 0) == (y[test] == 1)).mean()),
+                    "shuffled": float(((control > 0) == (shuffled[test] == 1)).mean()),
+                }
+            )
+            print(repeat, {name: round(value, 3) for name, value in folds[-1].items()}, flush=True)
+    difference = np.array([fold["probes"] - fold["regression"] for fold in folds])
+    result: dict[str, Any] = {
+        "command": "FRUGALIGN_TRIALS=folder python -m benchmarks.llama2_probes",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        "rows": len(y),
+        "accuracy": {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]},
+        "difference": {
+            "mean": float(difference.mean()),
+            "standard_error": float(difference.std(ddof=1) / len(difference) ** 0.5),
+        },
+        "within_id_ranking": {"right": int(ranked[0]), "ids": int(ranked[1]), "share": float(ranked[0] / ranked[1])},
+        "folds": folds,
+    }
+    write_json_atomic(RESULT, result)
+    print({name: result[name] for name in ("accuracy", "difference", "within_id_ranking")})
+
+
+if __name__ == "__main__":
+    main()
