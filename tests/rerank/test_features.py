@@ -34,12 +34,18 @@ def states(
     )
 
 
-def test_states_are_stored_once_and_read_row_by_row(base: LoadedModel, tmp_path: Path) -> None:
+def test_states_are_stored_once_and_read_row_by_row(
+    base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, ledger = FeatureStore(tmp_path), Ledger()
     found = states(store, base, ledger)
     direct = endpoint_states(base.model, TEXTS, [1, 3])
-    torch.testing.assert_close(found.all(), direct, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[range(6)], direct, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[[4, 0, 4]], direct[[4, 0, 4]], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(module, "_IN_MEMORY", 0)
+    from_disk = states(store, base)
+    assert torch.equal(from_disk[[4, 0, 4]], found[[4, 0, 4]]) and torch.equal(from_disk[range(6)], found[range(6)])
+    assert from_disk._memory is None
     assert len(found) == 6 and len(found.shards) == 3 and ledger.lm_forward_tokens == sum(map(len, TEXTS))
     again = Ledger()
     states(store, base, again)
@@ -76,10 +82,10 @@ def test_a_killed_extraction_goes_on_and_half_a_shard_is_never_read(
         states(store, base)
     found = states(store, base)
     assert calls == [2, 2, 2, 2]
-    whole = found.all()
+    whole = found[range(6)]
     content = found.shards[0].read_bytes()
     found.shards[0].write_bytes(content[:-10])
-    torch.testing.assert_close(states(store, base).all(), whole, atol=0, rtol=0)
+    torch.testing.assert_close(states(store, base)[range(6)], whole, atol=0, rtol=0)
     assert calls == [2, 2, 2, 2, 2]
 
 

@@ -1,21 +1,23 @@
 """The feature store: endpoint states of a model on a list of texts, computed once, kept in shards, read from disk.
 
 A folder per key (model, tokenizer, layers, texts); a shard is a safetensors file that is written aside and moved into place, so it
-is there whole or not at all, and a run that was killed goes on with the next one. Reading maps the files into memory: a row costs its own pages.
+is there whole or not at all, and a run that was killed goes on with the next one.
 The store is bounded: before it grows beyond `max_gib`, the keys that were used longest ago leave.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,12 +29,16 @@ from frugalign.models.identity import fingerprint
 from frugalign.models.states import endpoint_states
 
 _SHARD_BYTES = 64 * 2**20
+_IN_MEMORY = 512 * 2**20
 _USED = "last_used"
 
 
 @dataclass(frozen=True)
 class Features:
-    """`N` rows of states `[layers, D]` in mapped shards; index with a list or a tensor of rows to get `[n, layers, D]` float32."""
+    """`N` rows of states `[layers, D]` in shards; index with a list or a tensor of rows to get `[n, layers, D]` float32.
+
+    A small store is read into memory once (up to 512 MiB), a large one is mapped and read row by row.
+    """
 
     shards: list[Path]
     rows_per_shard: int
@@ -42,6 +48,8 @@ class Features:
         return self.shape[0]
 
     def __getitem__(self, rows: Sequence[int] | Tensor) -> Tensor:
+        if self._memory is not None:
+            return self._memory[torch.as_tensor(rows, dtype=torch.long)]
         wanted = [int(row) for row in rows]
         out = torch.empty(len(wanted), *self.shape[1:])
         by_shard: dict[int, list[int]] = {}
@@ -59,9 +67,13 @@ class Features:
                     out[places] = file.get_tensor("states")[inside].float()
         return out
 
-    def all(self) -> Tensor:
-        """Every row, `[N, layers, D]`: only where they fit into memory."""
-        return self[range(len(self))]
+    @cached_property
+    def _memory(self) -> Tensor | None:
+        """All rows, where they are few enough to be kept in memory once they are read."""
+        if math.prod(self.shape) * 4 > _IN_MEMORY:
+            return None
+        parts = [load_file(shard)["states"].float() for shard in self.shards]
+        return torch.cat(parts) if parts else torch.empty(self.shape)
 
 
 class FeatureStore:

@@ -1,6 +1,6 @@
 """The embedded default: a tiny real language model, its prompts, its exact reward and a learned one.
 
-Strings that commands understand: `frugalign.sandbox:model`, `frugalign.sandbox:prompts`, `frugalign.sandbox:gold`,
+Strings that commands understand: `frugalign.sandbox:model`, `frugalign.sandbox:prompts`, `frugalign.sandbox:pairs`, `frugalign.sandbox:gold`,
 `frugalign.sandbox:learned`, `frugalign.sandbox:reward_model`. Importing this package imports no torch.
 """
 
@@ -23,6 +23,7 @@ prompts: str = str(_HERE / "prompts")
 if TYPE_CHECKING:
     from frugalign.sandbox.judging import Verdict, gold, judge, sandbox_metrics
     from frugalign.sandbox.measures import forbidden_served, over_refusal, right_remedy, rude
+    from frugalign.sandbox.pairs import pairs
     from frugalign.sandbox.preference import learned
     from frugalign.sandbox.principles import LEDGER, PRINCIPLES
 
@@ -36,6 +37,7 @@ _HOME = {
     "right_remedy": "measures",
     "rude": "measures",
     "learned": "preference",
+    "pairs": "pairs",
     "PRINCIPLES": "principles",
     "LEDGER": "principles",
 }
