@@ -52,6 +52,7 @@ __all__ = [
     "learned",
     "model",
     "over_refusal",
+    "pairs",
     "prompts",
     "reward_model",
     "right_remedy",
