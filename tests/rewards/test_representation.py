@@ -73,10 +73,10 @@ def test_states_of_generation_and_a_pass_of_its_own_agree(folder: Path, base: Lo
     prompts = [prompt for prompt in PROMPTS for _ in range(6)]
     from frugalign.data import encode_prompts
 
-    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=32).ids
+    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=18).ids
     for batch_size in (18, 5):
         found = generate(
-            base.model, base.tokenizer, ids, SamplingParams(32), batch_size=batch_size, state_layers=[1, 2, 5]
+            base.model, base.tokenizer, ids, SamplingParams(18), batch_size=batch_size, state_layers=[1, 2, 5]
         )
         assert found.states is not None and found.states.shape[:2] == (18, 3)
         assert 0 < sum(found.ended) < 18
