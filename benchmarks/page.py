@@ -271,6 +271,21 @@ def objectives(result: dict[str, Any]) -> str:
     )
 
 
+def llama2_probes(result: dict[str, Any]) -> str:
+    """Probes at the width of a 7B model."""
+    accuracy, gap, ranked = result["accuracy"], result["difference"], result["within_id_ranking"]
+    return "\n".join(
+        [
+            "## The representation reward at the width of a 7B model\n",
+            source(result),
+            f"{result['rows']} states of Llama-2-7B at four layers, five repeats of five folds by id, everything chosen inside the training part. Accuracy: gated probes "
+            f"{100 * accuracy['probes']:.1f} %, logistic regression on the best layer {100 * accuracy['regression']:.1f} %, probes on shuffled labels {100 * accuracy['shuffled']:.1f} %. "
+            f"Paired difference {100 * gap['mean']:+.2f} points, standard error {100 * gap['standard_error']:.2f}. Of {ranked['ids']} ids with a safe and an unsafe state in one test fold "
+            f"the probes rank {100 * ranked['share']:.1f} % rightly.\n",
+        ]
+    )
+
+
 def refusals(result: dict[str, Any]) -> str:
     """The refusal detector against people."""
     rows = []
@@ -310,6 +325,7 @@ SECTIONS = {
     "frontier": frontier,
     "chat_safety": chat_safety,
     "objectives": objectives,
+    "llama2_probes": llama2_probes,
     "speed": speed,
     "ladder": ladder,
     "refusal_agreement": refusals,
