@@ -99,13 +99,15 @@ def optimisation_share(model: Any, tok: Any, folder: Path, completions: int, tem
         disable_tqdm=True,
         prompt_format="raw",
         logging_steps=2,
+        overwrite_output_dir=True,
     )
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [float(ids[0] % 2) for ids in completion_ids]
 
-    trainer = ProxyTrainer(model, reward, args, Dataset.from_dict({"prompt": [text] * 64}), processing_class=tok)
-    trainer.train()
+    for _ in range(2):  # the first optimiser step of a process imports parts of torch, for about a second
+        trainer = ProxyTrainer(model, reward, args, Dataset.from_dict({"prompt": [text] * 64}), processing_class=tok)
+        trainer.train()
     seconds = trainer.ledger.seconds
     logged = [line for line in trainer.state.log_history if "candidates" in line]
     return {

@@ -256,6 +256,7 @@ def test_the_dense_form_is_the_sorted_one(strengths: list[float]) -> None:
     flat = torch.zeros(2, 20)
     assert guide(judged([0.0] * 20, 0.1)).dense_log_probs(torch.zeros(2, 2), flat) is None, "no token reaches p_t"
     proxies[0].config.max_candidates = 4
+    found = guide(*proxies, strengths=strengths)
     assert found.dense_log_probs(torch.zeros(2, 2), P.log()) is None, "1/p_t tokens could exceed the cap"
 
 

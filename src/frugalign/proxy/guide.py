@@ -84,9 +84,15 @@ class ProxyGuide:
                     )
         self.proxies, self.keys, self.strengths = list(proxies), list(keys), list(strengths)
         self._turned_keys: list[Tensor | None] | None = None
+        # No more than 1/p_t tokens can reach the threshold, so no cap of as many bites; of several proxies, the highest one is the intersection.
+        p_t = max(proxy.config.p_t for proxy in proxies)
+        cap = min(proxy.config.max_candidates for proxy in proxies)
+        lookahead = any(proxy.config.candidate_features == "lookahead" for proxy in proxies)
+        self._dense = first.objective == "marginal" and not lookahead and p_t * cap >= 1
+        self._log_p_t = math.log(p_t) if p_t > 0 else -math.inf
         self.objective: overseer.Objective = first.objective
         self.temperature: float = first.temperature
-        self.needs_lookahead = any(proxy.config.candidate_features == "lookahead" for proxy in proxies)
+        self.needs_lookahead = lookahead
 
     @classmethod
     def build(cls, proxies: Sequence[ProxyModel], model: PreTrainedModel, strengths: Sequence[float]) -> ProxyGuide:
@@ -150,13 +156,10 @@ class ProxyGuide:
 
         Cheaper for few rows. None where it does not apply: many, other objectives, lookahead, a cap that could bite, or no token above p_t.
         """
-        p_t = max(proxy.config.p_t for proxy in self.proxies)
-        cap = min(proxy.config.max_candidates for proxy in self.proxies)
-        if self.objective != "marginal" or self.needs_lookahead or logits.numel() > _DENSE_UP_TO or p_t * cap < 1:
+        if not self._dense or logits.numel() > _DENSE_UP_TO:
             return None
         scaled = logits if self.temperature == 1.0 else logits / self.temperature
-        # No more than 1/p_t ≤ cap tokens can reach the threshold; of several proxies, the highest one is the intersection.
-        above = scaled - (scaled.logsumexp(-1, keepdim=True) + math.log(p_t))
+        above = scaled - (scaled.logsumexp(-1, keepdim=True) + self._log_p_t)
         if float(above.amax(-1).amin()) < 0:  # a likeliest token under the threshold
             return None
         # `threshold` keeps what is greater: 0 itself too. It is one vectorised pass, where masking by a condition is three.

@@ -132,9 +132,10 @@ class ProxyModel(PreTrainedModel):
 
     def query(self, h: Tensor) -> Tensor:
         """`q(h)`: `[..., D]` -> `[..., d]` (embedding) or the judgement itself `[..., 1]` (lookahead)."""
-        hidden = nn.functional.silu(self.query_in(self.norm(h)))
-        out: Tensor = self.query_out(hidden)
-        return out
+        # Functional, as this runs at every token: a module's call costs as much as a small product.
+        normed = nn.functional.layer_norm(h, h.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
+        hidden = nn.functional.silu(nn.functional.linear(normed, self.query_in.weight, self.query_in.bias))
+        return nn.functional.linear(hidden, self.query_out.weight, self.query_out.bias)
 
     def keys(self, embeddings: Tensor) -> Tensor:
         """`k(e_c)` for embedding rows `[U, D]` -> `[U, d]`; rows are brought to unit scale by the base's own constant."""
