@@ -177,7 +177,8 @@ def main() -> None:
     if options.cell:
         print(json.dumps(cell(*options.cell, options.completions, options.repeats)))
         return
-    table: dict[str, dict[str, Any]] = {}
+    # A base that is left out keeps what was measured before.
+    table: dict[str, dict[str, Any]] = json.loads(RESULT.read_text())["table"] if RESULT.is_file() else {}
     for name in options.bases:
         for method in METHODS:
             command = [sys.executable, "-m", "benchmarks.ladder", "--cell", name, method]

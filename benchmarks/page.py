@@ -200,6 +200,7 @@ def speed(result: dict[str, Any]) -> str:
     """Ratios of decoding speed, and the optimisation's share."""
     ratios = ("loop guided / unguided", "generate guided / unguided", "loop / generate")
     rows, shares = [], []
+    repeats = ", ".join(f"{name}: {found['repeats']}" for name, found in result.items() if isinstance(found, dict))
     for name, found in result.items():
         if not isinstance(found, dict):
             continue
@@ -220,7 +221,7 @@ def speed(result: dict[str, Any]) -> str:
         [
             "## Speed\n",
             source(result),
-            f"{result['tokens']} tokens; medians of {result['repeats']} rounds in which the four ways take turns. Tokens per second are those of the guided loop.\n",
+            f"{result['tokens']} tokens; medians of rounds in which the four ways take turns ({repeats}). Tokens per second are those of the guided loop.\n",
             table(["", *ratios, "tokens/s"], rows),
             "\n".join(shares) + "\n",
         ]

@@ -9,6 +9,7 @@ and their ratios. `chat-3m` needs the trials folder, the random GPT-2 of 124 mil
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
 import time
@@ -128,11 +129,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
-    result: dict[str, Any] = {
+    # A base that is left out keeps what was measured before.
+    result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    result |= {
         "command": "FRUGALIGN_TRIALS=folder python -m benchmarks.speed",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
         "tokens": "32 + 128, fp32, sampled",
-        "repeats": options.repeats,
     }
     bases: dict[str, tuple[Any, Any, float]] = {}
     chat = small("chat-3m")
@@ -144,7 +146,7 @@ def main() -> None:
     if options.only in (None, "gpt2-124m"):
         bases["gpt2-124m"] = (random_gpt2_124m(), tokenizer(), RANDOM_TEMPERATURE)
     for name, (model, tok, temperature) in bases.items():
-        result[name] = {}
+        result[name] = {"repeats": options.repeats}
         for batch in options.batch:
             result[name][f"batch {batch}"] = found = decode(model, tok, batch, options.repeats)
             print(name, "batch", batch, found, flush=True)

@@ -275,7 +275,7 @@ def load_config(folder: str | Path, config_class: Any, what: str) -> Any:
     if path.is_dir() or str(folder).startswith((".", "/", "~")):
         path = path.expanduser()
         if not (path / "config.json").is_file():
-            raise FrugalignError(f"No {what} in {path}: the folder has no config.json.")
+            raise FrugalignError(f"No {what} in {folder}: the folder has no config.json.")
         check_safetensors(path / "model.safetensors")
     try:
         config = config_class.from_pretrained(folder)

@@ -83,7 +83,7 @@ class _Answers:
 def _pairs(dataset: Dataset) -> Judged:
     kept, pairs, dropped = _Answers(), [], 0
     for row in dataset:
-        prompt, chosen, rejected = _with_prompt(row)
+        prompt, chosen, rejected = with_prompt(row)
         better, worse = kept.row(prompt, chosen), kept.row(prompt, rejected)
         if better == worse:
             dropped += 1
@@ -98,7 +98,7 @@ def _labels(dataset: Dataset) -> Judged:
     return Judged(kept.prompts, kept.answers, [], labels)
 
 
-def _with_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
+def with_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Prompt and both answers; where the prompt stands within both (TRL's implicit prompts), what they share is the prompt."""
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is not None:

@@ -1,4 +1,4 @@
-"""Options of `frugalign reward`, without torch: its `--help` reads this file alone."""
+"""Options of `frugalign reward` and `frugalign rerank`, without torch: their `--help` reads this file alone."""
 
 from __future__ import annotations
 
@@ -62,3 +62,55 @@ class RewardOptions:
     cache_dir: str | None = _option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.")
     max_cache_gib: float = _option(20.0, "The most that the cache may take; the states used longest ago leave first.")
     seed: int = _option(0, "Seed of splits, order and controls.")
+
+
+@dataclass
+class RerankOptions:
+    """Options of `frugalign rerank`: DPO with confidence that follows the policy. Names are TRL's where it has one."""
+
+    model_name_or_path: str | None = _option(None, "The model to align: hub id, folder, or package.module:attribute.")
+    dataset_name: str | None = _option(None, "Preference pairs: prompt, chosen, rejected (and confidence, weight).")
+    reward: str | None = _option(
+        None, "Folder or hub id of a representation reward of this model (`frugalign reward`)."
+    )
+    output_dir: str | None = _option(None, "Run folder.")
+    overwrite_output_dir: bool = _option(False, "Delete the earlier run that output_dir holds; else it is refused.")
+
+    revision: str | None = _option(None, "Revision of the model on the hub.")
+    dtype: str | None = _option(
+        None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU."
+    )
+    device_map: str | None = _option(None, "Device map of the model, as in transformers.")
+    load_in_4bit: bool = _option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
+    use_peft: bool = _option(True, "Train a LoRA; --no_use_peft trains every weight.")
+    lora_r: int = _option(16, "Rank of the LoRA.")
+    lora_alpha: int = _option(32, "Scale of the LoRA.")
+
+    confidence: Literal["pair", "batch", "constant"] = _option(
+        "pair", "γ from the current policy's states: per pair, per batch (the published code's form), or constant."
+    )
+    constant_confidence: float = _option(1.0, "γ where it is constant: 1 is DPO, 1 − ε conservative DPO.")
+    confidence_floor: float = _option(0.5, "The least γ of a pair: 0.5 weakens doubtful labels, 0 lets them flip.")
+    kappa: float = _option(7.5, "Steepness of the batch confidence.")
+    beta: float = _option(0.1, "β of DPO.")
+    max_length: int | None = _option(None, "Most tokens of prompt and answer; cut on the left. Default: the context.")
+    prompt_format: Literal["auto", "raw", "chat"] = _option(
+        "auto",
+        "String prompts: one user turn where the tokenizer has a chat template (auto, chat), or as they are (raw).",
+    )
+
+    num_train_epochs: float = _option(1, "Passes over the pairs.")
+    max_steps: int = _option(-1, "Optimiser steps, in place of epochs.")
+    per_device_train_batch_size: int = _option(16, "Pairs of a step on one device.")
+    learning_rate: float = _option(1e-4, "Peak learning rate (of a LoRA; a tenth of it for every weight).")
+    lr_scheduler_type: str = _option("linear", "Learning-rate schedule, as in transformers.")
+    warmup_steps: float = _option(0, "Warm-up steps.")
+    logging_steps: float = _option(10, "Log every so many steps.")
+    eval_steps: float | None = _option(None, "Evaluate on the held-out pairs every so many steps.")
+    save_steps: float = _option(200, "Checkpoint every so many steps.")
+    save_total_limit: int | None = _option(2, "Checkpoints kept.")
+    report_to: str | list[str] | None = _option(
+        "none", "Experiment trackers, as in transformers; nothing is sent unless you ask."
+    )
+    seed: int = _option(0, "Seed of the LoRA's weights and of the order.")
+    resume_from_checkpoint: str | None = _option(None, "A checkpoint folder, or `true` for the newest in output_dir.")

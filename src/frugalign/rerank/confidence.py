@@ -1,0 +1,29 @@
+"""How sure a label is, from fresh rewards of both answers, and the loss that it weighs (METHODS §2.3). Pure functions.
+
+`Δ = log(π/π_ref)(y_c) − log(π/π_ref)(y_r)`; the loss is `−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)`, γ detached. A constant γ = 1 is DPO,
+a constant γ = 1 − ε conservative DPO.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, sigmoid
+from torch.nn.functional import logsigmoid
+
+
+def pair_confidence(chosen: Tensor, rejected: Tensor, floor: float = 0.5) -> Tensor:
+    """`γ_i = max(σ(r̃_c − r̃_r), floor)` from calibrated rewards `[B]` each.
+
+    A floor of ½ only weakens a doubtful label; 0 lets the order flip, as for γ < ½ the gradient prefers the rejected answer.
+    """
+    return sigmoid(chosen - rejected).clamp(min=floor).detach()
+
+
+def batch_confidence(chosen: Tensor, rejected: Tensor, mu: float, kappa: float = 7.5) -> Tensor:
+    """The published code's form, one γ for the batch: `max(σ(κ·(mean σ(r_c − μ) − mean σ(r_r − μ))), ½)`, repeated `[B]`; raw rewards."""
+    gap = sigmoid(chosen - mu).mean() - sigmoid(rejected - mu).mean()
+    return sigmoid(kappa * gap).clamp(min=0.5).detach().expand(len(chosen))
+
+
+def confidence_loss(delta: Tensor, gamma: Tensor, beta: float) -> Tensor:
+    """`−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)`, per pair `[B]`."""
+    return -gamma * logsigmoid(beta * delta) - (1 - gamma) * logsigmoid(-beta * delta)

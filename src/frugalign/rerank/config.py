@@ -1,0 +1,83 @@
+"""`RerankConfig`: the re-ranking options on TRL's `DPOConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl.trainer.dpo_config import DPOConfig
+
+from frugalign.errors import FrugalignError
+from frugalign.rerank.options import RerankOptions
+
+_MAY_CHANGE = {
+    *("model_name_or_path", "dataset_name", "reward", "output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
+    *("dtype", "device_map", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
+    *("max_steps", "num_train_epochs"),
+}
+
+
+@dataclass
+class RerankConfig(RerankOptions, DPOConfig):
+    """All of `RerankOptions` and `DPOConfig`, with defaults that run anywhere.
+
+    Raises:
+        FrugalignError: values that contradict each other, and options of DPOConfig that our loss does not take part in.
+    """
+
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            self.output_dir = "runs/rerank"
+        if self.eval_steps is not None:
+            self.eval_strategy = "steps"
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise FrugalignError(f"These settings do not fit: {' '.join(str(error).split()).rstrip('.')}.") from error
+        kinds = self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
+        if kinds != ["sigmoid"] or self.ld_alpha is not None or self.use_weighting:
+            raise FrugalignError(
+                "loss_type, ld_alpha and use_weighting are not carried over: the loss is the confidence-weighted one."
+            )
+        if getattr(self.f_divergence_type, "value", self.f_divergence_type) != "reverse_kl":
+            raise FrugalignError(
+                "f_divergence_type is not carried over: the confidence-weighted loss is of the reverse KL."
+            )
+        if self.load_best_model_at_end:
+            raise FrugalignError("load_best_model_at_end is not carried over: load a checkpoint from its folder.")
+        for name in ("constant_confidence", "confidence_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise FrugalignError(f"{name} is {getattr(self, name)}; a confidence lies in [0, 1].")
+        if self.confidence not in ("pair", "batch", "constant"):
+            raise FrugalignError(f"confidence is {self.confidence!r}; it must be one of pair, batch, constant.")
+        if not self.beta > 0:
+            raise FrugalignError(f"beta is {self.beta}; it must be above 0.")
+        if self.learning_rate < 0:
+            raise FrugalignError(f"learning_rate is {self.learning_rate}; it must be at least 0.")
+
+    def model_arguments(self) -> dict[str, Any]:
+        """How the model is loaded: keyword arguments of `load_model`."""
+        return {
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "device_map": self.device_map or ("cpu" if self.use_cpu else None),
+            "load_in_4bit": self.load_in_4bit,
+        }
+
+    def options(self) -> dict[str, Any]:
+        """The re-ranking options as they run, as plain values."""
+        values = {option.name: getattr(self, option.name) for option in fields(RerankOptions)}
+        return {name: getattr(value, "value", value) for name, value in values.items()}
+
+    def settings_of_a_run(self) -> dict[str, Any]:
+        """The options that must stay as they are when a run is resumed; JSON-ready."""
+        return {name: value for name, value in self.options().items() if name not in _MAY_CHANGE}
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option of ours as it runs, ready for `--config`."""
+        left_out = {"resume_from_checkpoint", "overwrite_output_dir"}
+        return {name: value for name, value in self.options().items() if name not in left_out}

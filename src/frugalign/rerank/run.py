@@ -1,0 +1,121 @@
+"""What `frugalign rerank` does: load, hold out, train, save; callable from Python with a `RerankConfig`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+
+from frugalign.artifacts import model_card, write_atomic
+from frugalign.data import held_out_split, load_splits
+from frugalign.data.judged import with_prompt
+from frugalign.errors import FrugalignError
+from frugalign.ledger import Ledger
+from frugalign.models.identity import check_base, fingerprint
+from frugalign.models.loading import load_model
+from frugalign.rerank.config import RerankConfig
+from frugalign.rerank.trainer import COLUMNS, RerankTrainer
+from frugalign.rewards.representation import load_probes
+from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run
+from frugalign.training.progress import TrainingProgress
+from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
+
+_SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "confidence/mean")
+_HELD_OUT = 0.1
+
+
+def train_reranked(config: RerankConfig) -> RerankTrainer:
+    """Align a model on preference pairs as `config` says; leaves the adapter (or the model), its card, log and costs in the run folder.
+
+    `eval_steps` evaluates on the `test` or `validation` split where there is one, else on a held-out tenth of the prompts.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    for name in ("model_name_or_path", "dataset_name"):
+        if not getattr(config, name):
+            raise FrugalignError(f"--{name} is missing.")
+    if config.reward is None and config.confidence != "constant":
+        raise FrugalignError("--reward is missing: a representation reward of this model, or --confidence constant.")
+    assert config.model_name_or_path is not None and config.dataset_name is not None
+    checkpoint = find_checkpoint(str(config.output_dir), config.resume_from_checkpoint)
+    folder = open_run_folder(str(config.output_dir))
+    if checkpoint is None:
+        refuse_earlier_run(folder, config.overwrite_output_dir)
+    ledger = Ledger()
+    train, held_out = preference_pairs(config.dataset_name, watch=config.eval_steps is not None)
+    probes = load_probes(config.reward) if config.reward is not None else None
+    with ledger.phase("load"):
+        loaded = load_model(config.model_name_or_path, **config.model_arguments())
+    if probes is not None:
+        found = fingerprint(loaded.model, loaded.tokenizer, name=loaded.name)
+        check_base(probes.config.base, found, f"The representation reward in {config.reward}")
+    loaded.model.requires_grad_(not config.use_peft)
+    trainer = RerankTrainer(
+        loaded.model,
+        probes,
+        config,
+        train,
+        held_out,
+        processing_class=loaded.tokenizer,
+        peft_config=None
+        if not config.use_peft
+        else LoraConfig(
+            r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        ledger=ledger,
+    )
+    TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_policy(trainer, folder)
+    return trainer
+
+
+def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None]:
+    """Pairs to train on and pairs to watch the training by (None unless `watch`)."""
+    splits: dict[str, Dataset] = {}
+    for split, rows in load_splits(name, kind="preference").items():
+        columns: dict[str, list[Any]] = {}
+        for row in rows:
+            prompt, chosen, rejected = with_prompt(row)
+            if chosen != rejected:
+                pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected} | {
+                    name: row[name] for name in COLUMNS if name in row
+                }
+                for key, value in pair.items():
+                    columns.setdefault(key, []).append(value)
+        if not columns:
+            raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
+        splits[split] = Dataset.from_dict(columns)
+    train = splits.get("train", next(iter(splits.values())))
+    if not watch:
+        return train, None
+    for split in ("validation", "test"):
+        if split in splits:
+            return train, splits[split]
+    return held_out_split(train, _HELD_OUT, 0)
+
+
+def save_policy(trainer: RerankTrainer, folder: Path) -> None:
+    """Write the adapter or the model, its card and the costs into the run folder."""
+    if not trainer.is_world_process_zero():
+        return
+    args: Any = trainer.args
+    policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+    with saving(folder / "model.safetensors"):
+        policy.save_pretrained(folder)
+        tokenizer: Any = trainer.processing_class
+        tokenizer.save_pretrained(folder)
+    kind = "adapter" if args.use_peft else "policy"
+    card = model_card(
+        title=f"{args.model_name_or_path or 'a causal language model'}, re-ranked",
+        description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",
+        base_model=str(args.model_name_or_path or ""),
+        settings=args.options(),
+        costs=trainer.ledger.table(),
+        usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
+    )
+    write_atomic(folder / "README.md", card)
+    trainer.ledger.save(folder / COSTS_FILE)

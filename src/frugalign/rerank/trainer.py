@@ -1,0 +1,258 @@
+"""`RerankTrainer`: DPO whose labels are weighed by the current policy's own states, on TRL's stable `DPOTrainer`.
+
+TRL collates, runs policy and reference, and logs; this file gives it exchanges that end where the probes read, catches the states
+and log-probabilities of its own forward passes by hooks, and replaces the loss. Nothing is run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+
+from frugalign.data.exchanges import encode_exchanges
+from frugalign.errors import FrugalignError
+from frugalign.ledger import Ledger
+from frugalign.models.forward import causal_lm
+from frugalign.models.loading import context_length, end_token_ids, load_model, prepare_tokenizer
+from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence
+from frugalign.rerank.config import RerankConfig
+from frugalign.rewards.representation import RepresentationModel, load_probes
+from frugalign.training.checkpoints import WholeCheckpoints
+from frugalign.training.run_folder import RunFolder
+
+COLUMNS = ("confidence", "weight")
+
+
+class RerankTrainer(WholeCheckpoints, DPOTrainer):
+    """DPO with moving confidence in its labels.
+
+    Args:
+        model: the policy to start from, or its hub id or folder.
+        reward: a representation reward's folder, or its probes; not needed where `confidence="constant"`.
+        args: a `RerankConfig`.
+        train_dataset: prompt, chosen, rejected; a column `confidence` replaces γ of its row, a column `weight` weighs the row's loss.
+        eval_dataset: the same.
+        processing_class: the tokenizer; needed where `model` is a module.
+        peft_config: default a LoRA on all linear layers, whose reference is the model without it; None trains every weight of a
+            model that is named by a string.
+
+    Raises:
+        FrugalignError: whatever the user can mend, in one sentence.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        reward: str | RepresentationModel | None,
+        args: RerankConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | Literal["default"] | None = "default",
+        callbacks: list[TrainerCallback] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        if isinstance(model, str):
+            loaded = load_model(model, **args.model_arguments())
+            model, processing_class = loaded.model, processing_class or loaded.tokenizer
+            model.requires_grad_(True)
+        if processing_class is None:
+            raise FrugalignError("RerankTrainer needs processing_class (the tokenizer) where model is a module.")
+        if reward is None and args.confidence != "constant":
+            raise FrugalignError(
+                f"confidence {args.confidence!r} needs a representation reward; give reward, or confidence constant."
+            )
+        prepare_tokenizer(processing_class)
+        self.probes = load_probes(reward) if isinstance(reward, str) else reward
+        if (
+            self.probes is not None
+            and self.probes.config.width != causal_lm(model).config.get_text_config().hidden_size
+        ):
+            raise FrugalignError("The representation reward was fitted on a model of another width.")
+        if peft_config == "default":
+            peft_config = LoraConfig(
+                r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+        self._end_id = next(iter(end_token_ids(model, processing_class)), None)
+        self._context = args.max_length or context_length(model)
+        self._settings = args.settings_of_a_run()
+        self.ledger = ledger or Ledger()
+        args.max_length = None  # exchanges are cut on the left here, before TRL would cut them on the right
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=_Collator(pad_token_id=int(processing_class.pad_token_id)),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=[RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
+        )
+        policy: Any = self.model
+        trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
+        self.ledger.set_parameters(trainable=sum(trained), base=causal_lm(model).num_parameters())
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+    # -- data ------------------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        """Token ids by the one definition of an exchange that the probes were fitted on."""
+        exchanges = [
+            encode_exchanges(
+                dataset["prompt"],
+                dataset[side],
+                processing_class,
+                end_id=self._end_id,
+                max_length=self._context,
+                prompt_format=args.prompt_format,
+            )
+            for side in ("chosen", "rejected")
+        ]
+        columns: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
+        for row in range(len(dataset)):
+            # Both sides share the shorter of their prompts: one may have been cut for its answer's length.
+            prompt = min((side.prompt_ids[row] for side in exchanges), key=len)
+            columns["prompt_ids"].append(prompt)
+            for name, side in zip(("chosen_ids", "rejected_ids"), exchanges, strict=True):
+                columns[name].append(side.completion_ids[row])
+        columns |= {name: dataset[name] for name in COLUMNS if name in dataset.column_names}
+        return Dataset.from_dict(columns)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        signature: list[str] = self._signature_columns or []
+        columns: Any = signature + [name for name in COLUMNS if name not in signature]
+        self._signature_columns = columns
+
+    # -- the run ---------------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        self._metrics["train"].clear()
+
+    def run_settings(self) -> dict[str, Any]:
+        return self._settings
+
+    def run_state(self) -> dict[str, Any]:
+        return {"metrics": dict(self._metrics["train"])}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        self._metrics["train"].update(state["metrics"])
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.ledger.phase("optimise"):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        self.ledger.count(optimizer_steps=1)
+        return loss
+
+    # -- the loss --------------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        given = {name: inputs.pop(name, None) for name in COLUMNS}
+        layers = self.probes.config.layers if self.probes is not None else []
+        if layers:
+            inputs["output_hidden_states"] = True
+        policy = self.accelerator.unwrap_model(model)
+        with _caught(policy, self.ref_model, inputs["completion_mask"], layers) as caught:
+            found = super()._compute_loss(model, inputs, return_outputs)
+        outputs = found[1] if return_outputs else None
+        chosen, rejected = caught.log_probs[0].chunk(2)
+        if len(caught.log_probs) > 1:
+            ref_chosen, ref_rejected = caught.log_probs[1].detach().chunk(2)
+        else:
+            ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        gamma = self._confidence(caught.states, given["confidence"], len(chosen))
+        loss = confidence_loss((chosen - ref_chosen) - (rejected - ref_rejected), gamma, self.beta)
+        if given["weight"] is not None:
+            loss = loss * given["weight"].to(loss)
+        self._log_confidence(gamma)
+        return (loss.mean(), outputs) if return_outputs else loss.mean()
+
+    @torch.no_grad()
+    def _confidence(self, states: Tensor | None, given: Tensor | None, size: int) -> Tensor:
+        """γ `[B]`: the row's own where it has one (not NaN), else from the states."""
+        args: Any = self.args
+        device = self.accelerator.device
+        if args.confidence == "constant" or states is None or self.probes is None:
+            gamma = torch.full((size,), args.constant_confidence, device=device)
+        else:
+            probes = self.probes.to(device)
+            if args.confidence == "pair":
+                chosen, rejected = probes.calibrated(states).chunk(2)
+                gamma = pair_confidence(chosen, rejected, args.confidence_floor)
+            else:
+                chosen, rejected = probes(states).chunk(2)
+                gamma = batch_confidence(chosen, rejected, probes.config.mu, args.kappa)
+            self._note("representation_reward/chosen", probes.calibrated(states)[:size])
+            self._note("representation_reward/rejected", probes.calibrated(states)[size:])
+        if given is not None:
+            own = given.to(gamma)
+            gamma = torch.where(own.isnan(), gamma, own)
+        return gamma
+
+    def _log_confidence(self, gamma: Tensor) -> None:
+        self._note("confidence/mean", gamma)
+        self._note("confidence/doubtful_share", (gamma <= 0.5).float())
+        self._note("confidence/flipped_share", (gamma < 0.5).float())
+
+    def _note(self, name: str, values: Tensor) -> None:
+        policy: Any = self.model
+        mode = "train" if policy.training else "eval"
+        self._metrics[mode][name].append(float(self.accelerator.gather(values.float().mean()).mean()))
+
+
+@dataclass
+class _Caught:
+    """Summed log-probabilities of each forward pass, the policy's first, and the policy's endpoint states `[2B, layers, D]`."""
+
+    log_probs: list[Tensor] = field(default_factory=list)
+    states: Tensor | None = None
+
+
+@contextmanager
+def _caught(policy: Any, reference: Any, completion_mask: Tensor, layers: list[int]) -> Iterator[_Caught]:
+    """Hooks on the models for the length of one loss; gone before the backward pass, where checkpointing runs the forward again."""
+    caught = _Caught()
+    length = completion_mask.shape[1] - 1
+    end = (completion_mask * torch.arange(completion_mask.shape[1], device=completion_mask.device)).argmax(1)
+    rows = torch.arange(len(end), device=end.device)
+
+    def keep_log_probs(module: nn.Module, args: Any, output: Any) -> None:
+        caught.log_probs.append(output.log_probs[:, -length:].sum(1))
+
+    def keep_states(module: nn.Module, args: Any, output: Any) -> None:
+        if caught.states is None and layers:
+            caught.states = torch.stack(
+                [output.hidden_states[layer][rows, end].detach().float() for layer in layers], 1
+            )
+
+    lm = causal_lm(policy)
+    with ExitStack() as stack:
+        stack.callback(lm.register_forward_hook(keep_log_probs).remove)
+        stack.callback(getattr(lm, lm.base_model_prefix).register_forward_hook(keep_states).remove)
+        if reference is not None:
+            stack.callback(causal_lm(reference).register_forward_hook(keep_log_probs).remove)
+        yield caught
+
+
+@dataclass
+class _Collator(DataCollatorForPreference):
+    """TRL's, with our columns beside; a row without one of them has NaN confidence and weight 1."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        for name, default in zip(COLUMNS, (float("nan"), 1.0), strict=True):
+            if any(name in example for example in examples):
+                values = [example.get(name) for example in examples]
+                batch[name] = torch.tensor([default if value is None else float(value) for value in values])
+        return batch

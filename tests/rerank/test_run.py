@@ -1,0 +1,128 @@
+"""`frugalign rerank`: from pairs to an adapter or a model, resumed where it was stopped; and what stops it, in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from frugalign.cli.main import main
+from frugalign.models.identity import fingerprint
+from frugalign.models.loading import load_model
+from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
+from frugalign.sandbox.pairs import sample_pairs
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs, and a reward of random probes: what is tested here is the run, not what it learns."""
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample_pairs("train", 40)))
+    base = load_model("frugalign.sandbox:model")
+    config = RepresentationConfig(width=base.model.config.hidden_size, layers=[2, 5])
+    config.base = fingerprint(base.model, base.tokenizer, name="frugalign.sandbox:model").to_dict()
+    probes = RepresentationModel(config)
+    torch.manual_seed(0)
+    for parameter in probes.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    probes.save_pretrained("reward")
+
+
+def command(**flags: Any) -> list[str]:
+    given = {
+        "model_name_or_path": "frugalign.sandbox:model",
+        "dataset_name": "pairs.jsonl",
+        "reward": "reward",
+        "output_dir": "run",
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 2,
+        "learning_rate": 0.001,
+        "use_cpu": "true",
+    } | flags
+    return [
+        "rerank",
+        *(word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))),
+    ]
+
+
+def test_pairs_become_an_adapter_that_evaluate_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(eval_steps=2)) == 0
+    assert "--adapter run" in capsys.readouterr().out
+    names = {path.name for path in Path("run").iterdir()}
+    assert names >= {
+        "adapter_model.safetensors",
+        "README.md",
+        "config.yaml",
+        "metrics.jsonl",
+        "costs.json",
+        "tokenizer.json",
+    }
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert any("confidence/mean" in line for line in lines) and any("eval_loss" in line for line in lines)
+    Path("prompts.jsonl").write_text(json.dumps({"prompt": "A balm."}) + "\n")
+    Path("my.py").write_text("def short(completions, **_):\n    return [-float(len(text)) for text in completions]\n")
+    data = [
+        "--dataset_name",
+        "prompts.jsonl",
+        "--reward",
+        "my.py:short",
+        "--output_dir",
+        "seen",
+        "--max_new_tokens",
+        "8",
+    ]
+    assert main(["evaluate", "--model_name_or_path", "frugalign.sandbox:model", "--adapter", "run", *data]) == 0
+    assert json.loads(Path("seen/metrics.json").read_text())["kl_per_sequence"]["mean"] >= 0
+    assert main(command()) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+
+
+def test_every_weight_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(use_peft="false", learning_rate=1e-4)) == 0
+    assert "--policy run" in capsys.readouterr().out
+    costs = json.loads(Path("run/costs.json").read_text())
+    assert costs["trainable_parameters"] == costs["base_parameters"]
+
+
+def test_a_run_that_was_stopped_ends_as_the_whole_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its last checkpoint and its artefact are gone, as after a kill: resumed from the one before, bit for bit."""
+    assert main(command(save_steps=2)) == 0
+    whole = load_file("run/adapter_model.safetensors")
+    Path("run/adapter_model.safetensors").unlink()
+    shutil.rmtree("run/checkpoint-4")
+    assert main(command(save_steps=2, resume_from_checkpoint="true")) == 0
+    again = load_file("run/adapter_model.safetensors")
+    assert set(again) == set(whole) and all(torch.equal(again[name], whole[name]) for name in whole)
+    assert main(command(save_steps=2, resume_from_checkpoint="true", beta=0.5)) == 2
+    assert "beta 0.1, not 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"reward": None}, "--reward is missing"),
+        ({"dataset_name": None}, "--dataset_name is missing"),
+        ({"reward": "./nothing"}, "./nothing"),
+        ({"beta": 0}, "beta is 0"),
+        ({"confidence_floor": 2}, "confidence_floor is 2"),
+        ({"loss_type": "ipo"}, "loss_type"),
+        ({"dataset_name": "frugalign.sandbox:prompts"}, "chosen"),
+        ({"model_name_or_path": "./nothing"}, "./nothing"),
+    ],
+)
+def test_a_mistake_is_one_sentence(flags: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(**flags)) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("frugalign: ")]
+    assert len(said) == 1 and words in said[0]
+
+
+def test_a_reward_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads(Path("reward/config.json").read_text())
+    config["base"]["weights"] = "another"
+    Path("reward/config.json").write_text(json.dumps(config))
+    assert main(command()) == 2
+    assert "was trained on" in capsys.readouterr().err
