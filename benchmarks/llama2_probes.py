@@ -3,8 +3,9 @@
     FRUGALIGN_TRIALS=folder python -m benchmarks.llama2_probes
 
 385 states at four layers, grouped by id (an id that occurs in both classes is very probably one prompt). Five folds, five repeats;
-everything that is chosen (penalty and iterations; layer and C) is chosen by five folds inside the training part. The ranking accuracy is over
-ids with a safe and an unsafe state in the same test fold. The control has its labels shuffled.
+everything that is chosen (penalty; layer and C) is chosen by five folds inside the training part. The ranking accuracy is over
+ids with a safe and an unsafe state in the same test fold. The control has its labels shuffled. A first
+run chose penalty and iterations together with an optimiser that gave up early, and was level with the regression at 81.2 %.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from frugalign.artifacts import write_json_atomic
-from frugalign.rerank.fitting import Examples, Fit, fit
+from frugalign.rerank.fitting import Examples, Fit, fit, label_loss
 
 RESULT = Path(__file__).parent / "results" / "llama2_probes.json"
 LAYERS = [8, 16, 24, 32]
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
+PENALTIES = (0.3, 1.0, 3.0)
 CS = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = REPEATS = 5
 
@@ -39,31 +40,39 @@ def data() -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     return states, labels, np.r_[saved["safe_ids"], saved["unsafe_ids"]]
 
 
-def probes(states: torch.Tensor, y: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Rewards of the test rows; penalty and iterations chosen inside the training rows."""
+def probes(
+    states: torch.Tensor,
+    y: np.ndarray,
+    groups: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    penalties: tuple[float, ...] = PENALTIES,
+) -> np.ndarray:
+    """Rewards of the test rows; the penalty is chosen inside the training rows, and every fit runs until it settles."""
     labels = torch.tensor(y)
 
-    def examples(rows: np.ndarray) -> Examples:
+    def settled(rows: np.ndarray, penalty: float) -> Any:
         index = torch.tensor(rows)
-        return Examples(index, labels=labels[index])
+        whole = Examples(index, labels=labels[index])
+        # Watched by its own rows: nothing is held out, so nothing stops it early.
+        options = Fit(weight_decay=penalty, patience=80, max_iterations=80)
+        return fit(states.__getitem__, whole, whole, LAYERS, states.shape[2], options).model
 
-    losses: dict[float, list[tuple[float, int]]] = {penalty: [] for penalty in PENALTIES}
-    for a, b in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(train, y[train], groups[train]):
-        for penalty in PENALTIES:
-            found = fit(
-                states.__getitem__, examples(train[a]), examples(train[b]), LAYERS, states.shape[2],
-                Fit(weight_decay=penalty, patience=8, max_iterations=60),
-            )  # fmt: skip
-            losses[penalty].append((found.validation_loss, found.best_iteration + 1))
-    best = min(PENALTIES, key=lambda penalty: np.mean([loss for loss, _ in losses[penalty]]))
-    iterations = max(1, round(float(np.median([count for _, count in losses[best]]))))
-    whole = examples(train)
-    found = fit(
-        states.__getitem__, whole, whole, LAYERS, states.shape[2],
-        Fit(weight_decay=best, patience=iterations, max_iterations=iterations),
-    )  # fmt: skip
+    def loss(model: Any, rows: np.ndarray) -> float:
+        index = torch.tensor(rows)
+        with torch.no_grad():
+            return float(label_loss(model(states[index]), labels[index]))
+
+    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(train, y[train], groups[train]))
+    best = min(
+        penalties,
+        key=lambda penalty: (
+            0.0 if len(penalties) == 1 else sum(loss(settled(train[a], penalty), train[b]) for a, b in folds)
+        ),
+    )
     with torch.no_grad():
-        return found.model(states[torch.tensor(test)]).double().numpy()
+        found: np.ndarray = settled(train, best)(states[torch.tensor(test)]).double().numpy()
+    return found
 
 
 def regression(
@@ -110,7 +119,7 @@ def main() -> None:
         for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=repeat).split(states, y, groups):
             ours = probes(states, y, groups, train, test)
             theirs = regression(states, y, groups, train, test)
-            control = probes(states, shuffled, groups, train, test)
+            control = probes(states, shuffled, groups, train, test, penalties=(1.0,))
             ranked += within_ids(ours, y[test], groups[test])
             folds.append(
                 {

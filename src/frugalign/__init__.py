@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from frugalign.proxy.config import ProxyConfig as ProxyConfig
     from frugalign.proxy.network import ProxyModel as ProxyModel
     from frugalign.proxy.trainer import ProxyTrainer as ProxyTrainer
+    from frugalign.rerank.config import RerankConfig as RerankConfig
+    from frugalign.rerank.trainer import RerankTrainer as RerankTrainer
+    from frugalign.rewards.representation import RepresentationReward as RepresentationReward
 
 _HOME = {
     "FrugalignError": "errors",
@@ -25,6 +28,9 @@ _HOME = {
     "ProxyConfig": "proxy",
     "ProxyModel": "proxy",
     "ProxyTrainer": "proxy",
+    "RepresentationReward": "rewards",
+    "RerankConfig": "rerank",
+    "RerankTrainer": "rerank",
     "evaluate": "evaluation",
 }
 __all__ = [*_HOME, "__version__"]

@@ -10,9 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from frugalign.errors import FrugalignError
 from frugalign.rerank.options import RewardOptions
@@ -108,7 +112,7 @@ class Fitted:
 
 
 def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int], width: int, options: Fit) -> Fitted:
-    """Fit probes by L-BFGS on all training examples, and keep the iteration with the lowest validation loss.
+    """Fit probes by L-BFGS (scipy's) on all training examples, and keep the iteration with the lowest validation loss.
 
     Not by Adam: its first steps are as long along a feature of noise as along the one that tells, so stopping early keeps the noise. The
     states are read in chunks, at every evaluation anew.
@@ -122,32 +126,41 @@ def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int]
     standard = Standard.of(read, rows)
     if not bool(standard.mean.isfinite().all() and standard.scale.isfinite().all()):
         raise FrugalignError("The hidden states are not finite, so no probe can be fitted on them.")
-    model = RepresentationModel(RepresentationConfig(width=width, layers=list(layers)))
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1, history_size=20, line_search_fn="strong_wolfe")
+    model = RepresentationModel(RepresentationConfig(width=width, layers=list(layers))).double()
+    best, best_state = math.inf, {name: value.clone() for name, value in model.state_dict().items()}
+    best_iteration, history = 0, []
+    last_loss = math.nan
 
-    def closure() -> float:
-        optimizer.zero_grad()
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        nonlocal last_loss
+        vector_to_parameters(torch.from_numpy(flat), model.parameters())
+        model.zero_grad()
         penalty = options.weight_decay / 2 * (model.weight.pow(2).sum() + model.gate.pow(2).sum())
         penalty.backward()
-        return float(penalty.detach()) + _mean_loss(model, read, standard, train, options, learn=True)
+        last_loss = float(penalty.detach()) + _mean_loss(model, read, standard, train, options, learn=True)
+        gradient = torch.cat(
+            [parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None]
+        )
+        return last_loss, gradient.numpy()
 
-    best, best_state, best_iteration = math.inf, None, 0
-    history: list[tuple[float, float]] = []
-    for iteration in range(options.max_iterations):
-        loss = float(optimizer.step(closure))
+    def watch(flat: NDArray[np.float64]) -> None:
+        nonlocal best, best_state, best_iteration
+        vector_to_parameters(torch.from_numpy(flat), model.parameters())
         held_out = _mean_loss(model, read, standard, validation, options)
-        history.append((loss, held_out))
+        history.append((last_loss, held_out))
         if held_out < best - 1e-7:
-            best, best_iteration = held_out, iteration
+            best, best_iteration = held_out, len(history) - 1
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
-        settled = iteration > 0 and abs(history[-2][0] - loss) < 1e-7
-        if settled or iteration - best_iteration >= options.patience:
-            break
-    if best_state is None:
+        if len(history) - 1 - best_iteration >= options.patience:
+            raise StopIteration
+
+    start = parameters_to_vector(model.parameters()).detach().numpy()
+    minimize(objective, start, jac=True, method="L-BFGS-B", callback=watch, options={"maxiter": options.max_iterations})
+    if not math.isfinite(best):
         raise FrugalignError("The probes' validation loss was never finite.")
     model.load_state_dict(best_state)
     standard.fold(model)
-    return Fitted(model.eval(), history, best_iteration, best)
+    return Fitted(model.float().eval(), history, best_iteration, best)
 
 
 def _mean_loss(
@@ -158,9 +171,9 @@ def _mean_loss(
     with torch.set_grad_enabled(learn):
         for index in torch.arange(len(examples)).split(options.chunk):
             batch = examples.select(index)
-            first = model(standard(read(batch.first)))
+            first = model(standard(read(batch.first)).double())
             if batch.second is not None:
-                loss = pair_loss(first, model(standard(read(batch.second))), options.margin)
+                loss = pair_loss(first, model(standard(read(batch.second)).double()), options.margin)
             else:
                 assert batch.labels is not None
                 loss = label_loss(first, batch.labels)

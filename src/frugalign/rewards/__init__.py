@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from frugalign.rewards.loading import load_rewards as load_rewards
     from frugalign.rewards.protocols import Reward as Reward
     from frugalign.rewards.protocols import StateReward as StateReward
+    from frugalign.rewards.representation import RepresentationReward as RepresentationReward
     from frugalign.rewards.scoring import Scores as Scores
     from frugalign.rewards.scoring import score as score
 
 _HOME = {
     "ClassifierReward": "classifier",
     "NamedReward": "loading",
+    "RepresentationReward": "representation",
     "Reward": "protocols",
     "RewardSpec": "loading",
     "Scores": "scoring",

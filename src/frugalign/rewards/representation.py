@@ -78,7 +78,7 @@ class RepresentationModel(PreTrainedModel):
 
     def scores(self, states: Tensor) -> Tensor:
         """`s [B, L]`, a score per layer."""
-        return torch.einsum("bld,ld->bl", states.float(), self.weight) + self.bias
+        return torch.einsum("bld,ld->bl", states.to(self.weight.dtype), self.weight) + self.bias
 
     def gates(self, scores: Tensor) -> Tensor:
         """`g = σ(V s) [B, L]`."""
