@@ -31,9 +31,12 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _fold(key: Tensor, value: Tensor | int) -> Tensor:
-    # A tensor on both sides: Python integers would overflow where int64 is meant to wrap around.
-    value = torch.as_tensor(value, dtype=torch.int64, device=key.device)
-    return _mix((key ^ (_GOLDEN * (value + 1))) + _GOLDEN)
+    if isinstance(value, int):
+        # The product as int64 would wrap it around: a Python integer does not by itself.
+        product: Tensor | int = (_GOLDEN * (value + 1) + 2**63) % 2**64 - 2**63
+    else:
+        product = _GOLDEN * (value + 1)
+    return _mix((key ^ product) + _GOLDEN)
 
 
 def row_keys(seed: int, epoch: int, prompt_index: Sequence[int], sample_index: Sequence[int]) -> Tensor:

@@ -46,13 +46,14 @@ def candidates(logits: Tensor, temperature: float, p_t: float, max_candidates: i
     scaled = logits if temperature == 1.0 else logits / temperature
     log_total = scaled.logsumexp(-1, keepdim=True)
     likely = scaled >= log_total + (math.log(p_t) if p_t > 0 else -math.inf)
-    rows, columns = _where(likely)
-    wanted = torch.bincount(rows, minlength=len(logits)).clamp(min=1)
-    count = wanted.clamp(max=max_candidates)
-    if logits.numel() >= _SEARCH_FROM and int(wanted.sum()) == len(rows) and bool((wanted <= max_candidates).all()):
-        values, ids = _padded(scaled, rows, columns, wanted)
-    else:
+    found = _search(scaled, likely, max_candidates) if logits.numel() >= _SEARCH_FROM else None
+    if found is None:
+        wanted = likely.sum(-1).clamp(min=1)
+        count = wanted.clamp(max=max_candidates)
         values, ids = scaled.topk(int(count.max()), dim=-1)
+    else:
+        values, ids, wanted = found
+        count = wanted
     mask = torch.arange(ids.shape[1], device=ids.device) < count[:, None]
     values = values.masked_fill(~mask, -math.inf)
     mass = values.logsumexp(-1, keepdim=True)
@@ -65,14 +66,19 @@ def candidates(logits: Tensor, temperature: float, p_t: float, max_candidates: i
     )
 
 
-def _padded(scaled: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries at (rows, columns), sorted and padded as by `topk`: several times cheaper than it where they are few."""
+def _search(scaled: Tensor, likely: Tensor, max_candidates: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Values and ids of what `likely [B, V]` marks, sorted and padded as by `topk`, and how many there are: several times cheaper than
+    `topk` where they are few. None where a row has none, or more than the cap."""
+    rows, columns = _where(likely)
+    wanted = torch.bincount(rows, minlength=len(scaled))
+    if int(wanted.min()) == 0 or int(wanted.max()) > max_candidates:
+        return None
     place = torch.arange(len(rows), device=rows.device) - (wanted.cumsum(0) - wanted)[rows]
     values = scaled.new_full((len(scaled), int(wanted.max())), -math.inf)
     ids = torch.zeros_like(values, dtype=torch.long)
     values[rows, place], ids[rows, place] = scaled[rows, columns], columns
     values, order = values.sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(-1, order)
+    return values, ids.gather(-1, order), wanted
 
 
 def _where(mask: Tensor) -> tuple[Tensor, Tensor]:

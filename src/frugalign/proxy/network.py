@@ -197,7 +197,7 @@ class ProxyModel(PreTrainedModel):
         if len(keys) <= _DENSE_BELOW:
             scores = (query @ keys.T).gather(-1, columns)
         else:
-            scores = torch.einsum("nd,nkd->nk", query, keys[columns])
+            scores = (keys[columns] @ query[:, :, None]).squeeze(-1)
         return scores + self.bias
 
     def judge_all(self, h: Tensor, turned_keys: Tensor | None) -> Tensor:

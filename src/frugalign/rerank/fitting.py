@@ -111,6 +111,7 @@ class Fitted:
     validation_loss: float
 
 
+@torch.enable_grad()
 def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int], width: int, options: Fit) -> Fitted:
     """Fit probes by L-BFGS (scipy's) on all training examples, and keep the iteration with the lowest validation loss.
 
@@ -143,6 +144,7 @@ def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int]
         )
         return last_loss, gradient.numpy()
 
+    @torch.no_grad()
     def watch(flat: NDArray[np.float64]) -> None:
         nonlocal best, best_state, best_iteration
         vector_to_parameters(torch.from_numpy(flat), model.parameters())
