@@ -287,6 +287,40 @@ def llama2_probes(result: dict[str, Any]) -> str:
     )
 
 
+def one_model(result: dict[str, Any]) -> str:
+    """A reward on the policy's own states beside a separate reward model."""
+    columns = ("gold_gain", "kl", "forbidden_served", "rude", "over_refusal", "right_remedy", "reward_seconds", "rollout_seconds", "peak_memory_mb")  # fmt: skip
+    rows = [
+        [name, *(f"{sum(run[column] for run in runs) / len(runs):.3g}" for column in columns)]
+        for name, runs in result["runs"].items()
+    ]
+    accuracy = result["held_out_accuracy"]
+    return "\n".join(
+        [
+            "## One model in memory: a proxy trained by a reward on its own base's states\n",
+            source(result),
+            f"Probes on the sandbox's model order {100 * accuracy['mean']:.1f} % [{100 * accuracy['ci_low']:.1f}, {100 * accuracy['ci_high']:.1f}] of the annotator's held-out pairs rightly "
+            f"(shuffled labels {100 * result['shuffled']:.1f} %, words alone {100 * result['bag_of_words']:.1f} %, length alone {100 * result['length_only']:.1f} %; about every sixth label is wrong). "
+            f"Proxies trained by them reach {100 * result['share_of_gain']:.0f} % of the gold gain of those trained by the separate reward model, means of three seeds:\n",
+            table(
+                [
+                    "reward",
+                    "gold gain",
+                    "KL",
+                    "forbidden",
+                    "rude",
+                    "over-refusal",
+                    "right remedies",
+                    "reward s",
+                    "rollout s",
+                    "peak MB",
+                ],
+                rows,
+            ),
+        ]
+    )
+
+
 def refusals(result: dict[str, Any]) -> str:
     """The refusal detector against people."""
     rows = []
@@ -327,6 +361,7 @@ SECTIONS = {
     "chat_safety": chat_safety,
     "objectives": objectives,
     "llama2_probes": llama2_probes,
+    "one_model": one_model,
     "speed": speed,
     "ladder": ladder,
     "refusal_agreement": refusals,
