@@ -174,7 +174,7 @@ def test_costs_of_a_training_are_not_overwritten(base: LoadedModel, rows: Datase
     ("arguments", "sentence"),
     [
         ({"proxy": "a", "policy": "b"}, "Only one policy"),
-        ({"proxy": "./nowhere"}, "No proxy in nowhere"),
+        ({"proxy": "./nowhere"}, r"No proxy in \./nowhere"),
         ({"adapter": "./nowhere"}, "Cannot load the adapter"),
         ({"policy": "./nowhere"}, "No model in"),
         ({"temperature": 0.0}, "temperature must be above 0"),

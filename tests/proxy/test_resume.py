@@ -23,10 +23,10 @@ import signal
 
 import torch
 
-import frugalign.proxy.trainer as trainer
+import frugalign.training.checkpoints as checkpoints
 
 moment, _, step = os.environ.get("KILL", "").partition(":")
-publish, save = trainer.publish_checkpoint, torch.save
+publish, save = checkpoints.publish_checkpoint, torch.save
 
 
 def die():
@@ -47,7 +47,7 @@ def save_or_die(value, file, *rest, **options):
     save(value, file, *rest, **options)
 
 
-trainer.publish_checkpoint, torch.save = publish_or_die, save_or_die
+checkpoints.publish_checkpoint, torch.save = publish_or_die, save_or_die
 
 
 def reward(completions, trainer_state, **columns):
