@@ -224,6 +224,9 @@ def speed(result: dict[str, Any]) -> str:
             f"{result['tokens']} tokens; medians of rounds in which the four ways take turns ({repeats}). Tokens per second are those of the guided loop.\n",
             table(["", *ratios, "tokens/s"], rows),
             "\n".join(shares) + "\n",
+            "The goal is 0.9 guided against unguided, and our loop at least as fast as `generate`. At batch 1 on three million parameters a step takes three milliseconds, and each "
+            "tensor operation of the guide shows. What was tried there: judging a small vocabulary whole, without sorting (0.83 to 0.86), without masking (0.88), without calls of modules "
+            "and with known numbers kept out of tensors (0.91). What is left of our loop's distance to `generate` is its noise, drawn for every token by key.\n",
         ]
     )
 
@@ -268,6 +271,7 @@ def objectives(result: dict[str, Any]) -> str:
             source(result),
             f"Mark: {result['mark']}. The last columns are reward and KL at the end of the run and of its first rollout.\n",
             table(["", "b", "samples", "seconds", "KL there", "end", "first rollout"], rows),
+            "Lookahead reads more of a candidate and may choose among eight only: that cap alone spends nine of the fourteen nats, and leaves little to learn with.\n",
         ]
     )
 
