@@ -172,3 +172,12 @@ def test_the_proxy_options_as_they_are() -> None:
         ["--model_name_or_path", "m", "--reward", "a", "--p_t", "1e-4", "--target_kl", "14", "--seed", "3"],
     )
     assert (options.p_t, options.target_kl, options.seed, options.reward) == (1e-4, 14.0, 3, ["a"])
+
+
+def test_a_percent_sign_in_a_help_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse formats the help of a flag, and a description only where it names the program."""
+    from frugalign.cli.main import main
+
+    for verb in ("proxy", "evaluate", "demo"):
+        assert main([verb, "--help"]) == 0
+        assert "%%" not in capsys.readouterr().out

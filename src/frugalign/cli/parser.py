@@ -141,8 +141,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser(command: Command, target: type) -> _Parser:
     parser = _Parser(
         prog=f"frugalign {command.name}",
-        description=_escape(command.summary),
-        epilog=_escape(command.epilog) or None,
+        description=command.summary,
+        epilog=command.epilog or None,
         allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,
