@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from frugalign.cli.main import main
@@ -126,3 +127,18 @@ def test_a_reward_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]
     Path("reward/config.json").write_text(json.dumps(config))
     assert main(command()) == 2
     assert "was trained on" in capsys.readouterr().err
+
+
+def test_the_config_of_a_run_is_the_whole_one_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """A length that was given, and what is TRL's, are in it; resumed by it, the run is the same one."""
+    assert main(command(save_steps=2, max_length=60, weight_decay=0.1)) == 0
+    settings = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (settings["max_length"], settings["weight_decay"], settings["use_cpu"]) == (60, 0.1, True)
+    assert not {"resume_from_checkpoint", "overwrite_output_dir"} & set(settings)
+    whole = load_file("run/adapter_model.safetensors")
+    shutil.rmtree("run/checkpoint-4")
+    Path("run/adapter_model.safetensors").unlink()
+    assert main(["rerank", "--config", "run/config.yaml", "--resume_from_checkpoint", "true"]) == 0
+    again = load_file("run/adapter_model.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,13 @@ class Judged:
     def __len__(self) -> int:
         """Examples, not answers."""
         return len(self.pairs) or len(self.labels)
+
+    def better_and_worse(self, examples: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Rows of the better and of the worse answers of examples: a pair's two sides, or what is labelled good and what is not."""
+        if self.pairs:
+            return [self.pairs[example][0] for example in examples], [self.pairs[example][1] for example in examples]
+        labelled = [self.labels[example] for example in examples]
+        return [row for row, label in labelled if label], [row for row, label in labelled if not label]
 
     def prompt_of(self, example: int) -> str:
         """The prompt of an example as one string: what splits go by."""

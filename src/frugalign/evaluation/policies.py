@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from frugalign.artifacts import load_config
 from frugalign.errors import FrugalignError
 from frugalign.generation.guide import Guide
 from frugalign.generation.loop import Generation, SamplingParams, generate
 from frugalign.generation.scoring import sequence_kl
 from frugalign.ledger import Ledger
 from frugalign.models.loading import LoadedModel, attach_adapter, load_model
-from frugalign.proxy.network import load_proxy
+from frugalign.proxy.network import ProxyModelConfig, load_proxy
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def load_base(
     load_in_4bit: bool = False,
 ) -> LoadedModel:
     """Load the base; where a proxy comes with it, in the revision and with the adapter that the proxy was trained on."""
-    stored = (load_proxy(proxy).config.base or {}) if proxy is not None else {}
+    stored = load_config(proxy, ProxyModelConfig, "proxy").base if proxy is not None else {}
     return load_model(
         name,
         revision=revision or stored.get("revision"),

@@ -12,6 +12,7 @@ from typing import Any
 from frugalign.artifacts import write_atomic
 from frugalign.errors import FrugalignError
 from frugalign.evaluation import figures
+from frugalign.evaluation.pages import render
 from frugalign.ledger import Ledger
 
 _SAMPLES = 6
@@ -57,14 +58,10 @@ def write_report(run_folder: str | Path) -> Path:
     Raises:
         FrugalignError: for a folder that is neither.
     """
-    from jinja2 import Environment, PackageLoader
-
     folder = Path(run_folder).expanduser()
     run = _read(folder)
-    environment = Environment(
-        loader=PackageLoader("frugalign.evaluation", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("report.html").render(
+    page = render(
+        "report.html",
         title=folder.resolve().name,
         settings={key: value for key, value in run.settings.items() if value is not None and value != []},
         curves=_curves(run.log),

@@ -10,6 +10,7 @@ from typing import Any
 from frugalign.artifacts import write_atomic
 from frugalign.errors import FrugalignError
 from frugalign.evaluation import figures
+from frugalign.evaluation.pages import render
 from frugalign.rerank.probing import REPORT_FILE
 
 
@@ -19,16 +20,12 @@ def write_reward_report(folder: str | Path) -> Path:
     Raises:
         FrugalignError: a folder without one.
     """
-    from jinja2 import Environment, PackageLoader
-
     source = Path(folder) / REPORT_FILE
     if not source.is_file():
         raise FrugalignError(f"{folder} holds no {REPORT_FILE}, so there is nothing to report.")
     report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=PackageLoader("frugalign.evaluation", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("reward_report.html").render(
+    page = render(
+        "reward_report.html",
         title=Path(folder).resolve().name,
         settings=report["settings"],
         examples=report["examples"],

@@ -101,7 +101,7 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     try:
         folder = adapter
         if not Path(adapter).is_dir():
-            # PEFT would take pickled weights where there are no others.
+            # PEFT would take weights of another format where there are no others.
             folder = snapshot_download(adapter, allow_patterns=["adapter_config.json", "*.safetensors"])
         if not Path(folder).joinpath("adapter_model.safetensors").is_file():
             raise FrugalignError(f"No adapter in {adapter}: it has no adapter_model.safetensors.")

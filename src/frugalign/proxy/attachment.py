@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalign.artifacts import load_config
 from frugalign.errors import FrugalignError
 from frugalign.generation.loop import lookahead_on
 from frugalign.models.forward import Forward, causal_lm, output_embeddings
 from frugalign.proxy.guide import ProxyGuide
-from frugalign.proxy.network import ProxyModel, load_proxy
+from frugalign.proxy.network import ProxyModel, ProxyModelConfig, load_proxy
 
 _NEUTRAL = {
     "temperature": 1.0,
@@ -189,8 +190,7 @@ class GuidedModel:
         """Load the proxy in `folder` and the base it names (or `base`), and check that they belong together."""
         from frugalign.models.loading import load_model
 
-        proxy = load_proxy(folder)
-        stored = proxy.config.base
+        stored = load_config(folder, ProxyModelConfig, "proxy").base
         loaded = load_model(
             base or stored["name"], **({key: stored.get(key) for key in ("revision", "adapter")} | model_arguments)
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
 from frugalign.errors import FrugalignError
 from frugalign.proxy.options import ProxyOptions
+from frugalign.training.options import RunOptions, refused_settings
 
 _AT_LEAST = {
     "learning_rate": 0,
@@ -30,24 +31,6 @@ _AT_LEAST = {
     "num_train_epochs": 0,
     "seed": 0,
 }
-_MAY_CHANGE = {
-    *("model_name_or_path", "dataset_name", "reward", "output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
-    *("dtype", "device_map", "max_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit"),
-    *("log_completions", "report_to"),
-}
-_OF_ONE_START = {"resume_from_checkpoint", "overwrite_output_dir"}
-_DERIVED = {
-    *(
-        "accelerator_config",
-        "activation_checkpointing",
-        "dataloader_pin_memory",
-        "debug",
-        "disable_tqdm",
-        "eval_strategy",
-    ),
-    *("gradient_checkpointing", "remove_unused_columns", "local_rank", "run_name", "logging_dir"),
-}
-"""Fields that `TrainingArguments` and `ProxyConfig` set themselves."""
 _NOT_CARRIED_OVER = {
     "gradient_checkpointing": "the frozen LM has no gradients, and the proxy is small",
     "load_best_model_at_end": "choose a checkpoint by its eval_reward and load it from its folder",
@@ -56,12 +39,15 @@ _NOT_CARRIED_OVER = {
 
 
 @dataclass
-class ProxyConfig(ProxyOptions, TrainingArguments):
+class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
     """All that a run needs; every field of `ProxyOptions` and of `TrainingArguments`.
 
     Raises:
         FrugalignError: values that contradict each other, in one sentence.
     """
+
+    own: ClassVar[type] = ProxyOptions
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"log_completions"})
 
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
 
@@ -78,7 +64,7 @@ class ProxyConfig(ProxyOptions, TrainingArguments):
         try:
             super().__post_init__()
         except ValueError as error:
-            raise FrugalignError(f"These settings do not fit: {' '.join(str(error).split()).rstrip('.')}.") from error
+            raise refused_settings(error) from error
         self._check()
 
     def _check(self) -> None:
@@ -152,35 +138,6 @@ class ProxyConfig(ProxyOptions, TrainingArguments):
     def prompts_per_device(self) -> int:
         """Distinct prompts of a rollout on one device."""
         return self.per_device_train_batch_size // self.num_generations
-
-    def model_arguments(self) -> dict[str, Any]:
-        """How the base is loaded: keyword arguments of `load_model`."""
-        return {
-            "revision": self.revision,
-            "dtype": self.dtype,
-            "device_map": self.device_map or ("cpu" if self.use_cpu else None),
-            "load_in_4bit": self.load_in_4bit,
-            "adapter": self.adapter,
-        }
-
-    def settings_of_a_run(self) -> dict[str, Any]:
-        """The proxy's options that must stay as they are when a run is resumed; JSON-ready."""
-        return {name: value for name, value in self.options().items() if name not in _MAY_CHANGE}
-
-    def options(self) -> dict[str, Any]:
-        """The proxy's own options as they run, as plain values."""
-        values = {option.name: getattr(self, option.name) for option in fields(ProxyOptions)}
-        return {name: getattr(value, "value", value) for name, value in values.items()}
-
-    def resolved(self) -> dict[str, Any]:
-        """Every option as it runs, ready for `--config`: the proxy's own, and those of `TrainingArguments` that are not at their defaults."""
-        options = {name: value for name, value in self.options().items() if name not in _OF_ONE_START}
-        for each in fields(TrainingArguments):
-            default = each.default_factory() if each.default_factory is not MISSING else each.default
-            value = getattr(self, each.name, default)
-            if each.init and each.name not in {*options, *_OF_ONE_START, *_DERIVED} and value != default:
-                options[each.name] = getattr(value, "value", value)
-        return options
 
     def network(self) -> dict[str, Any]:
         """The part of the options that the proxy's own config stores; None where a default depends on the base."""

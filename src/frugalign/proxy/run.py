@@ -14,6 +14,7 @@ from frugalign.proxy.config import ProxyConfig
 from frugalign.proxy.trainer import ProxyTrainer
 from frugalign.rewards import load_rewards
 from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run
+from frugalign.training.options import model_arguments
 from frugalign.training.progress import TrainingProgress
 from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
 
@@ -42,7 +43,7 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
     rewards = load_rewards(config.reward, device=default_device(config.use_cpu))
     train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_steps is not None)
     with ledger.phase("load"):
-        loaded = load_model(config.model_name_or_path, **config.model_arguments())
+        loaded = load_model(config.model_name_or_path, **model_arguments(config))
     trainer = ProxyTrainer(
         model=loaded.model,
         reward_funcs=rewards,

@@ -37,6 +37,7 @@ from frugalign.proxy.schedule import Schedule, sample_numbers
 from frugalign.rewards import load_rewards
 from frugalign.rewards.representation import share_base, state_fingerprint
 from frugalign.training.checkpoints import WholeCheckpoints
+from frugalign.training.options import model_arguments
 from frugalign.training.run_folder import RunFolder, open_run_folder
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         ledger: Ledger | None = None,
     ) -> None:
         if isinstance(model, str):
-            loaded = load_model(model, **args.model_arguments())
+            loaded = load_model(model, **model_arguments(args))
             model, processing_class, base_name = loaded.model, processing_class or loaded.tokenizer, loaded.name
         if processing_class is None:
             raise FrugalignError("ProxyTrainer needs processing_class (the tokenizer) where model is a module.")

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl.trainer.dpo_config import DPOConfig
 
 from frugalign.errors import FrugalignError
 from frugalign.rerank.options import RerankOptions
-
-_MAY_CHANGE = {
-    *("model_name_or_path", "dataset_name", "reward", "output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
-    *("dtype", "device_map", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
-    *("max_steps", "num_train_epochs"),
-}
+from frugalign.training.options import RunOptions, refused_settings
 
 
 @dataclass
-class RerankConfig(RerankOptions, DPOConfig):
+class RerankConfig(RunOptions, RerankOptions, DPOConfig):
     """All of `RerankOptions` and `DPOConfig`, with defaults that run anywhere.
 
     Raises:
         FrugalignError: values that contradict each other, and options of DPOConfig that our loss does not take part in.
     """
+
+    own: ClassVar[type] = RerankOptions
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"num_train_epochs"})
 
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
@@ -37,7 +35,7 @@ class RerankConfig(RerankOptions, DPOConfig):
         try:
             super().__post_init__()
         except ValueError as error:
-            raise FrugalignError(f"These settings do not fit: {' '.join(str(error).split()).rstrip('.')}.") from error
+            raise refused_settings(error) from error
         kinds = self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
         if kinds != ["sigmoid"] or self.ld_alpha is not None or self.use_weighting:
             raise FrugalignError(
@@ -58,26 +56,3 @@ class RerankConfig(RerankOptions, DPOConfig):
             raise FrugalignError(f"beta is {self.beta}; it must be above 0.")
         if self.learning_rate < 0:
             raise FrugalignError(f"learning_rate is {self.learning_rate}; it must be at least 0.")
-
-    def model_arguments(self) -> dict[str, Any]:
-        """How the model is loaded: keyword arguments of `load_model`."""
-        return {
-            "revision": self.revision,
-            "dtype": self.dtype,
-            "device_map": self.device_map or ("cpu" if self.use_cpu else None),
-            "load_in_4bit": self.load_in_4bit,
-        }
-
-    def options(self) -> dict[str, Any]:
-        """The re-ranking options as they run, as plain values."""
-        values = {option.name: getattr(self, option.name) for option in fields(RerankOptions)}
-        return {name: getattr(value, "value", value) for name, value in values.items()}
-
-    def settings_of_a_run(self) -> dict[str, Any]:
-        """The options that must stay as they are when a run is resumed; JSON-ready."""
-        return {name: value for name, value in self.options().items() if name not in _MAY_CHANGE}
-
-    def resolved(self) -> dict[str, Any]:
-        """Every option of ours as it runs, ready for `--config`."""
-        left_out = {"resume_from_checkpoint", "overwrite_output_dir"}
-        return {name: value for name, value in self.options().items() if name not in left_out}

@@ -53,7 +53,8 @@ def measure(
     order = [split.train[place] for place in rng.permutation(len(split.train))]
     for share in _CURVE:
         part = order[: max(2, round(share * len(order)))]
-        curve.append({"examples": len(part), "accuracy": _accuracy(refit(part), judged, features, test)})
+        learned = probes if len(part) == len(order) else refit(part)
+        curve.append({"examples": len(part), "accuracy": _accuracy(learned, judged, features, test)})
     per_layer = []
     for column, layer in enumerate(layers):
         read = _column(features, column)
@@ -83,11 +84,7 @@ def measured(
     numbers = list(range(len(judged))) if examples is None else list(examples)
     raw = rewards_of(probes, features.__getitem__, torch.arange(len(features))).double().numpy()
     calibrated = (raw - probes.config.mu) / probes.config.scale
-    if judged.is_paired:
-        good, bad = ([judged.pairs[number][side] for number in numbers] for side in (0, 1))
-    else:
-        labelled = [judged.labels[number] for number in numbers]
-        good, bad = [row for row, label in labelled if label], [row for row, label in labelled if not label]
+    good, bad = judged.better_and_worse(numbers)
     threshold = 0.0 if judged.is_paired else probes.config.mu
     right = baselines.outcomes(judged, raw, numbers, threshold)
     estimate = mean_interval(right, [judged.prompt_of(number) for number in numbers])

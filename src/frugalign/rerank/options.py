@@ -2,115 +2,105 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-
-def _option(default: Any, text: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+from frugalign.training.options import option
 
 
 @dataclass
 class RewardOptions:
     """Options of `frugalign reward`: probes on a model's own hidden states become a reward."""
 
-    model_name_or_path: str | None = _option(
+    model_name_or_path: str | None = option(
         None, "The model whose states are read: hub id, folder, or package.module:attribute."
     )
-    dataset_name: str | None = _option(
+    dataset_name: str | None = option(
         None,
         "Judged answers: pairs (prompt, chosen, rejected) or labelled ones (prompt, completion, label true/false).",
     )
-    eval_dataset_name: list[str] = _option(
+    eval_dataset_name: list[str] = option(
         [], "Judged answers from elsewhere, repeatable: reported, never learned from."
     )
-    output_dir: str | None = _option(None, "Where the reward and its report go.")
-    overwrite_output_dir: bool = _option(False, "Replace the reward that output_dir holds; else it is refused.")
+    output_dir: str | None = option(None, "Where the reward and its report go.")
+    overwrite_output_dir: bool = option(False, "Replace the reward that output_dir holds; else it is refused.")
 
-    revision: str | None = _option(None, "Revision of the model on the hub.")
-    dtype: str | None = _option(
-        None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU."
-    )
-    device_map: str | None = _option(None, "Device map of the model, as in transformers.")
-    load_in_4bit: bool = _option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
-    adapter: str | None = _option(None, "A PEFT adapter that belongs to the model.")
-    use_cpu: bool = _option(False, "Stay on the CPU where there is a GPU.")
+    revision: str | None = option(None, "Revision of the model on the hub.")
+    dtype: str | None = option(None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU.")
+    device_map: str | None = option(None, "Device map of the model, as in transformers.")
+    load_in_4bit: bool = option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
+    adapter: str | None = option(None, "A PEFT adapter that belongs to the model.")
+    use_cpu: bool = option(False, "Stay on the CPU where there is a GPU.")
 
-    layers: list[int] | None = _option(
+    layers: list[int] | None = option(
         None, "Layers to read, as indices into hidden_states (negative: from the end). Default: 1 to the last."
     )
-    max_length: int | None = _option(
+    max_length: int | None = option(
         None, "Most tokens of prompt and answer; prompts are cut on the left. Default: the model's context."
     )
-    prompt_format: Literal["auto", "raw", "chat"] = _option(
+    prompt_format: Literal["auto", "raw", "chat"] = option(
         "auto",
         "String prompts: one user turn where the tokenizer has a chat template (auto, chat), or as they are (raw).",
     )
-    test_fraction: float = _option(0.2, "Share of the prompts held out for the report, where there is no test split.")
-    validation_fraction: float = _option(0.15, "Share of the other prompts that stop the fit and calibrate the reward.")
+    test_fraction: float = option(0.2, "Share of the prompts held out for the report, where there is no test split.")
+    validation_fraction: float = option(0.15, "Share of the other prompts that stop the fit and calibrate the reward.")
 
-    margin: float = _option(1.0, "Margin of the pair loss −log σ(r_c − r_r − margin).")
-    weight_decay: list[float] = _option(
+    margin: float = option(1.0, "Margin of the pair loss −log σ(r_c − r_r − margin).")
+    weight_decay: list[float] = option(
         [0.01, 0.1, 1.0, 10.0], "L2 penalties tried on standardised states; the validation loss chooses."
     )
-    max_iterations: int = _option(200, "Most L-BFGS iterations.")
-    patience: int = _option(20, "Iterations without a lower validation loss before the fit ends.")
+    max_iterations: int = option(200, "Most L-BFGS iterations.")
+    patience: int = option(20, "Iterations without a lower validation loss before the fit ends.")
 
-    n_shuffles: int = _option(5, "Fits on shuffled labels for the control.")
-    cache_dir: str | None = _option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.")
-    max_cache_gib: float = _option(20.0, "The most that the cache may take; the states used longest ago leave first.")
-    seed: int = _option(0, "Seed of splits, order and controls.")
+    n_shuffles: int = option(5, "Fits on shuffled labels for the control.")
+    cache_dir: str | None = option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.")
+    max_cache_gib: float = option(20.0, "The most that the cache may take; the states used longest ago leave first.")
+    seed: int = option(0, "Seed of splits, order and controls.")
 
 
 @dataclass
 class RerankOptions:
     """Options of `frugalign rerank`: DPO with confidence that follows the policy. Names are TRL's where it has one."""
 
-    model_name_or_path: str | None = _option(None, "The model to align: hub id, folder, or package.module:attribute.")
-    dataset_name: str | None = _option(None, "Preference pairs: prompt, chosen, rejected (and confidence, weight).")
-    reward: str | None = _option(
-        None, "Folder or hub id of a representation reward of this model (`frugalign reward`)."
-    )
-    output_dir: str | None = _option(None, "Run folder.")
-    overwrite_output_dir: bool = _option(False, "Delete the earlier run that output_dir holds; else it is refused.")
+    model_name_or_path: str | None = option(None, "The model to align: hub id, folder, or package.module:attribute.")
+    dataset_name: str | None = option(None, "Preference pairs: prompt, chosen, rejected (and confidence, weight).")
+    reward: str | None = option(None, "Folder or hub id of a representation reward of this model (`frugalign reward`).")
+    output_dir: str | None = option(None, "Run folder.")
+    overwrite_output_dir: bool = option(False, "Delete the earlier run that output_dir holds; else it is refused.")
 
-    revision: str | None = _option(None, "Revision of the model on the hub.")
-    dtype: str | None = _option(
-        None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU."
-    )
-    device_map: str | None = _option(None, "Device map of the model, as in transformers.")
-    load_in_4bit: bool = _option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
-    use_peft: bool = _option(True, "Train a LoRA; --no_use_peft trains every weight.")
-    lora_r: int = _option(16, "Rank of the LoRA.")
-    lora_alpha: int = _option(32, "Scale of the LoRA.")
+    revision: str | None = option(None, "Revision of the model on the hub.")
+    dtype: str | None = option(None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU.")
+    device_map: str | None = option(None, "Device map of the model, as in transformers.")
+    load_in_4bit: bool = option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
+    use_peft: bool = option(True, "Train a LoRA; --no_use_peft trains every weight.")
+    lora_r: int = option(16, "Rank of the LoRA.")
+    lora_alpha: int = option(32, "Scale of the LoRA.")
 
-    confidence: Literal["pair", "batch", "constant"] = _option(
+    confidence: Literal["pair", "batch", "constant"] = option(
         "pair", "γ from the current policy's states: per pair, per batch (the published code's form), or constant."
     )
-    constant_confidence: float = _option(1.0, "γ where it is constant: 1 is DPO, 1 − ε conservative DPO.")
-    confidence_floor: float = _option(0.5, "The least γ of a pair: 0.5 weakens doubtful labels, 0 lets them flip.")
-    kappa: float = _option(7.5, "Steepness of the batch confidence.")
-    beta: float = _option(0.1, "β of DPO.")
-    max_length: int | None = _option(None, "Most tokens of prompt and answer; cut on the left. Default: the context.")
-    prompt_format: Literal["auto", "raw", "chat"] = _option(
+    constant_confidence: float = option(1.0, "γ where it is constant: 1 is DPO, 1 − ε conservative DPO.")
+    confidence_floor: float = option(0.5, "The least γ of a pair: 0.5 weakens doubtful labels, 0 lets them flip.")
+    kappa: float = option(7.5, "Steepness of the batch confidence.")
+    beta: float = option(0.1, "β of DPO.")
+    max_length: int | None = option(None, "Most tokens of prompt and answer; cut on the left. Default: the context.")
+    prompt_format: Literal["auto", "raw", "chat"] = option(
         "auto",
         "String prompts: one user turn where the tokenizer has a chat template (auto, chat), or as they are (raw).",
     )
 
-    num_train_epochs: float = _option(1, "Passes over the pairs.")
-    max_steps: int = _option(-1, "Optimiser steps, in place of epochs.")
-    per_device_train_batch_size: int = _option(16, "Pairs of a step on one device.")
-    learning_rate: float = _option(1e-4, "Peak learning rate (of a LoRA; a tenth of it for every weight).")
-    lr_scheduler_type: str = _option("linear", "Learning-rate schedule, as in transformers.")
-    warmup_steps: float = _option(0, "Warm-up steps.")
-    logging_steps: float = _option(10, "Log every so many steps.")
-    eval_steps: float | None = _option(None, "Evaluate on the held-out pairs every so many steps.")
-    save_steps: float = _option(200, "Checkpoint every so many steps.")
-    save_total_limit: int | None = _option(2, "Checkpoints kept.")
-    report_to: str | list[str] | None = _option(
+    num_train_epochs: float = option(1, "Passes over the pairs.")
+    max_steps: int = option(-1, "Optimiser steps, in place of epochs.")
+    per_device_train_batch_size: int = option(16, "Pairs of a step on one device.")
+    learning_rate: float = option(1e-4, "Peak learning rate (of a LoRA; a tenth of it for every weight).")
+    lr_scheduler_type: str = option("linear", "Learning-rate schedule, as in transformers.")
+    warmup_steps: float = option(0, "Warm-up steps.")
+    logging_steps: float = option(10, "Log every so many steps.")
+    eval_steps: float | None = option(None, "Evaluate on the held-out pairs every so many steps.")
+    save_steps: float = option(200, "Checkpoint every so many steps.")
+    save_total_limit: int | None = option(2, "Checkpoints kept.")
+    report_to: str | list[str] | None = option(
         "none", "Experiment trackers, as in transformers; nothing is sent unless you ask."
     )
-    seed: int = _option(0, "Seed of the LoRA's weights and of the order.")
-    resume_from_checkpoint: str | None = _option(None, "A checkpoint folder, or `true` for the newest in output_dir.")
+    seed: int = option(0, "Seed of the LoRA's weights and of the order.")
+    resume_from_checkpoint: str | None = option(None, "A checkpoint folder, or `true` for the newest in output_dir.")

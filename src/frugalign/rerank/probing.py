@@ -12,21 +12,21 @@ from typing import Any
 
 import torch
 
-from frugalign.artifacts import model_card, write_json_atomic
-from frugalign.data.exchanges import encode_exchanges
+from frugalign.artifacts import model_card, write_atomic, write_json_atomic
 from frugalign.data.judged import Judged, load_judged
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.identity import fingerprint
-from frugalign.models.loading import LoadedModel, context_length, end_token_ids, load_model
+from frugalign.models.loading import LoadedModel, load_model
 from frugalign.models.states import resolve_layers
 from frugalign.rerank.examples import Split, examples_of, joined, read_examples
 from frugalign.rerank.features import Features, FeatureStore
 from frugalign.rerank.fitting import Fitted, calibrate, fit, fit_options, rewards_of
 from frugalign.rerank.measuring import measure, measured
 from frugalign.rerank.options import RewardOptions
-from frugalign.rewards.representation import RepresentationModel
+from frugalign.rewards.representation import RepresentationModel, exchanges_for
 from frugalign.training.checkpoints import refuse_earlier_run
+from frugalign.training.options import model_arguments
 from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
 
 REPORT_FILE = "reward_report.json"
@@ -51,14 +51,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
     judged, split = read_examples(options.dataset_name, options)
     elsewhere = {name: joined(load_judged(name)) for name in options.eval_dataset_name}
     with ledger.phase("load"):
-        base = load_model(
-            options.model_name_or_path,
-            revision=options.revision,
-            dtype=options.dtype,
-            device_map=options.device_map or ("cpu" if options.use_cpu else None),
-            load_in_4bit=options.load_in_4bit,
-            adapter=options.adapter,
-        )
+        base = load_model(options.model_name_or_path, **model_arguments(options))
     store = FeatureStore(
         options.cache_dir or Path.home() / ".cache" / "frugalign" / "states", max_gib=options.max_cache_gib
     )
@@ -106,7 +99,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
         costs=ledger.table(),
         usage=f"from frugalign.rewards import load_reward\n\nreward = load_reward({str(folder)!r}).function",
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_atomic(folder / "README.md", card)
     return report
 
 
@@ -119,12 +112,12 @@ def states_of(
     ledger: Ledger,
 ) -> Features:
     """Endpoint states of every answer, from the store."""
-    exchanges = encode_exchanges(
+    exchanges = exchanges_for(
+        base.model,
+        base.tokenizer,
         judged.prompts,
         judged.answers,
-        base.tokenizer,
-        end_id=next(iter(end_token_ids(base.model, base.tokenizer)), None),
-        max_length=options.max_length or context_length(base.model),
+        max_length=options.max_length,
         prompt_format=options.prompt_format,
     )
     return store.features(base.model, base.tokenizer, exchanges.ids, layers, ledger=ledger)
@@ -149,8 +142,7 @@ def set_calibration(probes: RepresentationModel, judged: Judged, features: Featu
     if judged.is_paired:
         pairs = [judged.pairs[example] for example in split.validation]
     else:
-        labelled = [judged.labels[example] for example in split.validation]
-        good, bad = [row for row, label in labelled if label], [row for row, label in labelled if not label]
+        good, bad = judged.better_and_worse(split.validation)
         pairs = [(a, b) for a in good for b in bad][:100_000]
     if not pairs:
         raise FrugalignError(

@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
 
 from frugalign.artifacts import model_card, write_atomic
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.judged import with_prompt
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
-from frugalign.models.identity import check_base, fingerprint
 from frugalign.models.loading import load_model
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.trainer import COLUMNS, RerankTrainer
 from frugalign.rewards.representation import load_probes
 from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run
+from frugalign.training.options import model_arguments
 from frugalign.training.progress import TrainingProgress
 from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
 
@@ -48,10 +47,7 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
     train, held_out = preference_pairs(config.dataset_name, watch=config.eval_steps is not None)
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
-        loaded = load_model(config.model_name_or_path, **config.model_arguments())
-    if probes is not None:
-        found = fingerprint(loaded.model, loaded.tokenizer, name=loaded.name)
-        check_base(probes.config.base, found, f"The representation reward in {config.reward}")
+        loaded = load_model(config.model_name_or_path, **model_arguments(config))
     loaded.model.requires_grad_(not config.use_peft)
     trainer = RerankTrainer(
         loaded.model,
@@ -60,11 +56,7 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
         train,
         held_out,
         processing_class=loaded.tokenizer,
-        peft_config=None
-        if not config.use_peft
-        else LoraConfig(
-            r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config="default" if config.use_peft else None,
         ledger=ledger,
     )
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)

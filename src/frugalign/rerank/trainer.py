@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-from frugalign.data.exchanges import encode_exchanges
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.forward import causal_lm
-from frugalign.models.loading import context_length, end_token_ids, load_model, prepare_tokenizer
+from frugalign.models.identity import check_base, fingerprint
+from frugalign.models.loading import load_model, prepare_tokenizer
 from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence
 from frugalign.rerank.config import RerankConfig
-from frugalign.rewards.representation import RepresentationModel, load_probes
+from frugalign.rewards.representation import RepresentationModel, exchanges_for, load_probes
 from frugalign.training.checkpoints import WholeCheckpoints
+from frugalign.training.options import model_arguments
 from frugalign.training.run_folder import RunFolder
 
 COLUMNS = ("confidence", "weight")
@@ -62,7 +63,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         ledger: Ledger | None = None,
     ) -> None:
         if isinstance(model, str):
-            loaded = load_model(model, **args.model_arguments())
+            loaded = load_model(model, **model_arguments(args))
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
             model.requires_grad_(True)
         if processing_class is None:
@@ -78,15 +79,15 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             and self.probes.config.width != causal_lm(model).config.get_text_config().hidden_size
         ):
             raise FrugalignError("The representation reward was fitted on a model of another width.")
+        if self.probes is not None and self.probes.config.base is not None:
+            found = fingerprint(model, processing_class, name=str(args.model_name_or_path or ""))
+            check_base(self.probes.config.base, found, "The representation reward")
         if peft_config == "default":
             peft_config = LoraConfig(
                 r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             )
-        self._end_id = next(iter(end_token_ids(model, processing_class)), None)
-        self._context = args.max_length or context_length(model)
-        self._settings = args.settings_of_a_run()
+        self._start = model
         self.ledger = ledger or Ledger()
-        args.max_length = None  # exchanges are cut on the left here, before TRL would cut them on the right
         super().__init__(
             model=model,
             args=args,
@@ -109,12 +110,12 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
         """Token ids by the one definition of an exchange that the probes were fitted on."""
         exchanges = [
-            encode_exchanges(
+            exchanges_for(
+                self._start,
+                processing_class,
                 dataset["prompt"],
                 dataset[side],
-                processing_class,
-                end_id=self._end_id,
-                max_length=self._context,
+                max_length=args.max_length,
                 prompt_format=args.prompt_format,
             )
             for side in ("chosen", "rejected")
@@ -141,7 +142,8 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         self._metrics["train"].clear()
 
     def run_settings(self) -> dict[str, Any]:
-        return self._settings
+        settings: dict[str, Any] = self.args.settings_of_a_run()
+        return settings
 
     def run_state(self) -> dict[str, Any]:
         return {"metrics": dict(self._metrics["train"])}

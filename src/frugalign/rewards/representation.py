@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
 from frugalign.artifacts import hash_weights, load_config, load_weights
-from frugalign.data.exchanges import answer_text, encode_exchanges
+from frugalign.data.exchanges import Exchanges, answer_text, encode_exchanges
 from frugalign.models.identity import check_base, fingerprint
 from frugalign.models.loading import LoadedModel, context_length, end_token_ids, load_model
 from frugalign.models.states import endpoint_states
@@ -167,17 +167,17 @@ class RepresentationReward:
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None = None
     ) -> Tensor:
         """`[B, layers, D]`: one pass of the base over every exchange."""
-        model, tokenizer = self.base.model, self.base.tokenizer
-        exchanges = encode_exchanges(
+        config = self.probes.config
+        exchanges = exchanges_for(
+            self.base.model,
+            self.base.tokenizer,
             prompts,
             completions,
-            tokenizer,
-            end_id=next(iter(end_token_ids(model, tokenizer)), None),
             completion_ids=completion_ids,
-            max_length=self.probes.config.max_length or context_length(model),
-            prompt_format=self.probes.config.prompt_format,
+            max_length=config.max_length,
+            prompt_format=config.prompt_format,
         )
-        return endpoint_states(model, exchanges.ids, self.layers)
+        return endpoint_states(self.base.model, exchanges.ids, self.layers)
 
     def __call__(
         self,
@@ -205,6 +205,28 @@ class RepresentationReward:
                 ids = None
         found: list[float] = self.score_states(self.states(prompts, completions, ids)).tolist()
         return found
+
+
+def exchanges_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    *,
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    max_length: int | None = None,
+    prompt_format: str = "auto",
+) -> Exchanges:
+    """`encode_exchanges` with this model's end token and, where no `max_length` is given, its context: for fitting, scoring and alignment."""
+    return encode_exchanges(
+        prompts,
+        completions,
+        tokenizer,
+        end_id=next(iter(end_token_ids(model, tokenizer)), None),
+        completion_ids=completion_ids,
+        max_length=max_length or context_length(model),
+        prompt_format=prompt_format,
+    )
 
 
 def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: str) -> list[int]:
