@@ -1,6 +1,8 @@
 """The feature store: computed once, whole shards only, another key for another model, and a bound that holds."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,39 @@ def test_a_killed_extraction_goes_on_and_half_a_shard_is_never_read(
     found.shards[0].write_bytes(content[:-10])
     torch.testing.assert_close(states(store, base)[range(6)], whole, atol=0, rtol=0)
     assert calls == [2, 2, 2, 2, 2]
+
+
+KILLED = """
+import sys, time
+from frugalign.models.loading import load_model
+from frugalign.rerank import features
+reading = features.endpoint_states
+def slow(*args, **kwargs):
+    print("shard", flush=True)
+    time.sleep(0.3)
+    return reading(*args, **kwargs)
+features.endpoint_states = slow
+base = load_model("frugalign.sandbox:model")
+store = features.FeatureStore(sys.argv[1])
+store.features(base.model, base.tokenizer, eval(sys.argv[2]), [1, 3], shard_bytes=2 * 2 * base.model.config.hidden_size * 4)
+"""
+
+
+def test_sigkill_in_an_extraction_costs_a_shard_at_most(base: LoadedModel, tmp_path: Path) -> None:
+    """Killed while it works on the second of three shards, then gone on with: one is read, two computed, all as in one go."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "a"), repr(TEXTS)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(2):
+        assert process.stdout.readline() == "shard\n"
+    process.kill()
+    process.wait()
+    ledger = Ledger()
+    found = states(FeatureStore(tmp_path / "a"), base, ledger)
+    assert ledger.lm_forward_tokens == sum(map(len, TEXTS[2:]))
+    whole = states(FeatureStore(tmp_path / "b"), base)
+    assert torch.equal(found[range(6)], whole[range(6)])
 
 
 def test_the_bound_drops_what_was_used_longest_ago(base: LoadedModel, tmp_path: Path) -> None:

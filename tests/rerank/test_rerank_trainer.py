@@ -13,7 +13,7 @@ from trl import DPOTrainer
 import frugalign.sandbox as sandbox
 from frugalign.errors import FrugalignError
 from frugalign.models.loading import load_model
-from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence
+from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence, posterior_confidence
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.trainer import RerankTrainer
 from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
@@ -77,6 +77,12 @@ def test_confidence_by_hand() -> None:
     found = batch_confidence(torch.tensor([math.log(3), 0.0]) + 2, torch.zeros(2) + 2, mu=2.0)
     torch.testing.assert_close(found, torch.full((2,), 1 / (1 + math.exp(-7.5 / 8))))
     assert batch_confidence(torch.zeros(2), torch.ones(2), 0.0).tolist() == [0.5, 0.5]
+    # ε = ¼: labels that the states call right three times in four are surely right, undecided ones keep ¾, and of log 2 (q = ⅔, p = ⅚)
+    # 15/16 are; no noise leaves every label as it is.
+    q = torch.tensor([math.log(3), math.log(2), 0.0, -math.log(3)])
+    torch.testing.assert_close(posterior_confidence(q, 0 * q, 0.25, 0.0), torch.tensor([1, 15 / 16, 0.75, 0.0]))
+    torch.testing.assert_close(posterior_confidence(q, 0 * q, 0.25), torch.tensor([1, 15 / 16, 0.75, 0.5]))
+    torch.testing.assert_close(posterior_confidence(q, 0 * q, 1e-9), torch.ones(4), atol=1e-6, rtol=0)
     assert not pair_confidence(chosen.requires_grad_(), rejected).requires_grad
 
 
@@ -138,8 +144,9 @@ def test_the_states_are_those_of_the_probes_own_definition(tmp_path: Path) -> No
     perturb(found)
     batch = batch_of(found)
     seen: list[torch.Tensor] = []
+    assert found.probes is not None
     calibrated = reward.calibrated
-    reward.calibrated = lambda states: seen.append(states) or calibrated(states)  # type: ignore[method-assign,func-returns-value]
+    found.probes.calibrated = lambda states: seen.append(states) or calibrated(states)  # type: ignore[method-assign,func-returns-value]
     found._compute_loss(found.model, dict(batch), False)
     texts = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     alone = endpoint_states(found.model, texts, [2, 5])
@@ -185,6 +192,7 @@ def test_every_method_of_trl_that_is_overridden_has_its_signature() -> None:
         "_set_signature_columns_if_needed": [],
         "_send_telemetry": [],
         "training_step": ["args", "kwargs"],
+        "log": ["logs", "start_time"],
     }
     for name, parameters in expected.items():
         for kind in (DPOTrainer, RerankTrainer):

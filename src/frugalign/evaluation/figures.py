@@ -55,6 +55,59 @@ def bars(values: Sequence[tuple[str, float]], xlabel: str, ylabel: str, line: fl
     return _uri(figure)
 
 
+def shares(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str, ylabel: str) -> str:
+    """Bars side by side for each label: (name, values) each."""
+    import numpy as np
+
+    figure, axes = _axes()
+    width = 0.8 / len(series)
+    for place, ((name, values), colour) in enumerate(zip(series, (_BASE, _POLICY, _THIRD), strict=False)):
+        axes.bar(
+            np.arange(len(labels)) + (place - (len(series) - 1) / 2) * width, values, width, label=name, color=colour
+        )
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def shift(
+    rankings: Sequence[tuple[str, Sequence[float], Sequence[tuple[float, float, float]]]],
+    steps: Sequence[float],
+    distances: Sequence[float],
+    floor: tuple[float, float],
+    reward: str,
+) -> str:
+    """Two panels: rank correlations (label, steps, (mean, low, high)) with the start, and the samples' distance from it beside the
+    (mean, upper limit) of what two sample sets of one model are apart."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.4, 3.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    left, right = figure.subplots(1, 2)
+    for (label, at, values), colour in zip(rankings, (_POLICY, _THIRD), strict=False):
+        left.plot(
+            at, [value[0] for value in values], color=colour, linewidth=1.8, marker="o", markersize=3, label=label
+        )
+        left.fill_between(at, [value[1] for value in values], [value[2] for value in values], color=colour, alpha=0.15)
+    left.set_ylabel("Spearman with the start, within a prompt")
+    left.legend(frameon=False)
+    right.axhspan(0, floor[1], color=_BASE, alpha=0.2, label="two sample sets of the start (97.5 %)")
+    right.axhline(floor[0], color=_BASE, linewidth=1.2, linestyle="--")
+    right.plot(steps, distances, color=_POLICY, linewidth=1.8, marker="o", markersize=3, label="policy from start")
+    right.set_ylabel(f"Wasserstein distance, {reward}")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return _uri(figure)
+
+
 def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
     """Share that was right against confidence, (label, confidence, share) each, beside the diagonal of perfect calibration."""
     figure, axes = _axes()

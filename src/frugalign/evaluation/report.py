@@ -13,6 +13,7 @@ from frugalign.artifacts import write_atomic
 from frugalign.errors import FrugalignError
 from frugalign.evaluation import figures
 from frugalign.evaluation.pages import render
+from frugalign.evaluation.shifting import read_shift
 from frugalign.ledger import Ledger
 
 _SAMPLES = 6
@@ -34,7 +35,30 @@ _CURVES = (
     ("nats a sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl"))),
     ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
     ("tokens a completion", (("training", "completion_length"), ("held-out", "eval_completion_length"))),
+    ("loss on pairs", (("training", "loss"), ("held-out", "eval_loss"))),
+    ("pairs in order, implicit reward", (("training", "rewards/accuracies"), ("held-out", "eval_rewards/accuracies"))),
+    (
+        "pairs in order, probes",
+        (
+            ("training", "representation_reward/accuracy"),
+            ("held-out", "eval_representation_reward/accuracy"),
+            ("labelled, before each step", "probe/accuracy"),
+        ),
+    ),
+    (
+        "representation reward",
+        (("chosen", "representation_reward/chosen"), ("rejected", "representation_reward/rejected")),
+    ),
+    (
+        "confidence",
+        (
+            ("mean", "confidence/mean"),
+            ("share at most ½", "confidence/doubtful_share"),
+            ("share flipped", "confidence/flipped_share"),
+        ),
+    ),
 )
+_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,7 @@ class _Run:
 
     settings: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
+    shift: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     costs: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
@@ -64,7 +89,8 @@ def write_report(run_folder: str | Path) -> Path:
         "report.html",
         title=folder.resolve().name,
         settings={key: value for key, value in run.settings.items() if value is not None and value != []},
-        curves=_curves(run.log),
+        curves=_curves(run.log) + _confidence(run.log),
+        shift=read_shift(run.log, run.shift),
         distributions=_distributions(run.samples),
         rows=_rows(run.metrics),
         metrics=run.metrics,
@@ -96,6 +122,7 @@ def _read(folder: Path) -> _Run:
         raise FrugalignError(f"{folder} is not a run folder: it holds neither metrics.jsonl nor metrics.json.")
     run.metrics.update(_json(evaluated / "metrics.json"))
     run.log.extend(_lines(log))
+    run.shift.update(_json(folder / "shift.json"))
     run.samples.extend(_lines(evaluated / "samples.jsonl"))
     if (folder / "config.yaml").is_file():
         import yaml
@@ -188,6 +215,22 @@ def _curves(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
         if series:
             found.append((f"{ylabel} over training steps", figures.curve(series, ylabel)))
     return found
+
+
+def _confidence(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The confidences' histogram at the first and at the last line that has one."""
+    keys = [f"confidence/histogram_{place}" for place in range(_BINS)]
+    found = [line for line in log if all(key in line for key in keys)]
+    if len(found) < 2 or max(found[0][key] for key in keys) == max(found[-1][key] for key in keys) == 1.0:
+        return []
+    series = [(f"step {line['step']}", [line[key] for key in keys]) for line in (found[0], found[-1])]
+    labels = [f"{place / _BINS:.1f}" for place in range(_BINS)]
+    return [
+        (
+            "confidence of the labels, first and last",
+            figures.shares(series, labels, "confidence from", "share of pairs"),
+        )
+    ]
 
 
 def _distributions(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ def write_reward_report(folder: str | Path) -> Path:
         settings=report["settings"],
         examples=report["examples"],
         rows=_rows(report),
-        costs=_costs(report["cost"]),
+        costs=_costs(report),
         figures=_figures(report),
     )
     target = Path(folder) / "report.html"
@@ -41,8 +41,11 @@ def write_reward_report(folder: str | Path) -> Path:
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     shuffled = report["shuffled"]
     spread = f" ({100 * min(shuffled['each']):.1f} to {100 * max(shuffled['each']):.1f})" if shuffled["each"] else ""
+    full = report.get("full_model")
+    whole = [] if full is None else [("a whole reward model, trained with TRL", _percent(full["accuracy"]), "—")]
     return [
         ("the probes", _percent(report["test"]["accuracy"]), _number(report["test"]["auroc"])),
+        *whole,
         *(
             (f"the probes, on {name}", _percent(other["accuracy"]), _number(other["auroc"]))
             for name, other in report["elsewhere"].items()
@@ -65,11 +68,22 @@ def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:.3f}"
 
 
-def _costs(cost: Mapping[str, float]) -> list[tuple[str, str]]:
+def _costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    cost, full = report["cost"], report.get("full_model")
+    whole = []
+    if full is not None:
+        whole = [
+            (
+                f"Seconds per 1,000 pairs, a whole reward model ({full['epochs']} epochs)",
+                f"{full['seconds_training_per_1000']:.1f}",
+            ),
+            ("FLOPs per 1,000 pairs, a whole reward model", f"{full['flops_training_per_1000']:.2e}"),
+        ]
     return [
         ("Seconds per 1,000 examples, reading states", f"{cost['seconds_extracting_per_1000']:.1f}"),
         ("Seconds per 1,000 examples, fitting", f"{cost['seconds_fitting_per_1000']:.1f}"),
         ("FLOPs per 1,000 examples, reading states", f"{cost['flops_extracting_per_1000']:.2e}"),
+        *whole,
         ("Tokens through the model", f"{cost['tokens']:,}"),
     ]
 

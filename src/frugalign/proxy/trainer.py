@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

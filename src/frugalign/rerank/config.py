@@ -52,6 +52,22 @@ class RerankConfig(RunOptions, RerankOptions, DPOConfig):
                 raise FrugalignError(f"{name} is {getattr(self, name)}; a confidence lies in [0, 1].")
         if self.confidence not in ("pair", "batch", "constant"):
             raise FrugalignError(f"confidence is {self.confidence!r}; it must be one of pair, batch, constant.")
+        if self.label_noise is not None and not 0 < self.label_noise < 0.5:
+            raise FrugalignError(f"label_noise is {self.label_noise}; a share of wrong labels lies between 0 and 0.5.")
+        if self.sample < 0 or self.sample == 1:
+            raise FrugalignError(
+                f"sample is {self.sample}; a ranking needs at least 2 responses (0: none are sampled)."
+            )
+        if self.resample and not self.sample:
+            raise FrugalignError("resample needs sample: how many responses per prompt are drawn at every epoch.")
+        for name in ("max_new_tokens", "sampling_batch_size", "shift_steps", "shift_prompts"):
+            if getattr(self, name) < 1:
+                raise FrugalignError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("temperature", "reward_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise FrugalignError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if self.reward_refresh_steps < 0:
+            raise FrugalignError(f"reward_refresh_steps is {self.reward_refresh_steps}; it must be at least 0.")
         if not self.beta > 0:
             raise FrugalignError(f"beta is {self.beta}; it must be above 0.")
         if self.learning_rate < 0:

@@ -100,6 +100,12 @@ class Standard:
             model.weight.div_(self.scale)
             model.bias.sub_((model.weight * self.mean).sum(-1))
 
+    def unfold(self, model: RepresentationModel) -> None:
+        """The reverse: make a model of plain features one of standardised ones, in place."""
+        with torch.no_grad():
+            model.bias.add_((model.weight * self.mean).sum(-1))
+            model.weight.mul_(self.scale)
+
 
 @dataclass
 class Fitted:
@@ -198,7 +204,17 @@ def calibrate(model: RepresentationModel, chosen: Tensor, rejected: Tensor) -> N
 
     Pairs that all are ordered rightly, or none, have no such temperature: `t̂` is bounded by [gap/10, 10·gap] of the mean absolute gap.
     """
-    gap = (chosen - rejected).double()
+    model.config.scale = best_temperature(chosen - rejected)
+    model.config.mu = float(torch.cat([chosen, rejected]).mean())
+
+
+def best_temperature(gaps: Tensor) -> float:
+    """The `t` that makes `σ(gap/t)` likeliest, for gaps `[n]` of pairs whose first answer is the better one.
+
+    Raises:
+        FrugalignError: gaps that are all zero, or not finite.
+    """
+    gap = gaps.double()
     typical = float(gap.abs().mean())
     if not (math.isfinite(typical) and typical > 0):
         raise FrugalignError(
@@ -206,5 +222,4 @@ def calibrate(model: RepresentationModel, chosen: Tensor, rejected: Tensor) -> N
         )
     scales = typical * torch.logspace(-1, 1, 2001, dtype=torch.float64)
     losses = torch.stack([softplus(-gap / scale).mean() for scale in scales])
-    model.config.scale = float(scales[losses.argmin()])
-    model.config.mu = float(torch.cat([chosen, rejected]).mean())
+    return float(scales[losses.argmin()])

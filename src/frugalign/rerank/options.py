@@ -52,6 +52,12 @@ class RewardOptions:
     max_iterations: int = option(200, "Most L-BFGS iterations.")
     patience: int = option(20, "Iterations without a lower validation loss before the fit ends.")
 
+    full_model: bool = option(
+        False, "Also train a whole reward model with TRL on the same pairs: its accuracy and cost, beside the probes'."
+    )
+    full_model_epochs: int = option(2, "Passes of that training; the best by the validation pairs is kept.")
+    full_model_learning_rate: float = option(1e-4, "Its learning rate.")
+
     n_shuffles: int = option(5, "Fits on shuffled labels for the control.")
     cache_dir: str | None = option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.")
     max_cache_gib: float = option(20.0, "The most that the cache may take; the states used longest ago leave first.")
@@ -63,7 +69,10 @@ class RerankOptions:
     """Options of `frugalign rerank`: DPO with confidence that follows the policy. Names are TRL's where it has one."""
 
     model_name_or_path: str | None = option(None, "The model to align: hub id, folder, or package.module:attribute.")
-    dataset_name: str | None = option(None, "Preference pairs: prompt, chosen, rejected (and confidence, weight).")
+    dataset_name: str | None = option(
+        None,
+        "Preference pairs: prompt, chosen, rejected (and confidence, weight); prompts to sample for; or prompts with their completions.",
+    )
     reward: str | None = option(None, "Folder or hub id of a representation reward of this model (`frugalign reward`).")
     output_dir: str | None = option(None, "Run folder.")
     overwrite_output_dir: bool = option(False, "Delete the earlier run that output_dir holds; else it is refused.")
@@ -81,6 +90,9 @@ class RerankOptions:
     )
     constant_confidence: float = option(1.0, "γ where it is constant: 1 is DPO, 1 − ε conservative DPO.")
     confidence_floor: float = option(0.5, "The least γ of a pair: 0.5 weakens doubtful labels, 0 lets them flip.")
+    label_noise: float | None = option(
+        None, "Share of wrong labels, where it is known: γ per pair then weighs the label too, by Bayes' rule."
+    )
     kappa: float = option(7.5, "Steepness of the batch confidence.")
     beta: float = option(0.1, "β of DPO.")
     max_length: int | None = option(None, "Most tokens of prompt and answer; cut on the left. Default: the context.")
@@ -88,6 +100,31 @@ class RerankOptions:
         "auto",
         "String prompts: one user turn where the tokenizer has a chat template (auto, chat), or as they are (raw).",
     )
+
+    sample: int = option(
+        0, "Responses per prompt, sampled once from the model and ranked by the reward, in place of stored pairs."
+    )
+    rerank_groups: bool = option(
+        True, "Rank the responses of each prompt by the current policy's states at every epoch."
+    )
+    resample: bool = option(False, "Sample the responses anew at every epoch: online DPO.")
+    max_new_tokens: int = option(128, "Most tokens of a sampled response.")
+    temperature: float = option(1.0, "Temperature of sampling.")
+    sampling_batch_size: int = option(64, "Responses sampled at once.")
+    reward_refresh_steps: int = option(
+        0, "The probes follow the policy by one margin step every so many steps; 0: never."
+    )
+    reward_learning_rate: float = option(0.1, "Length of that step, as a share of the margin.")
+    reward_dataset_name: str | None = option(
+        None, "Labelled pairs that the probes follow by. Default: the training pairs."
+    )
+    margin: float = option(1.0, "Margin of that step's pair loss −log σ(r_c − r_r − margin).")
+
+    shift_reward: str | None = option(
+        None, "A reward that training never sees: log how rankings and samples shift (see `frugalign report`)."
+    )
+    shift_steps: int = option(50, "Look at the shift every so many steps.")
+    shift_prompts: int = option(64, "Prompts to look at: of the test or validation split where there is one.")
 
     num_train_epochs: float = option(1, "Passes over the pairs.")
     max_steps: int = option(-1, "Optimiser steps, in place of epochs.")

@@ -49,6 +49,12 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
     refuse_earlier_run(folder, options.overwrite_output_dir)
     ledger = Ledger()
     judged, split = read_examples(options.dataset_name, options)
+    if options.full_model and not judged.is_paired:
+        raise FrugalignError("full_model needs pairs: a whole reward model is trained on them.")
+    if options.full_model and (options.adapter is not None or options.load_in_4bit):
+        raise FrugalignError(
+            "full_model trains every weight of the model: it takes neither an adapter nor load_in_4bit."
+        )
     elsewhere = {name: joined(load_judged(name)) for name in options.eval_dataset_name}
     with ledger.phase("load"):
         base = load_model(options.model_name_or_path, **model_arguments(options))
@@ -82,6 +88,10 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
                 for name, other in elsewhere.items()
             },
         }
+        if options.full_model:
+            from frugalign.rerank.full_model import train_full_model  # TRL, which nothing else here needs
+
+            report["full_model"] = train_full_model(judged, base, split, options)
     report["cost"] = _cost(ledger, judged, base)
     with saving(folder / "model.safetensors"):
         probes.save_pretrained(folder)

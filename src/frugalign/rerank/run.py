@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ from datasets import Dataset
 
 from frugalign.artifacts import model_card, write_atomic
 from frugalign.data import held_out_split, load_splits
+from frugalign.data.groups import Groups, groups_of, read_groups
 from frugalign.data.judged import with_prompt
+from frugalign.data.loading import prompt_key
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
-from frugalign.models.loading import load_model
+from frugalign.models.loading import LoadedModel, load_model
 from frugalign.rerank.config import RerankConfig
+from frugalign.rerank.ranking import ranking_path, sample_for
+from frugalign.rerank.shift import ShiftWatch
 from frugalign.rerank.trainer import COLUMNS, RerankTrainer
+from frugalign.rewards.loading import load_reward
 from frugalign.rewards.representation import load_probes
 from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run
 from frugalign.training.options import model_arguments
@@ -23,10 +29,11 @@ from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
 
 _SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "confidence/mean")
 _HELD_OUT = 0.1
+_SHIFT_SIZE = 8
 
 
 def train_reranked(config: RerankConfig) -> RerankTrainer:
-    """Align a model on preference pairs as `config` says; leaves the adapter (or the model), its card, log and costs in the run folder.
+    """Align a model on preference pairs, or on ranked responses, as `config` says; leaves the adapter (or the model), its card, log and costs in the run folder.
 
     `eval_steps` evaluates on the `test` or `validation` split where there is one, else on a held-out tenth of the prompts.
 
@@ -44,11 +51,24 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
     if checkpoint is None:
         refuse_earlier_run(folder, config.overwrite_output_dir)
     ledger = Ledger()
-    train, held_out = preference_pairs(config.dataset_name, watch=config.eval_steps is not None)
+    watch = config.eval_steps is not None
+    ranked = config.sample > 0 or has_groups(config.dataset_name)
+    train: Dataset | Groups | None = None
+    held_out = labelled = None
+    if not ranked:
+        train, held_out = preference_pairs(config.dataset_name, watch=watch)
+    if config.reward_dataset_name is not None:
+        labelled, held_out_labelled = preference_pairs(config.reward_dataset_name, watch=watch)
+        held_out = held_out_labelled if ranked else held_out
+    if ranked and watch and held_out is None:
+        raise FrugalignError("eval_steps with groups of responses needs labelled pairs: reward_dataset_name.")
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
         loaded = load_model(config.model_name_or_path, **model_arguments(config))
     loaded.model.requires_grad_(not config.use_peft)
+    if ranked:
+        train = first_groups(config, loaded, ledger, resuming=checkpoint is not None)
+    assert train is not None
     trainer = RerankTrainer(
         loaded.model,
         probes,
@@ -58,7 +78,10 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
         processing_class=loaded.tokenizer,
         peft_config="default" if config.use_peft else None,
         ledger=ledger,
+        labelled_dataset=labelled,
     )
+    if config.shift_reward is not None:
+        trainer.add_callback(shift_watch(config, trainer))
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_policy(trainer, folder)
@@ -88,6 +111,51 @@ def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None
         if split in splits:
             return train, splits[split]
     return held_out_split(train, _HELD_OUT, 0)
+
+
+def shift_watch(config: RerankConfig, trainer: RerankTrainer) -> ShiftWatch:
+    """The watch that `shift_reward` asks for, on held-out prompts where the data has them."""
+    if config.reward is None:
+        raise FrugalignError(
+            "shift_reward needs reward: what the frozen probes say of stored responses is half of the picture."
+        )
+    assert config.shift_reward is not None and config.dataset_name is not None
+    splits = load_splits(config.dataset_name, kind="prompt-only")
+    rows = next(
+        (splits[name] for name in ("test", "validation", "train") if name in splits), next(iter(splits.values()))
+    )
+    prompts = list({prompt_key(prompt): prompt for prompt in rows["prompt"]}.values())
+    device = str(trainer.accelerator.device)
+    return ShiftWatch(
+        trainer,
+        prompts[: config.shift_prompts],
+        load_reward(config.shift_reward, device=device),
+        size=config.sample or _SHIFT_SIZE,
+        every=config.shift_steps,
+    )
+
+
+def has_groups(name: str) -> bool:
+    """Whether a data set holds several responses to each prompt (a column `completions`)."""
+    return any("completions" in rows.column_names for rows in load_splits(name, kind="prompt-only").values())
+
+
+def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, resuming: bool) -> Groups:
+    """The responses to start with: those of the run that is resumed, those that the data set holds, or samples of the model.
+
+    Stored rewards are only taken where there is no reward to rank by.
+    """
+    kept = ranking_path(str(config.output_dir), 0)
+    if resuming and kept.is_file():
+        return read_groups(kept)
+    assert config.dataset_name is not None
+    splits = load_splits(config.dataset_name, kind="prompt-only")
+    rows = splits.get("train", next(iter(splits.values())))
+    if "completions" in rows.column_names:
+        found = groups_of(rows, config.dataset_name)
+        return found if config.reward is None else replace(found, rewards=None)
+    prompts = list({prompt_key(prompt): prompt for prompt in rows["prompt"]}.values())
+    return sample_for(prompts, loaded.model, loaded.tokenizer, config, 0, ledger)
 
 
 def save_policy(trainer: RerankTrainer, folder: Path) -> None:

@@ -6,7 +6,8 @@ and log-probabilities of its own forward passes by hooks, and replaces the loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,19 +19,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
+from frugalign.data.groups import Dropped, Groups, pair_groups
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.forward import causal_lm
 from frugalign.models.identity import check_base, fingerprint
 from frugalign.models.loading import load_model, prepare_tokenizer
-from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence
+from frugalign.models.states import endpoint_states
+from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence, posterior_confidence
 from frugalign.rerank.config import RerankConfig
+from frugalign.rerank.following import FollowPolicy, ProbeFollower
+from frugalign.rerank.ranking import EpochPairs, EpochRanking, rank_groups
 from frugalign.rewards.representation import RepresentationModel, exchanges_for, load_probes
 from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.options import model_arguments
 from frugalign.training.run_folder import RunFolder
 
 COLUMNS = ("confidence", "weight")
+_BINS = 10
 
 
 class RerankTrainer(WholeCheckpoints, DPOTrainer):
@@ -40,11 +46,13 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         model: the policy to start from, or its hub id or folder.
         reward: a representation reward's folder, or its probes; not needed where `confidence="constant"`.
         args: a `RerankConfig`.
-        train_dataset: prompt, chosen, rejected; a column `confidence` replaces γ of its row, a column `weight` weighs the row's loss.
-        eval_dataset: the same.
+        train_dataset: prompt, chosen, rejected; a column `confidence` replaces γ of its row, a column `weight` weighs the row's loss. Or
+            `Groups` of responses, which the reward ranks and pairs, at every epoch anew where `args.rerank_groups` (or `resample`) says so.
+        eval_dataset: pairs to watch the training by.
         processing_class: the tokenizer; needed where `model` is a module.
         peft_config: default a LoRA on all linear layers, whose reference is the model without it; None trains every weight of a
             model that is named by a string.
+        labelled_dataset: pairs that the probes follow the policy by (`args.reward_refresh_steps`); default: the training pairs.
 
     Raises:
         FrugalignError: whatever the user can mend, in one sentence.
@@ -55,12 +63,13 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         model: PreTrainedModel | str,
         reward: str | RepresentationModel | None,
         args: RerankConfig,
-        train_dataset: Dataset,
+        train_dataset: Dataset | Groups,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | Literal["default"] | None = "default",
         callbacks: list[TrainerCallback] | None = None,
         ledger: Ledger | None = None,
+        labelled_dataset: Dataset | None = None,
     ) -> None:
         if isinstance(model, str):
             loaded = load_model(model, **model_arguments(args))
@@ -73,7 +82,8 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
                 f"confidence {args.confidence!r} needs a representation reward; give reward, or confidence constant."
             )
         prepare_tokenizer(processing_class)
-        self.probes = load_probes(reward) if isinstance(reward, str) else reward
+        # A copy: probes that follow the policy change.
+        self.probes = load_probes(reward) if isinstance(reward, str) else copy.deepcopy(reward)
         if (
             self.probes is not None
             and self.probes.config.width != causal_lm(model).config.get_text_config().hidden_size
@@ -82,12 +92,22 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         if self.probes is not None and self.probes.config.base is not None:
             found = fingerprint(model, processing_class, name=str(args.model_name_or_path or ""))
             check_base(self.probes.config.base, found, "The representation reward")
+        self._ranking: dict[str, float] = {}
         if peft_config == "default":
             peft_config = LoraConfig(
                 r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             )
         self._start = model
         self.ledger = ledger or Ledger()
+        callbacks = [RunFolder(self.ledger, args.resolved()), *(callbacks or [])]
+        groups = train_dataset if isinstance(train_dataset, Groups) else None
+        if groups is not None:
+            self._check_groups(args)
+            if groups.rewards is None and self.probes is not None:
+                groups = rank_groups(groups, model, processing_class, self.probes, args, self.ledger)
+            callbacks.append(EpochRanking(self, groups))
+            train_dataset, dropped = pair_groups(groups)
+        assert isinstance(train_dataset, Dataset)
         super().__init__(
             model=model,
             args=args,
@@ -96,8 +116,15 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             peft_config=peft_config,
-            callbacks=[RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
+            callbacks=callbacks,
         )
+        prepared: Any = self.train_dataset
+        if groups is not None:
+            self.train_dataset: Any = EpochPairs(prepared)
+            self.note_ranking(len(prepared), dropped, None)
+        self.follower: ProbeFollower | None = None
+        if args.reward_refresh_steps:
+            self._follow(prepared, labelled_dataset, is_labelled=groups is None)
         policy: Any = self.model
         trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
         self.ledger.set_parameters(trainable=sum(trained), base=causal_lm(model).num_parameters())
@@ -108,13 +135,14 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
     # -- data ------------------------------------------------------------------------------------------------------------
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-        """Token ids by the one definition of an exchange that the probes were fitted on."""
+        """Token ids by the one definition of an exchange that the probes were fitted on; a sampled answer keeps its own."""
         exchanges = [
             exchanges_for(
                 self._start,
                 processing_class,
                 dataset["prompt"],
                 dataset[side],
+                completion_ids=dataset[ids] if (ids := f"{side}_completion_ids") in dataset.column_names else None,
                 max_length=args.max_length,
                 prompt_format=args.prompt_format,
             )
@@ -136,6 +164,89 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         columns: Any = signature + [name for name in COLUMNS if name not in signature]
         self._signature_columns = columns
 
+    # -- what moves between steps ------------------------------------------------------------------------------------------
+
+    def _check_groups(self, args: RerankConfig) -> None:
+        if self.probes is None and (args.resample or args.rerank_groups):
+            raise FrugalignError("Ranking groups anew needs a representation reward; give reward, or no_rerank_groups.")
+        if args.precompute_ref_log_probs:
+            raise FrugalignError("precompute_ref_log_probs is not carried over to groups: their pairs change.")
+
+    def _follow(self, prepared: Dataset, labelled: Dataset | None, *, is_labelled: bool) -> None:
+        if self.probes is None:
+            raise FrugalignError("reward_refresh_steps needs a representation reward.")
+        if labelled is None and not is_labelled:
+            raise FrugalignError(
+                "The pairs of sampled groups have no labels: reward_refresh_steps needs labelled pairs (reward_dataset_name)."
+            )
+        args: Any = self.args
+        if labelled is not None:
+            prepared = self._prepare_dataset(labelled, self.processing_class, args, "labelled")
+        self.labelled: Dataset = prepared
+        self.follower = ProbeFollower(
+            self.probes.to(self.accelerator.device),
+            len(prepared),
+            learning_rate=args.reward_learning_rate,
+            margin=args.margin,
+            batch_size=args.per_device_train_batch_size
+            * args.gradient_accumulation_steps
+            * self.accelerator.num_processes,
+            seed=args.seed,
+        )
+        self.add_callback(FollowPolicy(self, self.follower, args.reward_refresh_steps))
+
+    def labelled_states(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The current policy's endpoint states of labelled pairs, better and worse, `[n, layers, D]` each."""
+        assert self.probes is not None
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        was_training, _ = policy.training, policy.eval()
+        rows = self.labelled.select(numbers)
+        found = [
+            endpoint_states(
+                policy,
+                [row["prompt_ids"] + row[side] for row in rows],
+                self.probes.config.layers,
+                ledger=self.ledger,
+            ).to(self.accelerator.device)
+            for side in ("chosen_ids", "rejected_ids")
+        ]
+        policy.train(was_training)
+        return found[0], found[1]
+
+    @contextmanager
+    def starting_model(self) -> Iterator[Any]:
+        """The model as it was before the training: the policy without its adapter, or the reference."""
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        if self.ref_model is not None:
+            yield self.accelerator.unwrap_model(self.ref_model)
+            return
+        was_training, _ = policy.training, policy.eval()
+        with policy.disable_adapter():
+            yield policy
+        policy.train(was_training)
+
+    def replace_pairs(self, pairs: Dataset) -> None:
+        """Train on other pairs from now on."""
+        every: Any = self.train_dataset
+        every.pairs = self._prepare_dataset(pairs, self.processing_class, self.args, "train")
+
+    def note_ranking(self, size: int, dropped: Dropped, changed: float | None) -> None:
+        """Pairs, what was left out, and the share of groups with another best response: for the next log line."""
+        noted = {"pairs": size, "equal_texts": dropped.equal_texts, "ties": dropped.ties}
+        self._ranking = {f"ranking/{name}": float(value) for name, value in noted.items()}
+        if changed is not None:
+            self._ranking["ranking/best_changed_share"] = changed
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with what the last ranking gave on the first line after it."""
+        if self._ranking and "loss" in logs:
+            logs, self._ranking = logs | self._ranking, {}
+        super().log(logs, start_time)
+
+    def log_apart(self, logs: dict[str, float]) -> None:
+        """A line of its own, which does not take up what is averaged for the next one."""
+        super(DPOTrainer, self).log(logs)
+
     # -- the run ---------------------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
@@ -146,10 +257,17 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         return settings
 
     def run_state(self) -> dict[str, Any]:
-        return {"metrics": dict(self._metrics["train"])}
+        noted = dict(self._metrics["train"])
+        found: dict[str, Any] = {"metrics": noted, "tokens": self._total_train_tokens, "ranking": self._ranking}
+        if self.follower is not None:
+            found["follower"] = self.follower.state()
+        return found
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         self._metrics["train"].update(state["metrics"])
+        self._total_train_tokens, self._ranking = state["tokens"], state["ranking"]
+        if self.follower is not None:
+            self.follower.load_state(state["follower"])
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self.ledger.phase("optimise"):
@@ -191,12 +309,17 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             probes = self.probes.to(device)
             if args.confidence == "pair":
                 chosen, rejected = probes.calibrated(states).chunk(2)
-                gamma = pair_confidence(chosen, rejected, args.confidence_floor)
+                if args.label_noise is None:
+                    gamma = pair_confidence(chosen, rejected, args.confidence_floor)
+                else:
+                    gamma = posterior_confidence(chosen, rejected, args.label_noise, args.confidence_floor)
             else:
                 chosen, rejected = probes(states).chunk(2)
                 gamma = batch_confidence(chosen, rejected, probes.config.mu, args.kappa)
-            self._note("representation_reward/chosen", probes.calibrated(states)[:size])
-            self._note("representation_reward/rejected", probes.calibrated(states)[size:])
+            rewards = probes.calibrated(states)
+            self._note("representation_reward/chosen", rewards[:size])
+            self._note("representation_reward/rejected", rewards[size:])
+            self._note("representation_reward/accuracy", (rewards[:size] > rewards[size:]).float())
         if given is not None:
             own = given.to(gamma)
             gamma = torch.where(own.isnan(), gamma, own)
@@ -206,6 +329,14 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         self._note("confidence/mean", gamma)
         self._note("confidence/doubtful_share", (gamma <= 0.5).float())
         self._note("confidence/flipped_share", (gamma < 0.5).float())
+        for place in range(_BINS):
+            # A histogram in shares: bin k holds γ from k/10 on, the last one 1 too.
+            within = (gamma * _BINS).long().clamp(max=_BINS - 1) == place
+            self._note(f"confidence/histogram_{place}", within.float())
+
+    def note(self, name: str, value: float) -> None:
+        """A number for the next log line, where it is averaged with its namesakes."""
+        self._metrics["train"][name].append(value)
 
     def _note(self, name: str, values: Tensor) -> None:
         policy: Any = self.model

@@ -7,6 +7,7 @@ lets it write aside and moves the folder into place in one step; any trainer of 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -32,7 +33,7 @@ _ARTEFACT_FILES = (
     "training_args.bin",
     "completions.jsonl",
 )
-_EVALUATION_FILES = ("metrics.json", "samples.jsonl", "evaluation_costs.json", "report.html")
+_EVALUATION_FILES = ("shift.json", "metrics.json", "samples.jsonl", "evaluation_costs.json", "report.html")
 
 
 class WholeCheckpoints(ABC):
@@ -86,13 +87,20 @@ class WholeCheckpoints(ABC):
             return found
         check_settings(checkpoint, checkpoint_state(Path(checkpoint)).get("settings", {}), self.run_settings())
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.global_step < self.args.max_steps:
+        if state.global_step < self._last_step(state):
             found = trainer.train(checkpoint, trial, ignore_keys_for_eval)
             return found
         # The run had ended before its artefact was saved, and Trainer would take one step more.
         self._load_from_checkpoint(checkpoint)
         self.state = state
         return TrainOutput(state.global_step, float("nan"), {})
+
+    def _last_step(self, state: TrainerState) -> float:
+        """Where the run ends: `max_steps`, or what `num_train_epochs` came to when the checkpoint was made."""
+        if self.args.max_steps > 0:
+            return float(self.args.max_steps)
+        epochs = math.ceil(float(self.args.num_train_epochs))
+        return state.max_steps * epochs / state.num_train_epochs
 
     def _get_output_dir(self, trial: Any) -> str:
         trainer: Any = super()
@@ -147,7 +155,8 @@ def clear_earlier_run(folder: str | Path) -> None:
 
 def _results(folder: Path) -> list[Path]:
     names = [METRICS_FILE, COSTS_FILE, *_ARTEFACT_FILES, *_EVALUATION_FILES]
-    return [folder / name for name in names if (folder / name).is_file()] + _checkpoints(folder)
+    rankings = sorted(folder.glob("groups/*.jsonl"))
+    return [folder / name for name in names if (folder / name).is_file()] + rankings + _checkpoints(folder)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

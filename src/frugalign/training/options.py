@@ -15,7 +15,16 @@ _DERIVED = {
 """Fields that `TrainingArguments` and our configs set themselves."""
 _MAY_CHANGE = {
     *_OF_ONE_START,
-    *("model_name_or_path", "dataset_name", "reward", "output_dir", "dtype", "device_map", "max_steps"),
+    *(
+        "model_name_or_path",
+        "dataset_name",
+        "reward",
+        "reward_dataset_name",
+        "output_dir",
+        "dtype",
+        "device_map",
+        "max_steps",
+    ),
     *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
 }
 """Where a run's parts lie, how long it goes on, and what is written about it."""

@@ -1,0 +1,136 @@
+"""Groups: several responses to each prompt, ranked by a reward, and the pairs that a ranking gives (METHODS §2.2).
+
+As a file a group is one line of JSON, `{"prompt", "completions", "completion_ids", "rewards"}`, so that it can be read, inspected and used
+again as a data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from frugalign.artifacts import write_atomic
+from frugalign.errors import FrugalignError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Row by row a prompt, its responses as text, their token ids (the end token included where it was emitted; None: to be encoded
+    from the text) and, once ranked, their rewards."""
+
+    prompts: list[Any]
+    completions: list[list[str]]
+    completion_ids: list[list[list[int]]] | None = None
+    rewards: list[list[float]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def flat(self) -> tuple[list[Any], list[str], list[list[int]] | None]:
+        """Prompts, responses and ids, one entry per response."""
+        prompts = [prompt for prompt, group in zip(self.prompts, self.completions, strict=True) for _ in group]
+        ids = None if self.completion_ids is None else [each for group in self.completion_ids for each in group]
+        return prompts, [text for group in self.completions for text in group], ids
+
+    def ranked(self, rewards: Sequence[float]) -> Groups:
+        """The same responses with these rewards, given one after the other as in `flat`."""
+        found, start = [], 0
+        for group in self.completions:
+            found.append([float(reward) for reward in rewards[start : start + len(group)]])
+            start += len(group)
+        return replace(self, rewards=found)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What a ranking left out: pairs of equal texts, pairs of equal rewards, and the middle of groups of an odd number."""
+
+    equal_texts: int = 0
+    ties: int = 0
+    middles: int = 0
+
+
+def pair_groups(groups: Groups) -> tuple[Dataset, Dropped]:
+    """The best response of each group with its worst, the second with the second-worst, and so on.
+
+    Returns:
+        Rows of prompt, chosen, rejected, both rewards and, where known, both answers' token ids; and what was left out.
+
+    Raises:
+        FrugalignError: groups that are not ranked yet, or that give no pair at all.
+    """
+    if groups.rewards is None:
+        raise FrugalignError("The responses have no rewards yet, so they cannot be paired.")
+    rows: list[dict[str, Any]] = []
+    equal = ties = middles = 0
+    for row, (prompt, texts, rewards) in enumerate(
+        zip(groups.prompts, groups.completions, groups.rewards, strict=True)
+    ):
+        order = sorted(range(len(texts)), key=lambda place: -rewards[place])
+        middles += len(order) % 2
+        for better, worse in zip(order[: len(order) // 2], reversed(order), strict=False):
+            if texts[better] == texts[worse]:
+                equal += 1
+                continue
+            if rewards[better] == rewards[worse]:
+                ties += 1
+                continue
+            pair = {"prompt": prompt, "chosen": texts[better], "rejected": texts[worse]}
+            pair |= {"chosen_reward": rewards[better], "rejected_reward": rewards[worse]}
+            if groups.completion_ids is not None:
+                ids = groups.completion_ids[row]
+                pair |= {"chosen_completion_ids": ids[better], "rejected_completion_ids": ids[worse]}
+            rows.append(pair)
+    if not rows:
+        raise FrugalignError(
+            "No group holds two different responses of different rewards, so there is no pair to learn from."
+        )
+    return Dataset.from_list(rows), Dropped(equal, ties, middles)
+
+
+def group_line(groups: Groups, row: int) -> str:
+    """One group as its line of a file."""
+    line: dict[str, Any] = {"prompt": groups.prompts[row], "completions": groups.completions[row]}
+    if groups.completion_ids is not None:
+        line["completion_ids"] = groups.completion_ids[row]
+    if groups.rewards is not None:
+        line["rewards"] = groups.rewards[row]
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def save_groups(groups: Groups, path: Path) -> None:
+    """Write the groups as JSONL, whole or not at all."""
+    write_atomic(path, "".join(group_line(groups, row) for row in range(len(groups))))
+
+
+def groups_of(rows: Dataset, name: str) -> Groups:
+    """The groups that a data set with a column `completions` holds; its ids and rewards are used where every row has them.
+
+    Raises:
+        FrugalignError: a row whose responses are not at least two texts, or ids or rewards of another number.
+    """
+    optional = {column: rows[column] for column in ("completion_ids", "rewards") if column in rows.column_names}
+    optional = {column: list(values) for column, values in optional.items() if all(values)}
+    for number, texts in enumerate(rows["completions"]):
+        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+            raise FrugalignError(f"{name}, row {number + 1}: `completions` is no list of at least two texts.")
+        for column, values in optional.items():
+            if len(values[number]) != len(texts):
+                raise FrugalignError(
+                    f"{name}, row {number + 1}: {len(texts)} completions, but {len(values[number])} `{column}`."
+                )
+    return Groups(list(rows["prompt"]), list(rows["completions"]), **optional)
+
+
+def read_groups(path: Path) -> Groups:
+    """The groups of a file that `save_groups` wrote."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    columns = {
+        name: [line.get(name) for line in lines] for name in ("prompt", "completions", "completion_ids", "rewards")
+    }
+    return groups_of(Dataset.from_dict({name: values for name, values in columns.items() if all(values)}), str(path))

@@ -1,0 +1,109 @@
+"""Several samples of every prompt, in chunks that outlive a kill: all noise is keyed, so a run that goes on ends as one that never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalign.data.groups import Groups, group_line
+from frugalign.data.templating import encode_prompts
+from frugalign.generation.loop import SamplingParams, generate
+from frugalign.generation.noise import row_keys
+from frugalign.ledger import Ledger
+
+_CHUNK = 4
+"""Batches of responses between two lines on the disk."""
+
+
+def sample_groups(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    size: int,
+    params: SamplingParams,
+    *,
+    numbers: Sequence[int] | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    batch_size: int = 64,
+    prompt_format: str = "auto",
+    partial: Path | None = None,
+    ledger: Ledger | None = None,
+) -> Groups:
+    """`size` responses to every prompt.
+
+    Args:
+        numbers: the prompts' numbers in their data set, which the noise depends on; default 0, 1, ….
+        epoch: another one gives other samples.
+        partial: a file that keeps what is finished; one that an interrupted call with the same arguments and model left is gone on
+            with, and it is deleted at the end by whoever has saved the groups elsewhere.
+
+    Raises:
+        FrugalignError: an empty prompt.
+    """
+    numbers = list(range(len(prompts))) if numbers is None else list(numbers)
+    prompt_ids = encode_prompts(
+        prompts, tokenizer, max_new_tokens=params.max_new_tokens, prompt_format=prompt_format
+    ).ids
+    key = _key(model, prompt_ids, numbers, size, params, seed, epoch)
+    found = _finished(partial, key)
+    per_chunk = max(1, _CHUNK * batch_size // size)
+    for start in range(len(found), len(prompts), per_chunk):
+        rows = range(start, min(start + per_chunk, len(prompts)))
+        generation = generate(
+            model,
+            tokenizer,
+            [prompt_ids[row] for row in rows for _ in range(size)],
+            params,
+            keys=row_keys(
+                seed, epoch, [numbers[row] for row in rows for _ in range(size)], list(range(size)) * len(rows)
+            ),
+            batch_size=batch_size,
+            ledger=ledger,
+        )
+        texts = tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)
+        parts = [slice(place * size, (place + 1) * size) for place in range(len(rows))]
+        chunk = Groups(
+            [prompts[row] for row in rows],
+            [texts[part] for part in parts],
+            [generation.completion_ids[part] for part in parts],
+        )
+        found += [(chunk.completions[place], (chunk.completion_ids or [])[place]) for place in range(len(rows))]
+        if partial is not None:
+            _append(partial, key, chunk)
+    return Groups(list(prompts), [texts for texts, _ in found], [ids for _, ids in found])
+
+
+def _key(model: PreTrainedModel, *what: Any) -> str:
+    """Changes with the arguments and with every weight."""
+    digest = hashlib.sha256(repr(what).encode())
+    for name, parameter in model.named_parameters():
+        # Two numbers per tensor tell one policy of a training run from the next.
+        values = parameter.detach().double()
+        digest.update(f"{name} {float(values.sum())!r} {float(values.abs().sum())!r}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _finished(partial: Path | None, key: str) -> list[tuple[list[str], list[list[int]]]]:
+    if partial is None or not partial.is_file():
+        return []
+    lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
+    if not lines or lines[0] != f"{key}\n":
+        partial.unlink()
+        return []
+    whole = [line for line in lines if line.endswith("\n")]
+    partial.write_text("".join(whole), encoding="utf-8")  # without the line that a kill cut
+    found = [json.loads(line) for line in whole[1:]]
+    return [(line["completions"], line["completion_ids"]) for line in found]
+
+
+def _append(partial: Path, key: str, chunk: Groups) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    head = "" if partial.is_file() else f"{key}\n"
+    with partial.open("a", encoding="utf-8") as file:
+        file.write(head + "".join(group_line(chunk, row) for row in range(len(chunk))))

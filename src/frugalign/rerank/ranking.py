@@ -1,0 +1,182 @@
+"""Groups of responses while a policy trains: ranked by its own states anew each epoch, or sampled anew (online DPO), and paired.
+
+Every ranking is a file in the run folder, `groups/epoch-000.jsonl` and so on: it can be inspected, is a data set of its own, and is what a
+resumed run reads instead of ranking by a policy that has moved on since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+
+from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
+from frugalign.errors import FrugalignError
+from frugalign.generation.groups import sample_groups
+from frugalign.generation.loop import SamplingParams
+from frugalign.ledger import Ledger
+from frugalign.models.states import endpoint_states
+from frugalign.rerank.options import RerankOptions
+from frugalign.rewards.representation import RepresentationModel, exchanges_for
+from frugalign.training.run_folder import saving
+
+FOLDER = "groups"
+
+
+def ranking_path(output_dir: str | Path, epoch: int) -> Path:
+    """Where the ranking of an epoch (from 0) is kept."""
+    return Path(output_dir) / FOLDER / f"epoch-{epoch:03d}.jsonl"
+
+
+def sample_for(
+    prompts: Sequence[Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Any,
+    epoch: int,
+    ledger: Ledger,
+) -> Groups:
+    """`options.sample` responses to every prompt from the model as it is; processes share the prompts, a killed one goes on."""
+    state = PartialState()
+    mine = list(range(len(prompts)))[state.process_index :: state.num_processes]
+    partial = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}-{state.process_index}.partial"
+    with ledger.phase("rollout"), saving(partial):
+        found = sample_groups(
+            model,
+            tokenizer,
+            [prompts[number] for number in mine],
+            options.sample,
+            SamplingParams(options.max_new_tokens, options.temperature),
+            numbers=mine,
+            seed=options.seed,
+            epoch=epoch,
+            batch_size=options.sampling_batch_size,
+            prompt_format=options.prompt_format,
+            partial=partial,
+            ledger=ledger,
+        )
+    ids = found.completion_ids or []
+    every = _shared([(number, found.completions[place], ids[place]) for place, number in enumerate(mine)])
+    return Groups(list(prompts), [texts for _, texts, _ in every], [each for _, _, each in every])
+
+
+def rank_groups(
+    groups: Groups,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: RepresentationModel,
+    options: RerankOptions,
+    ledger: Ledger,
+) -> Groups:
+    """The groups with calibrated rewards from the states of the model as it is: one forward pass over every response."""
+    state = PartialState()
+    prompts, texts, given_ids = groups.flat()
+    mine = list(range(len(texts)))[state.process_index :: state.num_processes]
+    was_training, _ = model.training, model.eval()
+    with ledger.phase("reward"):
+        exchanges = exchanges_for(
+            model,
+            tokenizer,
+            [prompts[row] for row in mine],
+            [texts[row] for row in mine],
+            completion_ids=None if given_ids is None else [given_ids[row] for row in mine],
+            max_length=options.max_length,
+            prompt_format=options.prompt_format,
+        )
+        states = endpoint_states(model, exchanges.ids, probes.config.layers, ledger=ledger)
+        rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
+    model.train(was_training)
+    ledger.count(reward_calls=len(mine))
+    return groups.ranked([reward for _, reward in _shared(list(zip(mine, rewards, strict=True)))])
+
+
+def _shared(rows: list[Any]) -> list[Any]:
+    """The rows of all processes, in the order of their first entries."""
+    return sorted(gather_object(rows), key=lambda row: row[0])
+
+
+class EpochPairs(TorchDataset[dict[str, Any]]):
+    """The pairs of the current ranking, at a constant number: an epoch has as many pairs as the first ranking gave.
+
+    A ranking with fewer (more ties) repeats some, one with more leaves some out.
+    """
+
+    def __init__(self, pairs: Dataset) -> None:
+        self.pairs, self.size = pairs, len(pairs)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.pairs[index % len(self.pairs)]
+        return row
+
+
+class EpochRanking(TrainerCallback):
+    """Before every epoch but the first, groups are ranked anew and the trainer's pairs replaced. `trainer`: a `RerankTrainer`."""
+
+    def __init__(self, trainer: Any, groups: Groups) -> None:
+        self.trainer, self.groups = trainer, groups
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.global_step == 0:
+            self._keep(self.groups, 0)
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        epoch = int((state.epoch or 0.0) + 1e-6)
+        if epoch == 0 or not (args.resample or args.rerank_groups):
+            return
+        path = ranking_path(args.output_dir, epoch)
+        part_way = (state.epoch or 0.0) - epoch > 1e-6
+        if part_way and not path.is_file():
+            raise FrugalignError(f"{path} is missing: the epoch that is to be resumed was trained on it.")
+        if path.is_file():
+            ranked = read_groups(path)
+        else:
+            ranked = self._rank(epoch)
+            if state.is_world_process_zero:
+                self._keep(ranked, epoch)
+        self.trainer.accelerator.wait_for_everyone()
+        pairs, dropped = pair_groups(ranked)
+        self.trainer.replace_pairs(pairs.shuffle(seed=args.seed + epoch))
+        if not part_way:  # else it was noted when the epoch began
+            self.trainer.note_ranking(len(pairs), dropped, _changed(self.groups, ranked))
+        self.groups = ranked
+
+    def _rank(self, epoch: int) -> Groups:
+        trainer = self.trainer
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        common = (trainer.probes, trainer.args, trainer.ledger)
+        if not trainer.args.resample:
+            return rank_groups(self.groups, policy, trainer.processing_class, *common)
+        was_training, _ = policy.training, policy.eval()
+        fresh = sample_for(self.groups.prompts, policy, trainer.processing_class, trainer.args, epoch, trainer.ledger)
+        policy.train(was_training)
+        # By the model that the probes were fitted on: a reward that its own policy cannot move.
+        with trainer.starting_model() as start:
+            return rank_groups(fresh, start, trainer.processing_class, *common)
+
+    def _keep(self, groups: Groups, epoch: int) -> None:
+        path = ranking_path(self.trainer.args.output_dir, epoch)
+        with saving(path):
+            save_groups(groups, path)
+            for partial in path.parent.glob(".epoch-*.partial"):
+                partial.unlink()
+
+
+def _changed(before: Groups, after: Groups) -> float | None:
+    """The share of groups whose best response is another one; None where the responses are others."""
+    if before.completions != after.completions:
+        return None
+    old, new = (
+        [max(range(len(rewards)), key=rewards.__getitem__) for rewards in groups.rewards or []]
+        for groups in (before, after)
+    )
+    changed = sum(first != second for first, second in zip(old, new, strict=True))
+    return changed / max(1, len(after))
