@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.page_rerank import chat_rerank, label_noise, probes, rerank_cost, source, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,18 +31,6 @@ def load(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
     found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
     return found
-
-
-def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table, numbers on the right."""
-    heading = list(heading)
-    lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def source(result: Mapping[str, Any]) -> str:
-    """Command and machine."""
-    return f"```console\n{result['command']}\n```\n\nMachine: {result['machine']}.\n"
 
 
 def interval(estimate: Mapping[str, Any] | None, digits: int = 2, factor: float = 1.0) -> str:
@@ -365,7 +355,11 @@ SECTIONS = {
     "chat_safety": chat_safety,
     "objectives": objectives,
     "llama2_probes": llama2_probes,
+    "probes": probes,
     "one_model": one_model,
+    "label_noise": label_noise,
+    "chat_rerank": chat_rerank,
+    "rerank_cost": rerank_cost,
     "speed": speed,
     "ladder": ladder,
     "refusal_agreement": refusals,

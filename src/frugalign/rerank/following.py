@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from frugalign.models.states import endpoint_states
 from frugalign.rerank.fitting import Standard, best_temperature, pair_loss
 from frugalign.rewards.representation import RepresentationModel
 
@@ -140,17 +142,45 @@ class ProbeFollower:
 
 
 class FollowPolicy(TrainerCallback):
-    """Lets a follower take its step every so many optimiser steps, and logs it. `trainer`: a `RerankTrainer`."""
+    """Lets a follower take its step every `args.reward_refresh_steps` optimiser steps, and logs it.
 
-    def __init__(self, trainer: Any, follower: ProbeFollower, every: int) -> None:
-        self.trainer, self.follower, self.every = trainer, follower, every
+    Args:
+        trainer: a `RerankTrainer` with probes.
+        labelled: pairs as the trainer prepares them.
+    """
+
+    def __init__(self, trainer: Any, labelled: Dataset) -> None:
+        args = trainer.args
+        self.trainer, self.labelled, self.every = trainer, labelled, args.reward_refresh_steps
+        self.follower = ProbeFollower(
+            trainer.probes.to(trainer.accelerator.device),
+            len(labelled),
+            learning_rate=args.reward_learning_rate,
+            margin=args.margin,
+            # As many as the policy's own step has, on every process the same ones.
+            batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.seed,
+        )
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self.follower.begin(self.trainer.labelled_states)
+            self.follower.begin(self.states)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             with self.trainer.ledger.phase("reward"):
-                for name, value in self.follower.step(self.trainer.labelled_states).items():
+                for name, value in self.follower.step(self.states).items():
                     self.trainer.note(name, value)
+
+    def states(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The current policy's endpoint states of labelled pairs, better and worse, `[n, layers, D]` each."""
+        trainer = self.trainer
+        policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+        was_training, _ = policy.training, policy.eval()
+        rows, layers = self.labelled.select(numbers), self.follower.probes.config.layers
+        better, worse = (
+            endpoint_states(policy, [row["prompt_ids"] + row[side] for row in rows], layers, ledger=trainer.ledger)
+            for side in ("chosen_ids", "rejected_ids")
+        )
+        policy.train(was_training)
+        return better.to(trainer.accelerator.device), worse.to(trainer.accelerator.device)

@@ -16,10 +16,11 @@ from frugalign.data.loading import prompt_key
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import LoadedModel, load_model
+from frugalign.rerank.batches import COLUMNS
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.ranking import ranking_path, sample_for
 from frugalign.rerank.shift import ShiftWatch
-from frugalign.rerank.trainer import COLUMNS, RerankTrainer
+from frugalign.rerank.trainer import RerankTrainer
 from frugalign.rewards.loading import load_reward
 from frugalign.rewards.representation import load_probes
 from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run

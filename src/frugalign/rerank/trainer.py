@@ -7,9 +7,8 @@ and log-probabilities of its own forward passes by hooks, and replaces the loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from frugalign.data.groups import Dropped, Groups, pair_groups
 from frugalign.errors import FrugalignError
@@ -25,7 +24,7 @@ from frugalign.ledger import Ledger
 from frugalign.models.forward import causal_lm
 from frugalign.models.identity import check_base, fingerprint
 from frugalign.models.loading import load_model, prepare_tokenizer
-from frugalign.models.states import endpoint_states
+from frugalign.rerank.batches import COLUMNS, PairCollator, caught_passes
 from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence, posterior_confidence
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.following import FollowPolicy, ProbeFollower
@@ -35,7 +34,6 @@ from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.options import model_arguments
 from frugalign.training.run_folder import RunFolder
 
-COLUMNS = ("confidence", "weight")
 _BINS = 10
 
 
@@ -111,7 +109,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=_Collator(pad_token_id=int(processing_class.pad_token_id)),
+            data_collator=PairCollator(pad_token_id=int(processing_class.pad_token_id)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -179,39 +177,11 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             raise FrugalignError(
                 "The pairs of sampled groups have no labels: reward_refresh_steps needs labelled pairs (reward_dataset_name)."
             )
-        args: Any = self.args
         if labelled is not None:
-            prepared = self._prepare_dataset(labelled, self.processing_class, args, "labelled")
-        self.labelled: Dataset = prepared
-        self.follower = ProbeFollower(
-            self.probes.to(self.accelerator.device),
-            len(prepared),
-            learning_rate=args.reward_learning_rate,
-            margin=args.margin,
-            batch_size=args.per_device_train_batch_size
-            * args.gradient_accumulation_steps
-            * self.accelerator.num_processes,
-            seed=args.seed,
-        )
-        self.add_callback(FollowPolicy(self, self.follower, args.reward_refresh_steps))
-
-    def labelled_states(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The current policy's endpoint states of labelled pairs, better and worse, `[n, layers, D]` each."""
-        assert self.probes is not None
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        was_training, _ = policy.training, policy.eval()
-        rows = self.labelled.select(numbers)
-        found = [
-            endpoint_states(
-                policy,
-                [row["prompt_ids"] + row[side] for row in rows],
-                self.probes.config.layers,
-                ledger=self.ledger,
-            ).to(self.accelerator.device)
-            for side in ("chosen_ids", "rejected_ids")
-        ]
-        policy.train(was_training)
-        return found[0], found[1]
+            prepared = self._prepare_dataset(labelled, self.processing_class, self.args, "labelled")
+        follow = FollowPolicy(self, prepared)
+        self.follower = follow.follower
+        self.add_callback(follow)
 
     @contextmanager
     def starting_model(self) -> Iterator[Any]:
@@ -283,7 +253,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         if layers:
             inputs["output_hidden_states"] = True
         policy = self.accelerator.unwrap_model(model)
-        with _caught(policy, self.ref_model, inputs["completion_mask"], layers) as caught:
+        with caught_passes(policy, self.ref_model, inputs["completion_mask"], layers) as caught:
             found = super()._compute_loss(model, inputs, return_outputs)
         outputs = found[1] if return_outputs else None
         chosen, rejected = caught.log_probs[0].chunk(2)
@@ -342,50 +312,3 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         policy: Any = self.model
         mode = "train" if policy.training else "eval"
         self._metrics[mode][name].append(float(self.accelerator.gather(values.float().mean()).mean()))
-
-
-@dataclass
-class _Caught:
-    """Summed log-probabilities of each forward pass, the policy's first, and the policy's endpoint states `[2B, layers, D]`."""
-
-    log_probs: list[Tensor] = field(default_factory=list)
-    states: Tensor | None = None
-
-
-@contextmanager
-def _caught(policy: Any, reference: Any, completion_mask: Tensor, layers: list[int]) -> Iterator[_Caught]:
-    """Hooks on the models for the length of one loss; gone before the backward pass, where checkpointing runs the forward again."""
-    caught = _Caught()
-    length = completion_mask.shape[1] - 1
-    end = (completion_mask * torch.arange(completion_mask.shape[1], device=completion_mask.device)).argmax(1)
-    rows = torch.arange(len(end), device=end.device)
-
-    def keep_log_probs(module: nn.Module, args: Any, output: Any) -> None:
-        caught.log_probs.append(output.log_probs[:, -length:].sum(1))
-
-    def keep_states(module: nn.Module, args: Any, output: Any) -> None:
-        if caught.states is None and layers:
-            caught.states = torch.stack(
-                [output.hidden_states[layer][rows, end].detach().float() for layer in layers], 1
-            )
-
-    lm = causal_lm(policy)
-    with ExitStack() as stack:
-        stack.callback(lm.register_forward_hook(keep_log_probs).remove)
-        stack.callback(getattr(lm, lm.base_model_prefix).register_forward_hook(keep_states).remove)
-        if reference is not None:
-            stack.callback(causal_lm(reference).register_forward_hook(keep_log_probs).remove)
-        yield caught
-
-
-@dataclass
-class _Collator(DataCollatorForPreference):
-    """TRL's, with our columns beside; a row without one of them has NaN confidence and weight 1."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
-        for name, default in zip(COLUMNS, (float("nan"), 1.0), strict=True):
-            if any(name in example for example in examples):
-                values = [example.get(name) for example in examples]
-                batch[name] = torch.tensor([default if value is None else float(value) for value in values])
-        return batch
