@@ -73,7 +73,7 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "online DPO": {"confidence": "constant", "resample": True, "sample": GROUP},
 }
 METHODS = STORED | SAMPLED
-CLEAN = ("DPO", "rerank", "rerank, floor 0")
+CLEAN = ("DPO", "rerank")
 
 
 # -- data ---------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from frugalign.proxy.options import ProxyOptions
+from frugalign.rerank.options import RerankOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -63,14 +64,20 @@ def test_commands_use_flags_that_exist(page: Path, line: str) -> None:
         assert f"--{flag}" in done.stdout, f"{page.name}: {verb} has no --{flag}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*-proxy.yaml")), ids=lambda p: p.stem)
+OPTIONS = {"proxy": ProxyOptions, "rerank": RerankOptions}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_have_only_known_keys(path: Path) -> None:
-    assert set(yaml.safe_load(path.read_text("utf-8"))) <= {field.name for field in fields(ProxyOptions)}
+    """A recipe is called after what it is for and the verb that it is a config of."""
+    options = OPTIONS[path.stem.rsplit("-", 1)[1]]
+    assert set(yaml.safe_load(path.read_text("utf-8"))) <= {field.name for field in fields(options)}
 
 
 def test_the_paper_map_names_functions_that_exist() -> None:
-    names = re.findall(r"`((?:proxy|generation)\.[\w.]+)`", (ROOT / "docs" / "paper-map.md").read_text("utf-8"))
-    assert len(names) > 10
+    rooms = "proxy|rerank|rewards|generation|data|models|metrics"
+    names = re.findall(rf"`((?:{rooms})\.[\w.]+)`", (ROOT / "docs" / "paper-map.md").read_text("utf-8"))
+    assert len(names) > 30
     for name in names:
         module, attribute = name.rsplit(".", 1)
         assert hasattr(importlib.import_module(f"frugalign.{module}"), attribute), name

@@ -40,7 +40,9 @@ def test_rewards_go_to_their_responses() -> None:
 @pytest.mark.parametrize(
     "groups",
     [
-        Groups(["p", "q"], [["a", "b"], ["ç\n", "d"]], [[[1], [2, 3]], [[4], [5]]], [[0.1, 1 / 3], [2.0, -1e-9]]),
+        Groups(
+            ["p", "q"], [["a", "b"], ["ç\n\u2028\x85", "d"]], [[[1], [2, 3]], [[4], [5]]], [[0.1, 1 / 3], [2.0, -1e-9]]
+        ),
         Groups([[{"role": "user", "content": "p"}]], [["a", "b"]]),
     ],
 )

@@ -119,21 +119,28 @@ def test_online_dpo_samples_anew_and_judges_by_the_starting_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "kept"),
     [
-        {},
-        {"resample": "true"},
-        {"reward_refresh_steps": 2, "reward_dataset_name": "pairs.jsonl"},
-        {"sample": 0, "dataset_name": "pairs.jsonl", "reward_refresh_steps": 2, "num_train_epochs": 1},
+        ({}, "within"),
+        ({}, "end"),
+        ({"resample": "true"}, "within"),
+        ({"reward_refresh_steps": 2, "reward_dataset_name": "pairs.jsonl"}, "within"),
+        ({"sample": 0, "dataset_name": "pairs.jsonl", "reward_refresh_steps": 2, "num_train_epochs": 1}, "within"),
     ],
-    ids=["groups", "online", "following", "following-stored"],
+    ids=["groups", "groups-boundary", "online", "following", "following-stored"],
 )
-def test_resumed_part_way_it_ends_as_the_whole_run(flags: dict[str, Any]) -> None:
-    """All but an early checkpoint inside an epoch are gone, as after a kill: bit for bit the same end."""
+def test_resumed_part_way_it_ends_as_the_whole_run(flags: dict[str, Any], kept: str) -> None:
+    """All but one checkpoint, inside the second epoch or at its end, are gone, as after a kill: bit for bit the same end."""
     assert main(command(save_steps=4, save_total_limit=99, **flags)) == 0
     whole, log = load_file("run/adapter_model.safetensors"), lines()
+    # Steps of an epoch, from the log of the last.
+    per_epoch = round(log[-1]["step"] / log[-1]["epoch"])
+    if kept == "end":
+        shutil.rmtree("run")
+        assert main(command(save_steps=per_epoch, save_total_limit=99, **flags)) == 0
+        log = lines()
     for checkpoint in Path("run").glob("checkpoint-*"):
-        if checkpoint.name != "checkpoint-8":
+        if checkpoint.name != ("checkpoint-8" if kept == "within" else f"checkpoint-{2 * per_epoch}"):
             shutil.rmtree(checkpoint)
     Path("run/adapter_model.safetensors").unlink()
     assert main(command(save_steps=4, save_total_limit=99, resume_from_checkpoint="true", **flags)) == 0
@@ -142,6 +149,38 @@ def test_resumed_part_way_it_ends_as_the_whole_run(flags: dict[str, Any]) -> Non
     timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
     bare = [[{k: v for k, v in line.items() if k not in timed} for line in found] for found in (log, lines())]
     assert bare[0] == bare[1]
+
+
+def test_a_step_limit_that_is_lifted_goes_on(tmp_path: Path) -> None:
+    """Stopped after two steps by max_steps, then resumed by epochs: to the end of the epoch, not the end of the two steps."""
+    flags = {"sample": 0, "dataset_name": "pairs.jsonl", "num_train_epochs": 1, "save_steps": 2}
+    assert main(command(**flags, max_steps=2)) == 0
+    assert main(command(**flags, resume_from_checkpoint="true")) == 0
+    assert lines()[-1]["step"] == 10
+    # Done already: nothing is trained, the artefact is as it was.
+    before = Path("run/adapter_model.safetensors").read_bytes()
+    assert main(command(**flags, resume_from_checkpoint="true")) == 0
+    assert Path("run/adapter_model.safetensors").read_bytes() == before and lines()[-1]["step"] == 10
+
+
+def test_an_adapter_does_not_outlive_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"sample": 0, "dataset_name": "pairs.jsonl", "max_steps": 2, "save_strategy": "no"}
+    assert main(command(**flags)) == 0
+    assert main(command(**flags)) == 2
+    assert "holds an earlier run (adapter_model.safetensors)" in capsys.readouterr().err
+    assert main(command(**flags, use_peft="false", learning_rate=1e-4, overwrite_output_dir="true")) == 0
+    assert not list(Path("run").glob("adapter*")) and Path("run/model.safetensors").is_file()
+
+
+def test_pairs_with_the_prompt_within_both_answers_will_do(tmp_path: Path) -> None:
+    rows = [
+        {side: f"{row['prompt']} {row[side]}" for side in ("chosen", "rejected")} for row in sample_pairs("train", 12)
+    ]
+    Path("implicit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("my.py").write_text("def letters(completions, **_):\n    return [float(len(text)) for text in completions]\n")
+    flags = {"shift_reward": "my.py:letters", "shift_prompts": 2, "shift_steps": 2}
+    assert main(command(sample=0, dataset_name="implicit.jsonl", max_steps=2, **flags)) == 0
+    assert any("shift/wasserstein" in line for line in lines())
 
 
 def test_killed_anywhere_it_goes_on_and_ends_the_same() -> None:
@@ -189,9 +228,20 @@ def test_killed_anywhere_it_goes_on_and_ends_the_same() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"label_noise": 0.6}, "label_noise is 0.6"),
         ({"precompute_ref_log_probs": "true"}, "precompute_ref_log_probs"),
+        ({"dataloader_persistent_workers": "true", "dataloader_num_workers": 1}, "dataloader_persistent_workers"),
+        ({"label_noise": 0.1, "confidence": "batch"}, "needs confidence pair"),
+        ({"label_smoothing": 0.1}, "constant_confidence"),
+        ({"sync_ref_model": "true"}, "moving reference"),
+        ({"reward_dataset_name": "pairs.jsonl"}, "neither is set"),
+        ({"shift_reward": "nothing.py:f"}, "nothing.py"),
+        ({"prompt_format": "raw"}, "fitted with prompt_format auto, not raw"),
+        ({"dataset_name": "odd.jsonl", "sample": 0}, "row 1: `rewards` is no list"),
+        ({"dataset_name": "long.jsonl"}, "Prompt 1 has"),
     ],
 )
 def test_a_mistake_is_one_sentence(flags: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.jsonl").write_text(json.dumps({"prompt": "p", "completions": ["a", "b"], "rewards": 1.0}) + "\n")
+    Path("long.jsonl").write_text(json.dumps({"prompt": "a balm " * 200}) + "\n")
     assert main(command(**flags)) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("frugalign: ")]
     assert len(said) == 1 and words in said[0]

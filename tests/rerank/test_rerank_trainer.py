@@ -199,3 +199,27 @@ def test_every_method_of_trl_that_is_overridden_has_its_signature() -> None:
             assert list(inspect.signature(getattr(kind, name)).parameters) == ["self", *parameters], name
     overridden = {name for name, value in vars(RerankTrainer).items() if callable(value) and hasattr(DPOTrainer, name)}
     assert {name for name in overridden if name[:2] != "__"} == set(expected)
+
+
+def test_the_reference_of_full_training_is_what_is_in_memory(tmp_path: Path) -> None:
+    """A model changed since it was loaded is its own reference: at step 0 policy and reference agree."""
+    loaded = load_model(sandbox.model)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1.05)
+    loaded.model.requires_grad_(True)
+    args = RerankConfig(output_dir=str(tmp_path), confidence="constant", max_steps=1, use_cpu=True, save_strategy="no")
+    rows = Dataset.from_list(sample_pairs("train", 4))
+    found = RerankTrainer(loaded.model, None, args, rows, processing_class=loaded.tokenizer, peft_config=None)
+    loss = found._compute_loss(found.model, batch_of(found), False)
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
+    with found.starting_model() as start:
+        assert start is not found.model
+
+
+def test_the_reward_of_online_dpo_stays_as_it_was_fitted(tmp_path: Path) -> None:
+    given = probes()
+    found = trainer(tmp_path, given, reward_refresh_steps=1, max_steps=2)
+    found.train()
+    assert found.probes is not None and found.reward is not None
+    assert not torch.equal(found.probes.weight, given.weight) and torch.equal(found.reward.weight, given.weight)

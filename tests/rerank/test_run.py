@@ -87,6 +87,17 @@ def test_every_weight_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None
     assert "--policy run" in capsys.readouterr().out
     costs = json.loads(Path("run/costs.json").read_text())
     assert costs["trainable_parameters"] == costs["base_parameters"]
+    assert costs["optimizer_steps"] == 4 and costs["lm_forward_tokens"] > 0
+
+
+def test_a_step_of_two_batches_is_one_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """The ledger counts optimiser steps, and what both models read: twice the tokens of the same batches once."""
+    assert main(command(gradient_accumulation_steps=2, per_device_train_batch_size=2)) == 0
+    costs = json.loads(Path("run/costs.json").read_text())
+    found = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    tokens = max(line["num_tokens"] for line in found if "num_tokens" in line)
+    assert costs["optimizer_steps"] == 4 and costs["lm_forward_tokens"] == 2 * tokens
+    capsys.readouterr()
 
 
 def test_a_run_that_was_stopped_ends_as_the_whole_one(capsys: pytest.CaptureFixture[str]) -> None:

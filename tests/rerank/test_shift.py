@@ -25,15 +25,22 @@ def test_rank_correlation_is_within_a_prompt_by_hand() -> None:
     assert within_prompt_spearman(before, now) == pytest.approx([0.8, -1.0])
 
 
-def test_the_floor_is_what_two_sets_of_one_model_are_apart() -> None:
-    """Of many pairs of normal samples about one in forty is beyond the upper limit; a shift of one is far beyond."""
+@pytest.mark.parametrize("between", [0.0, 3.0])
+def test_the_floor_is_what_two_sets_of_one_model_are_apart(between: float) -> None:
+    """Of many pairs of sample sets about one in forty is beyond the upper limit, also where prompts differ more than the answers to
+    one; a shift of one is far beyond."""
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=200), rng.normal(size=200)
+    levels = between * rng.normal(size=(40, 1))
+
+    def samples() -> np.ndarray:
+        return levels + rng.normal(size=(40, 5))
+
+    first, second = samples(), samples()
     floor = noise_floor(first.tolist(), second.tolist())
-    distances = [wasserstein_distance(rng.normal(size=200), rng.normal(size=200)) for _ in range(400)]
+    distances = [wasserstein_distance(samples().ravel(), samples().ravel()) for _ in range(400)]
     assert floor.mean == pytest.approx(np.mean(distances), rel=0.15)
     assert 0.002 <= np.mean(np.array(distances) > floor.high) <= 0.08
-    assert wasserstein_distance(first, second + 1) > 2 * floor.high
+    assert wasserstein_distance(first.ravel(), second.ravel() + 1) > 2 * floor.high
 
 
 def test_a_watched_run_logs_its_shift_and_is_resumed_with_the_same_numbers() -> None:

@@ -116,10 +116,15 @@ def groups_of(rows: Dataset, name: str) -> Groups:
     """
     optional = {column: rows[column] for column in ("completion_ids", "rewards") if column in rows.column_names}
     optional = {column: list(values) for column, values in optional.items() if all(values)}
+    kinds: dict[str, Any] = {"completion_ids": list, "rewards": (int, float)}
     for number, texts in enumerate(rows["completions"]):
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             raise FrugalignError(f"{name}, row {number + 1}: `completions` is no list of at least two texts.")
         for column, values in optional.items():
+            if not isinstance(values[number], list) or not all(
+                isinstance(each, kinds[column]) for each in values[number]
+            ):
+                raise FrugalignError(f"{name}, row {number + 1}: `{column}` is no list with one entry per completion.")
             if len(values[number]) != len(texts):
                 raise FrugalignError(
                     f"{name}, row {number + 1}: {len(texts)} completions, but {len(values[number])} `{column}`."
@@ -129,7 +134,7 @@ def groups_of(rows: Dataset, name: str) -> Groups:
 
 def read_groups(path: Path) -> Groups:
     """The groups of a file that `save_groups` wrote."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     columns = {
         name: [line.get(name) for line in lines] for name in ("prompt", "completions", "completion_ids", "rewards")
     }

@@ -160,7 +160,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file; one that a crash cut short is left out."""
     found: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
         try:
             found.append(json.loads(text))
         except ValueError:

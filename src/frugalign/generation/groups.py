@@ -15,6 +15,7 @@ from frugalign.data.templating import encode_prompts
 from frugalign.generation.loop import SamplingParams, generate
 from frugalign.generation.noise import row_keys
 from frugalign.ledger import Ledger
+from frugalign.models.loading import context_length
 
 _CHUNK = 4
 """Batches of responses between two lines on the disk."""
@@ -44,13 +45,17 @@ def sample_groups(
             with, and it is deleted at the end by whoever has saved the groups elsewhere.
 
     Raises:
-        FrugalignError: an empty prompt.
+        FrugalignError: an empty prompt, or one that leaves no room for its response in the model's context.
     """
     numbers = list(range(len(prompts))) if numbers is None else list(numbers)
     prompt_ids = encode_prompts(
-        prompts, tokenizer, max_new_tokens=params.max_new_tokens, prompt_format=prompt_format
+        prompts,
+        tokenizer,
+        max_context=context_length(model),
+        max_new_tokens=params.max_new_tokens,
+        prompt_format=prompt_format,
     ).ids
-    key = _key(model, prompt_ids, numbers, size, params, seed, epoch)
+    key = "" if partial is None else _key(model, prompt_ids, numbers, size, params, seed, epoch)
     found = _finished(partial, key)
     per_chunk = max(1, _CHUNK * batch_size // size)
     for start in range(len(found), len(prompts), per_chunk):
@@ -92,12 +97,12 @@ def _key(model: PreTrainedModel, *what: Any) -> str:
 def _finished(partial: Path | None, key: str) -> list[tuple[list[str], list[list[int]]]]:
     if partial is None or not partial.is_file():
         return []
-    lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
-    if not lines or lines[0] != f"{key}\n":
+    # What follows the last end of a line was cut by a kill. Not splitlines: it also breaks at characters that a response may hold.
+    whole = partial.read_text(encoding="utf-8").split("\n")[:-1]
+    if whole[:1] != [key]:
         partial.unlink()
         return []
-    whole = [line for line in lines if line.endswith("\n")]
-    partial.write_text("".join(whole), encoding="utf-8")  # without the line that a kill cut
+    partial.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
     found = [json.loads(line) for line in whole[1:]]
     return [(line["completions"], line["completion_ids"]) for line in found]
 

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from frugalign.errors import FrugalignError
+from frugalign.models.forward import causal_lm
 from frugalign.names import resolve_name
 
 
@@ -168,3 +170,8 @@ def context_length(model: PreTrainedModel) -> int | None:
 def _first_sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:300] + "…"
+
+
+def has_classifier(model: PreTrainedModel) -> bool:
+    """Whether transformers has a sequence classifier of this architecture."""
+    return causal_lm(model).config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES

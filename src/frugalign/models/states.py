@@ -83,7 +83,8 @@ def endpoint_states(
         end = mask.sum(-1) - 1
         place_of = torch.arange(len(rows), device=device)
         for column, layer in enumerate(layers):
-            states[rows, column] = output.hidden_states[layer][place_of, end].float().cpu()
+            found = output.hidden_states[layer]  # a model may be spread over devices
+            states[rows, column] = found[place_of.to(found.device), end.to(found.device)].float().cpu()
     return states
 
 

@@ -48,15 +48,21 @@ def caught_passes(policy: Any, reference: Any, completion_mask: Tensor, layers: 
     def keep_log_probs(module: nn.Module, args: Any, output: Any) -> None:
         caught.log_probs.append(output.log_probs[:, -length:].sum(1))
 
+    def ask_for_states(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        # Of the policy's pass, which is the first; the reference's states would be kept for nobody.
+        return (args, kwargs | {"output_hidden_states": True}) if caught.states is None and layers else None
+
     def keep_states(module: nn.Module, args: Any, output: Any) -> None:
         if caught.states is None and layers:
-            caught.states = torch.stack(
-                [output.hidden_states[layer][rows, end].detach().float() for layer in layers], 1
-            )
+            # A model may be spread over devices.
+            at = [output.hidden_states[layer] for layer in layers]
+            found = [states[rows.to(states.device), end.to(states.device)].detach().float() for states in at]
+            caught.states = torch.stack([states.to(end.device) for states in found], 1)
 
     lm = causal_lm(policy)
     with ExitStack() as stack:
         stack.callback(lm.register_forward_hook(keep_log_probs).remove)
+        stack.callback(lm.register_forward_pre_hook(ask_for_states, with_kwargs=True).remove)
         stack.callback(getattr(lm, lm.base_model_prefix).register_forward_hook(keep_states).remove)
         if reference is not None:
             stack.callback(causal_lm(reference).register_forward_hook(keep_log_probs).remove)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trl.trainer.dpo_config import DPOConfig
 
 from frugalign.errors import FrugalignError
 from frugalign.rerank.options import RerankOptions
 from frugalign.training.options import RunOptions, refused_settings
+
+_NOT_TAKEN: dict[str, Any] = {
+    "label_smoothing": 0.0,
+    "loss_weights": None,
+    "sync_ref_model": False,
+    "router_aux_loss_coef": None,
+    "truncation_mode": "keep_start",
+}
+"""Options of `DPOConfig` that must stay at these defaults."""
+_INSTEAD = {
+    "label_smoothing": "conservative DPO is confidence constant with constant_confidence 1 − ε",
+    "sync_ref_model": "a moving reference would not be in the checkpoints",
+    "truncation_mode": "exchanges are cut on the left",
+}
 
 
 @dataclass
@@ -36,6 +50,15 @@ class RerankConfig(RunOptions, RerankOptions, DPOConfig):
             super().__post_init__()
         except ValueError as error:
             raise refused_settings(error) from error
+        for name, default in _NOT_TAKEN.items():
+            if getattr(self, name, default) not in (default, None):
+                raise FrugalignError(
+                    f"{name} is not carried over: {_INSTEAD.get(name, 'our loss does not take part in it')}."
+                )
+        if self.label_noise is not None and self.confidence != "pair":
+            raise FrugalignError(
+                "label_noise is weighed per pair: it needs confidence pair (conservative DPO: constant_confidence 1 − ε)."
+            )
         kinds = self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
         if kinds != ["sigmoid"] or self.ld_alpha is not None or self.use_weighting:
             raise FrugalignError(

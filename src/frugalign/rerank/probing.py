@@ -17,7 +17,7 @@ from frugalign.data.judged import Judged, load_judged
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.identity import fingerprint
-from frugalign.models.loading import LoadedModel, load_model
+from frugalign.models.loading import LoadedModel, has_classifier, load_model
 from frugalign.models.states import resolve_layers
 from frugalign.rerank.examples import Split, examples_of, joined, read_examples
 from frugalign.rerank.features import Features, FeatureStore
@@ -58,6 +58,8 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
     elsewhere = {name: joined(load_judged(name)) for name in options.eval_dataset_name}
     with ledger.phase("load"):
         base = load_model(options.model_name_or_path, **model_arguments(options))
+    if options.full_model and not has_classifier(base.model):
+        raise FrugalignError(f"full_model: transformers has no sequence classifier for {base.model.config.model_type}.")
     store = FeatureStore(
         options.cache_dir or Path.home() / ".cache" / "frugalign" / "states", max_gib=options.max_cache_gib
     )

@@ -46,6 +46,7 @@ def sample_for(
     state = PartialState()
     mine = list(range(len(prompts)))[state.process_index :: state.num_processes]
     partial = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}-{state.process_index}.partial"
+    counted = Ledger()
     with ledger.phase("rollout"), saving(partial):
         found = sample_groups(
             model,
@@ -59,8 +60,9 @@ def sample_for(
             batch_size=options.sampling_batch_size,
             prompt_format=options.prompt_format,
             partial=partial,
-            ledger=ledger,
+            ledger=counted,
         )
+    _count_all(ledger, counted)
     ids = found.completion_ids or []
     every = _shared([(number, found.completions[place], ids[place]) for place, number in enumerate(mine)])
     return Groups(list(prompts), [texts for _, texts, _ in every], [each for _, _, each in every])
@@ -78,6 +80,7 @@ def rank_groups(
     state = PartialState()
     prompts, texts, given_ids = groups.flat()
     mine = list(range(len(texts)))[state.process_index :: state.num_processes]
+    counted = Ledger()
     was_training, _ = model.training, model.eval()
     with ledger.phase("reward"):
         exchanges = exchanges_for(
@@ -89,11 +92,18 @@ def rank_groups(
             max_length=options.max_length,
             prompt_format=options.prompt_format,
         )
-        states = endpoint_states(model, exchanges.ids, probes.config.layers, ledger=ledger)
+        states = endpoint_states(model, exchanges.ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
     model.train(was_training)
-    ledger.count(reward_calls=len(mine))
+    counted.count(reward_calls=len(mine))
+    _count_all(ledger, counted)
     return groups.ranked([reward for _, reward in _shared(list(zip(mine, rewards, strict=True)))])
+
+
+def _count_all(ledger: Ledger, mine: Ledger) -> None:
+    """Add what all processes counted."""
+    for tokens, generated, calls in gather_object([(mine.lm_forward_tokens, mine.generated_tokens, mine.reward_calls)]):
+        ledger.count(tokens, generated, calls)
 
 
 def _shared(rows: list[Any]) -> list[Any]:
@@ -125,24 +135,35 @@ class EpochRanking(TrainerCallback):
         self.trainer, self.groups = trainer, groups
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero and state.global_step == 0:
-            self._keep(self.groups, 0)
+        epoch, part_way = _epoch_of(state)
+        if state.global_step == 0:
+            if state.is_world_process_zero:
+                self._keep(self.groups, 0)
+            return
+        # Later ones are of the run as it went on before; they are made again.
+        if state.is_world_process_zero:
+            for path in ranking_path(args.output_dir, 0).parent.glob("epoch-*.jsonl"):
+                if path.stem > ranking_path(args.output_dir, epoch if part_way else epoch - 1).stem:
+                    path.unlink()
+        self.trainer.accelerator.wait_for_everyone()
+        before = ranking_path(args.output_dir, epoch - 1)
+        if before.is_file():
+            self.groups = read_groups(before)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        epoch = int((state.epoch or 0.0) + 1e-6)
+        epoch, part_way = _epoch_of(state)
         if epoch == 0 or not (args.resample or args.rerank_groups):
             return
         path = ranking_path(args.output_dir, epoch)
-        part_way = (state.epoch or 0.0) - epoch > 1e-6
         if part_way and not path.is_file():
             raise FrugalignError(f"{path} is missing: the epoch that is to be resumed was trained on it.")
         if path.is_file():
             ranked = read_groups(path)
         else:
             ranked = self._rank(epoch)
+            self.trainer.accelerator.wait_for_everyone()
             if state.is_world_process_zero:
                 self._keep(ranked, epoch)
-        self.trainer.accelerator.wait_for_everyone()
         pairs, dropped = pair_groups(ranked)
         self.trainer.replace_pairs(pairs.shuffle(seed=args.seed + epoch))
         if not part_way:  # else it was noted when the epoch began
@@ -152,15 +173,15 @@ class EpochRanking(TrainerCallback):
     def _rank(self, epoch: int) -> Groups:
         trainer = self.trainer
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        common = (trainer.probes, trainer.args, trainer.ledger)
+        common = (trainer.args, trainer.ledger)
         if not trainer.args.resample:
-            return rank_groups(self.groups, policy, trainer.processing_class, *common)
+            return rank_groups(self.groups, policy, trainer.processing_class, trainer.probes, *common)
         was_training, _ = policy.training, policy.eval()
         fresh = sample_for(self.groups.prompts, policy, trainer.processing_class, trainer.args, epoch, trainer.ledger)
         policy.train(was_training)
-        # By the model that the probes were fitted on: a reward that its own policy cannot move.
+        # By the probes as they were fitted, on the model that they were fitted on: a reward that its own policy cannot move.
         with trainer.starting_model() as start:
-            return rank_groups(fresh, start, trainer.processing_class, *common)
+            return rank_groups(fresh, start, trainer.processing_class, trainer.reward, *common)
 
     def _keep(self, groups: Groups, epoch: int) -> None:
         path = ranking_path(self.trainer.args.output_dir, epoch)
@@ -168,6 +189,12 @@ class EpochRanking(TrainerCallback):
             save_groups(groups, path)
             for partial in path.parent.glob(".epoch-*.partial"):
                 partial.unlink()
+
+
+def _epoch_of(state: TrainerState) -> tuple[int, bool]:
+    """The epoch (from 0) that a run is in or about to begin, and whether it is part-way through it."""
+    epoch = int((state.epoch or 0.0) + 1e-6)
+    return epoch, (state.epoch or 0.0) - epoch > 1e-6
 
 
 def _changed(before: Groups, after: Groups) -> float | None:

@@ -13,6 +13,7 @@ from frugalign.data import held_out_split, load_splits
 from frugalign.data.groups import Groups, groups_of, read_groups
 from frugalign.data.judged import with_prompt
 from frugalign.data.loading import prompt_key
+from frugalign.data.reading import read_splits
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import LoadedModel, load_model
@@ -21,10 +22,10 @@ from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.ranking import ranking_path, sample_for
 from frugalign.rerank.shift import ShiftWatch
 from frugalign.rerank.trainer import RerankTrainer
-from frugalign.rewards.loading import load_reward
+from frugalign.rewards.loading import NamedReward, load_reward
 from frugalign.rewards.representation import load_probes
 from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run
-from frugalign.training.options import model_arguments
+from frugalign.training.options import policy_arguments
 from frugalign.training.progress import TrainingProgress
 from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
 
@@ -53,7 +54,11 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
         refuse_earlier_run(folder, config.overwrite_output_dir)
     ledger = Ledger()
     watch = config.eval_steps is not None
-    ranked = config.sample > 0 or has_groups(config.dataset_name)
+    stored_groups = "completions" in columns_of(config.dataset_name)
+    if stored_groups and config.sample:
+        raise FrugalignError(f"{config.dataset_name} holds completions already; sample would draw others.")
+    ranked = config.sample > 0 or stored_groups
+    _check_labelled(config, ranked=ranked)
     train: Dataset | Groups | None = None
     held_out = labelled = None
     if not ranked:
@@ -61,11 +66,11 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
     if config.reward_dataset_name is not None:
         labelled, held_out_labelled = preference_pairs(config.reward_dataset_name, watch=watch)
         held_out = held_out_labelled if ranked else held_out
-    if ranked and watch and held_out is None:
-        raise FrugalignError("eval_steps with groups of responses needs labelled pairs: reward_dataset_name.")
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
-        loaded = load_model(config.model_name_or_path, **model_arguments(config))
+        arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
+        loaded = load_model(config.model_name_or_path, **arguments)
+    shift_reward = _shift_reward(config, loaded)
     loaded.model.requires_grad_(not config.use_peft)
     if ranked:
         train = first_groups(config, loaded, ledger, resuming=checkpoint is not None)
@@ -81,8 +86,8 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
         ledger=ledger,
         labelled_dataset=labelled,
     )
-    if config.shift_reward is not None:
-        trainer.add_callback(shift_watch(config, trainer))
+    if shift_reward is not None:
+        trainer.add_callback(shift_watch(config, trainer, shift_reward))
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_policy(trainer, folder)
@@ -114,31 +119,52 @@ def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None
     return held_out_split(train, _HELD_OUT, 0)
 
 
-def shift_watch(config: RerankConfig, trainer: RerankTrainer) -> ShiftWatch:
-    """The watch that `shift_reward` asks for, on held-out prompts where the data has them."""
+def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:
+    """Labelled pairs are there where they are needed, and used where they are given; said before anything is sampled."""
+    uses = config.reward_refresh_steps > 0 or (ranked and config.eval_steps is not None)
+    if ranked and uses and config.reward_dataset_name is None:
+        raise FrugalignError(
+            "eval_steps and reward_refresh_steps with groups of responses need labelled pairs: reward_dataset_name."
+        )
+    if config.reward_dataset_name is not None and not uses:
+        raise FrugalignError(
+            "reward_dataset_name is for reward_refresh_steps, or eval_steps with groups; neither is set."
+        )
+    if config.rerank_groups and ranked and config.reward is None:
+        raise FrugalignError("Ranking groups anew needs a representation reward; give reward, or no_rerank_groups.")
+
+
+def _shift_reward(config: RerankConfig, loaded: LoadedModel) -> NamedReward | None:
+    if config.shift_reward is None:
+        return None
     if config.reward is None:
         raise FrugalignError(
             "shift_reward needs reward: what the frozen probes say of stored responses is half of the picture."
         )
-    assert config.shift_reward is not None and config.dataset_name is not None
-    splits = load_splits(config.dataset_name, kind="prompt-only")
-    rows = next(
-        (splits[name] for name in ("test", "validation", "train") if name in splits), next(iter(splits.values()))
-    )
-    prompts = list({prompt_key(prompt): prompt for prompt in rows["prompt"]}.values())
-    device = str(trainer.accelerator.device)
+    return load_reward(config.shift_reward, device=str(loaded.model.device))
+
+
+def shift_watch(config: RerankConfig, trainer: RerankTrainer, reward: NamedReward) -> ShiftWatch:
+    """The watch that `shift_reward` asks for, on held-out prompts where the data has them."""
+    assert config.dataset_name is not None
+    kind = "prompt-only" if "prompt" in columns_of(config.dataset_name) else "preference"
+    splits = load_splits(config.dataset_name, kind=kind)
+    first = next(iter(splits))
+    rows = splits[next((name for name in ("test", "validation", "train") if name in splits), first)]
+    asked = rows["prompt"] if kind == "prompt-only" else [with_prompt(row)[0] for row in rows]
+    prompts = list({prompt_key(prompt): prompt for prompt in asked}.values())
     return ShiftWatch(
         trainer,
         prompts[: config.shift_prompts],
-        load_reward(config.shift_reward, device=device),
+        reward,
         size=config.sample or _SHIFT_SIZE,
         every=config.shift_steps,
     )
 
 
-def has_groups(name: str) -> bool:
-    """Whether a data set holds several responses to each prompt (a column `completions`)."""
-    return any("completions" in rows.column_names for rows in load_splits(name, kind="prompt-only").values())
+def columns_of(name: str) -> set[str]:
+    """The columns of a data set, over all its files."""
+    return {column for files in read_splits(name).values() for rows in files for column in rows.columns}
 
 
 def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, resuming: bool) -> Groups:
@@ -154,9 +180,20 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
     rows = splits.get("train", next(iter(splits.values())))
     if "completions" in rows.column_names:
         found = groups_of(rows, config.dataset_name)
+        if found.completion_ids is not None and not _is_mine(found, loaded):
+            found = replace(found, completion_ids=None)
         return found if config.reward is None else replace(found, rewards=None)
     prompts = list({prompt_key(prompt): prompt for prompt in rows["prompt"]}.values())
     return sample_for(prompts, loaded.model, loaded.tokenizer, config, 0, ledger)
+
+
+def _is_mine(groups: Groups, loaded: LoadedModel) -> bool:
+    """Whether token ids say what the texts say: another model's tokenizer gave them otherwise."""
+    _, texts, ids = groups.flat()
+    try:
+        return ids is not None and loaded.tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
+    except (IndexError, OverflowError, TypeError):  # ids that this tokenizer does not have
+        return False
 
 
 def save_policy(trainer: RerankTrainer, folder: Path) -> None:

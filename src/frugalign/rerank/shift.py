@@ -54,13 +54,18 @@ def within_prompt_spearman(before: Sequence[Sequence[float]], now: Sequence[Sequ
     return found
 
 
-def noise_floor(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Floor:
-    """The distances of random halves of both sets together: what two sample sets of one model are apart by chance."""
-    both, rng = np.array([*first, *second]), np.random.default_rng(seed)
-    found = []
+def noise_floor(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Floor:
+    """What two sample sets of one model are apart by chance: the distances of random halves of both together.
+
+    Both sets answer the same prompts, prompt by prompt, so a half keeps as many values of every prompt: prompts differ more than the
+    answers to one, and halves that mixed them would be further apart than two sample sets ever are.
+    """
+    rng, found = np.random.default_rng(seed), []
+    both = [(np.array([*one, *other]), len(one)) for one, other in zip(first, second, strict=True)]
     for _ in range(_SPLITS):
-        order = rng.permutation(len(both))
-        found.append(wasserstein_distance(both[order[: len(first)]], both[order[len(first) :]]))
+        shuffled = [(rng.permutation(values), size) for values, size in both]
+        halves = [values[:size] for values, size in shuffled], [values[size:] for values, size in shuffled]
+        found.append(wasserstein_distance(*map(np.concatenate, halves)))
     return Floor(float(np.mean(found)), float(np.quantile(found, 0.975)))
 
 
@@ -80,23 +85,22 @@ class ShiftWatch(TrainerCallback):
         self.probes = copy.deepcopy(trainer.probes)
         self.stored: Groups | None = None
         self.start: dict[str, list[list[float]]] = {}
-        self.samples: list[float] = []
+        self.samples: list[list[float]] = []
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir)
         kept, groups = folder / SHIFT_FILE, folder / "groups" / "shift.jsonl"
-        with self.trainer.ledger.phase("evaluate"):
+        with self.trainer.ledger.phase("evaluate"), self.trainer.starting_model() as start:
             if state.global_step > 0 and groups.is_file():
                 self.stored = read_groups(groups)
             else:
-                self.stored = self._sample(_EPOCH)
+                self.stored = self._sample(_EPOCH, start)
                 if state.is_world_process_zero:
                     with saving(groups):
                         save_groups(self.stored, groups)
-            with self.trainer.starting_model() as start:
-                self.start = self._measured(start)
-                self.samples = self._rewards(self.stored)
-                floor = noise_floor(self.samples, self._rewards(self._sample(_EPOCH - 1, start)))
+            self.start = self._measured(start)
+            self.samples = self._rewards(self.stored)
+            floor = noise_floor(self.samples, self._rewards(self._sample(_EPOCH - 1, start)))
         if state.is_world_process_zero:
             about = {"reward": self.reward.name, "prompts": len(self.prompts), "responses": self.size}
             write_json_atomic(kept, {"floor": asdict(floor), **about})
@@ -111,7 +115,7 @@ class ShiftWatch(TrainerCallback):
         with self.trainer.ledger.phase("evaluate"):
             policy: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
             now = self._measured(policy)
-            samples = self.samples if step == 0 else self._rewards(self._sample(_EPOCH - 2 - step))
+            samples = self.samples if step == 0 else self._rewards(self._sample(_EPOCH - 2 - step, policy))
         found: dict[str, float] = {}
         for name in ("log_likelihood", "probe_reward"):
             estimate = mean_interval(within_prompt_spearman(self.start[name], now[name]))
@@ -121,8 +125,9 @@ class ShiftWatch(TrainerCallback):
                     f"shift/{name}_spearman_low": estimate.ci_low,
                     f"shift/{name}_spearman_high": estimate.ci_high,
                 }
-        found["shift/wasserstein"] = float(wasserstein_distance(self.samples, samples))
-        found["shift/reward"] = float(np.mean(samples))
+        before, after = np.concatenate(self.samples), np.concatenate(samples)
+        found["shift/wasserstein"] = float(wasserstein_distance(before, after))
+        found["shift/reward"] = float(after.mean())
         self.trainer.log_apart(found)
 
     def _measured(self, model: Any) -> dict[str, list[list[float]]]:
@@ -141,7 +146,11 @@ class ShiftWatch(TrainerCallback):
             prompt_format=args.prompt_format,
         )
         each = sequence_log_probs(
-            model, exchanges.prompt_ids, exchanges.completion_ids, batch_size=args.sampling_batch_size
+            model,
+            exchanges.prompt_ids,
+            exchanges.completion_ids,
+            batch_size=args.sampling_batch_size,
+            ledger=trainer.ledger,
         )
         ranked = rank_groups(self.stored, model, trainer.processing_class, self.probes, args, trainer.ledger)
         model.train(was_training)
@@ -150,9 +159,8 @@ class ShiftWatch(TrainerCallback):
         return {"log_likelihood": likelihoods, "probe_reward": ranked.rewards}
 
     @torch.no_grad()
-    def _sample(self, epoch: int, model: Any = None) -> Groups:
+    def _sample(self, epoch: int, model: Any) -> Groups:
         trainer, args = self.trainer, self.trainer.args
-        model = trainer.accelerator.unwrap_model(trainer.model) if model is None else model
         was_training, _ = model.training, model.eval()
         found = sample_groups(
             model,
@@ -169,7 +177,8 @@ class ShiftWatch(TrainerCallback):
         model.train(was_training)
         return found
 
-    def _rewards(self, groups: Groups) -> list[float]:
+    def _rewards(self, groups: Groups) -> list[list[float]]:
+        """Those that apply, prompt by prompt."""
         prompts, texts, ids = groups.flat()
         completions = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -182,4 +191,5 @@ class ShiftWatch(TrainerCallback):
             completion_ids=ids or [],
             ledger=self.trainer.ledger,
         )
-        return [value for value in found.total if value is not None]
+        totals = iter(found.total)
+        return [[value for _ in group if (value := next(totals)) is not None] for group in groups.completions]

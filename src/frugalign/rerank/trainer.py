@@ -7,16 +7,19 @@ and log-probabilities of its own forward passes by hooks, and replaces the loss.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.utils import use_adapter
 
 from frugalign.data.groups import Dropped, Groups, pair_groups
 from frugalign.errors import FrugalignError
@@ -31,7 +34,7 @@ from frugalign.rerank.following import FollowPolicy, ProbeFollower
 from frugalign.rerank.ranking import EpochPairs, EpochRanking, rank_groups
 from frugalign.rewards.representation import RepresentationModel, exchanges_for, load_probes
 from frugalign.training.checkpoints import WholeCheckpoints
-from frugalign.training.options import model_arguments
+from frugalign.training.options import policy_arguments
 from frugalign.training.run_folder import RunFolder
 
 _BINS = 10
@@ -70,7 +73,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         labelled_dataset: Dataset | None = None,
     ) -> None:
         if isinstance(model, str):
-            loaded = load_model(model, **model_arguments(args))
+            loaded = load_model(model, **policy_arguments(args, trains_every_weight=peft_config is None))
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
             model.requires_grad_(True)
         if processing_class is None:
@@ -80,6 +83,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
                 f"confidence {args.confidence!r} needs a representation reward; give reward, or confidence constant."
             )
         prepare_tokenizer(processing_class)
+        is_adapted = isinstance(model, PeftModel)
         # A copy: probes that follow the policy change.
         self.probes = load_probes(reward) if isinstance(reward, str) else copy.deepcopy(reward)
         if (
@@ -90,6 +94,10 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         if self.probes is not None and self.probes.config.base is not None:
             found = fingerprint(model, processing_class, name=str(args.model_name_or_path or ""))
             check_base(self.probes.config.base, found, "The representation reward")
+        if self.probes is not None:
+            _check_definition(self.probes, args, processing_class)
+            args.max_length = args.max_length or self.probes.config.max_length
+        self.reward = copy.deepcopy(self.probes)  # as it was fitted, whatever the probes follow
         self._ranking: dict[str, float] = {}
         if peft_config == "default":
             peft_config = LoraConfig(
@@ -106,10 +114,14 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             callbacks.append(EpochRanking(self, groups))
             train_dataset, dropped = pair_groups(groups)
         assert isinstance(train_dataset, Dataset)
+        multiple: Any = args.pad_to_multiple_of  # a number or None by now
+        every_weight = peft_config is None and not is_adapted and not args.precompute_ref_log_probs
         super().__init__(
             model=model,
+            # TRL would load it by the model's name: another revision perhaps, and not what is in memory.
+            ref_model=copy.deepcopy(model).requires_grad_(False) if every_weight else None,
             args=args,
-            data_collator=PairCollator(pad_token_id=int(processing_class.pad_token_id)),
+            data_collator=PairCollator(pad_token_id=int(processing_class.pad_token_id), pad_to_multiple_of=multiple),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -146,6 +158,9 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             )
             for side in ("chosen", "rejected")
         ]
+        for row, gamma in enumerate(dataset["confidence"] if "confidence" in dataset.column_names else []):
+            if gamma is not None and not (0 <= gamma <= 1 or math.isnan(gamma)):
+                raise FrugalignError(f"Row {row + 1} has the confidence {gamma}; it lies in [0, 1].")
         columns: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
         for row in range(len(dataset)):
             # Both sides share the shorter of their prompts: one may have been cut for its answer's length.
@@ -167,6 +182,10 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
     def _check_groups(self, args: RerankConfig) -> None:
         if self.probes is None and (args.resample or args.rerank_groups):
             raise FrugalignError("Ranking groups anew needs a representation reward; give reward, or no_rerank_groups.")
+        if args.dataloader_persistent_workers:
+            raise FrugalignError(
+                "dataloader_persistent_workers is not carried over to groups: workers would keep old pairs."
+            )
         if args.precompute_ref_log_probs:
             raise FrugalignError("precompute_ref_log_probs is not carried over to groups: their pairs change.")
 
@@ -191,7 +210,8 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             yield self.accelerator.unwrap_model(self.ref_model)
             return
         was_training, _ = policy.training, policy.eval()
-        with policy.disable_adapter():
+        # TRL keeps the adapter that a policy came with under this name.
+        with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
             yield policy
         policy.train(was_training)
 
@@ -202,7 +222,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
 
     def note_ranking(self, size: int, dropped: Dropped, changed: float | None) -> None:
         """Pairs, what was left out, and the share of groups with another best response: for the next log line."""
-        noted = {"pairs": size, "equal_texts": dropped.equal_texts, "ties": dropped.ties}
+        noted = {"pairs": size, **asdict(dropped)}
         self._ranking = {f"ranking/{name}": float(value) for name, value in noted.items()}
         if changed is not None:
             self._ranking["ranking/best_changed_share"] = changed
@@ -240,18 +260,23 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             self.follower.load_state(state["follower"])
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        before = self._total_train_tokens
         with self.ledger.phase("optimise"):
             loss: Tensor = super().training_step(*args, **kwargs)
-        self.ledger.count(optimizer_steps=1)
+        # Both models read what TRL counts, over all processes.
+        passes = 1 if self.args.precompute_ref_log_probs else 2
+        self.ledger.count(
+            lm_forward_tokens=passes * int(self._total_train_tokens - before),
+            optimizer_steps=int(self.accelerator.sync_gradients),
+        )
         return loss
 
     # -- the loss --------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         given = {name: inputs.pop(name, None) for name in COLUMNS}
-        layers = self.probes.config.layers if self.probes is not None else []
-        if layers:
-            inputs["output_hidden_states"] = True
+        moving = self.args.confidence != "constant"
+        layers = self.probes.config.layers if self.probes is not None and moving else []
         policy = self.accelerator.unwrap_model(model)
         with caught_passes(policy, self.ref_model, inputs["completion_mask"], layers) as caught:
             found = super()._compute_loss(model, inputs, return_outputs)
@@ -312,3 +337,17 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         policy: Any = self.model
         mode = "train" if policy.training else "eval"
         self._metrics[mode][name].append(float(self.accelerator.gather(values.float().mean()).mean()))
+
+
+def _check_definition(probes: RepresentationModel, args: RerankConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Exchanges must be those that the probes were fitted on."""
+    chat = getattr(tokenizer, "chat_template", None) is not None
+    fitted, here = (
+        {"auto": "chat" if chat else "raw"}.get(name, name)
+        for name in (probes.config.prompt_format, args.prompt_format)
+    )
+    if fitted != here:
+        raise FrugalignError(
+            f"The representation reward was fitted with prompt_format {probes.config.prompt_format}, not {args.prompt_format}: "
+            "its scores are of other texts; give the same."
+        )

@@ -7,7 +7,6 @@ lets it write aside and moves the folder into place in one step; any trainer of 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -27,6 +26,8 @@ from frugalign.training.run_folder import COSTS_FILE, METRICS_FILE, STAGING, sav
 STATE_FILE = "frugalign.json"
 _ARTEFACT_FILES = (
     "model.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
     "config.json",
     "config.yaml",
     "README.md",
@@ -80,14 +81,16 @@ class WholeCheckpoints(ABC):
         folder = str(self.args.output_dir)
         checkpoint = find_checkpoint(folder, resume_from_checkpoint)
         if checkpoint is None:
+            refuse_earlier_run(folder, self.args.overwrite_output_dir)
+            self.accelerator.wait_for_everyone()
             if self.state.is_world_process_zero:
-                refuse_earlier_run(folder, self.args.overwrite_output_dir)
                 clear_earlier_run(folder)
+            self.accelerator.wait_for_everyone()
             found: TrainOutput = trainer.train(None, trial, ignore_keys_for_eval)
             return found
         check_settings(checkpoint, checkpoint_state(Path(checkpoint)).get("settings", {}), self.run_settings())
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.global_step < self._last_step(state):
+        if state.global_step < self._last_step():
             found = trainer.train(checkpoint, trial, ignore_keys_for_eval)
             return found
         # The run had ended before its artefact was saved, and Trainer would take one step more.
@@ -95,12 +98,12 @@ class WholeCheckpoints(ABC):
         self.state = state
         return TrainOutput(state.global_step, float("nan"), {})
 
-    def _last_step(self, state: TrainerState) -> float:
-        """Where the run ends: `max_steps`, or what `num_train_epochs` came to when the checkpoint was made."""
+    def _last_step(self) -> int:
+        """Where the run ends by its settings, as Trainer counts it."""
+        trainer: Any = self
         if self.args.max_steps > 0:
-            return float(self.args.max_steps)
-        epochs = math.ceil(float(self.args.num_train_epochs))
-        return state.max_steps * epochs / state.num_train_epochs
+            return int(self.args.max_steps)
+        return int(trainer.set_initial_training_values(self.args, trainer.get_train_dataloader())[-1])
 
     def _get_output_dir(self, trial: Any) -> str:
         trainer: Any = super()
@@ -136,7 +139,8 @@ def refuse_earlier_run(folder: str | Path, overwrite: bool) -> None:
     Raises:
         FrugalignError: where there is one.
     """
-    found = [path.name for path in _results(Path(folder)) if path.name.startswith(("checkpoint-", "model.safetensors"))]
+    marks = ("checkpoint-", "model.safetensors", "adapter_model.safetensors")
+    found = [path.name for path in _results(Path(folder)) if path.name.startswith(marks)]
     if found and not overwrite:
         raise FrugalignError(
             f"{folder} holds an earlier run ({sorted(found)[-1]}): go on with it by resume_from_checkpoint true, delete it by "

@@ -48,6 +48,13 @@ def model_arguments(options: Any) -> dict[str, Any]:
     }
 
 
+def policy_arguments(options: Any, *, trains_every_weight: bool) -> dict[str, Any]:
+    """`model_arguments` of a model that is trained: in float32 by default where every weight is, since most steps of a small learning
+    rate are lost in bfloat16's rounding."""
+    found = model_arguments(options)
+    return found | {"dtype": found["dtype"] or "float32"} if trains_every_weight else found
+
+
 class RunOptions:
     """A mixin for a config: one of our options dataclasses on one of `TrainingArguments`' kind.
 
