@@ -1,10 +1,10 @@
-"""A small chat model made safer three ways: DPO on stored pairs, re-ranking, and online DPO; judged by what training never used.
+"""A small chat model made safer: DPO on stored pairs, re-ranking, and online DPO; judged by what training never used.
 
     FRUGALIGN_TRIALS=folder python -m benchmarks.chat_rerank [--jobs 2]
 
 Pairs of `pku-saferlhf-pairs`, split by prompt; probes fitted on the training part rank and weigh. Two judges: the rule-based refusal detector,
 and a whole reward model (`benchmarks.chat_safety`'s). Prompts: harmful ones and XSTest's safe ones, none of them in any training. One setting
-for all (β 0.1, learning rate 3e-4, 100 steps of 16 pairs), fixed before a prompt was read; every 25 steps the judges look, so that cost can be
+for all (β 0.1, learning rate 3e-4, 75 steps of 16 pairs), fixed before a prompt was read; every 25 steps the judges look, so that cost can be
 read at equal judged safety. A finished run is not run twice; runs are under runs/chat-rerank.
 """
 
@@ -43,13 +43,12 @@ from frugalign.rewards.representation import load_probes
 RESULT = Path(__file__).parent / "results" / "chat_rerank.json"
 WORK = Path("runs/chat-rerank")
 JUDGE = WORK / "judge"
-SEED, STEPS, BATCH, EVERY = 0, 100, 16, 25
+SEED, STEPS, BATCH, EVERY = 0, 75, 16, 25
 N_HARMFUL, PROMPTS, GROUP, NEW_TOKENS = 150, 200, 8, 96
 METHODS: dict[str, dict[str, Any]] = {
     "DPO": {"confidence": "constant"},
     "rerank": {"confidence": "pair"},
-    "rerank, floor 0": {"confidence": "pair", "confidence_floor": 0.0},
-    "rerank, sampled once": {"confidence": "pair", "confidence_floor": 0.0, "sample": GROUP},
+    "rerank + SFT term": {"confidence": "pair", "sft_weight": 1.0},
     "online DPO": {"confidence": "constant", "sample": GROUP, "resample": True},
 }
 
@@ -131,7 +130,7 @@ class Judges(TrainerCallback):
 def run_method(name: str) -> None:
     """Train one method; leaves `result.json`."""
     torch.set_num_threads(1)
-    folder = WORK / name.replace(", ", "-").replace(" ", "-")
+    folder = WORK / name.replace(" + ", "-").replace(" ", "-")
     if (folder / "result.json").is_file():
         return
     options = METHODS[name]
@@ -189,7 +188,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         pool.map(run_method, METHODS, chunksize=1)
     found = {
-        name: json.loads((WORK / name.replace(", ", "-").replace(" ", "-") / "result.json").read_text())
+        name: json.loads((WORK / name.replace(" + ", "-").replace(" ", "-") / "result.json").read_text())
         for name in METHODS
     }
     best = {name: max(point["harmful/judge"]["mean"] for point in each["points"]) for name, each in found.items()}

@@ -63,6 +63,8 @@ STORED: dict[str, dict[str, Any]] = {
     "robust DPO": {"loss_type": "robust", "label_smoothing": NOISE},
     "DPO, relabelled once": {"confidence": "constant", "relabel": True},
     "rerank": {"confidence": "pair"},
+    "DPO + SFT term": {"confidence": "constant", "sft_weight": 1.0},
+    "rerank + SFT term": {"confidence": "pair", "sft_weight": 1.0},
     "rerank, floor 0": {"confidence": "pair", "confidence_floor": 0.0},
     "rerank, told the noise": {"confidence": "pair", "confidence_floor": 0.0, "label_noise": NOISE},
     "rerank, floor 0, probes follow": {"confidence": "pair", "confidence_floor": 0.0, "reward_refresh_steps": 5},
@@ -73,6 +75,14 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "online DPO": {"confidence": "constant", "resample": True, "sample": GROUP},
 }
 METHODS = STORED | SAMPLED
+VARIANTS = (
+    "rerank, floor 0",
+    "rerank, told the noise",
+    "rerank, floor 0, probes follow",
+    "DPO, sampled and ranked once",
+    "rerank, sampled once",
+)
+"""Run after the others; the result is written before and after."""
 CLEAN = ("DPO", "rerank")
 
 
@@ -298,7 +308,7 @@ def stock_trainer(loaded: Any, rows: list[dict[str, str]], options: dict[str, An
 def cell_folder(cell: dict[str, Any]) -> Path:
     """Where a cell's result is."""
     kind = "judged" if cell["judged"] else "choosing"
-    name = cell["method"].replace(", ", "-").replace(" ", "-")
+    name = cell["method"].replace(" + ", "-").replace(", ", "-").replace(" ", "-")
     return WORK / kind / f"{name}-{cell['noise']:g}-{cell['learning_rate']:g}-{cell['beta']:g}-{cell['seed']}"
 
 
@@ -407,16 +417,25 @@ def main() -> None:
     for seed in (CHOOSING_SEED, *SEEDS):
         for noise in (NOISE, 0.0):
             prepare(seed, noise)
-    wanted: list[tuple[str, float]] = [(method, NOISE) for method in METHODS] + [(method, 0.0) for method in CLEAN]
-    run_all([make_cell(*each, setting, CHOOSING_SEED, False) for each in wanted for setting in GRID], jobs)
-    chosen = {each: choose(*each) for each in wanted}
-    print(chosen, flush=True)
-    run_all([make_cell(*each, chosen[each], seed, True) for seed in SEEDS for each in wanted], jobs)
+    first = [(method, NOISE) for method in METHODS if method not in VARIANTS] + [(method, 0.0) for method in CLEAN]
+    wanted: list[tuple[str, float]] = []
+    for part in (first, [(method, NOISE) for method in VARIANTS]):
+        wanted += part
+        run_all([make_cell(*each, setting, CHOOSING_SEED, False) for each in wanted for setting in GRID], jobs)
+        chosen = {each: choose(*each) for each in wanted}
+        print(chosen, flush=True)
+        run_all([make_cell(*each, chosen[each], seed, True) for seed in SEEDS for each in wanted], jobs)
+        write_result(chosen, jobs)
+
+
+def write_result(chosen: dict[tuple[str, float], tuple[float, float]], jobs: int) -> None:
+    """Compare what has run, write and print."""
     probes = [
         json.loads((pairs_of(seed, NOISE) / "reward" / "reward_report.json").read_text())["test"]["accuracy"]["mean"]
         for seed in SEEDS
     ]
-    noisy = compare(tuple(METHODS), NOISE, {method: chosen[method, NOISE] for method in METHODS})
+    there = tuple(method for method in METHODS if (method, NOISE) in chosen)
+    noisy = compare(there, NOISE, {method: chosen[method, NOISE] for method in there})
     clean = compare(CLEAN, 0.0, {method: chosen[method, 0.0] for method in CLEAN})
     write_json_atomic(
         RESULT,

@@ -174,7 +174,7 @@ def chat_rerank(result: dict[str, Any]) -> str:
             "on harmful prompts and on XSTest's safe ones, none of which training saw; one setting for all, fixed before.\n",
             table(
                 [
-                    "after 100 steps",
+                    "after 75 steps",
                     "judge, harmful",
                     "refused, harmful, %",
                     "judge, safe",

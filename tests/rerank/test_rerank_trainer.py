@@ -13,7 +13,13 @@ from trl import DPOTrainer
 import frugalign.sandbox as sandbox
 from frugalign.errors import FrugalignError
 from frugalign.models.loading import load_model
-from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence, posterior_confidence
+from frugalign.rerank.confidence import (
+    batch_confidence,
+    confidence_loss,
+    imitation_loss,
+    pair_confidence,
+    posterior_confidence,
+)
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.trainer import RerankTrainer
 from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
@@ -199,6 +205,22 @@ def test_every_method_of_trl_that_is_overridden_has_its_signature() -> None:
             assert list(inspect.signature(getattr(kind, name)).parameters) == ["self", *parameters], name
     overridden = {name for name, value in vars(RerankTrainer).items() if callable(value) and hasattr(DPOTrainer, name)}
     assert {name for name in overridden if name[:2] != "__"} == set(expected)
+
+
+def test_the_imitation_term_by_hand(tmp_path: Path) -> None:
+    """γ = 1: the chosen answer's −ℓ; ¾: half of it; ½: nothing; ¼: half of the other's. In the loss at γ = 1: SFT's mean over tokens, per answer."""
+    chosen, rejected = torch.tensor([-1.0] * 4), torch.tensor([-3.0] * 4)
+    found = imitation_loss(chosen, rejected, torch.tensor([1.0, 0.75, 0.5, 0.25]))
+    assert found.tolist() == [1.0, 0.5, 0.0, 1.5]
+    plain, anchored = trainer(tmp_path / "a"), trainer(tmp_path / "b", sft_weight=0.5)
+    batch = batch_of(plain)
+    gap = anchored._compute_loss(anchored.model, dict(batch), False) - plain._compute_loss(
+        plain.model, dict(batch), False
+    )
+    logits = plain.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:4, :-1]
+    each = torch.log_softmax(logits, -1).gather(-1, batch["input_ids"][:4, 1:, None]).squeeze(-1)
+    mask = batch["completion_mask"][:4, 1:]
+    assert float(gap) == pytest.approx(float(-0.5 * ((each * mask).sum(1) / mask.sum(1)).mean()), abs=1e-5)
 
 
 def test_the_reference_of_full_training_is_what_is_in_memory(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ a constant γ = 1 − ε conservative DPO.
 
 from __future__ import annotations
 
-from torch import Tensor, sigmoid
+from torch import Tensor, sigmoid, where
 from torch.nn.functional import logsigmoid
 
 
@@ -39,3 +39,12 @@ def batch_confidence(chosen: Tensor, rejected: Tensor, mu: float, kappa: float =
 def confidence_loss(delta: Tensor, gamma: Tensor, beta: float) -> Tensor:
     """`−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)`, per pair `[B]`."""
     return -gamma * logsigmoid(beta * delta) - (1 - gamma) * logsigmoid(-beta * delta)
+
+
+def imitation_loss(chosen: Tensor, rejected: Tensor, gamma: Tensor) -> Tensor:
+    """`−|2γ − 1|·ℓ` of the answer that γ favours, per pair `[B]`; `chosen`, `rejected`: mean log-likelihoods per token `[B]`.
+
+    Beside the loss on pairs it holds up the likelihood of the better answer, which that loss alone may lower together with the other's. At
+    γ = 1 it is the term of RPO; an undecided pair is not imitated, one that is turned round is imitated on its other side.
+    """
+    return -(2 * gamma - 1).abs() * where(gamma >= 0.5, chosen, rejected)

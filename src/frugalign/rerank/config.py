@@ -89,6 +89,8 @@ class RerankConfig(RunOptions, RerankOptions, DPOConfig):
         for name in ("temperature", "reward_learning_rate"):
             if not getattr(self, name) > 0:
                 raise FrugalignError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if not self.sft_weight >= 0:
+            raise FrugalignError(f"sft_weight is {self.sft_weight}; it must be at least 0.")
         if self.reward_refresh_steps < 0:
             raise FrugalignError(f"reward_refresh_steps is {self.reward_refresh_steps}; it must be at least 0.")
         if not self.beta > 0:

@@ -95,6 +95,9 @@ class RerankOptions:
     )
     kappa: float = option(7.5, "Steepness of the batch confidence.")
     beta: float = option(0.1, "β of DPO.")
+    sft_weight: float = option(
+        0.0, "Weight of the favoured answer's log-likelihood per token, times |2γ − 1| (the term of RPO)."
+    )
     max_length: int | None = option(None, "Most tokens of prompt and answer; cut on the left. Default: the context.")
     prompt_format: Literal["auto", "raw", "chat"] = option(
         "auto",

@@ -28,7 +28,13 @@ from frugalign.models.forward import causal_lm
 from frugalign.models.identity import check_base, fingerprint
 from frugalign.models.loading import load_model, prepare_tokenizer
 from frugalign.rerank.batches import COLUMNS, PairCollator, caught_passes
-from frugalign.rerank.confidence import batch_confidence, confidence_loss, pair_confidence, posterior_confidence
+from frugalign.rerank.confidence import (
+    batch_confidence,
+    confidence_loss,
+    imitation_loss,
+    pair_confidence,
+    posterior_confidence,
+)
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.following import FollowPolicy, ProbeFollower
 from frugalign.rerank.ranking import EpochPairs, EpochRanking, rank_groups
@@ -288,6 +294,11 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         gamma = self._confidence(caught.states, given["confidence"], len(chosen))
         loss = confidence_loss((chosen - ref_chosen) - (rejected - ref_rejected), gamma, self.beta)
+        if self.args.sft_weight:
+            lengths = inputs["completion_mask"].sum(1).clamp(min=1).chunk(2)
+            imitation = imitation_loss(chosen / lengths[0], rejected / lengths[1], gamma)
+            self._note("imitation_loss", imitation.detach())
+            loss = loss + self.args.sft_weight * imitation
         if given["weight"] is not None:
             loss = loss * given["weight"].to(loss)
         self._log_confidence(gamma)
