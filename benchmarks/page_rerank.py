@@ -90,6 +90,14 @@ def probes(result: dict[str, Any]) -> str:
     )
 
 
+_NOISE_FINDING = """\
+What this shows, and what it does not. No difference to DPO is clear of zero: the marks lie an order of magnitude apart from seed to seed, because the accuracy on noisy pairs
+chooses fast settings (learning rate 1e-3 wherever there was a choice) and does not see that replies lose their form, which is what moves the gold score here. Under them plain
+DPO is at the base's level or below with clean labels and above it with noisy ones: flipped labels work as a brake. The methods that hold the form (a constant confidence below 1,
+an SFT term) have the narrowest intervals. A comparison in a steadier regime is needed before anything is claimed for moving confidence.
+"""
+
+
 def label_noise(result: dict[str, Any]) -> str:
     """The comparison under label noise, and with clean labels."""
     parts = [
@@ -117,6 +125,7 @@ def label_noise(result: dict[str, Any]) -> str:
                     f"{100 * cell['over_refusal']['mean']:.1f}",
                     f"{100 * cell['well_formed']['mean']:.1f}",
                     f"{cell['seeds_that_reach_the_kl']}/5",
+                    f"{cell['own_best_point']['gold']:.3f} at {cell['own_best_point']['kl']:.1f}",
                     f"{cell['seconds']:.0f}",
                     f"{cell['generated_tokens']:,.0f}",
                 ]
@@ -136,13 +145,14 @@ def label_noise(result: dict[str, Any]) -> str:
                     "over-refusal, %",
                     "well-formed, %",
                     "reach it",
+                    "gold at its own best point, KL",
                     "s",
                     "tokens sampled",
                 ],
                 rows,
             ),
         ]
-    return "\n".join([*parts, result.get("finding", "")])
+    return "\n".join([*parts, _NOISE_FINDING])
 
 
 def chat_rerank(result: dict[str, Any]) -> str:
@@ -186,7 +196,6 @@ def chat_rerank(result: dict[str, Any]) -> str:
                 rows,
             ),
             f"Cost until the judge's mean on harmful prompts is {result['mark']:.2f}: {'; '.join(marks) or 'reached by none'}.\n",
-            result.get("finding", ""),
         ]
     )
 

@@ -66,6 +66,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
     layers = resolve_layers(base.model, options.layers)
     with ledger.phase("rollout"):
         features = states_of(judged, base, layers, options, store, ledger)
+    tokens = ledger.lm_forward_tokens  # of these answers; those from elsewhere are read later
     with ledger.phase("optimise"):
         fitted, penalty = fit_best(judged, features, split, layers, options)
     probes = fitted.model
@@ -94,7 +95,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
             from frugalign.rerank.full_model import train_full_model  # TRL, which nothing else here needs
 
             report["full_model"] = train_full_model(judged, base, split, options)
-    report["cost"] = _cost(ledger, judged, base)
+    report["cost"] = _cost(ledger, judged, base, tokens)
     with saving(folder / "model.safetensors"):
         probes.save_pretrained(folder)
     write_json_atomic(folder / REPORT_FILE, report)
@@ -165,12 +166,12 @@ def set_calibration(probes: RepresentationModel, judged: Judged, features: Featu
     calibrate(probes, *(torch.tensor([rewards[pair[side]] for pair in pairs]) for side in (0, 1)))
 
 
-def _cost(ledger: Ledger, judged: Judged, base: LoadedModel) -> dict[str, Any]:
+def _cost(ledger: Ledger, judged: Judged, base: LoadedModel, tokens: int) -> dict[str, Any]:
     """Per 1,000 examples: seconds of extraction and of fitting, and FLOPs of the forward passes (2 per parameter and token)."""
     thousands = max(1, len(judged)) / 1000
     return {
         "seconds_extracting_per_1000": ledger.seconds.get("rollout", 0.0) / thousands,
         "seconds_fitting_per_1000": ledger.seconds.get("optimise", 0.0) / thousands,
-        "flops_extracting_per_1000": 2.0 * base.model.num_parameters() * ledger.lm_forward_tokens / thousands,
-        "tokens": ledger.lm_forward_tokens,
+        "flops_extracting_per_1000": 2.0 * base.model.num_parameters() * tokens / thousands,
+        "tokens": tokens,
     }
