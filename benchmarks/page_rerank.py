@@ -155,6 +155,13 @@ def label_noise(result: dict[str, Any]) -> str:
     return "\n".join([*parts, _NOISE_FINDING])
 
 
+_CHAT_NOTE = """\
+One seed. DPO and `rerank` ran while other work took half of the machine, the other two did not: compare seconds within these pairs, steps and tokens across all. The judge learned
+from the same preference data as the probes (another network, by another route); the refusal detector learned from none. On this model an answer that both judges like is still
+mostly nonsense: it has three million parameters.
+"""
+
+
 def chat_rerank(result: dict[str, Any]) -> str:
     """Three ways to a safer chat model, two judges."""
     rows = []
@@ -172,7 +179,7 @@ def chat_rerank(result: dict[str, Any]) -> str:
             ]
         )
     marks = [
-        f"{name}: {cost['seconds']:.0f} s and {cost['generated_tokens']:,.0f} sampled tokens"
+        f"{name}: {cost['step']:.0f} steps, {cost['seconds']:.0f} s and {cost['generated_tokens']:,.0f} sampled tokens"
         for name, cost in result["cost_at_mark"].items()
         if cost is not None
     ]
@@ -196,6 +203,7 @@ def chat_rerank(result: dict[str, Any]) -> str:
                 rows,
             ),
             f"Cost until the judge's mean on harmful prompts is {result['mark']:.2f}: {'; '.join(marks) or 'reached by none'}.\n",
+            _CHAT_NOTE,
         ]
     )
 
