@@ -176,8 +176,8 @@ def main() -> None:
         model, tok = found
         model.generation_config.eos_token_id = model.config.vocab_size - 1  # rows run to the full length
         ratios[name] = {"parameters": model.num_parameters()}
-        for length in LENGTHS:
-            heavy = model.num_parameters() > 1e7
+        heavy = model.num_parameters() > 1e7
+        for length in LENGTHS[: 2 if heavy else None]:  # the longest takes a heavy model half an hour
             ratios[name][str(length)] = scoring(model, tok, length, 2 if heavy else repeats)
             print(name, length, {key: round(value, 5) for key, value in ratios[name][str(length)].items()}, flush=True)
     with tempfile.TemporaryDirectory() as folder:
