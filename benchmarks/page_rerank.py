@@ -226,7 +226,7 @@ def rerank_cost(result: dict[str, Any]) -> str:
                 continue
             rows.append(
                 [
-                    f"{name} ({found['parameters'] / 1e6:.2g} M), {length} tokens",
+                    f"{name} ({found['parameters'] / 1e6:.3g} M), {length} tokens",
                     f"{cell['sampling_seconds']:.2f}",
                     f"{1000 * cell['confidence_seconds']:.2f}",
                     f"{cell['pass_seconds']:.2f}",
