@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page_rerank import chat_rerank, label_noise, probes, rerank_cost, source, table
+from benchmarks.page_rerank import chat_rerank, interval, label_noise, probes, rerank_cost, source, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,14 +30,6 @@ def load(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
     found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
     return found
-
-
-def interval(estimate: Mapping[str, Any] | None, digits: int = 2, factor: float = 1.0) -> str:
-    """`mean [low, high]`."""
-    if estimate is None:
-        return "—"
-    mean, low, high = (f"{factor * estimate[key]:.{digits}f}" for key in ("mean", "ci_low", "ci_high"))
-    return f"{mean} [{low}, {high}]"
 
 
 # -- sections ---------------------------------------------------------------------------------------------------------

@@ -24,9 +24,17 @@ def spread(found: Mapping[str, float], digits: int = 3, sign: bool = False) -> s
     return f"{found['mean']:{plus}.{digits}f} [{found['low']:{plus}.{digits}f}, {found['high']:{plus}.{digits}f}]"
 
 
+def interval(estimate: Mapping[str, Any] | None, digits: int = 2, factor: float = 1.0) -> str:
+    """`mean [low, high]` of a bootstrap estimate."""
+    if estimate is None:
+        return "—"
+    mean, low, high = (f"{factor * estimate[key]:.{digits}f}" for key in ("mean", "ci_low", "ci_high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def percent(estimate: Mapping[str, float]) -> str:
     """`mean [low, high]` of a share."""
-    return f"{100 * estimate['mean']:.1f} [{100 * estimate['ci_low']:.1f}, {100 * estimate['ci_high']:.1f}]"
+    return interval(estimate, 1, 100)
 
 
 def probes(result: dict[str, Any]) -> str:

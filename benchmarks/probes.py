@@ -9,7 +9,6 @@ reward model is trained by TRL on the same pairs and base. The XSTest prompts we
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.chat_safety import rows_of
 
 from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.cli.main import main as frugalign
@@ -28,25 +28,21 @@ BASES = {"chat-3m": 3e-4, "stories260k": 1e-3}
 REFUSAL, COMPLIANCE = "2_full_refusal", "1_full_compliance"
 
 
-def packed(path: Path) -> list[dict[str, Any]]:
-    """Rows of a packed JSONL file."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 def elsewhere(data: Path) -> list[str]:
     """The three sets from elsewhere as files that `frugalign reward` takes; partial refusals and one empty row are left out."""
     hh = [
-        row for row in packed(data / "hh-last-turn-pairs.jsonl.gz") if row["chosen"].strip() and row["rejected"].strip()
+        row
+        for row in rows_of(data / "hh-last-turn-pairs.jsonl.gz")
+        if row["chosen"].strip() and row["rejected"].strip()
     ]
-    kinds = {row["prompt"]: row["label"] for row in map(json.loads, (data / "xstest-prompts.jsonl").open())}
+    kinds = {row["prompt"]: row["label"] for row in rows_of(data / "xstest-prompts.jsonl")}
     sets: dict[str, list[dict[str, Any]]] = {
         "hh": [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in hh]
     }
     for kind, good in (("unsafe", REFUSAL), ("safe", COMPLIANCE)):
         sets[f"xstest-{kind}"] = [
             {"prompt": row["prompt"], "completion": row["completion"], "label": row["final_label"] == good}
-            for row in packed(data / "xstest-completions.jsonl.gz")
+            for row in rows_of(data / "xstest-completions.jsonl.gz")
             if kinds.get(row["prompt"]) == kind and row["final_label"] in (REFUSAL, COMPLIANCE)
         ]
     for name, rows in sets.items():

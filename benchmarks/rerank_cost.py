@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from benchmarks.bases import random_gpt2_124m, random_llama_30m, random_prompts, small, tokenizer
+from benchmarks.label_noise import stock_trainer
 from datasets import Dataset
 
 from frugalign.artifacts import write_json_atomic
@@ -95,13 +96,6 @@ def scoring(model: Any, tok: Any, length: int, repeats: int) -> dict[str, float]
 
 def step_time(folder: str, steps: int, repeats: int) -> dict[str, float]:
     """Seconds of a DPO step on the sandbox's model: stock TRL, our loss without probes, our loss with moving confidence."""
-    from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
-
-    class Quiet(DPOTrainer):
-        def _send_telemetry(self) -> None:
-            """Nothing is sent."""
-
     rows = sample_pairs("train", 16 * steps)
     common: dict[str, Any] = {
         "output_dir": folder,
@@ -111,15 +105,13 @@ def step_time(folder: str, steps: int, repeats: int) -> dict[str, float]:
         "learning_rate": 1e-4,
         "use_cpu": True,
         "disable_tqdm": True,
-        "save_strategy": "no",
-        "report_to": "none",
     }
 
     def ours(kind: str) -> Callable[[], None]:
         def run() -> None:
             loaded = load_model("frugalign.sandbox:model")
             loaded.model.requires_grad_(False)
-            args = RerankConfig(overwrite_output_dir=True, confidence=kind, **common)
+            args = RerankConfig(overwrite_output_dir=True, confidence=kind, save_strategy="no", **common)
             probes = probes_for(loaded.model) if kind == "pair" else None
             trainer = RerankTrainer(
                 loaded.model, probes, args, Dataset.from_list(rows), processing_class=loaded.tokenizer
@@ -131,17 +123,7 @@ def step_time(folder: str, steps: int, repeats: int) -> dict[str, float]:
     def stock() -> None:
         loaded = load_model("frugalign.sandbox:model")
         loaded.model.requires_grad_(False)
-        chats = [
-            {
-                "prompt": [{"role": "user", "content": row["prompt"]}],
-                "chosen": [{"role": "assistant", "content": row["chosen"]}],
-                "rejected": [{"role": "assistant", "content": row["rejected"]}],
-            }
-            for row in rows
-        ]
-        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        args = DPOConfig(bf16=False, gradient_checkpointing=False, **common)
-        trainer = Quiet(loaded.model, args=args, train_dataset=Dataset.from_list(chats), processing_class=loaded.tokenizer, peft_config=lora)  # fmt: skip
+        trainer = stock_trainer(loaded, rows, common, [])
         seconds["stock"].append(timed(trainer))
 
     def timed(trainer: Any) -> float:

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.rerank.random_reward import random_probes
 
 from frugalign.cli.main import main
-from frugalign.data.groups import pair_groups, read_groups
-from frugalign.models.identity import fingerprint
-from frugalign.models.loading import load_model
-from frugalign.rewards.representation import RepresentationConfig, RepresentationModel, RepresentationReward
+from frugalign.data.groups import Groups, pair_groups, read_groups
+from frugalign.rewards.representation import RepresentationReward
 from frugalign.sandbox.pairs import sample_pairs
 
 N_PROMPTS = 12
@@ -31,14 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = [json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows]
     Path("prompts.jsonl").write_text("".join(prompts[:N_PROMPTS] + prompts[:1]))
-    base = load_model("frugalign.sandbox:model")
-    config = RepresentationConfig(width=base.model.config.hidden_size, layers=[2, 5])
-    config.base = fingerprint(base.model, base.tokenizer, name="frugalign.sandbox:model").to_dict()
-    probes = RepresentationModel(config)
-    torch.manual_seed(0)
-    for parameter in probes.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    probes.save_pretrained("reward")
+    random_probes().save_pretrained("reward")
 
 
 def command(**flags: Any) -> list[str]:
@@ -65,6 +57,18 @@ def lines(folder: str = "run") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
 
 
+def assert_saved_reward(groups: Groups) -> None:
+    """Its rewards are those of the saved reward on its own base."""
+    prompts, texts, ids = groups.flat()
+    scores = RepresentationReward.from_pretrained("reward")(prompts, texts, completion_ids=ids)
+    torch.testing.assert_close(
+        torch.tensor(scores),
+        torch.tensor([each for group in groups.rewards or [] for each in group]),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
 def test_responses_are_sampled_once_and_ranked_by_the_moving_policy() -> None:
     assert main(command()) == 0
     rankings = [read_groups(Path(f"run/groups/epoch-00{epoch}.jsonl")) for epoch in range(3)]
@@ -73,14 +77,7 @@ def test_responses_are_sampled_once_and_ranked_by_the_moving_policy() -> None:
     assert rankings[0].completions == rankings[1].completions == rankings[2].completions
     assert rankings[0].rewards != rankings[1].rewards != rankings[2].rewards
     # The first ranking is the saved reward's own, on the model itself.
-    prompts, texts, ids = rankings[0].flat()
-    scores = RepresentationReward.from_pretrained("reward")(prompts, texts, completion_ids=ids)
-    torch.testing.assert_close(
-        torch.tensor(scores),
-        torch.tensor([each for group in rankings[0].rewards or [] for each in group]),
-        atol=1e-4,
-        rtol=1e-4,
-    )
+    assert_saved_reward(rankings[0])
     pairs, dropped = pair_groups(rankings[0])
     first = next(line for line in lines() if "ranking/pairs" in line)
     assert (first["ranking/pairs"], first["ranking/equal_texts"]) == (len(pairs), dropped.equal_texts)
@@ -108,14 +105,7 @@ def test_online_dpo_samples_anew_and_judges_by_the_starting_model() -> None:
     assert main(command(resample="true", confidence="constant")) == 0
     rankings = [read_groups(Path(f"run/groups/epoch-00{epoch}.jsonl")) for epoch in range(3)]
     assert rankings[0].completions != rankings[1].completions != rankings[2].completions
-    prompts, texts, ids = rankings[2].flat()
-    scores = RepresentationReward.from_pretrained("reward")(prompts, texts, completion_ids=ids)
-    torch.testing.assert_close(
-        torch.tensor(scores),
-        torch.tensor([each for group in rankings[2].rewards or [] for each in group]),
-        atol=1e-4,
-        rtol=1e-4,
-    )
+    assert_saved_reward(rankings[2])
 
 
 @pytest.mark.parametrize(

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
+from tests.rerank.two_rerank_processes import train
 
 from frugalign.data.groups import read_groups
 from frugalign.training.run_folder import read_metrics
 
 SCRIPT = Path(__file__).with_name("two_rerank_processes.py")
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("two_rerank_processes", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
@@ -40,7 +31,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
     done = subprocess.run([*command, str(two)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    alone = script().train(one, pairs_per_process=8)
+    alone = train(one, pairs_per_process=8)
     assert alone["world_size"] == 1
     ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert apart(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "the processes end apart"

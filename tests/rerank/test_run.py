@@ -9,11 +9,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.rerank.random_reward import random_probes
 
 from frugalign.cli.main import main
-from frugalign.models.identity import fingerprint
-from frugalign.models.loading import load_model
-from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
 from frugalign.sandbox.pairs import sample_pairs
 
 
@@ -22,14 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs, and a reward of random probes: what is tested here is the run, not what it learns."""
     monkeypatch.chdir(tmp_path)
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample_pairs("train", 40)))
-    base = load_model("frugalign.sandbox:model")
-    config = RepresentationConfig(width=base.model.config.hidden_size, layers=[2, 5])
-    config.base = fingerprint(base.model, base.tokenizer, name="frugalign.sandbox:model").to_dict()
-    probes = RepresentationModel(config)
-    torch.manual_seed(0)
-    for parameter in probes.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    probes.save_pretrained("reward")
+    random_probes().save_pretrained("reward")
 
 
 def command(**flags: Any) -> list[str]:

@@ -39,6 +39,14 @@ def answer_text(completion: Any) -> str:
     return completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)
 
 
+def completions_of(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+    """Answers in the type of their prompts: strings, or message lists for messages. The reverse of `answer_text`."""
+    return [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+
+
 def encode_exchanges(
     prompts: Sequence[Any],
     completions: Sequence[Any],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -86,6 +86,11 @@ def dataset_fingerprint(dataset: Dataset) -> str:
     for key in sorted(prompt_key(prompt) for prompt in dataset["prompt"]):
         digest.update(hashlib.sha256(key.encode()).digest())
     return digest.hexdigest()[:32]
+
+
+def distinct(prompts: Iterable[Any]) -> list[Any]:
+    """Each prompt once, in the order of their first places."""
+    return list({prompt_key(prompt): prompt for prompt in prompts}.values())
 
 
 def prompt_key(prompt: Any) -> str:

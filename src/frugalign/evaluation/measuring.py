@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.data import encode_prompts, load_prompts
+from frugalign.data.exchanges import completions_of
 from frugalign.errors import FrugalignError
 from frugalign.evaluation.numbers import Sampled, metrics_of
 from frugalign.evaluation.policies import Policy, divergence, load_base, load_policy, sample_base, sample_policy
@@ -198,10 +199,7 @@ class _Rows:
         columns: dict[str, list[Any]] = {name: list(self.rows[name]) for name in self.rows.column_names}
         spread = {name: [values[row] for row in self.index] for name, values in columns.items()}
         prompts = spread.pop("prompt")
-        completions = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
+        completions = completions_of(prompts, texts)
         by_name: dict[str, list[float | None]] = {named.name: [] for named in self.rewards}
         with self.ledger.phase("reward"):
             for number, start in enumerate(range(0, len(texts), self.reward_batch)):

@@ -19,7 +19,7 @@ from frugalign.errors import FrugalignError
 from frugalign.generation.guide import BaseGuide, Emission, Guide, Lookahead, TokenTrace
 from frugalign.generation.noise import Noise, row_keys
 from frugalign.ledger import Ledger
-from frugalign.models.forward import Forward, device_of
+from frugalign.models.forward import Forward, device_of, evaluating
 from frugalign.models.loading import end_token_ids
 
 _COMPACT_BELOW = 0.75
@@ -105,7 +105,7 @@ def generate(
     result = _Accumulator(len(prompt_ids), params.do_sample, record_trace)
     # Neighbours in length share a batch: less padding, same completions.
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
-    with Forward(model) as forward:
+    with evaluating(model), Forward(model) as forward:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = _Batch(

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from frugalign.ledger import Ledger
-from frugalign.models.forward import Forward, device_of
+from frugalign.models.forward import Forward, device_of, evaluating
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def sequence_log_probs(
 ) -> list[Tensor]:
     """`log p_T` of every completion token given all before it: a float32 tensor of the completion's length, a row each."""
     found: list[Tensor] = [torch.empty(0)] * len(prompt_ids)
-    with Forward(model) as forward:
+    with evaluating(model), Forward(model) as forward:
         for row, logits in _completion_logits(forward, prompt_ids, completion_ids, batch_size, ledger):
             ids = torch.tensor(list(completion_ids[row]), device=logits.device)
             log_p = torch.log_softmax(logits / temperature, -1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -142,3 +144,16 @@ def device_of(model: PreTrainedModel) -> torch.device:
     embeddings: Any = causal_lm(model).get_input_embeddings()
     device: torch.device = embeddings.weight.device
     return device
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout for the length of a block, in whichever mode the model was before."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()

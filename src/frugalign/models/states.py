@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
-from frugalign.models.forward import causal_lm, device_of
+from frugalign.models.forward import causal_lm, device_of, evaluating
 
 _TOKENS = 8192
 """Padded tokens of one batch."""
@@ -77,7 +77,8 @@ def endpoint_states(
         for place, row in enumerate(rows):
             text = torch.tensor(list(sequences[row]), device=device)
             ids[place, : len(text)], mask[place, : len(text)] = text, 1
-        output = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        with evaluating(model):
+            output = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         if ledger is not None:
             ledger.count(lm_forward_tokens=int(mask.sum()))
         end = mask.sum(-1) - 1

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from frugalign.data.exchanges import completions_of
 from frugalign.ledger import Ledger
 from frugalign.proxy import losses
 from frugalign.proxy.config import ProxyConfig
@@ -37,13 +38,6 @@ class Prompts:
         """Completions as text, without special tokens."""
         texts: list[str] = self.tokenizer.batch_decode(rollout.generation.completion_ids, skip_special_tokens=True)
         return texts
-
-    def completions(self, prompts: Sequence[Any], texts: list[str]) -> list[Any]:
-        """Completions in the type of their prompts: strings, or message lists for messages."""
-        return [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
 
     def write_completions(
         self,
@@ -108,7 +102,7 @@ def score_rollout(
     scored = score(
         rewards,
         prompts=rows["prompt"],
-        completions=prompts.completions(rows["prompt"], prompts.texts(rollout)),
+        completions=completions_of(rows["prompt"], prompts.texts(rollout)),
         completion_ids=rollout.generation.completion_ids,
         columns={name: list(values) for name, values in rows.items() if name != "prompt"},
         states=rollout.generation.states,

@@ -97,3 +97,9 @@ class RerankConfig(RunOptions, RerankOptions, DPOConfig):
             raise FrugalignError(f"beta is {self.beta}; it must be above 0.")
         if self.learning_rate < 0:
             raise FrugalignError(f"learning_rate is {self.learning_rate}; it must be at least 0.")
+
+
+def check_reward_of_groups(args: RerankConfig, *, has_reward: bool) -> None:
+    """Raises where groups are to be ranked anew and there is nothing to rank them by."""
+    if not has_reward and (args.resample or args.rerank_groups):
+        raise FrugalignError("Ranking groups anew needs a representation reward; give reward, or no_rerank_groups.")

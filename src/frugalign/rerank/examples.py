@@ -10,8 +10,10 @@ import torch
 
 from frugalign.data.judged import Judged, load_judged
 from frugalign.errors import FrugalignError
+from frugalign.models.loading import LoadedModel
 from frugalign.rerank.fitting import Examples
 from frugalign.rerank.options import RewardOptions
+from frugalign.rewards.representation import exchanges_for
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,19 @@ def examples_of(judged: Judged, numbers: Sequence[int]) -> Examples:
         return Examples(torch.tensor(better, dtype=torch.long), torch.tensor(worse, dtype=torch.long))
     rows, labels = zip(*(judged.labels[number] for number in numbers), strict=True) if numbers else ((), ())
     return Examples(torch.tensor(rows, dtype=torch.long), labels=torch.tensor(labels))
+
+
+def exchange_ids(judged: Judged, base: LoadedModel, options: RewardOptions) -> list[list[int]]:
+    """Every answer after its prompt as token ids, for probes and for what they are compared with."""
+    exchanges = exchanges_for(
+        base.model,
+        base.tokenizer,
+        judged.prompts,
+        judged.answers,
+        max_length=options.max_length,
+        prompt_format=options.prompt_format,
+    )
+    return exchanges.ids
 
 
 def joined(splits: dict[str, Judged]) -> Judged:

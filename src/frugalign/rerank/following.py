@@ -176,11 +176,9 @@ class FollowPolicy(TrainerCallback):
         """The current policy's endpoint states of labelled pairs, better and worse, `[n, layers, D]` each."""
         trainer = self.trainer
         policy: Any = trainer.accelerator.unwrap_model(trainer.model)
-        was_training, _ = policy.training, policy.eval()
         rows, layers = self.labelled.select(numbers), self.follower.probes.config.layers
         better, worse = (
             endpoint_states(policy, [row["prompt_ids"] + row[side] for row in rows], layers, ledger=trainer.ledger)
             for side in ("chosen_ids", "rejected_ids")
         )
-        policy.train(was_training)
         return better.to(trainer.accelerator.device), worse.to(trainer.accelerator.device)

@@ -17,11 +17,10 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from frugalign.data.judged import Judged
 from frugalign.metrics import mean_interval
-from frugalign.models.forward import causal_lm
+from frugalign.models.forward import causal_lm, evaluating
 from frugalign.models.loading import LoadedModel
-from frugalign.rerank.examples import Split
+from frugalign.rerank.examples import Split, exchange_ids
 from frugalign.rerank.options import RewardOptions
-from frugalign.rewards.representation import exchanges_for
 
 _BATCH = 16
 
@@ -34,14 +33,7 @@ def train_full_model(judged: Judged, base: LoadedModel, split: Split, options: R
         Accuracy on the test pairs with its interval, the epochs' validation accuracies, and seconds and FLOPs (6 per parameter and
         token) of the training per 1,000 pairs and epoch-by-epoch passes included.
     """
-    ids = exchanges_for(
-        base.model,
-        base.tokenizer,
-        judged.prompts,
-        judged.answers,
-        max_length=options.max_length,
-        prompt_format=options.prompt_format,
-    ).ids
+    ids = exchange_ids(judged, base, options)
     model = classifier_of(base)
     rows = [
         {"chosen_ids": ids[better], "rejected_ids": ids[worse]}
@@ -128,7 +120,6 @@ class _BestEpoch(TrainerCallback):
 @torch.no_grad()
 def _right(model: Any, judged: Judged, ids: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[float]:
     """1 where the model prefers the better answer, 0 where it does not, ½ at a tie."""
-    was_training, _ = model.training, model.eval()
     rows = sorted({row for number in numbers for row in judged.pairs[number]}, key=lambda row: len(ids[row]))
     scores: dict[int, float] = {}
     pad = model.config.pad_token_id
@@ -139,8 +130,8 @@ def _right(model: Any, judged: Judged, ids: Sequence[Sequence[int]], numbers: Se
         mask = torch.zeros_like(tokens)
         for place, row in enumerate(part):
             tokens[place, : len(ids[row])], mask[place, : len(ids[row])] = torch.tensor(list(ids[row])), 1
-        found = model(input_ids=tokens, attention_mask=mask).logits[:, 0].tolist()
+        with evaluating(model):
+            found = model(input_ids=tokens, attention_mask=mask).logits[:, 0].tolist()
         scores |= dict(zip(part, found, strict=True))
-    model.train(was_training)
     gaps = [scores[better] - scores[worse] for better, worse in (judged.pairs[number] for number in numbers)]
     return [0.5 if gap == 0 else float(gap > 0) for gap in gaps]

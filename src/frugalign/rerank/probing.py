@@ -19,12 +19,12 @@ from frugalign.ledger import Ledger
 from frugalign.models.identity import fingerprint
 from frugalign.models.loading import LoadedModel, has_classifier, load_model
 from frugalign.models.states import resolve_layers
-from frugalign.rerank.examples import Split, examples_of, joined, read_examples
+from frugalign.rerank.examples import Split, examples_of, exchange_ids, joined, read_examples
 from frugalign.rerank.features import Features, FeatureStore
 from frugalign.rerank.fitting import Fitted, calibrate, fit, fit_options, rewards_of
 from frugalign.rerank.measuring import measure, measured
 from frugalign.rerank.options import RewardOptions
-from frugalign.rewards.representation import RepresentationModel, exchanges_for
+from frugalign.rewards.representation import RepresentationModel
 from frugalign.training.checkpoints import refuse_earlier_run
 from frugalign.training.options import model_arguments
 from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
@@ -125,15 +125,7 @@ def states_of(
     ledger: Ledger,
 ) -> Features:
     """Endpoint states of every answer, from the store."""
-    exchanges = exchanges_for(
-        base.model,
-        base.tokenizer,
-        judged.prompts,
-        judged.answers,
-        max_length=options.max_length,
-        prompt_format=options.prompt_format,
-    )
-    return store.features(base.model, base.tokenizer, exchanges.ids, layers, ledger=ledger)
+    return store.features(base.model, base.tokenizer, exchange_ids(judged, base, options), layers, ledger=ledger)
 
 
 def fit_best(

@@ -81,7 +81,6 @@ def rank_groups(
     prompts, texts, given_ids = groups.flat()
     mine = list(range(len(texts)))[state.process_index :: state.num_processes]
     counted = Ledger()
-    was_training, _ = model.training, model.eval()
     with ledger.phase("reward"):
         exchanges = exchanges_for(
             model,
@@ -94,7 +93,6 @@ def rank_groups(
         )
         states = endpoint_states(model, exchanges.ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
-    model.train(was_training)
     counted.count(reward_calls=len(mine))
     _count_all(ledger, counted)
     return groups.ranked([reward for _, reward in _shared(list(zip(mine, rewards, strict=True)))])
@@ -176,9 +174,7 @@ class EpochRanking(TrainerCallback):
         common = (trainer.args, trainer.ledger)
         if not trainer.args.resample:
             return rank_groups(self.groups, policy, trainer.processing_class, trainer.probes, *common)
-        was_training, _ = policy.training, policy.eval()
         fresh = sample_for(self.groups.prompts, policy, trainer.processing_class, trainer.args, epoch, trainer.ledger)
-        policy.train(was_training)
         # By the probes as they were fitted, on the model that they were fitted on: a reward that its own policy cannot move.
         with trainer.starting_model() as start:
             return rank_groups(fresh, start, trainer.processing_class, trainer.reward, *common)

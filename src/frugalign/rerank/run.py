@@ -12,13 +12,13 @@ from frugalign.artifacts import model_card, write_atomic
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.groups import Groups, groups_of, read_groups
 from frugalign.data.judged import with_prompt
-from frugalign.data.loading import prompt_key
+from frugalign.data.loading import distinct
 from frugalign.data.reading import read_splits
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import LoadedModel, load_model
 from frugalign.rerank.batches import COLUMNS
-from frugalign.rerank.config import RerankConfig
+from frugalign.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.rerank.ranking import ranking_path, sample_for
 from frugalign.rerank.shift import ShiftWatch
 from frugalign.rerank.trainer import RerankTrainer
@@ -130,8 +130,8 @@ def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:
         raise FrugalignError(
             "reward_dataset_name is for reward_refresh_steps, or eval_steps with groups; neither is set."
         )
-    if config.rerank_groups and ranked and config.reward is None:
-        raise FrugalignError("Ranking groups anew needs a representation reward; give reward, or no_rerank_groups.")
+    if ranked:
+        check_reward_of_groups(config, has_reward=config.reward is not None)
 
 
 def _shift_reward(config: RerankConfig, loaded: LoadedModel) -> NamedReward | None:
@@ -152,10 +152,9 @@ def shift_watch(config: RerankConfig, trainer: RerankTrainer, reward: NamedRewar
     first = next(iter(splits))
     rows = splits[next((name for name in ("test", "validation", "train") if name in splits), first)]
     asked = rows["prompt"] if kind == "prompt-only" else [with_prompt(row)[0] for row in rows]
-    prompts = list({prompt_key(prompt): prompt for prompt in asked}.values())
     return ShiftWatch(
         trainer,
-        prompts[: config.shift_prompts],
+        distinct(asked)[: config.shift_prompts],
         reward,
         size=config.sample or _SHIFT_SIZE,
         every=config.shift_steps,
@@ -183,8 +182,7 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
         if found.completion_ids is not None and not _is_mine(found, loaded):
             found = replace(found, completion_ids=None)
         return found if config.reward is None else replace(found, rewards=None)
-    prompts = list({prompt_key(prompt): prompt for prompt in rows["prompt"]}.values())
-    return sample_for(prompts, loaded.model, loaded.tokenizer, config, 0, ledger)
+    return sample_for(distinct(rows["prompt"]), loaded.model, loaded.tokenizer, config, 0, ledger)
 
 
 def _is_mine(groups: Groups, loaded: LoadedModel) -> bool:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr, wasserstein_distance
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from frugalign.artifacts import write_json_atomic
+from frugalign.data.exchanges import completions_of
 from frugalign.data.groups import Groups, read_groups, save_groups
 from frugalign.generation.groups import sample_groups
 from frugalign.generation.loop import SamplingParams
@@ -134,7 +134,6 @@ class ShiftWatch(TrainerCallback):
         """Log-likelihoods of the stored responses, and their rewards by the probes as they were."""
         assert self.stored is not None
         trainer, args = self.trainer, self.trainer.args
-        was_training, _ = model.training, model.eval()
         prompts, texts, ids = self.stored.flat()
         exchanges = exchanges_for(
             model,
@@ -153,16 +152,13 @@ class ShiftWatch(TrainerCallback):
             ledger=trainer.ledger,
         )
         ranked = rank_groups(self.stored, model, trainer.processing_class, self.probes, args, trainer.ledger)
-        model.train(was_training)
         likelihoods = self.stored.ranked([float(row.double().sum()) for row in each]).rewards
         assert likelihoods is not None and ranked.rewards is not None
         return {"log_likelihood": likelihoods, "probe_reward": ranked.rewards}
 
-    @torch.no_grad()
     def _sample(self, epoch: int, model: Any) -> Groups:
         trainer, args = self.trainer, self.trainer.args
-        was_training, _ = model.training, model.eval()
-        found = sample_groups(
+        return sample_groups(
             model,
             trainer.processing_class,
             self.prompts,
@@ -174,20 +170,14 @@ class ShiftWatch(TrainerCallback):
             prompt_format=args.prompt_format,
             ledger=trainer.ledger,
         )
-        model.train(was_training)
-        return found
 
     def _rewards(self, groups: Groups) -> list[list[float]]:
         """Those that apply, prompt by prompt."""
         prompts, texts, ids = groups.flat()
-        completions = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
         found = score(
             [self.reward],
             prompts=prompts,
-            completions=completions,
+            completions=completions_of(prompts, texts),
             completion_ids=ids or [],
             ledger=self.trainer.ledger,
         )

@@ -35,7 +35,7 @@ from frugalign.rerank.confidence import (
     pair_confidence,
     posterior_confidence,
 )
-from frugalign.rerank.config import RerankConfig
+from frugalign.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.rerank.following import FollowPolicy, ProbeFollower
 from frugalign.rerank.ranking import EpochPairs, EpochRanking, rank_groups
 from frugalign.rewards.representation import RepresentationModel, exchanges_for, load_probes
@@ -186,8 +186,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
     # -- what moves between steps ------------------------------------------------------------------------------------------
 
     def _check_groups(self, args: RerankConfig) -> None:
-        if self.probes is None and (args.resample or args.rerank_groups):
-            raise FrugalignError("Ranking groups anew needs a representation reward; give reward, or no_rerank_groups.")
+        check_reward_of_groups(args, has_reward=self.probes is not None)
         if args.dataloader_persistent_workers:
             raise FrugalignError(
                 "dataloader_persistent_workers is not carried over to groups: workers would keep old pairs."
@@ -215,11 +214,9 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         if self.ref_model is not None:
             yield self.accelerator.unwrap_model(self.ref_model)
             return
-        was_training, _ = policy.training, policy.eval()
         # TRL keeps the adapter that a policy came with under this name.
         with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
             yield policy
-        policy.train(was_training)
 
     def replace_pairs(self, pairs: Dataset) -> None:
         """Train on other pairs from now on."""
