@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page_psle import psle
 from benchmarks.page_rerank import chat_rerank, interval, label_noise, probes, rerank_cost, source, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,6 +353,9 @@ SECTIONS = {
     "label_noise": label_noise,
     "chat_rerank": chat_rerank,
     "rerank_cost": rerank_cost,
+    "psle_sandbox": partial(psle, "sandbox"),
+    "psle_chat": partial(psle, "chat"),
+    "psle_stories": partial(psle, "stories"),
     "speed": speed,
     "ladder": ladder,
     "refusal_agreement": refusals,

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from frugalign.proxy.options import ProxyOptions
+from frugalign.psle.options import PSLEOptions
 from frugalign.rerank.options import RerankOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,7 @@ def test_commands_use_flags_that_exist(page: Path, line: str) -> None:
         assert f"--{flag}" in done.stdout, f"{page.name}: {verb} has no --{flag}"
 
 
-OPTIONS = {"proxy": ProxyOptions, "rerank": RerankOptions}
+OPTIONS = {"proxy": ProxyOptions, "psle": PSLEOptions, "rerank": RerankOptions}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
@@ -75,7 +76,7 @@ def test_recipes_have_only_known_keys(path: Path) -> None:
 
 
 def test_the_paper_map_names_functions_that_exist() -> None:
-    rooms = "proxy|rerank|rewards|generation|data|models|metrics"
+    rooms = "proxy|rerank|psle|rewards|generation|data|models|metrics"
     names = re.findall(rf"`((?:{rooms})\.[\w.]+)`", (ROOT / "docs" / "paper-map.md").read_text("utf-8"))
     assert len(names) > 30
     for name in names:

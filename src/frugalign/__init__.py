@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from frugalign.proxy.config import ProxyConfig as ProxyConfig
     from frugalign.proxy.network import ProxyModel as ProxyModel
     from frugalign.proxy.trainer import ProxyTrainer as ProxyTrainer
+    from frugalign.psle.config import PSLEConfig as PSLEConfig
+    from frugalign.psle.trainer import PSLETrainer as PSLETrainer
     from frugalign.rerank.config import RerankConfig as RerankConfig
     from frugalign.rerank.trainer import RerankTrainer as RerankTrainer
     from frugalign.rewards.representation import RepresentationReward as RepresentationReward
@@ -25,6 +27,8 @@ _HOME = {
     "FrugalignError": "errors",
     "GuidedModel": "proxy",
     "Ledger": "ledger",
+    "PSLEConfig": "psle",
+    "PSLETrainer": "psle",
     "ProxyConfig": "proxy",
     "ProxyModel": "proxy",
     "ProxyTrainer": "proxy",

@@ -50,6 +50,13 @@ class Ledger:
         self.reward_calls += reward_calls
         self.optimizer_steps += optimizer_steps
 
+    def add(self, other: Ledger, wall_clock: float = 0.0) -> None:
+        """Add another one's counters and seconds by phase; `wall_clock`: seconds of it that passed before this one was opened."""
+        self.count(other.lm_forward_tokens, other.generated_tokens, other.reward_calls, other.optimizer_steps)
+        for name, seconds in other.seconds.items():
+            self.add_seconds(name, seconds)
+        self._wall_clock_before += wall_clock
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the wall-clock seconds of the block to `seconds[name]`, also when it raises."""

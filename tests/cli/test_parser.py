@@ -178,6 +178,6 @@ def test_a_percent_sign_in_a_help_is_one(capsys: pytest.CaptureFixture[str]) -> 
     """argparse formats the help of a flag, and a description only where it names the program."""
     from frugalign.cli.main import main
 
-    for verb in ("proxy", "evaluate", "demo"):
+    for verb in ("proxy", "psle", "evaluate", "demo"):
         assert main([verb, "--help"]) == 0
         assert "%%" not in capsys.readouterr().out

@@ -70,7 +70,8 @@ def test_a_crash_before_the_move_leaves_no_checkpoint(tmp_path: Path, monkeypatc
         publish_checkpoint(tmp_path, 8, {"beta": 0.2}, keep=2)
     assert find_checkpoint(str(tmp_path), "true") == str(tmp_path / "checkpoint-4")
     begin(tmp_path, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "config.yaml", "metrics.jsonl"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-4", "config.yaml", "costs.json", "metrics.jsonl"]
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from frugalign.cli.parser import Command, parse
 from frugalign.errors import FrugalignError
@@ -46,6 +46,10 @@ class GenerateOptions(AnswerOptions):
         default=None,
         metadata={"help": "One user turn where there is a chat template (auto, chat), or the string as it is (raw)."},
     )
+    principles: str | None = field(
+        default=None,
+        metadata={"help": "Answer under these principles: a set that ships, a file, or package.module:attribute."},
+    )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Cut a longer prompt on the left. Default: the proxy's, else no cut."}
     )
@@ -62,8 +66,14 @@ def run(argv: list[str]) -> int:
 
     from frugalign.evaluation.completing import colour_trace
 
+    prompt: Any = options.prompt
+    if options.principles is not None:
+        from frugalign.psle.principles import load_principles, under_principles
+
+        told = load_principles(options.principles)
+        prompt = under_principles(told, [prompt], completer.tokenizer, options.prompt_format or "auto")[0]
     answer = completer.answer(
-        options.prompt,
+        prompt,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         do_sample=options.do_sample,

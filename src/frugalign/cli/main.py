@@ -22,6 +22,7 @@ VERBS = {
     "proxy": "train a proxy for a frozen model (Proxy-RLHF)",
     "reward": "train a reward on a model's own hidden states",
     "rerank": "align a model on stored preferences, its own states weighing them",
+    "psle": "align a model by its own answers under written principles",
     "generate": "answer one prompt, with or without a proxy",
     "chat": "talk to a model, with or without a proxy",
     "evaluate": "measure a policy against its base on prompts",

@@ -11,7 +11,9 @@ from frugalign.cli.parser import Command, parse
 class ReportOptions:
     """Options of `frugalign report`."""
 
-    run: str = field(metadata={"help": "A run folder, with metrics.jsonl or metrics.json in it.", "positional": True})
+    run: str = field(
+        metadata={"help": "A run folder: of a training, of an evaluation, or of rounds.", "positional": True}
+    )
 
 
 COMMAND = Command("report", "Write report.html into a run folder: curves, quality and cost.", ReportOptions)

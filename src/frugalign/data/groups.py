@@ -109,13 +109,16 @@ def save_groups(groups: Groups, path: Path) -> None:
 
 
 def groups_of(rows: Dataset, name: str) -> Groups:
-    """The groups that a data set with a column `completions` holds; its ids and rewards are used where every row has them.
+    """The groups that a data set with a column `completions` holds; its ids are used where every row has them, its rewards where every
+    response has one.
 
     Raises:
         FrugalignError: a row whose responses are not at least two texts, or ids or rewards of another number.
     """
     optional = {column: rows[column] for column in ("completion_ids", "rewards") if column in rows.column_names}
     optional = {column: list(values) for column, values in optional.items() if all(values)}
+    if any(isinstance(each, list) and None in each for each in optional.get("rewards", [])):
+        del optional["rewards"]  # not every response has one
     kinds: dict[str, Any] = {"completion_ids": list, "rewards": (int, float)}
     for number, texts in enumerate(rows["completions"]):
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):

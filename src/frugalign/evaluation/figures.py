@@ -7,13 +7,13 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-_BASE, _POLICY, _THIRD = "#8a8f98", "#0b6e4f", "#c2571a"
+_BASE, _POLICY, _THIRD, _FOURTH = "#8a8f98", "#0b6e4f", "#c2571a", "#5b4b8a"
 
 
 def curve(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], ylabel: str, xlabel: str = "step") -> str:
     """Lines over training steps: (label, steps, values) each."""
     figure, axes = _axes()
-    for (label, steps, values), colour in zip(series, (_POLICY, _THIRD, _BASE, "#5b4b8a"), strict=False):
+    for (label, steps, values), colour in zip(series, (_POLICY, _THIRD, _BASE, _FOURTH), strict=False):
         axes.plot(steps, values, label=label, color=colour, linewidth=1.8, marker="o" if len(steps) < 3 else None)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -28,12 +28,13 @@ def distributions(
     xlabel: str,
     labels: tuple[str, str] = ("base", "policy"),
     of: str = "completions",
+    span: tuple[float, float] | None = None,
 ) -> str:
-    """Histograms of a reward over completions, the base's and the policy's, on common bins."""
+    """Histograms of a reward over completions, the base's and the policy's, on common bins: from the lowest to the highest, or over `span`."""
     import numpy as np
 
     figure, axes = _axes()
-    low, high = min(*before, *after), max(*before, *after)
+    low, high = span or (min(*before, *after), max(*before, *after))
     bins = np.linspace(low, high if high > low else low + 1.0, 25)
     for values, label, colour in ((before, labels[0], _BASE), (after, labels[1], _POLICY)):
         weights = np.full(len(values), 1 / len(values))
@@ -69,6 +70,68 @@ def shares(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str],
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def stacked(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str, ylabel: str) -> str:
+    """A bar for each label, made of one piece for each (name, values)."""
+    figure, axes = _axes()
+    below = [0.0] * len(labels)
+    for (name, values), colour in zip(series, (_POLICY, _THIRD, _BASE, _FOURTH), strict=False):
+        axes.bar(labels, values, width=0.7, bottom=below, label=name, color=colour)
+        below = [low + value for low, value in zip(below, values, strict=True)]
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    return _uri(figure)
+
+
+def over_rounds(
+    series: Sequence[tuple[str, Sequence[int], Sequence[tuple[float, float, float]]]],
+    ylabel: str,
+    xlabel: str,
+    *,
+    level: float | None = None,
+    bottom: float | None = None,
+) -> str:
+    """Points at whole numbers with their intervals: (label, numbers, (value, low, high)) each; `level`: a dashed line across; `bottom`: where the
+    axis begins."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes()
+    if level is not None:
+        axes.axhline(level, color=_BASE, linestyle="--", linewidth=1.2)
+    for (label, numbers, values), colour in zip(series, (_POLICY, _THIRD, _BASE, _FOURTH), strict=False):
+        middle, low, high = zip(*values, strict=True)
+        axes.plot(numbers, middle, label=label, color=colour, linewidth=1.8, marker="o", markersize=4)
+        axes.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def interrupted(
+    series: Sequence[tuple[str, Sequence[tuple[Sequence[float], Sequence[float]]]]],
+    borders: Sequence[float],
+    ylabel: str,
+    xlabel: str = "step",
+) -> str:
+    """Lines in pieces, (label, (steps, values) each), as what is measured changes after each of the `borders` (dotted)."""
+    figure, axes = _axes()
+    for border in borders:
+        axes.axvline(border + 0.5, color=_BASE, linestyle=":", linewidth=1.0)
+    for (label, pieces), colour in zip(series, (_POLICY, _THIRD), strict=False):
+        for number, (steps, values) in enumerate(pieces):
+            name = label if number == 0 else None
+            axes.plot(steps, values, label=name, color=colour, linewidth=1.6, marker="o", markersize=3)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return _uri(figure)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,10 @@ from typing import Any
 from frugalign.artifacts import write_atomic
 from frugalign.errors import FrugalignError
 from frugalign.evaluation import figures
+from frugalign.evaluation.files import read_json, read_lines
 from frugalign.evaluation.pages import render
+from frugalign.evaluation.round_figures import section
+from frugalign.evaluation.rounds import Rounds, read_rounds, side_by_side
 from frugalign.evaluation.shifting import read_shift
 from frugalign.ledger import Ledger
 
@@ -72,25 +74,31 @@ class _Run:
     samples: list[dict[str, Any]] = field(default_factory=list)
     costs: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    rounds: Rounds | None = None
 
 
 def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` into a run folder: settings, learning curve, quality before and after, cost, samples.
 
-    The folder is a training's (`metrics.jsonl`), an evaluation's (`metrics.json`), or a training's with an evaluation
-    in it or in a folder directly below it.
+    The folder is a training's (`metrics.jsonl`, or `round-*` folders of which one is finished), an evaluation's (`metrics.json`),
+    or a training's with an evaluation in it or in a folder directly below it.
 
     Raises:
-        FrugalignError: for a folder that is neither.
+        FrugalignError: for a folder that is none of them.
     """
     folder = Path(run_folder).expanduser()
     run = _read(folder)
+    after, pairs = side_by_side(run.rounds) if run.rounds else (0, [])
     page = render(
         "report.html",
         title=folder.resolve().name,
         settings={key: value for key, value in run.settings.items() if value is not None and value != []},
         curves=_curves(run.log) + _confidence(run.log),
         shift=read_shift(run.log, run.shift),
+        rounds=section(run.rounds) if run.rounds else None,
+        round_samples=[_shown(pair) for pair in _pick(pairs)],
+        n_round_samples=len(pairs),
+        rounds_before_samples=after,
         distributions=_distributions(run.samples),
         rows=_rows(run.metrics),
         metrics=run.metrics,
@@ -106,7 +114,7 @@ def write_report(run_folder: str | Path) -> Path:
 
 def read_samples(run_folder: str | Path, n: int = _SAMPLES) -> list[dict[str, Any]]:
     """`n` lines of an evaluation's samples.jsonl, evenly spread: not chosen by their reward."""
-    return _pick(_lines(Path(run_folder) / "samples.jsonl"), n)
+    return _pick(read_lines(Path(run_folder) / "samples.jsonl"), n)
 
 
 def _read(folder: Path) -> _Run:
@@ -116,56 +124,42 @@ def _read(folder: Path) -> _Run:
     if not (folder / "metrics.json").is_file():
         below = sorted(folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
         evaluated = below[-1].parent if below else folder
-    run = _Run()
+    run = _Run(rounds=read_rounds(folder))
     log = folder / "metrics.jsonl"
-    if not log.is_file() and not (evaluated / "metrics.json").is_file():
+    if not log.is_file() and not (evaluated / "metrics.json").is_file() and run.rounds is None:
+        if any(folder.glob("round-*")):
+            raise FrugalignError(
+                f"{folder} holds no finished round: none of its round-* folders has a manifest.json yet."
+            )
         raise FrugalignError(f"{folder} is not a run folder: it holds neither metrics.jsonl nor metrics.json.")
-    run.metrics.update(_json(evaluated / "metrics.json"))
-    run.log.extend(_lines(log))
-    run.shift.update(_json(folder / "shift.json"))
-    run.samples.extend(_lines(evaluated / "samples.jsonl"))
+    run.metrics.update(read_json(evaluated / "metrics.json"))
+    run.log.extend(read_lines(log))
+    run.shift.update(read_json(folder / "shift.json"))
+    run.samples.extend(read_lines(evaluated / "samples.jsonl"))
     if (folder / "config.yaml").is_file():
         import yaml
 
         run.settings.update(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {})
     run.settings.update({f"evaluation: {key}": value for key, value in run.metrics.get("settings", {}).items()})
     training, evaluation = folder / "costs.json", evaluated / "evaluation_costs.json"
-    if evaluated != folder or not run.log:
+    trained = bool(run.log) or run.rounds is not None
+    if evaluated != folder or not trained:
         evaluation = evaluated / "costs.json"
-    for title, path in (("Training", training if run.log else None), ("Evaluation", evaluation)):
-        costs = _json(path) if path is not None else {}
+    for title, path in (("Training", training if trained else None), ("Evaluation", evaluation)):
+        costs = read_json(path) if path is not None else {}
         if costs:
             run.costs.append((title, _cost_rows(costs)))
-    found = {
-        "the settings (config.yaml)": run.settings,
-        "the learning curve (metrics.jsonl)": run.log,
-        "the evaluation (metrics.json)": run.metrics,
-        "samples and reward distributions (samples.jsonl)": run.samples,
-        "the costs (costs.json)": run.costs,
-    }
+    found: dict[str, Any] = {"the settings (config.yaml)": run.settings}
+    if run.rounds is None:  # else each round has its own
+        found |= {
+            "the learning curve (metrics.jsonl)": run.log,
+            "the evaluation (metrics.json)": run.metrics,
+            "samples and reward distributions (samples.jsonl)": run.samples,
+        }
+    found["the costs (costs.json)"] = run.costs
     run.missing.extend(name for name, content in found.items() if not content)
+    run.missing.extend(run.rounds.missing if run.rounds else [])
     return run
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FrugalignError(f"{path} is not valid JSON: {error}.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; one that a crash cut short is left out."""
-    found: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
-        try:
-            found.append(json.loads(text))
-        except ValueError:
-            continue
-    return found
 
 
 def _cost_rows(costs: Mapping[str, Any]) -> list[tuple[str, str]]:

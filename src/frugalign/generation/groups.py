@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.data.groups import Groups, group_line
 from frugalign.data.templating import encode_prompts
-from frugalign.generation.loop import SamplingParams, generate
+from frugalign.generation.loop import SamplingParams, common_prefix, generate
 from frugalign.generation.noise import row_keys
 from frugalign.ledger import Ledger
 from frugalign.models.loading import context_length
@@ -33,6 +33,7 @@ def sample_groups(
     epoch: int = 0,
     batch_size: int = 64,
     prompt_format: str = "auto",
+    share_prefix: bool = False,
     partial: Path | None = None,
     ledger: Ledger | None = None,
 ) -> Groups:
@@ -41,6 +42,7 @@ def sample_groups(
     Args:
         numbers: the prompts' numbers in their data set, which the noise depends on; default 0, 1, ….
         epoch: another one gives other samples.
+        share_prefix: feed what all prompts begin with once per chunk, not once per response.
         partial: a file that keeps what is finished; one that an interrupted call with the same arguments and model left is gone on
             with, and it is deleted at the end by whoever has saved the groups elsewhere.
 
@@ -55,6 +57,7 @@ def sample_groups(
         max_new_tokens=params.max_new_tokens,
         prompt_format=prompt_format,
     ).ids
+    shared = common_prefix(prompt_ids) if share_prefix else 0
     key = "" if partial is None else _key(model, prompt_ids, numbers, size, params, seed, epoch)
     found = _finished(partial, key)
     per_chunk = max(1, _CHUNK * batch_size // size)
@@ -69,6 +72,7 @@ def sample_groups(
                 seed, epoch, [numbers[row] for row in rows for _ in range(size)], list(range(size)) * len(rows)
             ),
             batch_size=batch_size,
+            shared_prefix=shared,
             ledger=ledger,
         )
         texts = tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from frugalign.errors import FrugalignError
 from frugalign.generation.guide import BaseGuide, Emission, Guide, Lookahead, TokenTrace
@@ -24,6 +25,10 @@ from frugalign.models.loading import end_token_ids
 
 _COMPACT_BELOW = 0.75
 """Finished rows leave the batch when less than this share of it is alive: copying the cache costs a step or so."""
+
+
+_COUNTS_PADDING = {"mpt", "gpt_neo"}
+"""Architectures whose attention counts places in the cache, padding too: no prefix is shared."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def generate(
     batch_size: int = 64,
     observer: Observer | None = None,
     state_layers: Sequence[int] = (),
+    shared_prefix: int = 0,
     ledger: Ledger | None = None,
     record_trace: bool = False,
 ) -> Generation:
@@ -88,6 +94,8 @@ def generate(
         guide: chooses the tokens; default: the base at `params.temperature`.
         state_layers: indices into Hugging Face's `hidden_states` whose endpoint states are returned. Rows that have ended stay for
             the step that feeds their last token, and a batch takes one step more (both counted in the ledger).
+        shared_prefix: so many first tokens are the same in all prompts (see `common_prefix`); they are fed once, and every batch goes on
+            from a copy of that cache (where the model allows it: see `_can_go_on`).
 
     Raises:
         FrugalignError: for an empty prompt, or a base that cannot be guided.
@@ -106,13 +114,43 @@ def generate(
     # Neighbours in length share a batch: less padding, same completions.
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
     with evaluating(model), Forward(model) as forward:
+        prefix = None
+        if shared_prefix:
+            prefix = forward(torch.tensor([list(prompt_ids[0][:shared_prefix])], device=device)).cache
+            if ledger is not None:
+                ledger.count(lm_forward_tokens=shared_prefix)
+            longest = len(prompt_ids[order[0]]) + params.max_new_tokens
+            if model.config.model_type in _COUNTS_PADDING or not _can_go_on(prefix, longest):
+                prefix = None
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = _Batch(
                 forward, [prompt_ids[row] for row in rows], torch.tensor(rows), keys[rows], tokenizer, device
             )
+            if prefix is not None:
+                batch.begin_after(prefix, shared_prefix)
             _decode(batch, guide, params, end_token_ids(model, tokenizer), result, observer, state_layers, ledger)
     return result.finish()
+
+
+def common_prefix(prompt_ids: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts have in common, at least one of each left over."""
+    if not prompt_ids:
+        return 0
+    rows = [list(ids) for ids in prompt_ids]
+    first, last = min(rows), max(rows)  # what the least and the greatest share, all share
+    shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return max(0, min(shared, min(map(len, prompt_ids)) - 1))
+
+
+def _can_go_on(prefix: Any, longest: int) -> bool:
+    """Whether rows of up to `longest` tokens may go on from this one-row cache with padding after it: attention leaves the padding out, but a
+    sliding window would count it, and a convolution or a recurrence read it."""
+    layers = getattr(prefix, "layers", [])
+    return bool(layers) and all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= longest)
+        for layer in layers
+    )
 
 
 def _decode(
@@ -190,6 +228,18 @@ class _Batch:
         self.pending = torch.zeros_like(self.alive)
         self.cache: Any = None
 
+    def begin_after(self, prefix: Any, length: int) -> None:
+        """Leave out the first `length` tokens of every row: they are in the one-row cache `prefix`, which stays as it is."""
+        self.cache = copy_cache(prefix)
+        self.cache.batch_repeat_interleave(len(self.rows))
+        lengths = self.mask.sum(-1) - length
+        width = int(lengths.max())
+        # The padding comes between the prefix and the rest of a shorter row.
+        self.input_ids = self.input_ids[:, -width:]
+        own = torch.arange(width, device=self.device) >= width - lengths[:, None]
+        self.mask = torch.cat([self.mask.new_ones(len(self.rows), length), own.to(self.mask)], 1)
+        self.positions = (self.mask.cumsum(-1) - 1)[:, length:]
+
     def step(self, ledger: Ledger | None, state_layers: Sequence[int], result: _Accumulator) -> tuple[Tensor, Tensor]:
         """Feed what is new; returns the head's input `[b, D]` and the logits `[b, V]` at the last position.
 
@@ -209,8 +259,7 @@ class _Batch:
             result.add_states(self.rows[done.cpu()], states)
             self.pending = torch.zeros_like(self.pending)
         if ledger is not None:
-            fed = int(self.mask.sum()) if self.input_ids.shape[1] > 1 else len(self.rows)
-            ledger.count(lm_forward_tokens=fed)
+            ledger.count(lm_forward_tokens=int(self.mask[:, -self.input_ids.shape[1] :].sum()))
         return output.hidden[:, -1], output.logits[:, -1]
 
     def append(self, token: Tensor) -> None:

@@ -58,9 +58,9 @@ def sequence_kl(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         prompts, completions = [prompt_ids[row] for row in chosen], [completion_ids[row] for row in chosen]
-        with Forward(policy_model) as forward:
+        with evaluating(policy_model), Forward(policy_model) as forward:
             policy = dict(_completion_logits(forward, prompts, completions, batch_size, ledger))
-        with enter(), Forward(base_model) as forward:
+        with enter(), evaluating(base_model), Forward(base_model) as forward:
             for index, logits in _completion_logits(forward, prompts, completions, batch_size, ledger):
                 log_pi = torch.log_softmax(policy[index].to(logits.device) / temperature, -1)
                 log_p = torch.log_softmax(logits / temperature, -1)

@@ -132,7 +132,7 @@ class RerankOptions:
     num_train_epochs: float = option(1, "Passes over the pairs.")
     max_steps: int = option(-1, "Optimiser steps, in place of epochs.")
     per_device_train_batch_size: int = option(16, "Pairs of a step on one device.")
-    learning_rate: float = option(1e-4, "Peak learning rate (of a LoRA; a tenth of it for every weight).")
+    learning_rate: float = option(1e-4, "Peak learning rate of a LoRA; for every weight try a tenth of it.")
     lr_scheduler_type: str = option("linear", "Learning-rate schedule, as in transformers.")
     warmup_steps: float = option(0, "Warm-up steps.")
     logging_steps: float = option(10, "Log every so many steps.")

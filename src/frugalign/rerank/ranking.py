@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
@@ -24,6 +23,7 @@ from frugalign.ledger import Ledger
 from frugalign.models.states import endpoint_states
 from frugalign.rerank.options import RerankOptions
 from frugalign.rewards.representation import RepresentationModel, exchanges_for
+from frugalign.training.processes import count_all, my_rows, shared
 from frugalign.training.run_folder import saving
 
 FOLDER = "groups"
@@ -43,9 +43,8 @@ def sample_for(
     ledger: Ledger,
 ) -> Groups:
     """`options.sample` responses to every prompt from the model as it is; processes share the prompts, a killed one goes on."""
-    state = PartialState()
-    mine = list(range(len(prompts)))[state.process_index :: state.num_processes]
-    partial = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}-{state.process_index}.partial"
+    mine = my_rows(len(prompts))
+    partial = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}-{PartialState().process_index}.partial"
     counted = Ledger()
     with ledger.phase("rollout"), saving(partial):
         found = sample_groups(
@@ -62,9 +61,9 @@ def sample_for(
             partial=partial,
             ledger=counted,
         )
-    _count_all(ledger, counted)
+    count_all(ledger, counted)
     ids = found.completion_ids or []
-    every = _shared([(number, found.completions[place], ids[place]) for place, number in enumerate(mine)])
+    every = shared([(number, found.completions[place], ids[place]) for place, number in enumerate(mine)])
     return Groups(list(prompts), [texts for _, texts, _ in every], [each for _, _, each in every])
 
 
@@ -77,9 +76,8 @@ def rank_groups(
     ledger: Ledger,
 ) -> Groups:
     """The groups with calibrated rewards from the states of the model as it is: one forward pass over every response."""
-    state = PartialState()
     prompts, texts, given_ids = groups.flat()
-    mine = list(range(len(texts)))[state.process_index :: state.num_processes]
+    mine = my_rows(len(texts))
     counted = Ledger()
     with ledger.phase("reward"):
         exchanges = exchanges_for(
@@ -94,19 +92,8 @@ def rank_groups(
         states = endpoint_states(model, exchanges.ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
     counted.count(reward_calls=len(mine))
-    _count_all(ledger, counted)
-    return groups.ranked([reward for _, reward in _shared(list(zip(mine, rewards, strict=True)))])
-
-
-def _count_all(ledger: Ledger, mine: Ledger) -> None:
-    """Add what all processes counted."""
-    for tokens, generated, calls in gather_object([(mine.lm_forward_tokens, mine.generated_tokens, mine.reward_calls)]):
-        ledger.count(tokens, generated, calls)
-
-
-def _shared(rows: list[Any]) -> list[Any]:
-    """The rows of all processes, in the order of their first entries."""
-    return sorted(gather_object(rows), key=lambda row: row[0])
+    count_all(ledger, counted)
+    return groups.ranked([reward for _, reward in shared(list(zip(mine, rewards, strict=True)))])
 
 
 class EpochPairs(TorchDataset[dict[str, Any]]):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from frugalign.artifacts import model_card, write_atomic
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.groups import Groups, groups_of, read_groups
 from frugalign.data.judged import with_prompt
@@ -26,8 +24,9 @@ from frugalign.rewards.loading import NamedReward, load_reward
 from frugalign.rewards.representation import load_probes
 from frugalign.training.checkpoints import find_checkpoint, refuse_earlier_run
 from frugalign.training.options import policy_arguments
+from frugalign.training.policy import save_policy
 from frugalign.training.progress import TrainingProgress
-from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
+from frugalign.training.run_folder import open_run_folder
 
 _SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "confidence/mean")
 _HELD_OUT = 0.1
@@ -90,7 +89,16 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
         trainer.add_callback(shift_watch(config, trainer, shift_reward))
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_policy(trainer, folder)
+    if trainer.is_world_process_zero():
+        save_policy(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            config,
+            trainer.ledger,
+            folder,
+            done="re-ranked",
+            description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",
+        )
     return trainer
 
 
@@ -192,26 +200,3 @@ def _is_mine(groups: Groups, loaded: LoadedModel) -> bool:
         return ids is not None and loaded.tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
     except (IndexError, OverflowError, TypeError):  # ids that this tokenizer does not have
         return False
-
-
-def save_policy(trainer: RerankTrainer, folder: Path) -> None:
-    """Write the adapter or the model, its card and the costs into the run folder."""
-    if not trainer.is_world_process_zero():
-        return
-    args: Any = trainer.args
-    policy: Any = trainer.accelerator.unwrap_model(trainer.model)
-    with saving(folder / "model.safetensors"):
-        policy.save_pretrained(folder)
-        tokenizer: Any = trainer.processing_class
-        tokenizer.save_pretrained(folder)
-    kind = "adapter" if args.use_peft else "policy"
-    card = model_card(
-        title=f"{args.model_name_or_path or 'a causal language model'}, re-ranked",
-        description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",
-        base_model=str(args.model_name_or_path or ""),
-        settings=args.options(),
-        costs=trainer.ledger.table(),
-        usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
-    )
-    write_atomic(folder / "README.md", card)
-    trainer.ledger.save(folder / COSTS_FILE)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -41,6 +41,7 @@ from frugalign.rerank.ranking import EpochPairs, EpochRanking, rank_groups
 from frugalign.rewards.representation import RepresentationModel, exchanges_for, load_probes
 from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.options import policy_arguments
+from frugalign.training.policy import lora_of
 from frugalign.training.run_folder import RunFolder
 
 _BINS = 10
@@ -106,9 +107,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         self.reward = copy.deepcopy(self.probes)  # as it was fitted, whatever the probes follow
         self._ranking: dict[str, float] = {}
         if peft_config == "default":
-            peft_config = LoraConfig(
-                r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
+            peft_config = lora_of(args)
         self._start = model
         self.ledger = ledger or Ledger()
         callbacks = [RunFolder(self.ledger, args.resolved()), *(callbacks or [])]

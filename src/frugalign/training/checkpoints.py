@@ -21,6 +21,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
+from frugalign.training.options import is_resuming
 from frugalign.training.run_folder import COSTS_FILE, METRICS_FILE, STAGING, saving
 
 STATE_FILE = "frugalign.json"
@@ -160,10 +161,10 @@ def clear_earlier_run(folder: str | Path) -> None:
 def _results(folder: Path) -> list[Path]:
     names = [METRICS_FILE, COSTS_FILE, *_ARTEFACT_FILES, *_EVALUATION_FILES]
     rankings = sorted(folder.glob("groups/*.jsonl"))
-    return [folder / name for name in names if (folder / name).is_file()] + rankings + _checkpoints(folder)
+    return [folder / name for name in names if (folder / name).is_file()] + rankings + checkpoints_in(folder)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """Those that are whole, the oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     whole = [path for path in found if (path / STATE_FILE).is_file()]
@@ -212,10 +213,10 @@ def find_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
     Raises:
         FrugalignError: where there is none.
     """
-    if wanted is None or wanted is False or str(wanted).lower() in ("", "false", "none"):
+    if not is_resuming(wanted):
         return None
     if wanted is True or str(wanted).lower() in ("true", "latest", "1"):
-        found = _checkpoints(Path(output_dir))
+        found = checkpoints_in(Path(output_dir))
         if not found:
             raise FrugalignError(f"There is no checkpoint in {output_dir} to resume from.")
         return str(found[-1])

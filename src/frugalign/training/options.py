@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from frugalign.errors import FrugalignError
 
-_OF_ONE_START = {"resume_from_checkpoint", "overwrite_output_dir"}
+_OF_ONE_START = {"resume_from_checkpoint", "overwrite_output_dir", "from_round"}
 _DERIVED = {
     *("accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "debug", "disable_tqdm"),
     *("eval_strategy", "gradient_checkpointing", "remove_unused_columns", "local_rank", "run_name", "logging_dir"),
@@ -35,6 +35,11 @@ def option(default: Any, text: str) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
+
+
+def is_resuming(wanted: str | bool | None) -> bool:
+    """What `resume_from_checkpoint` says: a folder or `true`, and not nothing or `false`."""
+    return str(wanted or "").lower() not in ("", "false", "none")
 
 
 def model_arguments(options: Any) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class RunFolder(TrainerCallback):
         lines = [line for line in read_metrics(folder) if state.global_step > 0 and line["step"] <= state.global_step]
         write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.config, sort_keys=False))
         write_atomic(folder / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+        self.ledger.save(folder / COSTS_FILE)
 
     def on_log(
         self,

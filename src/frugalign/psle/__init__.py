@@ -1,0 +1,14 @@
+"""Method 3: PSLE, self-enhancement under written principles (arXiv 2408.02599). Importing this package imports no torch."""
+
+from frugalign.names import fetched_on_use
+
+_HOME = {
+    "PSLEConfig": "config",
+    "PSLETrainer": "trainer",
+    "Principles": "principles",
+    "load_principles": "principles",
+    "train_psle": "run",
+}
+__all__ = list(_HOME)
+
+__getattr__ = fetched_on_use(__name__, _HOME)

@@ -1,0 +1,30 @@
+"""PSLE's loss over a batch of couples, and DPO's for the comparison (METHODS §3). Pure functions.
+
+`ℓ(y) = log π(y|x)/|y|` is a response's mean log-likelihood per token, its end token counted.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def ranking_loss(guided: Tensor, plain: Tensor, temperature: float = 0.1) -> Tensor:
+    """`−log σ((ℓ_p − ℓ)/t)` per couple `[B]`: the response under the principles becomes the more likely one to the plain prompt."""
+    return -logsigmoid((guided - plain) / temperature)
+
+
+def imitation_loss(guided: Tensor, plain: Tensor, guided_weight: Tensor, plain_weight: Tensor) -> Tensor:
+    """`−Σ_m w_m·ℓ_m` per couple `[B]`: demonstrations, both responses of it, each by its weight."""
+    return -(guided_weight * guided + plain_weight * plain)
+
+
+def couple_loss(ranking: Tensor, imitation: Tensor, is_ranked: Tensor, sft_weight: float) -> Tensor:
+    """The ranking loss of the couples that are ranked, `η` times the imitation loss of the others, `[B]`; its mean is the loss
+    `(1/N)·[Σ_rank … + η·Σ_wsft …]`."""
+    return ranking.where(is_ranked, sft_weight * imitation)
+
+
+def dpo_loss(guided: Tensor, plain: Tensor, beta: float) -> Tensor:
+    """`−log σ(β·Δ)` per couple `[B]` from *summed* log-ratios to the reference (Rafailov et al. 2023, eq. 7)."""
+    return -logsigmoid(beta * (guided - plain))

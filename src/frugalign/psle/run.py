@@ -1,0 +1,77 @@
+"""What `frugalign psle` does: load, hold out, run the rounds, save; callable from Python with a `PSLEConfig`."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+
+from frugalign.data import held_out_split, load_splits
+from frugalign.errors import FrugalignError
+from frugalign.ledger import Ledger
+from frugalign.models.loading import load_model
+from frugalign.psle.config import PSLEConfig
+from frugalign.psle.trainer import PSLETrainer
+from frugalign.rewards.loading import load_rewards
+from frugalign.training.options import policy_arguments
+from frugalign.training.policy import save_policy
+from frugalign.training.run_folder import open_run_folder
+
+_HELD_OUT = 0.1
+
+
+def train_psle(config: PSLEConfig) -> PSLETrainer:
+    """Align a model by its own responses under principles, as `config` says; leaves a folder per round and, in the run folder, the last round's
+    adapter (or model), its card, `config.yaml` and the costs.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    needed = ["model_name_or_path", "dataset_name", "reward", *(["principles"] * config.needs_principles)]
+    for name in needed:
+        if not getattr(config, name):
+            raise FrugalignError(f"--{name} is missing.")
+    assert config.model_name_or_path is not None and config.dataset_name is not None
+    ledger = Ledger()
+    train, held_out = prompts_of(config.dataset_name, watch=config.eval_prompts > 0)
+    with ledger.phase("load"):
+        arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
+        loaded = load_model(config.model_name_or_path, **arguments)
+    rewards = load_rewards(config.reward, device=str(loaded.model.device))
+    judges = load_rewards(config.eval_reward, device=str(loaded.model.device)) if config.eval_reward else None
+    trainer = PSLETrainer(
+        loaded.model,
+        rewards,
+        config,
+        train,
+        eval_dataset=held_out,
+        eval_reward_funcs=judges,
+        processing_class=loaded.tokenizer,
+        peft_config="default" if config.use_peft else None,
+        ledger=ledger,
+    )
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if config.process_index == 0:
+        folder = open_run_folder(str(config.output_dir))
+        save_policy(
+            trainer.model,
+            loaded.tokenizer,
+            config,
+            ledger,
+            folder,
+            done="aligned by principles",
+            description=f"Self-enhancement under written principles, method {config.method} (PSLE, arXiv 2408.02599).",
+        )
+    return trainer
+
+
+def prompts_of(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None]:
+    """Prompts to train on and prompts to watch the training by (None unless `watch`): the validation split, else a tenth."""
+    splits = load_splits(name)
+    if set(splits) == {"test"}:
+        raise FrugalignError(f"{name} holds a test split only, and nothing is trained on what it is to be tested on.")
+    train = splits.get("train", next(iter(splits.values())))
+    if not watch:
+        return train, None
+    if "validation" in splits:
+        return train, splits["validation"]
+    # A test split is for the test alone.
+    return held_out_split(train, _HELD_OUT, 0)
