@@ -28,6 +28,10 @@ N = 12
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    make_prompt_files()
+
+
+def make_prompt_files() -> None:
     write("prompts/train.jsonl", [{"prompt": row["prompt"]} for row in make_prompts("train", N, 0)])
     write(
         "prompts/validation.jsonl",
@@ -130,10 +134,24 @@ def test_the_adapter_that_is_left_is_the_last_rounds_and_evaluate_takes_it(capsy
 # -- killed and resumed ---------------------------------------------------------------------------------------------------
 
 
+KILLED = {"save_steps": 2, "sampling_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `KILLED` that nobody killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_prompt_files()
+        assert main(command(**KILLED)) == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize("phase", ["sampling", "scoring", "training", "saving", "looking", "finishing"])
-def test_killed_in_a_phase_of_the_second_round_it_ends_the_same(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {"save_steps": 2, "sampling_batch_size": 4}
-    assert main(command(**flags, output_dir="whole")) == 0
+def test_killed_in_a_phase_of_the_second_round_it_ends_the_same(
+    phase: str, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at = {
         "sampling": (sampling, "sample_groups"),
         "scoring": (sampling, "score"),
@@ -148,10 +166,10 @@ def test_killed_in_a_phase_of_the_second_round_it_ends_the_same(phase: str, monk
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, stopping(getattr(owner, name), well[phase]))
         with pytest.raises(Killed):
-            main(command(**flags))
+            main(command(**KILLED))
     assert not Path("run/round-001/manifest.json").exists()
-    assert main(command(**flags, resume_from_checkpoint="true")) == 0
-    same_end("run")
+    assert main(command(**KILLED, resume_from_checkpoint="true")) == 0
+    same_end("run", str(undisturbed))
 
 
 class Killed(BaseException):
@@ -170,19 +188,16 @@ def stopping(function: Callable[..., Any], after: int) -> Callable[..., Any]:
     return stops
 
 
-def test_sigkill_anywhere_and_the_same_command_again() -> None:
+def test_sigkill_anywhere_and_the_same_command_again(undisturbed: Path) -> None:
     """At moments that the clock chooses, until a run gets through."""
-    flags = {"save_steps": 1, "sampling_batch_size": 4, "resume_from_checkpoint": None}
-    assert main(command(**flags, output_dir="whole")) == 0
     marks = (
         "round-000/.plain-0.partial",
-        "round-000/responses.jsonl",
         "round-000/checkpoint-2",
         "round-001/responses.jsonl",
     )
     for mark in marks:
         resume = "true" if any(Path("run").glob("round-*")) else None
-        words = command(**flags | {"resume_from_checkpoint": resume})
+        words = command(**KILLED | {"resume_from_checkpoint": resume})
         process = subprocess.Popen(
             [sys.executable, "-m", "frugalign.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -192,8 +207,8 @@ def test_sigkill_anywhere_and_the_same_command_again() -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not Path("run/adapter_model.safetensors").exists(), "killed each time"
-    assert main(command(**flags | {"resume_from_checkpoint": "true"})) == 0
-    same_end("run")
+    assert main(command(**KILLED | {"resume_from_checkpoint": "true"})) == 0
+    same_end("run", str(undisturbed))
 
 
 def test_more_rounds_go_on_and_a_round_can_be_trained_again() -> None:
