@@ -55,6 +55,8 @@ CHOOSING_SEED = 10
 GRID = [(rate, beta) for rate in (2e-4, 4e-4) for beta in (0.03, 0.1, 0.3)]
 EPOCHS, BATCH, EVERY = 2, 16, 21
 TEST_SEED = 61_000
+FIXED_KL = 0.1
+"""Nats that every run passes before any of them becomes unstable: a second reading, which no choice of a best point moves."""
 
 STORED: dict[str, dict[str, Any]] = {
     "DPO": {"confidence": "constant"},
@@ -384,6 +386,7 @@ def compare(methods: tuple[str, ...], noise: float, settings: dict[str, tuple[fl
             for measure in MEASURES
         }
         reached = [at_kl(run["points"], kl, "gold")[1] for run, kl in zip(each, marks, strict=True)]
+        fixed = [at_kl(run["points"], FIXED_KL, "gold") for run in each]
         own = [best_point(run["points"]) for run in each]
         found[method] = {
             "setting": settings[method],
@@ -392,6 +395,17 @@ def compare(methods: tuple[str, ...], noise: float, settings: dict[str, tuple[fl
                 [a - b for a, b in zip(read[method]["gold"], read["DPO"]["gold"], strict=True)]
             ),
             "seeds_that_reach_the_kl": sum(reached),
+            "at_fixed_kl": {
+                "seeds_that_reach_it": sum(there for _, there in fixed),
+                "difference_to_DPO": interval(
+                    [
+                        gold - at_kl(run["points"], FIXED_KL, "gold")[0]
+                        for (gold, _), run in zip(fixed, runs["DPO"], strict=True)
+                    ]
+                ),
+            },
+            "well_formed_at_the_end": [run["points"][-1]["well_formed"] for run in each],
+            "kl_at_the_end": [run["points"][-1]["kl"] for run in each],
             "own_best_point": {
                 key: statistics.mean(point[key] for point in own) for key in ("accuracy", "kl", *MEASURES)
             },
