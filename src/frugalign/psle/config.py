@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from transformers import TrainingArguments
 
 from frugalign.errors import FrugalignError
@@ -61,6 +62,8 @@ class PSLEConfig(RunOptions, PSLEOptions, TrainingArguments):
         if self.output_dir is None:
             self.output_dir = "runs/psle"
         self.remove_unused_columns = False
+        # Without an accelerator torch warns of it in every round.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu and torch.cuda.is_available()
         try:
             super().__post_init__()
         except ValueError as error:
