@@ -82,7 +82,9 @@ def psle(task: str, result: dict[str, Any]) -> str:
     if "methods" in result:
         text.append(_rows(task, result["methods"], "psle"))
         settings = "; ".join(
-            f"{name} " + ", ".join(f"{key} {value:g}" for key, value in row["setting"].items())
+            f"{name} "
+            + ", ".join(f"{key} {value:g}" for key, value in row["setting"].items())
+            + f", round {row['stop_after']}"
             for name, row in result["methods"].items()
         )
         text.append(

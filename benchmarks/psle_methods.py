@@ -2,9 +2,9 @@
 
     FRUGALIGN_TRIALS=folder python -m benchmarks.psle_methods --task sandbox [--jobs 2] [--part methods|ablations|prompts]
 
-All methods run in one frame: the same prompts, generated tokens and optimiser steps. Six settings each run with one seed; the one whose policy gets the
-most of the *training* reward on validation prompts after the last round is frozen; five other seeds then run with it, and only these read the test
-prompts, by measures that training never saw. Ablations change one thing of PSLE's frozen setting and keep the rest. A finished cell is not run twice;
+All methods run in one frame: the same prompts, generated tokens and optimiser steps. Six settings each run with one seed; the setting, and the round after which to
+stop, are frozen by the main judge on validation prompts; five other seeds then run with them, and only these read the test prompts. (By the training reward every
+method that ranks chose a policy that exploits it: gold −2 at hundreds of nats.) Ablations change one thing of PSLE's frozen setting and keep the rest. A finished cell is not run twice;
 cells are under runs/psle-methods.
 """
 
@@ -33,11 +33,11 @@ RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs/psle-methods")
 SEEDS, CHOOSING_SEED = (1, 2, 3, 4, 5), 0
 _RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 3e-3)
-_RANKED = [{"learning_rate": rate, "ranking_temperature": t} for rate in (3e-4, 1e-3, 3e-3) for t in (0.1, 0.5)]
+_RANKED = [{"learning_rate": rate, "ranking_temperature": t} for rate in (1e-4, 3e-4, 1e-3) for t in (0.1, 0.5)]
 METHODS: dict[str, list[dict[str, float]]] = {
     "psle": _RANKED,
     "rejection": _RANKED,
-    "dpo": [{"learning_rate": rate, "beta": beta} for rate in (3e-4, 1e-3, 3e-3) for beta in (0.1, 0.5)],
+    "dpo": [{"learning_rate": rate, "beta": beta} for rate in (1e-4, 3e-4, 1e-3) for beta in (0.1, 0.5)],
     "context_distillation": [{"learning_rate": rate} for rate in _RATES],
     "raft": [{"learning_rate": rate} for rate in _RATES],
     "sft": [{"learning_rate": rate} for rate in _RATES],
@@ -83,7 +83,8 @@ def run_cell(cell: dict[str, Any]) -> None:
         reward=[task.reward],
         output_dir=str(run),
         seed=cell["seed"],
-        eval_prompts=256 if chooses else 0,
+        eval_reward=[task.judges[0]],
+        eval_prompts=256 if chooses else 1,
         resume_from_checkpoint="true" if begun else None,
         use_cpu=True,
         disable_tqdm=True,
@@ -101,14 +102,16 @@ def run_cell(cell: dict[str, Any]) -> None:
         "use_of_raft": [manifest["use_of_raft"] for manifest in manifests],
     }
     if chooses:
-        found["validation"] = json.loads((rounds[-1] / "evaluation.json").read_text())["reward"]["mean"]
+        judge = task.judges[0].rsplit(":", 1)[1]
+        looks = [json.loads((each / "evaluation.json").read_text())["by_reward"][judge]["mean"] for each in rounds]
+        found["validation"], found["stop_after"] = max(looks), looks.index(max(looks))
     else:
         found["test"] = evaluate(
             task.model,
             dataset_name=task.dataset,
             split="test",
             reward=[*task.judges, task.reward],
-            adapter=str(run),
+            adapter=str(rounds[int(cell["stop_after"])]),
             max_new_tokens=config.max_new_tokens,
             seed=1000 + cell["seed"],
             device_map="cpu",
@@ -134,16 +137,29 @@ def result_of(cell: dict[str, Any]) -> dict[str, Any]:
 # -- all cells ----------------------------------------------------------------------------------------------------------
 
 
-def cell_of(task: str, name: str, setting: dict[str, float], seed: int, kind: str, **options: Any) -> dict[str, Any]:
-    """One run: its `name` in the tables, its `setting`, and what else is not the task's default."""
-    return {"task": task, "name": name, "setting": setting, "seed": seed, "kind": kind, "options": options}
+def cell_of(
+    task: str, name: str, chosen: tuple[dict[str, float], int], seed: int, kind: str, **options: Any
+) -> dict[str, Any]:
+    """One run: its `name` in the tables, its setting, the round whose policy is tested, and what else is not the task's default."""
+    return {
+        "task": task,
+        "name": name,
+        "setting": chosen[0],
+        "stop_after": chosen[1],
+        "seed": seed,
+        "kind": kind,
+        "options": options,
+    }
 
 
-def chosen_setting(task: str, method: str, jobs: int) -> dict[str, float]:
-    """The setting with the highest training reward on validation prompts, the earliest of equals."""
-    cells = [cell_of(task, method, setting, CHOOSING_SEED, "choosing", method=method) for setting in METHODS[method]]
+def chosen_setting(task: str, method: str, jobs: int) -> tuple[dict[str, float], int]:
+    """The setting, and the round, with the highest judge on validation prompts, the earliest of equals."""
+    cells = [
+        cell_of(task, method, (setting, 0), CHOOSING_SEED, "choosing", method=method) for setting in METHODS[method]
+    ]
     run_all(cells, jobs)
-    return max(cells, key=lambda cell: result_of(cell)["validation"])["setting"]
+    best = max((result_of(cell) for cell in cells), key=lambda found: found["validation"])
+    return best["setting"], best["stop_after"]
 
 
 def summary(cells: list[dict[str, Any]], base_of: list[dict[str, Any]]) -> dict[str, Any]:
@@ -156,6 +172,7 @@ def summary(cells: list[dict[str, Any]], base_of: list[dict[str, Any]]) -> dict[
 
     return {
         "setting": cells[0]["setting"],
+        "stop_after": cells[0]["stop_after"],
         "measures": {name: interval([measure(run, name) for run in runs]) for name in names},
         "difference": {
             name: interval([measure(run, name) - measure(other, name) for run, other in zip(runs, others, strict=True)])
