@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page_psle import psle
+from benchmarks.page_psle import psle, psle_prefix
 from benchmarks.page_rerank import chat_rerank, interval, label_noise, probes, rerank_cost, source, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -353,6 +353,7 @@ SECTIONS = {
     "label_noise": label_noise,
     "chat_rerank": chat_rerank,
     "rerank_cost": rerank_cost,
+    "psle_prefix": psle_prefix,
     "psle_sandbox": partial(psle, "sandbox"),
     "psle_chat": partial(psle, "chat"),
     "psle_stories": partial(psle, "stories"),

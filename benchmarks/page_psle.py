@@ -8,9 +8,9 @@ from typing import Any
 from benchmarks.page_rerank import source, spread, table
 
 _TITLES = {
-    "sandbox": "### PSLE on the sandbox\n",
-    "chat": "### PSLE on a chat model\n",
-    "stories": "### PSLE on stories\n",
+    "sandbox": "## PSLE on the sandbox\n",
+    "chat": "## PSLE on a chat model\n",
+    "stories": "## PSLE on stories\n",
 }
 _MEASURES: dict[str, dict[str, tuple[str, float, int]]] = {
     "sandbox": {
@@ -91,10 +91,30 @@ def psle(task: str, result: dict[str, Any]) -> str:
             f"Means of five seeds with 95 % t-intervals, paired by seed for differences. Frozen settings, of six each: {settings}.\n"
         )
     if "ablations" in result:
-        text.append("#### One thing changed\n")
+        text.append("### One thing changed\n")
         text.append(_rows(task, result["ablations"], ""))
     if "prompts" in result:
-        text.append("#### Fewer prompts\n")
+        text.append("### Fewer prompts\n")
         text.append("The same rounds and steps; the difference is to PSLE on as many prompts.\n")
         text.append(_rows(task, result["prompts"], ""))
     return "\n".join(text)
+
+
+def psle_prefix(result: dict[str, Any]) -> str:
+    """Prefill with the principles fed once and with every prompt."""
+    rows = [
+        [
+            name,
+            f"{row['prefill']:,}",
+            f"{row['prefill_shared']:,}",
+            f"{row['prefill'] / row['prefill_shared']:.1f}",
+            f"{row['seconds']:.1f}",
+            f"{row['seconds_shared']:.1f}",
+            "yes" if row["same_responses"] else "no",
+        ]
+        for name, row in result.items()
+        if isinstance(row, dict)
+    ]
+    titles = ["prefill tokens", "… shared", "times fewer", "s", "… shared", "same responses"]
+    text = "Responses to 128 prompts under principles, the principles fed with every prompt or once; seconds of prefill and decoding, medians of three.\n"
+    return "\n".join(["## PSLE: principles fed once\n", source(result), text, table(["", *titles], rows)])
