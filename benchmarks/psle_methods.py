@@ -31,7 +31,7 @@ from frugalign.psle.run import train_psle
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs/psle-methods")
-SEEDS, CHOOSING_SEED = (1, 2, 3, 4, 5), 0
+SEEDS, CHOOSING_SEED = (11, 12, 13, 14, 15), 10
 _RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 3e-3)
 _RANKED = [{"learning_rate": rate, "ranking_temperature": t} for rate in (1e-4, 3e-4, 1e-3) for t in (0.1, 0.5)]
 METHODS: dict[str, list[dict[str, float]]] = {
@@ -113,7 +113,7 @@ def run_cell(cell: dict[str, Any]) -> None:
             reward=[*task.judges, task.reward],
             adapter=str(rounds[int(cell["stop_after"])]),
             max_new_tokens=config.max_new_tokens,
-            seed=1000 + cell["seed"],
+            seed=2000 + cell["seed"],
             device_map="cpu",
         )
     write_json_atomic(folder / "cell.json", cell | found)
