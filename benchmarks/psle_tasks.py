@@ -20,6 +20,7 @@ from benchmarks.stories import trials
 from frugalign.artifacts import write_atomic
 from frugalign.metrics import is_refusal
 from frugalign.rewards import load_reward
+from frugalign.sandbox.world import Split, make_prompts
 
 WORK = Path("runs/psle-tasks")
 _EPOCHS = 2
@@ -49,16 +50,29 @@ def _write(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def sandbox() -> Task:
-    """The apothecary: trained on the learned reward, tested by the exact one."""
+    """The apothecary: trained on the learned reward, tested by the exact one on prompts of combinations that no training contains."""
     names = ("gold", "forbidden_served", "over_refusal", "rude", "right_remedy")
     return Task(
         model="frugalign.sandbox:model",
-        dataset="frugalign.sandbox:prompts",
+        dataset=str(WORK / "sandbox" / "prompts"),
         principles="frugalign.sandbox:PRINCIPLES",
         reward="frugalign.sandbox:learned",
         judges=tuple(f"frugalign.sandbox:{name}" for name in names),
         options={"rounds": 4, "prompts_per_round": 256, "max_steps": 32, "max_new_tokens": 64},
+        prepare=_prepare_sandbox,
     )
+
+
+def _prepare_sandbox() -> None:
+    parts: dict[str, tuple[Split, int, int]] = {
+        "train": ("train", 2000, 62_000),
+        "validation": ("train", 256, 62_001),
+        "test": ("test", 600, 62_002),
+    }
+    splits = {name: make_prompts(split, n, seed) for name, (split, n, seed) in parts.items()}
+    trained = {row["prompt"] for row in splits["train"]}
+    splits["validation"] = [row for row in splits["validation"] if row["prompt"] not in trained]
+    _write(WORK / "sandbox" / "prompts", splits)
 
 
 # -- a chat model -------------------------------------------------------------------------------------------------------
