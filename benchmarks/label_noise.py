@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import platform
 import random
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.cells import result_in, run_cells
 from datasets import Dataset
 from scipy.stats import t as student_t
 from transformers import TrainerCallback
@@ -316,8 +316,7 @@ def cell_folder(cell: dict[str, Any]) -> Path:
 
 def result_of(cell: dict[str, Any]) -> dict[str, Any]:
     """The finished cell."""
-    found: dict[str, Any] = json.loads((cell_folder(cell) / "cell.json").read_text())
-    return found
+    return result_in(cell_folder(cell))
 
 
 def make_cell(method: str, noise: float, setting: tuple[float, float], seed: int, judged: bool) -> dict[str, Any]:
@@ -328,11 +327,7 @@ def make_cell(method: str, noise: float, setting: tuple[float, float], seed: int
 
 def run_all(cells: list[dict[str, Any]], jobs: int) -> None:
     """Run what is not finished yet."""
-    open_cells = [cell for cell in cells if not (cell_folder(cell) / "cell.json").is_file()]
-    print(f"{len(open_cells)} of {len(cells)} cells to run", flush=True)
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for number, _ in enumerate(pool.imap_unordered(run_cell, open_cells), start=1):
-            print(f"{number}/{len(open_cells)} {time.strftime('%H:%M:%S')}", flush=True)
+    run_cells(cells, cell_folder, run_cell, jobs)
 
 
 def best_point(points: list[dict[str, float]]) -> dict[str, float]:

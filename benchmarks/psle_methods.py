@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.cells import result_in, run_cells
 from benchmarks.label_noise import interval
 from benchmarks.psle_tasks import TASKS
 
@@ -121,17 +121,12 @@ def run_cell(cell: dict[str, Any]) -> None:
 
 def run_all(cells: list[dict[str, Any]], jobs: int) -> None:
     """Run what is not finished yet."""
-    left = [cell for cell in cells if not (cell_folder(cell) / "cell.json").is_file()]
-    print(f"{len(left)} of {len(cells)} cells to run", flush=True)
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool:
-        for number, _ in enumerate(pool.imap_unordered(run_cell, left), start=1):
-            print(f"{number}/{len(left)} {time.strftime('%H:%M:%S')}", flush=True)
+    run_cells(cells, cell_folder, run_cell, jobs)
 
 
 def result_of(cell: dict[str, Any]) -> dict[str, Any]:
     """The finished cell."""
-    found: dict[str, Any] = json.loads((cell_folder(cell) / "cell.json").read_text())
-    return found
+    return result_in(cell_folder(cell))
 
 
 # -- all cells ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import frugalign.psle.sampling as sampling
 import frugalign.psle.trainer as module
+import frugalign.training.sampling as together
 from frugalign.cli.main import main
 from frugalign.data.groups import read_groups
 from frugalign.psle.responses import read_round
@@ -153,7 +154,7 @@ def test_killed_in_a_phase_of_the_second_round_it_ends_the_same(
     phase: str, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = {
-        "sampling": (sampling, "sample_groups"),
+        "sampling": (together, "sample_groups"),
         "scoring": (sampling, "score"),
         "training": (RoundTrainer, "training_step"),
         "saving": (module.PSLETrainer, "_save"),
@@ -246,7 +247,7 @@ def test_settings_are_held_from_before_the_first_sample(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "sample_groups", stopping(sampling.sample_groups, 1))
+        patch.setattr(together, "sample_groups", stopping(together.sample_groups, 1))
         with pytest.raises(Killed):
             main(command())
     assert main(command(resume_from_checkpoint="true", num_generations=3)) == 2
@@ -291,7 +292,7 @@ def test_mixed_precision_ends_the_same_after_a_kill(monkeypatch: pytest.MonkeyPa
     """accelerate leaves its autocast on the model that it trained; a new process samples without it, and so must this one."""
     assert main(command(bf16="true", output_dir="whole")) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "sample_groups", stopping(sampling.sample_groups, 2))
+        patch.setattr(together, "sample_groups", stopping(together.sample_groups, 2))
         with pytest.raises(Killed):
             main(command(bf16="true"))
     assert main(command(bf16="true", resume_from_checkpoint="true")) == 0
@@ -306,13 +307,7 @@ def test_rewards_of_an_interrupted_scoring_go_to_their_own_rows(
     assert main(command(rounds=1, eval_prompts=0, output_dir="whole")) == 0
     done = read_round(Path("whole/round-000/responses.jsonl"))
     with monkeypatch.context() as patch:
-        calls: list[int] = []
-
-        def every_second_when_scoring(size: int) -> list[int]:
-            calls.append(size)
-            return list(range(size))[1 if len(calls) == 3 else 0 :: 2 if len(calls) == 3 else 1]
-
-        patch.setattr(sampling, "my_rows", every_second_when_scoring)
+        patch.setattr(sampling, "my_rows", lambda size: list(range(1, size, 2)))
         patch.setattr(sampling, "score", stopping(sampling.score, 3))
         with pytest.raises(Killed):
             main(command(rounds=1, eval_prompts=0))
@@ -448,7 +443,7 @@ def test_one_branch_alone_and_rewards_that_say_little_are_logged(
 def test_empty_generations_are_learned_from_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A response that ends at once is its end token: it is scored as the empty text, counted, and weighed like any other."""
     write("prompts/train.jsonl", [{"prompt": row["prompt"]} for row in make_prompts("train", 2, 0)])
-    whole = sampling.sample_groups
+    whole = together.sample_groups
 
     def ends_at_once(*args: Any, **kwargs: Any) -> Any:
         found = whole(*args, **kwargs)
@@ -456,7 +451,7 @@ def test_empty_generations_are_learned_from_as_they_are(monkeypatch: pytest.Monk
         found.completions[0][0], found.completion_ids[0][0] = "", [tokenizer.eos_token_id]
         return found
 
-    monkeypatch.setattr(sampling, "sample_groups", ends_at_once)
+    monkeypatch.setattr(together, "sample_groups", ends_at_once)
     assert main(command(rounds=1, eval_prompts=0)) == 0
     assert manifest(0)["responses"]["empty"] == 2 and manifest(0)["optimizer_steps"] == 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -72,19 +72,7 @@ class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
             if not condition:
                 raise FrugalignError(sentence)
 
-        for name, hint in get_type_hints(ProxyOptions).items():
-            allowed = get_args(hint) if get_origin(hint) is Literal else None
-            value = getattr(self, name)
-            demand(
-                allowed is None or value in allowed,
-                f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed or ()))}.",
-            )
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            demand(
-                value is None or (math.isfinite(value) and value >= least),
-                f"{name} is {value}; it must be at least {least:g}.",
-            )
+        self.check_values(_AT_LEAST)
         demand(self.seed < 2**32, f"seed is {self.seed}; it must be below 2^32.")
         demand(0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1, "adam_beta1 and adam_beta2 must be in [0, 1).")
         for name, reason in _NOT_CARRIED_OVER.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -75,19 +75,7 @@ class PSLEConfig(RunOptions, PSLEOptions, TrainingArguments):
             if not condition:
                 raise FrugalignError(sentence)
 
-        for name, hint in get_type_hints(PSLEOptions).items():
-            allowed = get_args(hint) if get_origin(hint) is Literal else None
-            value = getattr(self, name)
-            demand(
-                allowed is None or value in allowed,
-                f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed or ()))}.",
-            )
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            demand(
-                value is None or (math.isfinite(value) and value >= least),
-                f"{name} is {value}; it must be at least {least}.",
-            )
+        self.check_values(_AT_LEAST)
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
             demand(math.isfinite(value) and value > 0, f"{name} is {value}; it must be above 0.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.errors import FrugalignError
-from frugalign.ledger import Ledger
+from frugalign.ledger import Ledger, read_costs
 from frugalign.psle.config import PSLEConfig
 from frugalign.psle.responses import Round, read_round, split
 from frugalign.training.checkpoints import check_settings, clear_earlier_run, refuse_earlier_run
@@ -50,14 +50,9 @@ def begin(folder: Path, *, overwrite: bool) -> None:
     Raises:
         FrugalignError: where an earlier one is, unless it is to be overwritten.
     """
-    earlier = rounds_in(folder)
-    if earlier and not overwrite:
-        raise FrugalignError(
-            f"{folder} holds an earlier run ({round_folder(folder, earlier[-1]).name}): go on with it by resume_from_checkpoint true, delete it by "
-            "overwrite_output_dir, or choose another output_dir."
-        )
-    refuse_earlier_run(folder, overwrite)
-    for path in [*(round_folder(folder, number) for number in earlier), folder / START_FOLDER]:
+    earlier = [round_folder(folder, number) for number in rounds_in(folder)]
+    refuse_earlier_run(folder, overwrite, [path.name for path in earlier])
+    for path in [*earlier, folder / START_FOLDER]:
         shutil.rmtree(path, ignore_errors=True)
     (folder / RUN_FILE).unlink(missing_ok=True)
     clear_earlier_run(folder)
@@ -102,7 +97,7 @@ def ledger_of(folder: Path) -> Ledger:
     """The round's own ledger, gone on with where the round was begun before."""
     found = Ledger()
     if (folder / COSTS_FILE).is_file():
-        found.load_dict(read_json(folder / COSTS_FILE))
+        found.load_dict(read_costs(folder / COSTS_FILE))
     return found
 
 

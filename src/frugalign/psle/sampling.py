@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
@@ -18,8 +17,6 @@ from frugalign.data.exchanges import completions_of
 from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
 from frugalign.errors import FrugalignError
-from frugalign.generation.groups import sample_groups
-from frugalign.generation.loop import SamplingParams
 from frugalign.ledger import Ledger
 from frugalign.models.loading import context_length
 from frugalign.psle.config import PSLEConfig
@@ -29,6 +26,7 @@ from frugalign.rewards.loading import NamedReward
 from frugalign.rewards.scoring import score
 from frugalign.training.processes import count_all, my_rows, shared
 from frugalign.training.run_folder import saving
+from frugalign.training.sampling import my_partial, sample_together
 
 _CHUNK = 256
 """Responses scored between two lines on the disk."""
@@ -79,60 +77,28 @@ class Sampler:
 
     def sample(self, model: PreTrainedModel, rows: Sequence[int], number: int, folder: Path, ledger: Ledger) -> Groups:
         """`2k` responses to the prompts of these rows: `k` plain ones and `k` under the principles (all plain without any), of round `number`."""
-        k = self.args.num_generations
-        plain = self.dataset[list(rows)]["prompt"]
-        if self.principles is None:
-            return self._sample(model, plain, rows, 2 * k, 2 * number, folder / ".plain", ledger, share=False)
-        return joined(
-            self._sample(model, plain, rows, k, 2 * number, folder / ".plain", ledger, share=False),
-            self._sample(
-                model,
-                self.guided(rows),
-                rows,
-                k,
-                2 * number + 1,
-                folder / ".guided",
-                ledger,
-                share=self.args.share_prefix,
-            ),
-        )
+        k, plain = self.args.num_generations, self.dataset[list(rows)]["prompt"]
 
-    def _sample(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Any],
-        rows: Sequence[int],
-        size: int,
-        epoch: int,
-        partial: Path,
-        ledger: Ledger,
-        *,
-        share: bool,
-    ) -> Groups:
-        args = self.args
-        mine = my_rows(len(rows))
-        partial = partial.with_name(f"{partial.name}-{PartialState().process_index}.partial")
-        counted = Ledger()
-        with ledger.phase("rollout"), saving(partial):
-            found = sample_groups(
+        def sampled(prompts: Sequence[Any], size: int, epoch: int, stem: str, share_prefix: bool = False) -> Groups:
+            return sample_together(
                 model,
                 self.tokenizer,
-                [prompts[place] for place in mine],
+                prompts,
                 size,
-                SamplingParams(args.max_new_tokens, args.temperature),
-                numbers=[rows[place] for place in mine],
-                seed=args.seed,
+                self.args,
                 epoch=epoch,
-                batch_size=args.sampling_batch_size,
-                prompt_format=args.prompt_format,
-                share_prefix=share,
-                partial=partial,
-                ledger=counted,
+                stem=folder / stem,
+                ledger=ledger,
+                numbers=rows,
+                share_prefix=share_prefix,
             )
-        count_all(ledger, counted)
-        ids = found.completion_ids or []
-        every = shared([(place, found.completions[number], ids[number]) for number, place in enumerate(mine)])
-        return Groups(list(prompts), [texts for _, texts, _ in every], [each for _, _, each in every])
+
+        if self.principles is None:
+            return sampled(plain, 2 * k, 2 * number, ".plain")
+        return joined(
+            sampled(plain, k, 2 * number, ".plain"),
+            sampled(self.guided(rows), k, 2 * number + 1, ".guided", self.args.share_prefix),
+        )
 
     def score(
         self,
@@ -150,7 +116,7 @@ class Sampler:
         """
         size = len(groups.completions[0])
         mine = my_rows(len(rows))
-        partial = folder / f".rewards-{PartialState().process_index}.partial"
+        partial = my_partial(folder / ".rewards")
         counted = Ledger()
         with ledger.phase("reward"), saving(partial):
             found = self._score(rewards, groups, rows, mine, size, partial, counted, state)

@@ -10,21 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.errors import FrugalignError
-from frugalign.generation.groups import sample_groups
-from frugalign.generation.loop import SamplingParams
 from frugalign.ledger import Ledger
 from frugalign.models.states import endpoint_states
 from frugalign.rerank.options import RerankOptions
 from frugalign.rewards.representation import RepresentationModel, exchanges_for
 from frugalign.training.processes import count_all, my_rows, shared
 from frugalign.training.run_folder import saving
+from frugalign.training.sampling import sample_together
 
 FOLDER = "groups"
 
@@ -43,28 +41,8 @@ def sample_for(
     ledger: Ledger,
 ) -> Groups:
     """`options.sample` responses to every prompt from the model as it is; processes share the prompts, a killed one goes on."""
-    mine = my_rows(len(prompts))
-    partial = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}-{PartialState().process_index}.partial"
-    counted = Ledger()
-    with ledger.phase("rollout"), saving(partial):
-        found = sample_groups(
-            model,
-            tokenizer,
-            [prompts[number] for number in mine],
-            options.sample,
-            SamplingParams(options.max_new_tokens, options.temperature),
-            numbers=mine,
-            seed=options.seed,
-            epoch=epoch,
-            batch_size=options.sampling_batch_size,
-            prompt_format=options.prompt_format,
-            partial=partial,
-            ledger=counted,
-        )
-    count_all(ledger, counted)
-    ids = found.completion_ids or []
-    every = shared([(number, found.completions[place], ids[place]) for place, number in enumerate(mine)])
-    return Groups(list(prompts), [texts for _, texts, _ in every], [each for _, _, each in every])
+    stem = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}"
+    return sample_together(model, tokenizer, prompts, options.sample, options, epoch=epoch, stem=stem, ledger=ledger)
 
 
 def rank_groups(

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,16 @@ class WholeCheckpoints(ABC):
         self.load_run_state(state)
 
 
-def refuse_earlier_run(folder: str | Path, overwrite: bool) -> None:
+def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] = ()) -> None:
     """Nothing is written over: a folder with an earlier run's checkpoints or artefact is left alone unless asked for.
+    `also`: names of what else a method leaves and the folder holds.
 
     Raises:
         FrugalignError: where there is one.
     """
     marks = ("checkpoint-", "model.safetensors", "adapter_model.safetensors")
     found = [path.name for path in _results(Path(folder)) if path.name.startswith(marks)]
+    found += also
     if found and not overwrite:
         raise FrugalignError(
             f"{folder} holds an earlier run ({sorted(found)[-1]}): go on with it by resume_from_checkpoint true, delete it by "

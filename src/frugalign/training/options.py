@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import MISSING, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from frugalign.errors import FrugalignError
 
@@ -77,6 +79,18 @@ class RunOptions:
     def settings_of_a_run(self) -> dict[str, Any]:
         """Our options that must stay as they are when a run is resumed; JSON-ready."""
         return {name: value for name, value in self.options().items() if name not in _MAY_CHANGE | self.own_may_change}
+
+    def check_values(self, at_least: Mapping[str, float]) -> None:
+        """Raises where one of our options is none of the words that it may be, or a number below its least (None is no number)."""
+        for name, hint in get_type_hints(self.own).items():
+            allowed = get_args(hint) if get_origin(hint) is Literal else None
+            value = getattr(self, name)
+            if allowed is not None and value not in allowed:
+                raise FrugalignError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}.")
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise FrugalignError(f"{name} is {value}; it must be at least {least:g}.")
 
     def resolved(self) -> dict[str, Any]:
         """Every option as it runs, ready for `--config`: our own, and the inherited ones that are not at their defaults."""
