@@ -93,7 +93,7 @@ def pair_groups(groups: Groups) -> tuple[Dataset, Dropped]:
     return Dataset.from_list(rows), Dropped(equal, ties, middles)
 
 
-def group_line(groups: Groups, row: int) -> str:
+def _line(groups: Groups, row: int) -> str:
     """One group as its line of a file."""
     line: dict[str, Any] = {"prompt": groups.prompts[row], "completions": groups.completions[row]}
     if groups.completion_ids is not None:
@@ -105,7 +105,7 @@ def group_line(groups: Groups, row: int) -> str:
 
 def save_groups(groups: Groups, path: Path) -> None:
     """Write the groups as JSONL, whole or not at all."""
-    write_atomic(path, "".join(group_line(groups, row) for row in range(len(groups))))
+    write_atomic(path, "".join(_line(groups, row) for row in range(len(groups))))
 
 
 def groups_of(rows: Dataset, name: str) -> Groups:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalign.data.groups import Groups, group_line
+from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
+from frugalign.data.unfinished import Unfinished
 from frugalign.generation.loop import SamplingParams, common_prefix, generate
 from frugalign.generation.noise import row_keys
 from frugalign.ledger import Ledger
@@ -58,10 +58,10 @@ def sample_groups(
         prompt_format=prompt_format,
     ).ids
     shared = common_prefix(prompt_ids) if share_prefix else 0
-    key = "" if partial is None else _key(model, prompt_ids, numbers, size, params, seed, epoch)
-    found = _finished(partial, key)
+    asked = () if partial is None else (_weights(model), prompt_ids, numbers, size, params, seed, epoch)
+    finished = Unfinished(partial, *asked)
     per_chunk = max(1, _CHUNK * batch_size // size)
-    for start in range(len(found), len(prompts), per_chunk):
+    for start in range(len(finished.rows), len(prompts), per_chunk):
         rows = range(start, min(start + per_chunk, len(prompts)))
         generation = generate(
             model,
@@ -77,42 +77,14 @@ def sample_groups(
         )
         texts = tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)
         parts = [slice(place * size, (place + 1) * size) for place in range(len(rows))]
-        chunk = Groups(
-            [prompts[row] for row in rows],
-            [texts[part] for part in parts],
-            [generation.completion_ids[part] for part in parts],
-        )
-        found += [(chunk.completions[place], (chunk.completion_ids or [])[place]) for place in range(len(rows))]
-        if partial is not None:
-            _append(partial, key, chunk)
-    return Groups(list(prompts), [texts for texts, _ in found], [ids for _, ids in found])
+        finished.add([texts[part], generation.completion_ids[part]] for part in parts)
+    return Groups(list(prompts), [texts for texts, _ in finished.rows], [ids for _, ids in finished.rows])
 
 
-def _key(model: PreTrainedModel, *what: Any) -> str:
-    """Changes with the arguments and with every weight."""
-    digest = hashlib.sha256(repr(what).encode())
+def _weights(model: PreTrainedModel) -> str:
+    """Tells one policy of a training run from the next, by two numbers per tensor."""
+    digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        # Two numbers per tensor tell one policy of a training run from the next.
         values = parameter.detach().double()
         digest.update(f"{name} {float(values.sum())!r} {float(values.abs().sum())!r}\n".encode())
-    return digest.hexdigest()[:24]
-
-
-def _finished(partial: Path | None, key: str) -> list[tuple[list[str], list[list[int]]]]:
-    if partial is None or not partial.is_file():
-        return []
-    # What follows the last end of a line was cut by a kill. Not splitlines: it also breaks at characters that a response may hold.
-    whole = partial.read_text(encoding="utf-8").split("\n")[:-1]
-    if whole[:1] != [key]:
-        partial.unlink()
-        return []
-    partial.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-    found = [json.loads(line) for line in whole[1:]]
-    return [(line["completions"], line["completion_ids"]) for line in found]
-
-
-def _append(partial: Path, key: str, chunk: Groups) -> None:
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    head = "" if partial.is_file() else f"{key}\n"
-    with partial.open("a", encoding="utf-8") as file:
-        file.write(head + "".join(group_line(chunk, row) for row in range(len(chunk))))
+    return digest.hexdigest()

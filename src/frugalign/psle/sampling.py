@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from frugalign.data.exchanges import completions_of
 from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
+from frugalign.data.unfinished import Unfinished
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import context_length
@@ -149,17 +148,9 @@ class Sampler:
         state: TrainerState | None,
     ) -> list[dict[str, Any]]:
         asked = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
-        key = hashlib.sha256(repr([asked, [rows[place] for place in mine], groups.completions]).encode()).hexdigest()[
-            :24
-        ]
-        # What follows the last end of a line was cut by a kill; another key means other responses.
-        lines = partial.read_text(encoding="utf-8").split("\n")[:-1] if partial.is_file() else []
-        lines = lines if lines[:1] == [key] else [key]
-        found: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        finished = Unfinished(partial, asked, [rows[place] for place in mine], groups.completions)
         per_chunk = max(1, _CHUNK // size)
-        for number, start in enumerate(range(len(found), len(mine), per_chunk)):
+        for number, start in enumerate(range(len(finished.rows), len(mine), per_chunk)):
             places = mine[start : start + per_chunk]
             columns = self.dataset[[rows[place] for place in places]]
             spread = {name: [value for value in values for _ in range(size)] for name, values in columns.items()}
@@ -177,14 +168,11 @@ class Sampler:
                 batch_index=number,
             )
             parts = [slice(each * size, (each + 1) * size) for each in range(len(places))]
-            chunk = [
+            finished.add(
                 {
                     "total": scores.total[part],
                     "by_name": {name: values[part] for name, values in scores.by_name.items()},
                 }
                 for part in parts
-            ]
-            found += chunk
-            with partial.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in chunk))
-        return found
+            )
+        return finished.rows
