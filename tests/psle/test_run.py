@@ -299,6 +299,26 @@ def test_mixed_precision_ends_the_same_after_a_kill(monkeypatch: pytest.MonkeyPa
     same_end("run")
 
 
+def test_what_a_reward_logs_is_kept_with_the_responses() -> None:
+    """`log_extra` per response, `log_metric` as the mean of the call; a column of another length is left out."""
+    Path("rule.py").write_text(
+        "def wordy(completions, log_extra, log_metric, **_):\n"
+        "    lengths = [len(text.split()) for text in completions]\n"
+        "    log_extra('words', lengths)\n"
+        "    log_extra('broken', lengths[1:])\n"
+        "    log_metric('mean_words', sum(lengths) / len(lengths))\n"
+        "    return [float(length) for length in lengths]\n"
+    )
+    assert main(command(rounds=1, eval_prompts=0, reward="rule.py:wordy")) == 0
+    lines = [json.loads(line) for line in Path("run/round-000/responses.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["logged"]["words"] == [len(text.split()) for text in line["completions"]]
+        assert line["logged"].keys() == {"words", "mean_words"}
+    words = [length for line in lines for length in line["logged"]["words"]]
+    assert manifest(0)["reward_metrics"] == {"mean_words": pytest.approx(sum(words) / len(words))}
+    assert read_round(Path("run/round-000/responses.jsonl")).scored.logged == [line["logged"] for line in lines]
+
+
 def test_rewards_of_an_interrupted_scoring_go_to_their_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

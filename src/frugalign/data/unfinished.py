@@ -37,4 +37,4 @@ class Unfinished:
         self.rows += new
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
+                file.write("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in new))

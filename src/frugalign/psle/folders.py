@@ -118,6 +118,7 @@ def account(done: Round, args: PSLEConfig, tau: float, scale: float) -> dict[str
             name: {"mean": float(values.mean()), "std": float(values.std(correction=0))}
             for name, values in kinds.items()
         },
+        "reward_metrics": scored.metrics(),
         "use": asdict(done.use()),
         "use_of_raft": asdict(split(scored, as_raft, tau, scale).use()),
         "responses": {

@@ -2,13 +2,15 @@
 
 `responses.jsonl` has one line per prompt, in the format of groups (`frugalign rerank` takes it as a data set): `completions` are first the
 `k` plain ones, then the `k` under the principles, the j-th with the j-th a couple; `completion_ids`, `rewards` and `weights` go with them,
-`branches` has one of ranked, imitated, dropped and unscored per couple.
+`branches` has one of ranked, imitated, dropped and unscored per couple, and `logged` what the rewards logged themselves (TRL's `log_extra`, a value
+per response, and `log_metric`, the mean over the call).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ UNSCORED = "unscored"
 @dataclass(frozen=True)
 class Scored:
     """`rows[p]`: the data set's row of prompt p; `rewards [P, 2k]`, plain ones first, NaN where a reward failed or does not apply; `by_name`: each
-    reward by itself, None likewise."""
+    reward by itself, None likewise; `logged`: by prompt, what the rewards logged."""
 
     rows: list[int]
     prompts: list[Any]
@@ -44,6 +46,7 @@ class Scored:
     completion_ids: list[list[list[int]]]
     rewards: Tensor
     by_name: dict[str, list[list[float | None]]]
+    logged: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def plain(self) -> Tensor:
@@ -59,6 +62,15 @@ class Scored:
     def is_scored(self) -> Tensor:
         """Couples both of whose responses have a reward, bool `[P, k]`."""
         return ~(self.plain.isnan() | self.guided.isnan())
+
+    def metrics(self) -> dict[str, float]:
+        """The means over prompts of what the rewards logged by `log_metric`."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for logged in self.logged:
+            for name, value in logged.items():
+                if isinstance(value, float):
+                    found[name].append(value)
+        return {name: sum(values) / len(values) for name, values in sorted(found.items())}
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,9 @@ def save_round(done: Round, path: Path) -> None:
             "by_reward": {name: values[place] for name, values in scored.by_name.items()},
             "completion_ids": scored.completion_ids[place],
         }
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        if scored.logged and scored.logged[place]:
+            line["logged"] = scored.logged[place]
+        lines.append(json.dumps(line, ensure_ascii=False, default=str) + "\n")
     write_atomic(path, "".join(lines))
 
 
@@ -182,6 +196,7 @@ def read_round(path: Path) -> Round:
         [line["completion_ids"] for line in lines],
         torch.tensor([line["rewards"] for line in lines], dtype=torch.float64),
         {name: [line["by_reward"][name] for line in lines] for name in lines[0]["by_reward"]},
+        [line["logged"] for line in lines],
     )
     if not scored.is_scored.any():
         raise FrugalignError(f"{path} holds no couple whose two responses have rewards.")
@@ -201,6 +216,7 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
         "weights": [float(weight) for weight in line["weights"]],
         "branches": branches,
         "by_reward": line.get("by_reward", {}),
+        "logged": dict(line.get("logged", {})),
     }
     lengths = {len(found[name]) for name in ("completion_ids", "rewards", "weights")} | {2 * len(branches)}
     if (

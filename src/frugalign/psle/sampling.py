@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,7 @@ class Sampler:
             groups.completion_ids or [],
             torch.tensor(total, dtype=torch.float64).reshape(len(rows), size),
             by_name,
+            [each["logged"] for _, each in every],
         )
         if not scored.is_scored.any():
             raise FrugalignError("No response of this round has a reward, so there is nothing to learn from.")
@@ -155,6 +157,8 @@ class Sampler:
             columns = self.dataset[[rows[place] for place in places]]
             spread = {name: [value for value in values for _ in range(size)] for name, values in columns.items()}
             prompts = spread.pop("prompt")
+            extra: dict[str, list[Any]] = {}
+            metrics: dict[str, list[float]] = defaultdict(list)
             scores = score(
                 rewards,
                 prompts=prompts,
@@ -164,14 +168,19 @@ class Sampler:
                 weights=self.args.reward_weights,
                 on_error=self.args.reward_on_error,
                 trainer_state=state,
+                log_extra=lambda name, values, extra=extra: extra.update({name: list(values)}),
+                log_metric=lambda name, value, metrics=metrics: metrics[name].append(float(value)),
                 ledger=ledger,
                 batch_index=number,
             )
+            shown = {name: values for name, values in extra.items() if len(values) == len(scores.total)}
+            means = {name: sum(values) / len(values) for name, values in metrics.items()}
             parts = [slice(each * size, (each + 1) * size) for each in range(len(places))]
             finished.add(
                 {
                     "total": scores.total[part],
                     "by_name": {name: values[part] for name, values in scores.by_name.items()},
+                    "logged": {name: values[part] for name, values in shown.items()} | means,
                 }
                 for part in parts
             )
