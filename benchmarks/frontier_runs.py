@@ -23,6 +23,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 
 from frugalign.data import encode_prompts
+from frugalign.evaluation.asked import Asked
 from frugalign.evaluation.policies import Policy, divergence, load_policy, sample_policy
 from frugalign.generation.loop import SamplingParams
 from frugalign.generation.noise import row_keys
@@ -74,7 +75,8 @@ def measure(
     encoded = encode_prompts(prompts, base.tokenizer, max_new_tokens=new_tokens, prompt_format="raw")
     ids = [encoded.ids[row] for row in index]
     params, ledger = SamplingParams(new_tokens, 1.0), Ledger()
-    sampled = sample_policy(policy, base, ids, params, row_keys(seed, 0, index, numbers), 128, ledger)
+    asked = Asked([prompts[row] for row in index])
+    sampled = sample_policy(policy, base, asked, ids, params, row_keys(seed, 0, index, numbers), 128, ledger)
     kl = divergence(policy, ids, sampled, params, ledger).kl
     assert kl is not None
     texts = base.tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from frugalign.generation.noise import Noise, draw, row_keys
+from frugalign.generation.noise import Noise, alternative_keys, draw, row_keys
 
 N = 20_000
 
@@ -19,6 +19,20 @@ def test_equal_arguments_give_equal_draws_whatever_the_batch() -> None:
     for row, (prompt, sample) in enumerate([(5, 0), (9, 1), (2, 7)]):
         alone = Noise(row_keys(3, 1, [prompt], [sample]), 4).uniform(0)
         assert alone.item() == whole[row].item()
+
+
+def test_alternatives_are_new_noise() -> None:
+    """Uncorrelated with each other, |r| < 4/√n, and equal to the row's own noise at no position, stream or token."""
+    first = row_keys(0, 0, range(N), [0] * N)
+    several = [alternative_keys(first, number) for number in range(4)]
+    assert torch.equal(several[0], first)
+    assert len(torch.cat(several).unique()) == 4 * N
+    columns = torch.stack([Noise(found, 0).uniform(0) for found in several])
+    assert float((torch.corrcoef(columns) - torch.eye(4)).abs().max()) < 4 / N**0.5
+    few, index = first[:50], torch.arange(20).expand(50, -1)
+    own = torch.cat([Noise(few, position).uniform(stream, index) for position in range(8) for stream in range(5)])
+    theirs = [Noise(found[:50], position).uniform(4) for found in several[1:] for position in range(8)]
+    assert not torch.isin(torch.cat(theirs), own).any()
 
 
 def test_uniform_in_the_open_interval() -> None:

@@ -24,6 +24,26 @@ class EvaluateOptions:
     proxy: str | None = field(default=None, metadata={"help": "Folder or hub id of a proxy that guides the base."})
     adapter: str | None = field(default=None, metadata={"help": "A PEFT adapter of the base, as the policy."})
     policy: str | None = field(default=None, metadata={"help": "A whole model, as the policy."})
+    best_of_n: int | None = field(
+        default=None,
+        metadata={
+            "help": "Draw so many completions of the base and keep the best by --selection_reward, as the policy."
+        },
+    )
+    selection_reward: list[str] = field(
+        default_factory=list, metadata={"help": "What --best_of_n chooses by: [name=]SPEC, repeatable; summed."}
+    )
+    guiding_reward: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Reward-guided decoding (ARGS), as the policy: this reward of the text so far, [name=]SPEC, repeatable, "
+            "summed, is added to the logits of the likeliest tokens at every position."
+        },
+    )
+    guiding_weight: float = field(default=1.0, metadata={"help": "Weight w of --guiding_reward."})
+    guiding_top_k: int = field(
+        default=10, metadata={"help": "Tokens that --guiding_reward judges at a position, a reward call each."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Where metrics.json and costs.json go. Default: runs/evaluate."}
     )
@@ -79,11 +99,17 @@ def run(argv: list[str]) -> int:
 
     arguments = asdict(options) | {"output_dir": output_dir}
     metrics = evaluate(arguments.pop("model_name_or_path"), **arguments)
-    print_table(
-        metrics, title=f"{options.proxy or options.adapter or options.policy or 'the base'} on {options.dataset_name}"
-    )
+    print_table(metrics, title=f"{_policy(options)} on {options.dataset_name}")
     print(f"Written to {output_dir}: metrics.json, costs.json.")
     return 0
+
+
+def _policy(options: EvaluateOptions) -> str:
+    if options.best_of_n is not None:
+        return f"best of {options.best_of_n} by {', '.join(options.selection_reward)}"
+    if options.guiding_reward:
+        return f"the base guided by {', '.join(options.guiding_reward)}"
+    return options.proxy or options.adapter or options.policy or "the base"
 
 
 def print_table(metrics: Mapping[str, Any], title: str) -> None:
@@ -101,8 +127,10 @@ def print_table(metrics: Mapping[str, Any], title: str) -> None:
 
 def rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Name, mean, interval and n of every metric; a dash where a metric is null, as it does not apply. Texts and
-    settings stay in the file."""
-    for name, value in metrics.items():
+    settings stay in the file. A KL that is only bounded is marked as such."""
+    bounded = metrics.get("settings", {}).get("kl_is_bound", False)
+    for key, value in metrics.items():
+        name = f"{key} (at most)" if bounded and key in ("kl_per_sequence", "kl_per_token") else key
         if isinstance(value, Mapping) and {"mean", "ci_low", "ci_high", "n"} <= set(value):
             interval = f"{value['ci_low']:.4g} … {value['ci_high']:.4g}" if value["ci_low"] is not None else "—"
             yield prefix + name, f"{value['mean']:.4g}", interval, str(value["n"])

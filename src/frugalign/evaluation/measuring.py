@@ -15,8 +15,8 @@ from datasets import Dataset
 
 from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.data import encode_prompts, load_prompts
-from frugalign.data.exchanges import completions_of
 from frugalign.errors import FrugalignError
+from frugalign.evaluation.asked import Asked
 from frugalign.evaluation.numbers import Sampled, metrics_of
 from frugalign.evaluation.policies import Policy, divergence, load_base, load_policy, sample_base, sample_policy
 from frugalign.generation.loop import Generation, SamplingParams
@@ -25,7 +25,7 @@ from frugalign.generation.scoring import sequence_log_probs
 from frugalign.ledger import Ledger
 from frugalign.models.forward import device_of
 from frugalign.models.loading import LoadedModel, context_length
-from frugalign.rewards import NamedReward, RewardSpec, load_rewards, score
+from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
 
 def evaluate(
@@ -37,6 +37,11 @@ def evaluate(
     proxy: str | None = None,
     adapter: str | None = None,
     policy: str | None = None,
+    best_of_n: int | None = None,
+    selection_reward: RewardSpec | Sequence[RewardSpec] = (),
+    guiding_reward: RewardSpec | Sequence[RewardSpec] = (),
+    guiding_weight: float = 1.0,
+    guiding_top_k: int = 10,
     split: str | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
@@ -52,13 +57,17 @@ def evaluate(
     prompt_format: str | None = None,
     max_prompt_length: int | None = None,
 ) -> dict[str, Any]:
-    """Measure a policy (`proxy`, `adapter` or `policy`; none: the base itself) against its base.
+    """Measure a policy (`proxy`, `adapter`, `policy`, `best_of_n` or `guiding_reward`; none: the base itself) against its base.
 
     Args:
         model_name_or_path: the base: hub id, folder, `package.module:attribute`, or a model that is loaded already.
         dataset_name: prompts, as for `load_prompts`, or a data set with a `prompt` column; other columns go to the
             rewards, and a `label` column of safe/unsafe gives the over-refusal rate.
         reward: rewards as strings or functions; the first is the main one.
+        best_of_n: draw so many completions for every one that is measured and keep the best by `selection_reward` (the sum of several).
+            Its KL, per sequence and per token, is an upper bound, and `settings` says so: `kl_is_bound`. See `BestOfN`.
+        guiding_reward: at every position add `guiding_weight` times the reward (the sum of several) of the text so far to the logits of the
+            `guiding_top_k` likeliest tokens, and choose among them. See `RewardGuide`.
         output_dir: where metrics.json, costs.json and samples.jsonl go; None writes nothing.
         max_new_tokens: default the artefact's, else 128.
         temperature: default the artefact's, else 1.0.
@@ -69,7 +78,8 @@ def evaluate(
         num_samples: completions per prompt; intervals resample prompts, never single completions.
 
     Returns:
-        What metrics.json holds. Estimates are `{mean, ci_low, ci_high, n}`, or None where one does not apply.
+        What metrics.json holds. Estimates are `{mean, ci_low, ci_high, n}`, or None where one does not apply; `decoding` is what one
+        response of the policy cost.
 
     Raises:
         FrugalignError: whatever the user can mend.
@@ -85,7 +95,19 @@ def evaluate(
             )
         base_parameters = base.model.num_parameters()
         rewards = load_rewards(reward, device=str(device_of(base.model)))
-        what = load_policy(base, proxy=proxy, adapter=adapter, policy=policy, strength=strength, dtype=dtype)
+        what = load_policy(
+            base,
+            proxy=proxy,
+            adapter=adapter,
+            policy=policy,
+            strength=strength,
+            dtype=dtype,
+            best_of_n=best_of_n,
+            selection_reward=_loaded_once(selection_reward, rewards),
+            guiding_reward=_loaded_once(guiding_reward, rewards),
+            guiding_weight=guiding_weight,
+            guiding_top_k=guiding_top_k,
+        )
         ledger.set_parameters(trainable=what.trainable_parameters, base=base_parameters)
         if max_prompt_length is None and what.artefact is not None:
             max_prompt_length = what.artefact.max_prompt_length
@@ -107,12 +129,16 @@ def evaluate(
     index = [row for row in range(len(rows)) for _ in range(num_samples)]
     prompt_ids = [encoded.ids[row] for row in index]
     keys = row_keys(seed, 0, index, [sample for _ in range(len(rows)) for sample in range(num_samples)])
+    asked = Asked.of(rows, index)
+    spent = Ledger()
     with ledger.phase("rollout"):
-        ours = sample_policy(what, base, prompt_ids, params, keys, batch_size, ledger)
+        ours = sample_policy(what, base, asked, prompt_ids, params, keys, batch_size, spent)
+        decoding = _per_response(spent, len(index))
+        ledger.add(spent)
         theirs = ours
         if what.kind != "base":
             theirs = sample_base(what, base, prompt_ids, params, keys, batch_size, ledger)
-    run = _Rows(rows, index, base, rewards, batch_size // num_samples * num_samples or num_samples, ledger)
+    run = _Rows(asked, base, rewards, batch_size // num_samples * num_samples or num_samples, ledger)
     after = run.sampled(ours)
     before = after if theirs is ours else run.sampled(theirs)
     with ledger.phase("evaluate"):
@@ -131,6 +157,7 @@ def evaluate(
     metrics |= {
         "trainable_parameters": what.trainable_parameters,
         "trainable_share": what.trainable_parameters / base_parameters,
+        "decoding": decoding,
         "settings": {
             "model_name_or_path": base.name,
             "policy": what.kind,
@@ -145,6 +172,7 @@ def evaluate(
             "do_sample": params.do_sample,
             "prompt_format": prompt_format,
             "max_prompt_length": max_prompt_length,
+            **what.decoding_settings,
             "strength": strength if what.kind == "proxy" else None,
             "p_t": what.artefact.p_t if what.artefact is not None else None,
             "objective": what.artefact.objective if what.artefact is not None else None,
@@ -154,6 +182,13 @@ def evaluate(
     if output_dir is not None:
         _write(Path(output_dir), metrics, run.samples(before, after), ledger)
     return metrics
+
+
+def _per_response(spent: Ledger, responses: int) -> dict[str, float]:
+    """What one response of the policy costs."""
+    counts = ("generated_tokens", "lm_forward_tokens", "reward_calls")
+    found = {name: getattr(spent, name) / responses for name in counts}
+    return found | {"seconds": spent.wall_clock_seconds / responses}
 
 
 def _settings(
@@ -182,12 +217,18 @@ def _settings(
     return SamplingParams(max_new_tokens, temperature, do_sample is not False), prompt_format
 
 
+def _loaded_once(given: RewardSpec | Sequence[RewardSpec], loaded: Sequence[NamedReward]) -> list[RewardSpec]:
+    """The rewards of a rule of decoding; one that is measured by, too, is in memory once."""
+    known = {named.spec: named for named in loaded if named.spec}
+    specs: Sequence[Any] = given if isinstance(given, (list, tuple)) else [given]
+    return [known.get(spec, spec) if isinstance(spec, str) else spec for spec in specs]
+
+
 @dataclass(frozen=True)
 class _Rows:
-    """The evaluated rows: `index[i]` is the data set's row of completion `i`."""
+    """The evaluated rows, and what they are measured with."""
 
-    rows: Dataset
-    index: list[int]
+    asked: Asked
     base: LoadedModel
     rewards: list[NamedReward]
     reward_batch: int
@@ -195,40 +236,24 @@ class _Rows:
 
     def sampled(self, generation: Generation) -> Sampled:
         """A generation with its text and its rewards."""
-        texts: list[str] = self.base.tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)
-        columns: dict[str, list[Any]] = {name: list(self.rows[name]) for name in self.rows.column_names}
-        spread = {name: [values[row] for row in self.index] for name, values in columns.items()}
-        prompts = spread.pop("prompt")
-        completions = completions_of(prompts, texts)
-        by_name: dict[str, list[float | None]] = {named.name: [] for named in self.rewards}
-        with self.ledger.phase("reward"):
-            for number, start in enumerate(range(0, len(texts), self.reward_batch)):
-                part = slice(start, start + self.reward_batch)
-                scores = score(
-                    self.rewards,
-                    prompts=prompts[part],
-                    completions=completions[part],
-                    completion_ids=generation.completion_ids[part],
-                    columns={name: values[part] for name, values in spread.items()},
-                    ledger=self.ledger,
-                    batch_index=number,
-                )
-                for name, values in scores.by_name.items():
-                    by_name[name] += values
-        return Sampled(texts, generation.completion_ids, generation.ended, by_name)
+        ids = generation.completion_ids
+        texts: list[str] = self.base.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        scores = self.asked.score(
+            self.rewards, range(len(texts)), texts, ids, batch_size=self.reward_batch, ledger=self.ledger
+        )
+        return Sampled(texts, ids, generation.ended, scores.by_name)
 
     def samples(self, before: Sampled, after: Sampled) -> list[dict[str, Any]]:
         """One line per completion: the prompt, both completions, their rewards."""
-        prompts = list(self.rows["prompt"])
         return [
             {
-                "prompt": prompts[row],
+                "prompt": prompt,
                 "base": before.texts[i],
                 "policy": after.texts[i],
                 "base_rewards": {name: values[i] for name, values in before.rewards.items()},
                 "rewards": {name: values[i] for name, values in after.rewards.items()},
             }
-            for i, row in enumerate(self.index)
+            for i, prompt in enumerate(self.asked.prompts)
         ]
 
 

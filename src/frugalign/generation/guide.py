@@ -49,15 +49,10 @@ class TokenTrace:
     rejected: tuple[tuple[int, float], ...]
 
 
-class Guide(Protocol):
+class Chooser(Protocol):
     """Chooses tokens for the decoding loop from the LM head's input and logits."""
 
-    temperature: float
     needs_lookahead: bool
-
-    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
-        """`h [B, D]`, `logits [B, V]` -> candidate ids `[B, K]` and the normalised log π over them `[B, K]` (−inf: padding)."""
-        ...
 
     def emit(
         self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
@@ -67,6 +62,16 @@ class Guide(Protocol):
 
     def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
         """The proposals behind an emission, a row each, for display."""
+        ...
+
+
+class Guide(Chooser, Protocol):
+    """A chooser whose distribution the LM head's input and logits determine, so that hooks on a model can ask for it, too."""
+
+    temperature: float
+
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
+        """`h [B, D]`, `logits [B, V]` -> candidate ids `[B, K]` and the normalised log π over them `[B, K]` (−inf: padding)."""
         ...
 
 

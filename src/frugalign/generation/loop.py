@@ -1,7 +1,7 @@
 """The decoding loop shared by rollouts, evaluation and serving.
 
 Batched, left-padded, with a KV cache; every row stops at its own end token and leaves the batch once enough rows have ended.
-All choices come from a `Guide` and keyed noise, so a completion does not depend on the batch it is in. What it leaves out on
+All choices come from a `Chooser` and keyed noise, so a completion does not depend on the batch it is in. What it leaves out on
 purpose: beams, penalties and streamers (attach the proxy and call `model.generate` for those).
 """
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from frugalign.errors import FrugalignError
-from frugalign.generation.guide import BaseGuide, Emission, Guide, Lookahead, TokenTrace
+from frugalign.generation.guide import BaseGuide, Chooser, Emission, Lookahead, TokenTrace
 from frugalign.generation.noise import Noise, row_keys
 from frugalign.ledger import Ledger
 from frugalign.models.forward import Forward, device_of, evaluating
@@ -78,7 +78,7 @@ def generate(
     params: SamplingParams,
     *,
     keys: Tensor | None = None,
-    guide: Guide | None = None,
+    guide: Chooser | None = None,
     batch_size: int = 64,
     observer: Observer | None = None,
     state_layers: Sequence[int] = (),
@@ -155,7 +155,7 @@ def _can_go_on(prefix: Any, longest: int) -> bool:
 
 def _decode(
     batch: _Batch,
-    guide: Guide,
+    guide: Chooser,
     params: SamplingParams,
     end_ids: tuple[int, ...],
     result: _Accumulator,
@@ -326,7 +326,7 @@ class _Accumulator:
         self.choice = torch.zeros(n, dtype=torch.float64) if do_sample else None
         self.states: list[Tensor | None] = [None] * n
 
-    def add(self, batch: _Batch, emission: Emission, ended: Tensor, guide: Guide, noise: Noise) -> None:
+    def add(self, batch: _Batch, emission: Emission, ended: Tensor, guide: Chooser, noise: Noise) -> None:
         alive = batch.alive.tolist()
         rows, tokens, stops = batch.rows.tolist(), emission.token.tolist(), ended.tolist()
         for index, row in enumerate(rows):

@@ -52,6 +52,12 @@ def row_keys(seed: int, epoch: int, prompt_index: Sequence[int], sample_index: S
     return _fold(key, torch.tensor(list(sample_index), dtype=torch.int64))
 
 
+def alternative_keys(keys: Tensor, number: int) -> Tensor:
+    """Keys `[B]` of another completion of every row, a set per `number`; 0 gives the rows' own."""
+    # Positions are folded in from 0 up: from −1 down nothing else is.
+    return keys if number == 0 else _fold(keys, -number)
+
+
 @dataclass(frozen=True)
 class Noise:
     """The noise of one position of a batch: `keys [B]`, and the position in the completion."""

@@ -1,0 +1,61 @@
+"""`frugalign evaluate` with the rules of decoding: from the flags to the table and the files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from frugalign.cli.evaluate import rows
+from frugalign.cli.main import main
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({"prompt": text}) + "\n" for text in ("sell me a curse", "a tea for my cough"))
+    )
+    common = f"--model_name_or_path frugalign.sandbox:model --dataset_name {prompts} --max_new_tokens 6"
+    return ["evaluate", *common.split(), "--reward", "frugalign.sandbox:gold", "--output_dir", str(tmp_path / "run")]
+
+
+def test_best_of_n(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--best_of_n", "2", "--selection_reward", "frugalign.sandbox:gold"]) == 0
+    printed = capsys.readouterr().out
+    assert "best of 2 by frugalign.sandbox:gold on" in printed and "kl_per_sequence (at most)" in printed
+    settings = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]
+    assert settings["best_of_n"] == 2 and settings["kl_is_bound"] is True
+
+
+def test_a_guiding_reward(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guiding = ["--guiding_reward", "frugalign.sandbox:gold", "--guiding_weight", "0.5", "--guiding_top_k", "3"]
+    assert main([*words, *guiding]) == 0
+    printed = capsys.readouterr().out
+    assert "the base guided by frugalign.sandbox:gold on" in printed and "at most" not in printed
+    settings = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]
+    assert (settings["guiding_weight"], settings["guiding_top_k"]) == (0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--best_of_n", "2"], "best_of_n needs a selection_reward to choose by."),
+        (["--best_of_n", "2", "--guiding_reward", "a:b", "--selection_reward", "a:b"], "Only one policy"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(
+    words: list[str], flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, *flags]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"frugalign: {sentence}")
+
+
+def test_only_a_bounded_kl_is_marked() -> None:
+    estimate = {"mean": 1.0, "ci_low": 1.0, "ci_high": 1.0, "n": 2}
+    metrics = {"reward": estimate, "kl_per_sequence": estimate, "kl_per_token": estimate}
+    assert [row[0] for row in rows(metrics | {"settings": {"kl_is_bound": True}})] == [
+        "reward",
+        "kl_per_sequence (at most)",
+        "kl_per_token (at most)",
+    ]
+    assert [row[0] for row in rows(metrics | {"settings": {"kl_is_bound": False}})] == list(metrics)
