@@ -26,6 +26,7 @@ VERBS = {
     "generate": "answer one prompt, with or without a proxy",
     "chat": "talk to a model, with or without a proxy",
     "evaluate": "measure a policy against its base on prompts",
+    "study": "every method on one base, one table, what each costs",
     "report": "write a run's report.html",
     "validate": "check every row of a data set",
     "env": "print versions and hardware, for a bug report",

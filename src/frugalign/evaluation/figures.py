@@ -19,7 +19,7 @@ def curve(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], ylabel
     axes.set_ylabel(ylabel)
     if len(series) > 1:
         axes.legend(frameon=False)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def distributions(
@@ -42,7 +42,7 @@ def distributions(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(f"share of {of}")
     axes.legend(frameon=False)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def bars(values: Sequence[tuple[str, float]], xlabel: str, ylabel: str, line: float | None = None) -> str:
@@ -53,7 +53,7 @@ def bars(values: Sequence[tuple[str, float]], xlabel: str, ylabel: str, line: fl
         axes.axhline(line, color=_THIRD, linestyle="--", linewidth=1.4)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def shares(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str, ylabel: str) -> str:
@@ -70,7 +70,7 @@ def shares(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str],
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def stacked(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str, ylabel: str) -> str:
@@ -83,7 +83,7 @@ def stacked(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str]
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def over_rounds(
@@ -112,7 +112,7 @@ def over_rounds(
     axes.set_ylabel(ylabel)
     if len(series) > 1:
         axes.legend(frameon=False)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def interrupted(
@@ -132,7 +132,7 @@ def interrupted(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def shift(
@@ -168,7 +168,7 @@ def shift(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
         axes.set_axisbelow(True)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
@@ -180,7 +180,7 @@ def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) 
     axes.set_xlabel("confidence")
     axes.set_ylabel("share right")
     axes.legend(frameon=False)
-    return _uri(figure)
+    return data_uri(figure)
 
 
 def _axes() -> tuple[Any, Any]:
@@ -196,7 +196,8 @@ def _axes() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _uri(figure: Any) -> str:
+def data_uri(figure: Any) -> str:
+    """A matplotlib figure as a data URI of its SVG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

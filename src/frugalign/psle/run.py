@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from frugalign.data import held_out_split, load_splits
 from frugalign.errors import FrugalignError
@@ -18,7 +21,7 @@ from frugalign.training.run_folder import open_run_folder
 _HELD_OUT = 0.1
 
 
-def train_psle(config: PSLEConfig) -> PSLETrainer:
+def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) -> PSLETrainer:
     """Align a model by its own responses under principles, as `config` says; leaves a folder per round and, in the run folder, the last round's
     adapter (or model), its card, `config.yaml` and the costs.
 
@@ -46,6 +49,7 @@ def train_psle(config: PSLEConfig) -> PSLETrainer:
         eval_reward_funcs=judges,
         processing_class=loaded.tokenizer,
         peft_config="default" if config.use_peft else None,
+        callbacks=list(callbacks),
         ledger=ledger,
     )
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)

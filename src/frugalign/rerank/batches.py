@@ -8,12 +8,39 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from frugalign.models.forward import causal_lm
+from frugalign.rewards.representation import exchanges_for
 
 COLUMNS = ("confidence", "weight")
+
+
+def tokenised_pairs(
+    pairs: Dataset, model: Any, tokenizer: Any, *, max_length: int | None = None, prompt_format: str = "auto"
+) -> dict[str, Any]:
+    """`prompt_ids`, `chosen_ids`, `rejected_ids` by the one definition of an exchange; a sampled answer keeps its own ids
+    (`chosen_completion_ids`, `rejected_completion_ids`)."""
+    sides = [
+        exchanges_for(
+            model,
+            tokenizer,
+            pairs["prompt"],
+            pairs[side],
+            completion_ids=pairs[ids] if (ids := f"{side}_completion_ids") in pairs.column_names else None,
+            max_length=max_length,
+            prompt_format=prompt_format,
+        )
+        for side in ("chosen", "rejected")
+    ]
+    return {
+        # Both sides share the shorter of their prompts: one may have been cut for its answer's length.
+        "prompt_ids": [min(both, key=len) for both in zip(*(side.prompt_ids for side in sides), strict=True)],
+        "chosen_ids": list(sides[0].completion_ids),
+        "rejected_ids": list(sides[1].completion_ids),
+    }
 
 
 @dataclass

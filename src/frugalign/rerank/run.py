@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.groups import Groups, groups_of, read_groups
@@ -33,7 +35,7 @@ _HELD_OUT = 0.1
 _SHIFT_SIZE = 8
 
 
-def train_reranked(config: RerankConfig) -> RerankTrainer:
+def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = ()) -> RerankTrainer:
     """Align a model on preference pairs, or on ranked responses, as `config` says; leaves the adapter (or the model), its card, log and costs in the run folder.
 
     `eval_steps` evaluates on the `test` or `validation` split where there is one, else on a held-out tenth of the prompts.
@@ -82,6 +84,7 @@ def train_reranked(config: RerankConfig) -> RerankTrainer:
         held_out,
         processing_class=loaded.tokenizer,
         peft_config="default" if config.use_peft else None,
+        callbacks=list(callbacks),
         ledger=ledger,
         labelled_dataset=labelled,
     )

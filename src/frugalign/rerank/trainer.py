@@ -27,7 +27,7 @@ from frugalign.ledger import Ledger
 from frugalign.models.forward import causal_lm
 from frugalign.models.identity import check_base, fingerprint
 from frugalign.models.loading import load_model, prepare_tokenizer
-from frugalign.rerank.batches import COLUMNS, PairCollator, caught_passes
+from frugalign.rerank.batches import COLUMNS, PairCollator, caught_passes, tokenised_pairs
 from frugalign.rerank.confidence import (
     batch_confidence,
     confidence_loss,
@@ -38,7 +38,7 @@ from frugalign.rerank.confidence import (
 from frugalign.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.rerank.following import FollowPolicy, ProbeFollower
 from frugalign.rerank.ranking import EpochPairs, EpochRanking, rank_groups
-from frugalign.rewards.representation import RepresentationModel, exchanges_for, load_probes
+from frugalign.rewards.representation import RepresentationModel, load_probes
 from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.options import policy_arguments
 from frugalign.training.policy import lora_of
@@ -151,28 +151,16 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
         """Token ids by the one definition of an exchange that the probes were fitted on; a sampled answer keeps its own."""
-        exchanges = [
-            exchanges_for(
-                self._start,
-                processing_class,
-                dataset["prompt"],
-                dataset[side],
-                completion_ids=dataset[ids] if (ids := f"{side}_completion_ids") in dataset.column_names else None,
-                max_length=args.max_length,
-                prompt_format=args.prompt_format,
-            )
-            for side in ("chosen", "rejected")
-        ]
         for row, gamma in enumerate(dataset["confidence"] if "confidence" in dataset.column_names else []):
             if gamma is not None and not (0 <= gamma <= 1 or math.isnan(gamma)):
                 raise FrugalignError(f"Row {row + 1} has the confidence {gamma}; it lies in [0, 1].")
-        columns: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-        for row in range(len(dataset)):
-            # Both sides share the shorter of their prompts: one may have been cut for its answer's length.
-            prompt = min((side.prompt_ids[row] for side in exchanges), key=len)
-            columns["prompt_ids"].append(prompt)
-            for name, side in zip(("chosen_ids", "rejected_ids"), exchanges, strict=True):
-                columns[name].append(side.completion_ids[row])
+        columns = tokenised_pairs(
+            dataset,
+            self._start,
+            processing_class,
+            max_length=args.max_length,
+            prompt_format=args.prompt_format,
+        )
         columns |= {name: dataset[name] for name in COLUMNS if name in dataset.column_names}
         return Dataset.from_dict(columns)
 

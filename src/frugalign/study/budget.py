@@ -1,0 +1,77 @@
+"""Equal budgets: how many prompts, completions and steps each method may have, and the clock that stops it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from frugalign.errors import FrugalignError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a cell may spend; None: no limit. `mean_length`: tokens of a response of the base, by which tokens become responses."""
+
+    generated_tokens: float | None = None
+    optimizer_steps: float | None = None
+    wall_clock_seconds: float | None = None
+    mean_length: float = 1.0
+
+    @property
+    def responses(self) -> int | None:
+        """Responses that the tokens are enough for."""
+        return None if self.generated_tokens is None else max(1, int(self.generated_tokens / self.mean_length))
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps."""
+        return None if self.optimizer_steps is None else max(1, int(self.optimizer_steps))
+
+    def on_policy(self, setting: Mapping[str, Any], *, group: int, steps_per_rollout: int) -> dict[str, int]:
+        """`completions` of a rollout (a multiple of `group`) and `max_steps`, for a method whose steps are tied to its rollouts.
+
+        With tokens and steps both given, the rollouts' size follows; with tokens alone their number; with steps alone neither is bounded by tokens.
+        """
+        completions = int(setting.get("per_device_train_batch_size", 16 * group))
+        found: dict[str, int] = {}
+        if self.responses is not None:
+            rollouts = self.responses / completions
+            if self.steps is not None:
+                rollouts = max(1, self.steps // steps_per_rollout)
+                completions = int(self.responses / rollouts)
+            completions = max(group, completions // group * group)
+            found["max_steps"] = max(1, int(rollouts)) * steps_per_rollout
+        elif self.steps is not None:
+            found["max_steps"] = max(1, self.steps // steps_per_rollout) * steps_per_rollout
+        return found | {"completions": completions}
+
+    def prompts(self, responses_per_prompt: int, passes: int = 1) -> int | None:
+        """Prompts, where each gets so many responses in each of `passes` passes.
+
+        Raises:
+            FrugalignError: a budget that is not enough for one prompt.
+        """
+        if self.responses is None:
+            return None
+        found = self.responses // (responses_per_prompt * passes)
+        if not found:
+            raise FrugalignError(
+                f"The budget of {self.generated_tokens:,.0f} generated tokens is not enough for one prompt "
+                f"with {responses_per_prompt * passes} responses of {self.mean_length:.0f} tokens."
+            )
+        return found
+
+
+class StopAfter(TrainerCallback):
+    """Ends a training when its clock runs out, at the end of a step; the clock starts with the object, so sampling counts too."""
+
+    def __init__(self, seconds: float) -> None:
+        self.until = time.perf_counter() + seconds
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.perf_counter() >= self.until:
+            control.should_training_stop = True

@@ -1,0 +1,138 @@
+"""One cell of a study in a process of its own: `python -m frugalign.study.cell FOLDER` trains, evaluates, and leaves `cell.json`.
+
+The folder's `asks.json` says what is asked. A cell that fails leaves `failed.json` with a sentence in place of a result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from frugalign.artifacts import write_json_atomic
+from frugalign.errors import FrugalignError
+
+ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
+_LENGTH_PROMPTS = 64
+_TEST_SEED = 1000
+"""Added to a cell's seed: the test's noise is not the training's, and is the same for every method."""
+
+
+def run_cell(folder: Path, start: Path) -> dict[str, Any]:
+    """Train and evaluate what `asks.json` asks for, and write `cell.json`.
+
+    Args:
+        start: a file beside the cells that keeps what is known of the base.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    from frugalign.data import load_prompts
+    from frugalign.evaluation import evaluate
+    from frugalign.study.budget import Budget
+    from frugalign.study.methods import Task, train
+
+    asks: dict[str, Any] = json.loads((folder / ASKS_FILE).read_text(encoding="utf-8"))
+    given = asks.get("budget") or {}
+    length = mean_length(asks, start) if "generated_tokens" in given else 1.0
+    rows = load_prompts(asks["dataset_name"], split=asks["eval_split"])
+    rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
+    for left in ("run", "reward", "groups.jsonl", "pairs", "prompts"):  # of an attempt that ended early
+        path = folder / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    task = Task(asks, folder, Budget(**given, mean_length=length))
+    policy = train(task)
+    costs = task.ledger.to_dict()
+    metrics = evaluate(
+        asks["model_name_or_path"],
+        dataset_name=rows,
+        reward=_measures(asks),
+        output_dir=folder / "evaluation",
+        max_new_tokens=asks["max_new_tokens"],
+        temperature=asks["temperature"] if "proxy" not in policy else None,
+        prompt_format=asks["prompt_format"],
+        num_samples=asks["eval_samples"],
+        seed=_TEST_SEED + asks["seed"],
+        device_map="cpu" if asks.get("use_cpu") else None,
+        **policy,
+    )
+    result = {
+        "asks": asks,
+        "metrics": metrics,
+        "costs": costs,
+        "evaluation_costs": json.loads((folder / "evaluation" / "costs.json").read_text()),
+        "machine": machine(),
+    }
+    write_json_atomic(folder / RESULT_FILE, result)
+    (folder / FAILED_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _measures(asks: dict[str, Any]) -> list[str]:
+    """The judges, then the training rewards that are not among them."""
+    return list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
+
+
+def mean_length(asks: dict[str, Any], start: Path) -> float:
+    """Tokens of a response of the base, over 64 training prompts; measured once and kept in `start`."""
+    if start.is_file():
+        return float(json.loads(start.read_text())["mean_length"])
+    from frugalign.data import encode_prompts, load_prompts, load_splits
+    from frugalign.generation.loop import SamplingParams, generate
+    from frugalign.models.loading import load_model
+
+    split = "train" if "train" in load_splits(asks["dataset_name"]) else "all"
+    prompts = load_prompts(asks["dataset_name"], split=split)["prompt"][:_LENGTH_PROMPTS]
+    base = load_model(asks["model_name_or_path"], device_map="cpu" if asks.get("use_cpu") else None)
+    params = SamplingParams(asks["max_new_tokens"], asks["temperature"])
+    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]).ids
+    found = generate(base.model, base.tokenizer, ids, params).completion_ids
+    length = sum(map(len, found)) / len(found)
+    write_json_atomic(start, {"mean_length": length})
+    return length
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions behind a result."""
+    import platform
+
+    import torch
+    import transformers
+    import trl
+
+    from frugalign import __version__
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "frugalign": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": trl.__version__,
+    }
+
+
+def main(folder: str, start: str) -> int:
+    """Run one cell; what goes wrong is left in `failed.json`."""
+    began = time.perf_counter()
+    try:
+        run_cell(Path(folder), Path(start))
+    except Exception as error:
+        traceback.print_exc()
+        said = str(error) if isinstance(error, FrugalignError) else f"{type(error).__name__}: {error}"
+        write_json_atomic(
+            Path(folder) / FAILED_FILE, {"error": " ".join(said.split()), "seconds": time.perf_counter() - began}
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

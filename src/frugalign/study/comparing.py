@@ -1,0 +1,168 @@
+"""From finished cells to the rows of a table: every measure with its interval over seeds and prompts, its difference to the base, and the costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frugalign.evaluation.files import read_lines
+from frugalign.metrics import Estimate, holm, length_controlled_win_rate
+from frugalign.metrics.crossed import crossed_mean
+from frugalign.study.plan import Line
+from frugalign.study.running import Finished, Outcome
+
+COSTS = (
+    "generated_tokens",
+    "lm_forward_tokens",
+    "reward_calls",
+    "optimizer_steps",
+    "wall_clock_seconds",
+    "peak_memory_mb",
+)
+_KEPT = ("kl_per_sequence", "mean_length", "ended_rate", "distinct_2", "refusal_rate", "over_refusal_rate")
+Table = list[list[float | None]]
+"""Values by seed and prompt."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure of a line: its mean, its difference to the base on the same prompts and noise, and p-values of that difference, plain and after
+    Holm's correction over the study's lines (the main judge alone has one)."""
+
+    value: Estimate
+    difference: Estimate | None
+    p_value: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `others`: KL, length and so on, by the name in metrics.json; `costs`: medians over the seeds, None where nothing was trained."""
+
+    line: Line
+    outcomes: list[Outcome]
+    measures: dict[str, Measured]
+    win_rate: Estimate | None
+    length_controlled: Estimate | None
+    others: dict[str, Estimate | None]
+    costs: dict[str, float]
+    trainable_parameters: int | None
+    base_parameters: int | None
+
+    @property
+    def main(self) -> Measured:
+        """The main judge's."""
+        return next(iter(self.measures.values()))
+
+
+def rows_of(found: Finished) -> list[Row]:
+    """A row for every line of which at least one seed is done, in the study's order."""
+    rows = [_row(line, done) for line in found.lines if (done := _done(found.of(line)))]
+    tested = {
+        row.line.label: row.main.p_value for row in rows if row.line.method != "base" and row.main.p_value is not None
+    }
+    corrected = holm(tested)
+    return [_with_holm(row, corrected.get(row.line.label)) for row in rows]
+
+
+def _done(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.result is not None]
+
+
+def _with_holm(row: Row, p_holm: float | None) -> Row:
+    name = next(iter(row.measures))
+    main = row.main
+    measures = row.measures | {name: Measured(main.value, main.difference, main.p_value, p_holm)}
+    return Row(**{**vars(row), "measures": measures})
+
+
+def _row(line: Line, done: list[Outcome]) -> Row:
+    samples = [read_lines(outcome.folder / "evaluation" / "samples.jsonl") for outcome in done]
+    per_prompt = [int(_result(outcome)["asks"]["eval_samples"]) for outcome in done]
+
+    def table(value_of: Callable[[dict[str, Any], str], float | None], name: str) -> Table:
+        return [
+            by_prompt([value_of(sample, name) for sample in each], size)
+            for each, size in zip(samples, per_prompt, strict=True)
+        ]
+
+    measures: dict[str, Measured] = {}
+    for name in samples[0][0]["rewards"]:
+        values = table(_value, name)
+        value = crossed_mean(values, share=_is_share(values))
+        if value is None:
+            continue
+        gap = None if line.method == "base" else crossed_mean(table(_difference, name))
+        measures[name] = Measured(
+            value.estimate, gap.estimate if gap is not None else None, gap.p_value if gap is not None else None
+        )
+    main = next(iter(samples[0][0]["rewards"]))
+    wins = crossed_mean(table(_win, main), share=True)
+    costs = [_result(outcome)["costs"] for outcome in done]
+    return Row(
+        line,
+        done,
+        measures,
+        None if wins is None or line.method == "base" else wins.estimate,
+        None if line.method == "base" else _length_controlled(samples, main),
+        {name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done]) for name in _KEPT},
+        {name: statistics.median(each.get(name, 0.0) for each in costs) for name in COSTS},
+        costs[0].get("trainable_parameters"),
+        costs[0].get("base_parameters"),
+    )
+
+
+def _is_share(values: Table) -> bool:
+    """Whether a measure says yes or no of a response; several responses to a prompt make shares of it."""
+    known = {value for each in values for value in each if value is not None}
+    return len(known) > 1 and min(known) >= 0 and max(known) <= 1
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.result is not None
+    return outcome.result
+
+
+def by_prompt(values: Sequence[float | None], size: int) -> list[float | None]:
+    """Means over the `size` samples of each prompt, which follow one another; None where no sample has a value."""
+    found: list[float | None] = []
+    for start in range(0, len(values), size):
+        known = [value for value in values[start : start + size] if value is not None]
+        found.append(sum(known) / len(known) if known else None)
+    return found
+
+
+def _value(sample: dict[str, Any], name: str) -> float | None:
+    found: float | None = sample["rewards"].get(name)
+    return found
+
+
+def _difference(sample: dict[str, Any], name: str) -> float | None:
+    after, before = sample["rewards"].get(name), sample["base_rewards"].get(name)
+    return None if after is None or before is None else float(after - before)
+
+
+def _win(sample: dict[str, Any], name: str) -> float | None:
+    gap = _difference(sample, name)
+    return None if gap is None else 0.5 if abs(gap) < 1e-12 else float(gap > 0)
+
+
+def _length_controlled(samples: list[list[dict[str, Any]]], name: str) -> Estimate | None:
+    every = [(number, sample) for each in samples for number, sample in enumerate(each)]
+    wins = [_win(sample, name) for _, sample in every]
+    gaps = [float(len(sample["policy"]) - len(sample["base"])) for _, sample in every]
+    return length_controlled_win_rate(wins, gaps, [number for number, _ in every])
+
+
+def _over_seeds(estimates: list[dict[str, Any] | None]) -> Estimate | None:
+    """The mean of the seeds' means with a t-interval over them; of one seed its own interval over prompts."""
+    known = [each for each in estimates if each is not None]
+    if not known:
+        return None
+    if len(known) == 1:
+        only = known[0]
+        return Estimate(only["mean"], only["ci_low"], only["ci_high"], only["n"])
+    found = crossed_mean([[float(each["mean"])] for each in known])
+    return None if found is None else found.estimate

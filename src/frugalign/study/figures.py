@@ -1,0 +1,242 @@
+"""A study's figures: quality against cost and KL, distributions, win rates, settings and learning curves. Each caption says what to see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frugalign.evaluation.figures import data_uri
+from frugalign.evaluation.files import read_lines
+from frugalign.study.comparing import Row
+
+_COLOURS = (
+    "#0b6e4f",
+    "#c2571a",
+    "#5b4b8a",
+    "#1f6fb2",
+    "#a8324a",
+    "#6b7a1e",
+    "#0f8b8d",
+    "#b8860b",
+    "#7a4a2b",
+    "#d26a9c",
+)
+_BASE = "#8a8f98"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as a data URI, and its caption."""
+
+    title: str
+    uri: str
+    caption: str
+
+
+def figures_of(rows: Sequence[Row], judge: str) -> list[Figure]:
+    """Every figure that these rows have the numbers for."""
+    found = [against_cost(rows, judge), against_kl(rows, judge), wins(rows, judge), distributions(rows, judge)]
+    found += settings(rows, judge)
+    found.append(learning(rows))
+    return [figure for figure in found if figure is not None]
+
+
+def colour_of(rows: Sequence[Row], row: Row) -> str:
+    """A line's colour: the base is grey."""
+    if row.line.method == "base":
+        return _BASE
+    others = [each for each in rows if each.line.method != "base"]
+    return _COLOURS[others.index(row) % len(_COLOURS)]
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Numbers of the (cost, quality) points that no other one beats: none costs at most as much and is better, or costs less and is as good."""
+    return [
+        number
+        for number, (cost, quality) in enumerate(points)
+        if not any(
+            (other <= cost and better > quality) or (other < cost and better >= quality) for other, better in points
+        )
+    ]
+
+
+def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
+    """The main judge against the tokens that training fed through a language model."""
+    trained = [row for row in rows if row.costs["lm_forward_tokens"] > 0]
+    if len(trained) < 2:
+        return None
+    figure, axes = _axes(7.4, 4.4)
+    points = [(row.costs["lm_forward_tokens"], row.main.value.mean) for row in trained]
+    front = sorted(pareto(points), key=lambda number: points[number][0])
+    axes.plot(*zip(*(points[number] for number in front), strict=True), color="#b9bec5", linewidth=1.2, zorder=1)
+    for row, point in zip(trained, points, strict=True):
+        _point(axes, rows, row, point[0])
+    base = next((row for row in rows if row.line.method == "base"), None)
+    if base is not None:
+        axes.axhline(base.main.value.mean, color=_BASE, linestyle="--", linewidth=1.2)
+    axes.set_xscale("log")
+    axes.set_xlabel("tokens fed through the language model in training (log)")
+    axes.set_ylabel(judge)
+    return Figure(
+        "Quality against cost",
+        data_uri(figure),
+        "Up and to the left is better. The grey line joins what no other method beats at its cost; the dashed one is the base. Bars are 95 % intervals.",
+    )
+
+
+def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
+    """The main judge against the KL to the base."""
+    placed = [(row, row.others["kl_per_sequence"]) for row in rows]
+    known = [(row, kl) for row, kl in placed if kl is not None]
+    if len(known) < 2:
+        return None
+    figure, axes = _axes(7.4, 4.4)
+    for row, kl in known:
+        _point(axes, rows, row, max(kl.mean, 0.0))
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("KL to the base, nats a response")
+    axes.set_ylabel(judge)
+    return Figure(
+        "Quality against distance from the base",
+        data_uri(figure),
+        "What a method gains for how far it moves. A reward that is gamed shows as a large KL without gain; best-of-n's KL is its known upper bound.",
+    )
+
+
+def wins(rows: Sequence[Row], judge: str) -> Figure | None:
+    """Win rates against the base, plain and with length held."""
+    shown = [row for row in rows if row.win_rate is not None]
+    if not shown:
+        return None
+    figure, axes = _axes(7.4, 0.8 + 0.42 * len(shown))
+    for place, row in enumerate(reversed(shown)):
+        for estimate, shift, marker, label in (
+            (row.win_rate, 0.1, "o", "win rate"),
+            (row.length_controlled, -0.1, "D", "length-controlled"),
+        ):
+            if estimate is None:
+                continue
+            error = [[max(0.0, estimate.mean - estimate.ci_low)], [max(0.0, estimate.ci_high - estimate.mean)]]
+            axes.errorbar(
+                estimate.mean, place + shift, xerr=error, fmt=marker, color=colour_of(rows, row), markersize=5,
+                mfc="white" if marker == "D" else None, label=label if place == 0 else None,
+            )  # fmt: skip
+    axes.axvline(0.5, color=_BASE, linestyle="--", linewidth=1.2)
+    axes.set_yticks(range(len(shown)), [row.line.label for row in reversed(shown)])
+    axes.set_xlabel(f"share of responses that {judge} prefers to the base's, ties half")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return Figure(
+        "Win rate against the base",
+        data_uri(figure),
+        "Right of the dashed line a method wins more than it loses. Where the open mark lies left of the full one, part of the win was length.",
+    )
+
+
+def distributions(rows: Sequence[Row], judge: str) -> Figure | None:
+    """The cumulative distribution of the main judge over responses: all lines in one picture."""
+    figure, axes = _axes(7.4, 4.0)
+    drawn = 0
+    for row in rows:
+        name = next(iter(row.measures))
+        values = sorted(
+            value
+            for outcome in row.outcomes
+            for sample in read_lines(outcome.folder / "evaluation" / "samples.jsonl")
+            if (value := sample["rewards"].get(name)) is not None
+        )
+        if len(set(values)) < 2:
+            continue
+        share = [(number + 1) / len(values) for number in range(len(values))]
+        axes.step(values, share, where="post", color=colour_of(rows, row), label=row.line.label, linewidth=1.6)
+        drawn += 1
+    if drawn < 2:
+        return None
+    axes.set_xlabel(judge)
+    axes.set_ylabel("share of responses at or below")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return Figure(
+        "How the judge's values are distributed",
+        data_uri(figure),
+        "A better method's curve lies lower and further right. A step at the left that does not shrink are failures that it leaves.",
+    )
+
+
+def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
+    """For lines of one method that differ in one number: the main judge over that number."""
+    found = []
+    for method in dict.fromkeys(row.line.method for row in rows):
+        same = [row for row in rows if row.line.method == method]
+        names = {name for row in same for name in row.line.setting}
+        moving = [name for name in names if len({repr(row.line.setting.get(name)) for row in same}) > 1]
+        if len(same) < 3 or len(moving) != 1 or any(not _is_number(row.line.setting.get(moving[0])) for row in same):
+            continue
+        name = moving[0]
+        ordered = sorted(same, key=lambda row: float(row.line.setting[name]))
+        figure, axes = _axes(5.0, 3.1)
+        at = [float(row.line.setting[name]) for row in ordered]
+        values = [row.main.value for row in ordered]
+        axes.plot(at, [value.mean for value in values], color=_COLOURS[0], marker="o", markersize=4)
+        axes.fill_between(
+            at, [value.ci_low for value in values], [value.ci_high for value in values], color=_COLOURS[0], alpha=0.15
+        )
+        if min(at) > 0 and max(at) / min(at) >= 10:
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.set_ylabel(judge)
+        found.append(
+            Figure(f"{method}: {name}", data_uri(figure), f"The test's {judge} over {name}, everything else as it is.")
+        )
+    return found
+
+
+def learning(rows: Sequence[Row]) -> Figure | None:
+    """The training reward over training, first seed, of every method that logs one."""
+    figure, axes = _axes(7.4, 3.8)
+    drawn = 0
+    for row in rows:
+        log = read_lines(row.outcomes[0].folder / "run" / "metrics.jsonl")
+        points = [(line["step"], line["reward"]) for line in log if _is_number(line.get("reward")) and "step" in line]
+        if len(points) < 2:
+            continue
+        last = max(step for step, _ in points)
+        axes.plot(
+            [step / last for step, _ in points], [reward for _, reward in points], color=colour_of(rows, row),
+            label=row.line.label, linewidth=1.5,
+        )  # fmt: skip
+        drawn += 1
+    if not drawn:
+        return None
+    axes.set_xlabel("share of the training")
+    axes.set_ylabel("training reward")
+    axes.legend(frameon=False)
+    return Figure(
+        "Learning curves",
+        data_uri(figure),
+        "The reward of the responses that a method trains on, as it goes, first seed. It should rise; a judge that does not follow it is the sign of a gamed reward.",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _point(axes: Any, rows: Sequence[Row], row: Row, x: float) -> None:
+    value = row.main.value
+    error = [[max(0.0, value.mean - value.ci_low)], [max(0.0, value.ci_high - value.mean)]]
+    axes.errorbar(x, value.mean, yerr=error, fmt="o", color=colour_of(rows, row), markersize=6, capsize=2, zorder=2)
+    axes.annotate(row.line.label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Drawing
+
+    figure = Drawing(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e3e5e8", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes

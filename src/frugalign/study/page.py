@@ -1,0 +1,267 @@
+"""A finished study as `study.json`, `study.md` and one self-contained `report.html`; what is missing is named, never made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.evaluation.files import read_json, read_lines
+from frugalign.evaluation.pages import render
+from frugalign.metrics import Estimate
+from frugalign.study.comparing import Row, rows_of
+from frugalign.study.figures import figures_of
+from frugalign.study.plan import METHODS, STAND_FOR_PPO
+from frugalign.study.running import Finished, Outcome
+
+SUMMARY_FILE, MARKDOWN_FILE, PAGE_FILE = "study.json", "study.md", "report.html"
+_SAMPLES = 3
+_COSTS = (
+    ("generated tokens", "generated_tokens"),
+    ("LM tokens fed", "lm_forward_tokens"),
+    ("reward calls", "reward_calls"),
+    ("optimiser steps", "optimizer_steps"),
+    ("seconds", "wall_clock_seconds"),
+    ("peak memory, MB", "peak_memory_mb"),
+)
+_OTHERS = (("KL, nats", "kl_per_sequence"), ("length", "mean_length"), ("refusals", "refusal_rate"))
+
+
+def write_study(found: Finished, recipe: str) -> Path:
+    """Write the study's three files into its folder and return the page's path. `recipe`: the YAML, for the commands."""
+    folder = Path(found.options.output_dir)
+    rows = rows_of(found)
+    summary = summary_of(found, rows, recipe)
+    write_json_atomic(folder / SUMMARY_FILE, summary)
+    write_atomic(folder / MARKDOWN_FILE, markdown(summary))
+    judge = next(iter(rows[0].measures)) if rows else ""
+    page = render(
+        "study.html",
+        title=summary["name"],
+        summary=summary,
+        headline=headline(summary),
+        table=table(summary),
+        costs=cost_table(summary),
+        figures=[asdict(figure) for figure in figures_of(rows, judge)],
+        samples=_samples(rows),
+        commands=[(outcome.cell.name, command(outcome, recipe)) for outcome in found.outcomes],
+        methods=[(line["label"], METHODS[line["method"]]) for line in summary["lines"]],
+    )
+    write_atomic(folder / PAGE_FILE, page)
+    return folder / PAGE_FILE
+
+
+def summary_of(found: Finished, rows: Sequence[Row], recipe: str) -> dict[str, Any]:
+    """Everything that the page says in numbers, JSON-ready."""
+    machines = {
+        json.dumps(outcome.result["machine"], sort_keys=True)
+        for outcome in found.outcomes
+        if outcome.result is not None
+    }
+    asked = {name: value for name, value in vars(found.options).items() if value not in (None, []) and name != "only"}
+    return {
+        "name": Path(recipe).stem,
+        "command": f"frugalign study {recipe}",
+        "judge": next(iter(rows[0].measures)) if rows else None,
+        "lines": [_line(row) for row in rows],
+        "chosen": found.chosen,
+        "undecided": [label for label, what in found.chosen.items() if what["setting"] is None],
+        "missing": [{"cell": outcome.cell.name, "why": outcome.error} for outcome in found.missing],
+        "machines": [json.loads(each) for each in sorted(machines)],
+        "options": asked,
+    }
+
+
+def _line(row: Row) -> dict[str, Any]:
+    def plain(estimate: Estimate | None) -> dict[str, Any] | None:
+        return None if estimate is None else estimate.to_dict()
+
+    return {
+        "label": row.line.label,
+        "method": row.line.method,
+        "setting": row.line.setting,
+        "seeds": [outcome.cell.seed for outcome in row.outcomes],
+        "measures": {
+            name: {
+                "value": plain(measured.value),
+                "difference": plain(measured.difference),
+                "p_value": measured.p_value,
+                "p_holm": measured.p_holm,
+            }
+            for name, measured in row.measures.items()
+        },
+        "win_rate": plain(row.win_rate),
+        "length_controlled": plain(row.length_controlled),
+        "others": {name: plain(estimate) for name, estimate in row.others.items()},
+        "costs": row.costs,
+        "trainable_parameters": row.trainable_parameters,
+        "trainable_share": None
+        if not row.trainable_parameters or not row.base_parameters
+        else row.trainable_parameters / row.base_parameters,
+    }
+
+
+# -- in words and tables -------------------------------------------------------------------------------------------------
+
+
+def headline(summary: dict[str, Any]) -> list[str]:
+    """Sentences that the table bears out: the best line, what it costs, and who is not told apart from the base."""
+    judge, tried = summary["judge"], [line for line in summary["lines"] if line["method"] != "base"]
+    if not tried:
+        return []
+    best = max(tried, key=lambda line: _main(line)["value"]["mean"])
+    gap, corrected = _main(best)["difference"], _main(best)["p_holm"]
+    found = [
+        f"By {judge}, {best['label']} is highest: {_number(_main(best)['value']['mean'])}, {_signed(gap['mean'])} "
+        f"[{_signed(gap['ci_low'])}, {_signed(gap['ci_high'])}] to the base"
+        + ("." if corrected is None else f", p = {corrected:.2g} after Holm's correction over {len(tried)} lines.")
+    ]
+    trained = [line for line in tried if line["costs"]["lm_forward_tokens"] > 0]
+    gained = [line for line in trained if _main(line)["difference"]["ci_low"] > 0]
+    if gained:
+        cheap = min(gained, key=lambda line: line["costs"]["lm_forward_tokens"])
+        found.append(
+            f"The cheapest that gains, among those that train, is {cheap['label']}: {_signed(_main(cheap)['difference']['mean'])} for "
+            f"{cheap['costs']['lm_forward_tokens']:,.0f} tokens fed through the model."
+        )
+    level = [
+        line["label"]
+        for line in tried
+        if _main(line)["difference"]["ci_low"] <= 0 <= _main(line)["difference"]["ci_high"]
+    ]
+    if level:
+        found.append(f"Not told apart from the base: {', '.join(level)}.")
+    if any(line["method"] in STAND_FOR_PPO for line in tried):
+        found.append("RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has.")
+    return found
+
+
+def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of quality."""
+    names = list(summary["lines"][0]["measures"]) if summary["lines"] else []
+    head = [
+        "method",
+        *(str(name) for name in names),
+        "difference to the base",
+        "p (Holm)",
+        "win rate",
+        "… at equal length",
+    ]
+    head += [title for title, _ in _OTHERS]
+    rows = []
+    for line in summary["lines"]:
+        main = _main(line)
+        rows.append(
+            [
+                line["label"],
+                *(_estimate(line["measures"][name]["value"]) if name in line["measures"] else "—" for name in names),
+                "—" if main["difference"] is None else _estimate(main["difference"], signed=True),
+                "—" if main["p_holm"] is None else f"{main['p_holm']:.2g}",
+                _estimate(line["win_rate"]),
+                _estimate(line["length_controlled"]),
+                *(_estimate(line["others"][name]) for _, name in _OTHERS),
+            ]
+        )
+    return head, rows
+
+
+def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of training costs, medians over the seeds."""
+    head = ["method", *(title for title, _ in _COSTS), "trainable parameters", "… of the base"]
+    rows = []
+    for line in summary["lines"]:
+        share = line["trainable_share"]
+        rows.append(
+            [
+                line["label"],
+                *(f"{line['costs'][name]:,.0f}" for _, name in _COSTS),
+                f"{line['trainable_parameters'] or 0:,}",
+                "—" if share is None else f"{share:.2%}",
+            ]
+        )
+    return head, rows
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The study as Markdown: headline, both tables, what is missing, and the command."""
+    parts = [f"# {summary['name']}", *headline(summary)]
+    for title, (head, rows) in (("Quality", table(summary)), ("Cost of training", cost_table(summary))):
+        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+        parts += [f"## {title}", "\n".join(lines)]
+    if summary["missing"] or summary["undecided"]:
+        said = [f"- {each['cell']}: {each['why']}" for each in summary["missing"]]
+        said += [f"- {label}: its setting is not chosen yet" for label in summary["undecided"]]
+        parts += ["## Missing", "\n".join(said)]
+    parts.append(f"`{summary['command']}` · {'; '.join(_machine(each) for each in summary['machines'])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def command(outcome: Outcome, recipe: str) -> str:
+    """What runs one cell alone."""
+    label = outcome.cell.line.label
+    return f'frugalign study {recipe} --only "{label}" --seeds {outcome.cell.seed}'
+
+
+def _main(line: dict[str, Any]) -> dict[str, Any]:
+    main: dict[str, Any] = next(iter(line["measures"].values()))
+    return main
+
+
+def _number(value: float) -> str:
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}").replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return ("+" if value >= 0 else "−") + _number(abs(value))
+
+
+def _estimate(estimate: dict[str, Any] | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return "—"
+    write = _signed if signed else _number
+    return f"{write(estimate['mean'])} [{write(estimate['ci_low'])}, {write(estimate['ci_high'])}]"
+
+
+# -- samples ------------------------------------------------------------------------------------------------------------
+
+
+def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The same prompts answered by every line, evenly spread over the test, first seed; a proxy's with what it rejected."""
+    if not rows:
+        return []
+    answers = [(row, read_lines(row.outcomes[0].folder / "evaluation" / "samples.jsonl")) for row in rows]
+    size = min(len(lines) for _, lines in answers)
+    found = []
+    for number in range(_SAMPLES if size else 0):
+        place = number * size // _SAMPLES
+        found.append(
+            {
+                "prompt": _prompt(answers[0][1][place]["prompt"]),
+                "answers": [
+                    {
+                        "label": row.line.label,
+                        "text": lines[place]["policy"],
+                        "rewards": ", ".join(
+                            f"{name} {'—' if value is None else format(value, '.3g')}"
+                            for name, value in lines[place]["rewards"].items()
+                        ),
+                        "trace": read_json(row.outcomes[0].folder / "evaluation" / "trace.json").get(str(place)),
+                    }
+                    for row, lines in answers
+                ],
+            }
+        )
+    return found
+
+
+def _prompt(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -1,0 +1,174 @@
+"""From a study's options to its cells: one method, one setting, one seed each, with a folder named after what it asks."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from frugalign.errors import FrugalignError
+from frugalign.study.options import StudyOptions
+
+METHODS: dict[str, str] = {
+    "base": "the model as it is",
+    "best_of_n": "best of n samples by the reward",
+    "reward_guided": "decoding guided by the reward over the top-k tokens (ARGS)",
+    "proxy": "a proxy accepts or rejects the frozen model's tokens (Proxy-RLHF)",
+    "sft": "supervised fine-tuning on the preferred responses",
+    "raft": "fine-tuning on the best of k responses (RAFT)",
+    "context_distillation": "fine-tuning on responses under the principles",
+    "psle": "ranking and weighted demonstrations by a moving threshold (PSLE)",
+    "dpo": "direct preference optimisation",
+    "conservative_dpo": "DPO with a constant confidence below 1",
+    "robust_dpo": "DPO unbiased under known label noise",
+    "ipo": "identity preference optimisation",
+    "kto": "Kahneman-Tversky optimisation on single responses",
+    "rerank": "DPO with moving confidence from the model's own states",
+    "online_dpo": "DPO on responses sampled anew in every epoch",
+    "rloo": "REINFORCE with a leave-one-out baseline",
+    "grpo": "group-relative policy optimisation",
+}
+"""Every method and what it is. RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."""
+STAND_FOR_PPO = ("rloo", "grpo")
+LEARN_FROM_REWARD = ("proxy", "raft", "psle", "rloo", "grpo", "best_of_n", "reward_guided")
+LEARN_FROM_PREFERENCES = ("sft", "dpo", "conservative_dpo", "robust_dpo", "ipo", "kto", "rerank", "online_dpo")
+NEED_PRINCIPLES = ("psle", "context_distillation")
+BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
+
+# Where cells run and how many at once changes no result.
+_NOT_ASKED = {"output_dir", "jobs", "only", "methods", "seeds", "choose", "eval_batch_size", "llm_judge"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a method with one setting, or with a sweep that is still to be decided."""
+
+    label: str
+    method: str
+    setting: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. `asks`: everything that its result depends on; `kind`: tested on the validation split to choose, or on the test's."""
+
+    line: Line
+    seed: int
+    kind: Literal["choosing", "test"]
+    asks: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """How a cell is called: label and seed."""
+        return f"{self.line.label}, seed {self.seed}" + (", choosing" if self.kind == "choosing" else "")
+
+    def folder(self, study: Path) -> Path:
+        """The cell's folder: another one as soon as anything else is asked."""
+        digest = hashlib.sha256(json.dumps(self.asks, sort_keys=True).encode()).hexdigest()[:8]
+        label = re.sub(r"[^A-Za-z0-9._=-]+", "-", self.line.label)
+        return study / "cells" / f"{label}-{digest}"
+
+
+def lines_of(options: StudyOptions) -> list[Line]:
+    """The lines as they stand in the YAML, sweeps undecided.
+
+    Raises:
+        FrugalignError: what is missing, unknown or contradictory, in one sentence.
+    """
+    _check(options)
+    lines = []
+    for label, given in (options.methods or {}).items():
+        setting = dict(given or {})
+        method = str(setting.pop("method", label))
+        if method not in METHODS:
+            raise FrugalignError(
+                f"The study's line {label!r} asks for the method {method!r}; there are {', '.join(METHODS)}."
+            )
+        for name, needed, there in (
+            ("reward", LEARN_FROM_REWARD, options.reward),
+            ("principles", NEED_PRINCIPLES, options.principles),
+            ("preferences or reward", LEARN_FROM_PREFERENCES, options.preferences or options.reward),
+        ):
+            if method in needed and not there:
+                raise FrugalignError(f"The study's line {label!r} needs {name}, and the study names none.")
+        lines.append(Line(label, method, setting))
+    return lines
+
+
+def swept(line: Line) -> list[Line]:
+    """One line per combination of a sweep's values, their labels saying which; the line itself where nothing is swept."""
+    names = [name for name, value in line.setting.items() if isinstance(value, list)]
+    if not names:
+        return [line]
+    found = []
+    for values in itertools.product(*(line.setting[name] for name in names)):
+        chosen = dict(zip(names, values, strict=True))
+        words = " ".join(f"{name}={_short(value)}" for name, value in chosen.items())
+        found.append(Line(f"{line.label} {words}", line.method, line.setting | chosen))
+    return found
+
+
+def cells_of(lines: Sequence[Line], options: StudyOptions) -> list[Cell]:
+    """Every line with every seed, seed by seed, so that a study that is stopped early has all methods."""
+    return [cell_of(line, seed, "test", options) for seed in options.seeds for line in lines]
+
+
+def choosing_cells(line: Line, options: StudyOptions) -> list[Cell]:
+    """A sweep's settings with the seed that chooses among them."""
+    seed = int((options.choose or {}).get("seed", 0))
+    return [cell_of(each, seed, "choosing", options) for each in swept(line)]
+
+
+def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: StudyOptions) -> Cell:
+    """The cell of a line, a seed and a kind, and what its result depends on."""
+    asked = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED and value not in (None, [])}
+    asked |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
+    if kind == "choosing":
+        asked |= {"eval_split": "validation", "eval_prompts": (options.choose or {}).get("prompts")}
+    return Cell(line, seed, kind, asked)
+
+
+def _check(options: StudyOptions) -> None:
+    for name in ("model_name_or_path", "dataset_name", "judges", "methods", "seeds"):
+        if not getattr(options, name):
+            raise FrugalignError(f"The study names no {name}.")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise FrugalignError("The study names a seed twice.")
+    labels = list(options.methods or {})
+    for label in labels:
+        given = (options.methods or {})[label]
+        if not isinstance(label, str) or not _LABEL.fullmatch(label):
+            raise FrugalignError(f"The study's label {label!r} must be letters, digits, spaces and . _ + , = - only.")
+        if given is not None and not isinstance(given, dict):
+            raise FrugalignError(f"The study's line {label!r} must be a mapping of options, not {given!r}.")
+    unknown = sorted(set(options.only) - set(labels))
+    if unknown:
+        raise FrugalignError(
+            f"only names {unknown[0]!r}, which is no line of the study; there are {', '.join(labels)}."
+        )
+    budget: Mapping[str, Any] = options.budget or {}
+    for name, value in budget.items():
+        if name not in BUDGETS:
+            raise FrugalignError(f"The budget has no {name!r}; it is in {', '.join(BUDGETS)}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise FrugalignError(f"The budget's {name} is {value!r}; it must be a number above 0.")
+    choose = options.choose or {}
+    if set(choose) - {"seed", "prompts"}:
+        raise FrugalignError(
+            f"choose takes seed and prompts, not {', '.join(sorted(set(choose) - {'seed', 'prompts'}))}."
+        )
+    if options.choose is not None and int(choose.get("seed", 0)) in options.seeds:
+        raise FrugalignError("The seed that chooses is one of the test's seeds; give choose another one.")
+    if options.jobs < 1:
+        raise FrugalignError(f"jobs is {options.jobs}; it must be at least 1.")
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,108 @@
+"""A study's YAML as lines and cells: sweeps, folders that follow what is asked, and one sentence for each mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frugalign.errors import FrugalignError
+from frugalign.study.options import StudyOptions
+from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, lines_of, swept
+
+
+def study(**options: Any) -> StudyOptions:
+    given: dict[str, Any] = {
+        "model_name_or_path": "model",
+        "dataset_name": "prompts",
+        "reward": ["reward"],
+        "judges": ["gold"],
+        "methods": {
+            "base": None,
+            "four": {"method": "best_of_n", "n": 4},
+            "dpo": {"beta": [0.1, 0.5], "learning_rate": [1e-4, 1e-3]},
+        },
+    }
+    return StudyOptions(**given | options)
+
+
+def test_lines_are_the_methods_in_their_order() -> None:
+    lines = lines_of(study())
+    assert [(line.label, line.method) for line in lines] == [("base", "base"), ("four", "best_of_n"), ("dpo", "dpo")]
+    assert lines[1].setting == {"n": 4}
+
+
+def test_a_sweep_is_one_line_per_combination() -> None:
+    found = swept(lines_of(study())[2])
+    assert [line.label for line in found] == [
+        "dpo beta=0.1 learning_rate=0.0001",
+        "dpo beta=0.1 learning_rate=0.001",
+        "dpo beta=0.5 learning_rate=0.0001",
+        "dpo beta=0.5 learning_rate=0.001",
+    ]
+    assert found[3].setting == {"beta": 0.5, "learning_rate": 1e-3}
+    assert swept(Line("base", "base", {})) == [Line("base", "base", {})]
+
+
+def test_cells_go_seed_by_seed() -> None:
+    options = study(seeds=[1, 2])
+    names = [cell.name for cell in cells_of(lines_of(options)[:2], options)]
+    assert names == ["base, seed 1", "four, seed 1", "base, seed 2", "four, seed 2"]
+
+
+def test_a_folder_follows_what_is_asked_and_nothing_else() -> None:
+    line = Line("dpo", "dpo", {"beta": 0.1})
+
+    def folder(seed: int = 1, line: Line = line, **options: Any) -> Path:
+        return cell_of(line, seed, "test", study(**options)).folder(Path("s"))
+
+    same = folder()
+    for options in (
+        {"jobs": 2},
+        {"only": ["dpo"]},
+        {"seeds": [7]},
+        {"eval_batch_size": 3},
+        {"methods": {"base": None}},
+    ):
+        assert folder(**options) == same
+    others = [
+        folder(seed=2),
+        folder(line=Line("dpo", "dpo", {"beta": 0.2})),
+        folder(reward=["other"]),
+        folder(budget={"optimizer_steps": 3}),
+        folder(eval_prompts=5),
+        folder(preferences="pairs"),
+    ]
+    assert len({same, *others}) == 7
+
+
+def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
+    options = study(choose={"seed": 9, "prompts": 12})
+    cells = choosing_cells(lines_of(options)[2], options)
+    assert len(cells) == 4 and {cell.seed for cell in cells} == {9}
+    assert {(cell.asks["eval_split"], cell.asks["eval_prompts"]) for cell in cells} == {("validation", 12)}
+    assert cell_of(lines_of(options)[0], 1, "test", options).asks["eval_split"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"judges": []}, "names no judges"),
+        ({"methods": {}}, "names no methods"),
+        ({"methods": {"x": {"method": "ppo"}}}, "asks for the method 'ppo'"),
+        ({"methods": {"a/b": {"method": "base"}}}, "label 'a/b'"),
+        ({"methods": {"base": 3}}, "must be a mapping"),
+        ({"methods": {"psle": {}}}, "needs principles"),
+        ({"methods": {"rloo": {}}, "reward": []}, "needs reward"),
+        ({"methods": {"dpo": {}}, "reward": []}, "needs preferences or reward"),
+        ({"seeds": [1, 1]}, "a seed twice"),
+        ({"budget": {"tokens": 3}}, "no 'tokens'"),
+        ({"budget": {"optimizer_steps": 0}}, "must be a number above 0"),
+        ({"choose": {"seed": 1}}, "one of the test's seeds"),
+        ({"choose": {"by": "gold", "seed": 9}}, "choose takes"),
+        ({"only": ["sft"]}, "no line of the study"),
+        ({"jobs": 0}, "at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(FrugalignError, match=words):
+        lines_of(study(**options))

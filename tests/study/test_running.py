@@ -1,0 +1,115 @@
+"""The runner with cells that take no time: done ones are skipped, failed ones are reported and do not stop the rest, sweeps are decided once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frugalign.study import running
+from frugalign.study.options import StudyOptions
+from frugalign.study.plan import Cell
+from frugalign.study.running import read_study, run_study
+
+_PLAY = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+asks = json.loads((folder / "asks.json").read_text())
+setting = asks["setting"]
+if setting.get("dies"):
+    os.kill(os.getpid(), 9)
+if setting.get("fails"):
+    (folder / "failed.json").write_text(json.dumps({"error": "there is no reward at X."}))
+    sys.exit(2)
+value = {"mean": float(setting.get("good", 0)), "ci_low": 0, "ci_high": 1, "n": 1}
+(folder / "cell.json").write_text(json.dumps({"asks": asks, "metrics": {"reward": value}, "costs": {}}))
+"""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Cells are played by a script; their names in the order in which they began."""
+    names: list[str] = []
+
+    def start(cell: Cell, study: Path) -> subprocess.Popen[bytes]:
+        names.append(cell.name)
+        folder = cell.folder(study)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "asks.json").write_text(json.dumps(cell.asks))
+        (folder / "failed.json").unlink(missing_ok=True)
+        return subprocess.Popen([sys.executable, "-c", _PLAY, str(folder)])
+
+    monkeypatch.setattr(running, "_start", start)
+    monkeypatch.setattr(running, "_POLL", 0.01)
+    return names
+
+
+def study(folder: Path, methods: dict[str, Any], **options: Any) -> StudyOptions:
+    given: dict[str, Any] = {
+        "model_name_or_path": "model",
+        "dataset_name": "prompts",
+        "reward": ["reward"],
+        "judges": ["gold"],
+        "output_dir": str(folder),
+        "seeds": [1, 2],
+        "methods": methods,
+        "jobs": 2,
+    }
+    return StudyOptions(**given | options)
+
+
+def test_done_cells_are_skipped_and_new_seeds_run(tmp_path: Path, started: list[str]) -> None:
+    methods = {"base": None, "dpo": {"good": 1}}
+    found = run_study(study(tmp_path, methods))
+    assert not found.missing and len(started) == 4
+    run_study(study(tmp_path, methods, seeds=[1, 2, 3]))
+    assert started[4:] == ["base, seed 3", "dpo, seed 3"]
+    # Another setting is another cell, and the old one stays.
+    run_study(study(tmp_path, {"base": None, "dpo": {"good": 2}}))
+    assert started[6:] == ["dpo, seed 1", "dpo, seed 2"]
+    assert not read_study(study(tmp_path, methods, seeds=[1, 2, 3])).missing
+
+
+def test_a_failed_cell_is_reported_and_tried_again(
+    tmp_path: Path, started: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    methods = {"rloo": {"fails": True}, "grpo": {"dies": True}, "dpo": {"good": 1}}
+    found = run_study(study(tmp_path, methods, seeds=[1]))
+    assert {outcome.cell.line.label: outcome.error for outcome in found.missing} == {
+        "rloo": "there is no reward at X.",
+        "grpo": "its process ended with status -9",
+    }
+    assert [outcome.cell.line.label for outcome in found.outcomes if outcome.result] == ["dpo"]
+    assert "rloo, seed 1 failed" in caplog.text and "log.txt" in caplog.text
+    run_study(study(tmp_path, methods, seeds=[1]))
+    assert sorted(started[3:]) == ["grpo, seed 1", "rloo, seed 1"]
+
+
+def test_only_runs_its_lines_and_the_rest_is_missing(tmp_path: Path, started: list[str]) -> None:
+    found = run_study(study(tmp_path, {"base": None, "dpo": None}, only=["dpo"]))
+    assert started == ["dpo, seed 1", "dpo, seed 2"]
+    assert [outcome.cell.name for outcome in found.missing] == ["base, seed 1", "base, seed 2"]
+
+
+def test_a_sweep_is_decided_by_the_main_judge_before_any_test_cell(tmp_path: Path, started: list[str]) -> None:
+    methods = {"base": None, "dpo": {"good": [1, 3, 2]}}
+    found = run_study(study(tmp_path, methods, choose={"seed": 9}))
+    assert all("choosing" in name for name in started[:3]) and not any("choosing" in name for name in started[3:])
+    assert [(line.label, line.setting) for line in found.lines] == [("base", {}), ("dpo", {"good": 3})]
+    kept = json.loads((tmp_path / "chosen.json").read_text())["dpo"]
+    assert kept["setting"] == {"good": 3} and kept["tried"] == {"dpo good=1": 1.0, "dpo good=3": 3.0, "dpo good=2": 2.0}
+    run_study(study(tmp_path, methods, choose={"seed": 9}))
+    assert len(started) == 3 + 4, "nothing is run twice"
+
+
+def test_a_sweep_whose_settings_all_fail_has_no_line(tmp_path: Path, started: list[str]) -> None:
+    found = run_study(study(tmp_path, {"base": None, "dpo": {"fails": [True, 1]}}, choose={"seed": 9}))
+    assert [line.label for line in found.lines] == ["base"]
+    assert found.chosen["dpo"]["setting"] is None and len(found.chosen["dpo"]["failed"]) == 2
+
+
+def test_without_choose_every_setting_is_a_line(tmp_path: Path, started: list[str]) -> None:
+    found = run_study(study(tmp_path, {"dpo": {"good": [1, 3]}}, seeds=[1], only=["dpo"]))
+    assert [line.label for line in found.lines] == ["dpo good=1", "dpo good=3"] and not found.missing
