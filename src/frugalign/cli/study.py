@@ -19,10 +19,13 @@ def run(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     options: StudyOptions = parse(COMMAND, argv)
+    from frugalign.study.judging import judge_study, judges_of
     from frugalign.study.page import write_study
     from frugalign.study.running import run_study
 
+    judges_of(options)  # a mistake there is said before hours of running
     found = run_study(options)
+    judge_study(found)
     recipe = argv[argv.index("--config") + 1] if "--config" in argv else "STUDY.yaml"
     page = write_study(found, recipe)
     print(f"The page is {page}.")

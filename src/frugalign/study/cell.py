@@ -18,6 +18,9 @@ from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
 
 ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
+TRACE_FILE = "trace.json"
+SHOWN = 3
+"""Prompts whose answers the page shows."""
 _LENGTH_PROMPTS = 64
 _TEST_SEED = 1000
 """Added to a cell's seed: the test's noise is not the training's, and is the same for every method."""
@@ -61,6 +64,8 @@ def run_cell(folder: Path, start: Path) -> dict[str, Any]:
         device_map="cpu" if asks.get("use_cpu") else None,
         **policy,
     )
+    if "proxy" in policy:
+        write_json_atomic(folder / "evaluation" / TRACE_FILE, traces(asks, policy["proxy"], rows))
     result = {
         "asks": asks,
         "metrics": metrics,
@@ -71,6 +76,42 @@ def run_cell(folder: Path, start: Path) -> dict[str, Any]:
     write_json_atomic(folder / RESULT_FILE, result)
     (folder / FAILED_FILE).unlink(missing_ok=True)
     return result
+
+
+def traces(asks: dict[str, Any], proxy: str, rows: Any) -> dict[str, list[dict[str, Any]]]:
+    """The proposals behind a proxy's first answers to the prompts that the page shows, the very answers that are tested: by row a list of
+    token texts and what was rejected before each."""
+    from frugalign.data import encode_prompts
+    from frugalign.evaluation.completing import token_texts
+    from frugalign.evaluation.policies import load_base, load_policy
+    from frugalign.generation.loop import SamplingParams, generate
+    from frugalign.generation.noise import row_keys
+
+    base = load_base(asks["model_name_or_path"], proxy=proxy, device_map="cpu" if asks.get("use_cpu") else None)
+    guide, shown = load_policy(base, proxy=proxy).guide, shown_rows(len(rows))
+    ids = encode_prompts(
+        rows.select(shown)["prompt"], base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]
+    ).ids
+    answered = generate(
+        base.model,
+        base.tokenizer,
+        ids,
+        SamplingParams(asks["max_new_tokens"]),
+        keys=row_keys(_TEST_SEED + asks["seed"], 0, shown, [0] * len(shown)),
+        guide=guide,
+        record_trace=True,
+    )
+    found = {}
+    for row, entries in zip(shown, answered.traces or [], strict=True):
+        pieces = token_texts([entry.token for entry in entries], base.tokenizer)
+        rejected = [[str(base.tokenizer.decode([token])).strip() or "␣" for token, _ in e.rejected] for e in entries]
+        found[str(row)] = [{"text": a, "rejected": b} for a, b in zip(pieces, rejected, strict=True)]
+    return found
+
+
+def shown_rows(size: int) -> list[int]:
+    """Rows of the test that the page shows, evenly spread."""
+    return [number * size // SHOWN for number in range(SHOWN)] if size else []
 
 
 def _measures(asks: dict[str, Any]) -> list[str]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frugalign.evaluation.files import read_lines
+from frugalign.evaluation.files import read_json, read_lines
 from frugalign.metrics import Estimate, holm, length_controlled_win_rate
 from frugalign.metrics.crossed import crossed_mean
+from frugalign.study.judging import judges_of, verdicts_file
 from frugalign.study.plan import Line
 from frugalign.study.running import Finished, Outcome
 
@@ -38,6 +39,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Preferred:
+    """A pairwise judge's preference for a line over the base; `contradictions`: share of pairs that it judged otherwise in the other order."""
+
+    share: Estimate
+    contradictions: float | None
+    unanswered: int
+
+
+@dataclass(frozen=True)
 class Row:
     """A line of the table. `others`: KL, length and so on, by the name in metrics.json; `costs`: medians over the seeds, None where nothing was trained."""
 
@@ -46,6 +56,7 @@ class Row:
     measures: dict[str, Measured]
     win_rate: Estimate | None
     length_controlled: Estimate | None
+    preferred: dict[str, Preferred]
     others: dict[str, Estimate | None]
     costs: dict[str, float]
     trainable_parameters: int | None
@@ -59,7 +70,8 @@ class Row:
 
 def rows_of(found: Finished) -> list[Row]:
     """A row for every line of which at least one seed is done, in the study's order."""
-    rows = [_row(line, done) for line in found.lines if (done := _done(found.of(line)))]
+    judges = judges_of(found.options)
+    rows = [_row(line, done, judges) for line in found.lines if (done := _done(found.of(line)))]
     tested = {
         row.line.label: row.main.p_value for row in rows if row.line.method != "base" and row.main.p_value is not None
     }
@@ -78,7 +90,7 @@ def _with_holm(row: Row, p_holm: float | None) -> Row:
     return Row(**{**vars(row), "measures": measures})
 
 
-def _row(line: Line, done: list[Outcome]) -> Row:
+def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]]]) -> Row:
     samples = [read_lines(outcome.folder / "evaluation" / "samples.jsonl") for outcome in done]
     per_prompt = [int(_result(outcome)["asks"]["eval_samples"]) for outcome in done]
 
@@ -107,6 +119,7 @@ def _row(line: Line, done: list[Outcome]) -> Row:
         measures,
         None if wins is None or line.method == "base" else wins.estimate,
         None if line.method == "base" else _length_controlled(samples, main),
+        {name: said for name, asked in judges if (said := _preferred(done, per_prompt, asked)) is not None},
         {name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done]) for name in _KEPT},
         {name: statistics.median(each.get(name, 0.0) for each in costs) for name in COSTS},
         costs[0].get("trainable_parameters"),
@@ -154,6 +167,21 @@ def _length_controlled(samples: list[list[dict[str, Any]]], name: str) -> Estima
     wins = [_win(sample, name) for _, sample in every]
     gaps = [float(len(sample["policy"]) - len(sample["base"])) for _, sample in every]
     return length_controlled_win_rate(wins, gaps, [number for number, _ in every])
+
+
+def _preferred(done: list[Outcome], per_prompt: list[int], asked: dict[str, Any]) -> Preferred | None:
+    """A judge's verdicts on the cells that it has judged; None where it has judged none, as of the base."""
+    found = [(read_json(verdicts_file(outcome, asked)), size) for outcome, size in zip(done, per_prompt, strict=True)]
+    judged = [(each, size) for each, size in found if each]
+    if not judged:
+        return None
+    share = crossed_mean([by_prompt(each["preferences"], size) for each, size in judged], share=True)
+    if share is None:
+        return None
+    known = [each["contradictions"] for each, _ in judged if each["contradictions"] is not None]
+    return Preferred(
+        share.estimate, sum(known) / len(known) if known else None, sum(each["unanswered"] for each, _ in judged)
+    )
 
 
 def _over_seeds(estimates: list[dict[str, Any] | None]) -> Estimate | None:

@@ -61,6 +61,9 @@ class StudyOptions:
         None,
         "An OpenAI-compatible judge of the responses against the base's: base_url, model, api_key_env, max_cost, …",
     )
+    model_judge: str | None = option(
+        None, "A causal language model on this machine as such a judge, read at one token: hub id or folder."
+    )
 
     output_dir: str = option("runs/study", "The study's folder: a folder per cell, chosen.json, and the page.")
     jobs: int = option(1, "Cells that run at once, a process each.")

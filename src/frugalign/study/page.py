@@ -12,13 +12,13 @@ from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.evaluation.files import read_json, read_lines
 from frugalign.evaluation.pages import render
 from frugalign.metrics import Estimate
+from frugalign.study.cell import TRACE_FILE, shown_rows
 from frugalign.study.comparing import Row, rows_of
 from frugalign.study.figures import figures_of
 from frugalign.study.plan import METHODS, STAND_FOR_PPO
 from frugalign.study.running import Finished, Outcome
 
 SUMMARY_FILE, MARKDOWN_FILE, PAGE_FILE = "study.json", "study.md", "report.html"
-_SAMPLES = 3
 _COSTS = (
     ("generated tokens", "generated_tokens"),
     ("LM tokens fed", "lm_forward_tokens"),
@@ -95,6 +95,10 @@ def _line(row: Row) -> dict[str, Any]:
         },
         "win_rate": plain(row.win_rate),
         "length_controlled": plain(row.length_controlled),
+        "preferred": {
+            name: {"share": plain(said.share), "contradictions": said.contradictions, "unanswered": said.unanswered}
+            for name, said in row.preferred.items()
+        },
         "others": {name: plain(estimate) for name, estimate in row.others.items()},
         "costs": row.costs,
         "trainable_parameters": row.trainable_parameters,
@@ -150,7 +154,8 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "win rate",
         "… at equal length",
     ]
-    head += [title for title, _ in _OTHERS]
+    judges = list(dict.fromkeys(name for line in summary["lines"] for name in line["preferred"]))
+    head += [*(f"preferred by {name}" for name in judges), *(title for title, _ in _OTHERS)]
     rows = []
     for line in summary["lines"]:
         main = _main(line)
@@ -162,6 +167,7 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 "—" if main["p_holm"] is None else f"{main['p_holm']:.2g}",
                 _estimate(line["win_rate"]),
                 _estimate(line["length_controlled"]),
+                *(_estimate(line["preferred"].get(name, {}).get("share")) for name in judges),
                 *(_estimate(line["others"][name]) for _, name in _OTHERS),
             ]
         )
@@ -237,10 +243,10 @@ def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
     if not rows:
         return []
     answers = [(row, read_lines(row.outcomes[0].folder / "evaluation" / "samples.jsonl")) for row in rows]
-    size = min(len(lines) for _, lines in answers)
     found = []
-    for number in range(_SAMPLES if size else 0):
-        place = number * size // _SAMPLES
+    size = int((rows[0].outcomes[0].result or {})["asks"]["eval_samples"])
+    for row_number in shown_rows(min(len(lines) for _, lines in answers) // size):
+        place = row_number * size
         found.append(
             {
                 "prompt": _prompt(answers[0][1][place]["prompt"]),
@@ -252,7 +258,7 @@ def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
                             f"{name} {'—' if value is None else format(value, '.3g')}"
                             for name, value in lines[place]["rewards"].items()
                         ),
-                        "trace": read_json(row.outcomes[0].folder / "evaluation" / "trace.json").get(str(place)),
+                        "trace": read_json(row.outcomes[0].folder / "evaluation" / TRACE_FILE).get(str(row_number)),
                     }
                     for row, lines in answers
                 ],

@@ -43,7 +43,7 @@ BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
 
 # Where cells run and how many at once changes no result.
-_NOT_ASKED = {"output_dir", "jobs", "only", "methods", "seeds", "choose", "eval_batch_size", "llm_judge"}
+_NOT_ASKED = {"output_dir", "jobs", "only", "methods", "seeds", "choose", "eval_batch_size", "llm_judge", "model_judge"}
 
 
 @dataclass(frozen=True)

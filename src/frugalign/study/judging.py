@@ -1,0 +1,88 @@
+"""Pairwise verdicts on a study's responses: every line's against the base's, in both orders, kept beside the cell that they are about.
+
+A judge reads what the test has left, so it can be added, changed or left out without running a cell again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from frugalign.artifacts import write_json_atomic
+from frugalign.errors import FrugalignError
+from frugalign.evaluation.files import read_json, read_lines
+from frugalign.evaluation.judges import ModelJudge, PairJudge, both_orders
+from frugalign.evaluation.llm_judge import LLMJudge, LLMJudgeOptions
+from frugalign.study.options import StudyOptions
+from frugalign.study.running import Finished, Outcome
+
+CACHE_FILE = "llm_judge.jsonl"
+_log = logging.getLogger(__name__)
+
+
+def judges_of(options: StudyOptions) -> list[tuple[str, dict[str, Any]]]:
+    """(name, what is asked of it) for the pairwise judges that the study names.
+
+    Raises:
+        FrugalignError: options that such a judge does not have.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    if options.llm_judge:
+        known = {each.name for each in fields(LLMJudgeOptions)}
+        unknown = sorted(set(options.llm_judge) - known)
+        if unknown or not {"base_url", "model"} <= set(options.llm_judge):
+            what = f"not {', '.join(unknown)}" if unknown else "base_url and model at least"
+            raise FrugalignError(f"llm_judge takes {', '.join(sorted(known))}; {what}.")
+        found.append((str(options.llm_judge["model"]), dict(options.llm_judge)))
+    if options.model_judge:
+        found.append((Path(options.model_judge).name, {"model_judge": options.model_judge}))
+    return found
+
+
+def verdicts_file(outcome: Outcome, asked: dict[str, Any]) -> Path:
+    """Where a judge's verdicts on a cell are: another file for another judge, wherever it is reached."""
+    said = {name: asked.get(name) for name in ("model", "criterion", "temperature", "max_tokens", "model_judge")}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+    return outcome.folder / "evaluation" / f"verdicts-{digest}.json"
+
+
+def judge_study(found: Finished) -> None:
+    """Ask every judge about every finished cell that it has not judged whole yet; the base itself is compared with nobody."""
+    for name, asked in judges_of(found.options):
+        waiting = [
+            outcome
+            for outcome in found.outcomes
+            if outcome.result is not None
+            and outcome.cell.line.method != "base"
+            and read_json(verdicts_file(outcome, asked)).get("unanswered", 1)
+        ]
+        if not waiting:
+            continue
+        judge = _judge(asked, Path(found.options.output_dir))
+        for outcome in waiting:
+            samples = read_lines(outcome.folder / "evaluation" / "samples.jsonl")
+            prompts, ours, theirs = ([sample[key] for sample in samples] for key in ("prompt", "policy", "base"))
+            said = both_orders(judge, prompts, ours, theirs)
+            unanswered = sum(preference is None for preference in said.preferences)
+            verdicts = {
+                "judge": name,
+                "preferences": said.preferences,
+                "contradictions": said.contradictions,
+                "unanswered": unanswered,
+                "counts": dict(getattr(judge, "counts", {})),
+            }
+            write_json_atomic(verdicts_file(outcome, asked), verdicts)
+            if unanswered:
+                _log.warning(
+                    "%s gave no verdict on %d of %d pairs of %s.", name, unanswered, len(samples), outcome.cell.name
+                )
+
+
+def _judge(asked: dict[str, Any], study: Path) -> PairJudge:
+    if "model_judge" in asked:
+        return ModelJudge(asked["model_judge"])
+    return LLMJudge(LLMJudgeOptions(**{"cache_path": study / CACHE_FILE} | asked))
