@@ -35,17 +35,16 @@ def run_cell(folder: Path, start: Path) -> dict[str, Any]:
     Raises:
         FrugalignError: whatever the user can mend.
     """
-    from frugalign.data import load_prompts
     from frugalign.evaluation import evaluate
     from frugalign.study.budget import Budget
-    from frugalign.study.methods import Task, train
+    from frugalign.study.methods import Task, prompt_splits, train
 
     asks: dict[str, Any] = json.loads((folder / ASKS_FILE).read_text(encoding="utf-8"))
     given = asks.get("budget") or {}
     length = mean_length(asks, start) if "generated_tokens" in given else 1.0
-    rows = load_prompts(asks["dataset_name"], split=asks["eval_split"])
+    rows = prompt_splits(asks)["validation" if asks["kind"] == "choosing" else "test"]
     rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
-    for left in ("run", "reward", "groups.jsonl", "pairs", "prompts"):  # of an attempt that ended early
+    for left in ("run", "reward", "groups.jsonl", "pairs", "prompts", "online"):  # of an attempt that ended early
         path = folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     task = Task(asks, folder, Budget(**given, mean_length=length))
@@ -123,12 +122,12 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
     """Tokens of a response of the base, over 64 training prompts; measured once and kept in `start`."""
     if start.is_file():
         return float(json.loads(start.read_text())["mean_length"])
-    from frugalign.data import encode_prompts, load_prompts, load_splits
+    from frugalign.data import encode_prompts
     from frugalign.generation.loop import SamplingParams, generate
     from frugalign.models.loading import load_model
+    from frugalign.study.methods import prompt_splits
 
-    split = "train" if "train" in load_splits(asks["dataset_name"]) else "all"
-    prompts = load_prompts(asks["dataset_name"], split=split)["prompt"][:_LENGTH_PROMPTS]
+    prompts = prompt_splits(asks)["train"]["prompt"][:_LENGTH_PROMPTS]
     base = load_model(asks["model_name_or_path"], device_map="cpu" if asks.get("use_cpu") else None)
     params = SamplingParams(asks["max_new_tokens"], asks["temperature"])
     ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]).ids

@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from frugalign.data import load_splits
+from frugalign.data import held_out_split, load_splits
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.loading import distinct
 from frugalign.errors import FrugalignError
@@ -27,7 +27,27 @@ from frugalign.training.run_folder import COSTS_FILE
 
 _GROUP = 4
 """Responses per prompt where a method samples groups and its line does not say how many."""
-_TESTED_SPLITS = ("test", "validation")
+_HELD_OUT = 0.1
+
+
+def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
+    """The study's prompts as train, validation and test; where settings are chosen by prompts and there is no validation split, a tenth of the
+    training prompts is that, and nothing trains on it.
+
+    Raises:
+        FrugalignError: a data set without the split to test on.
+    """
+    name, tested = asks["dataset_name"], asks["eval_split"] if asks["kind"] == "test" else "test"
+    splits = load_splits(name)
+    train = splits.get("train", next(iter(splits.values())))
+    found = {"train": train, "test": splits.get(tested, splits.get("test"))}
+    if found["test"] is None or found["test"] is train:
+        raise FrugalignError(f"{name} needs a split to train on and one to test on; it has {', '.join(splits)}.")
+    if "validation" in splits:
+        found["validation"] = splits["validation"]
+    elif asks.get("holds_out"):
+        found["train"], found["validation"] = held_out_split(train, _HELD_OUT, 0)
+    return found
 
 
 @dataclass
@@ -67,11 +87,18 @@ class Task:
 
     def prompts(self) -> Dataset:
         """The training prompts."""
-        splits = load_splits(self.asks["dataset_name"])
-        names = [name for name in splits if name not in _TESTED_SPLITS]
-        if not names:
-            raise FrugalignError(f"{self.asks['dataset_name']} has no split to train on.")
-        return splits["train" if "train" in splits else names[0]]
+        return load_splits(self.dataset)["train"]
+
+    @property
+    def dataset(self) -> str:
+        """A folder with the prompts to train on as `train`, and the test's beside them, so that no method holds out more."""
+        folder = self.folder / "prompts"
+        if not (folder / "train.jsonl").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            parts = prompt_splits(self.asks)
+            for name in ("test", "train"):  # the training's last: a folder without it is not finished
+                parts[name].to_json(str(folder / f"{name}.jsonl"))
+        return str(folder)
 
     def shared(self, *names: str) -> dict[str, Any]:
         """These of the study's common options, where it has them."""
@@ -154,7 +181,8 @@ def _proxy(task: Task) -> Measured:
     completions = sizes.pop("completions")
     config = ProxyConfig(
         **task.common()
-        | task.shared("reward", "reward_weights", "dataset_name")
+        | task.shared("reward", "reward_weights")
+        | {"dataset_name": task.dataset}
         | {"save_strategy": "no"}
         | setting
         | sizes
@@ -179,7 +207,8 @@ def _psle(task: Task) -> Measured:
         sizes["max_steps"] = max(1, task.budget.steps // rounds)
     config = PSLEConfig(
         **task.common()
-        | task.shared("reward", "reward_weights", "dataset_name", "principles")
+        | task.shared("reward", "reward_weights", "principles")
+        | {"dataset_name": task.dataset}
         | {"method": task.asks["method"], "eval_prompts": 0}
         | setting
         | sizes
@@ -368,7 +397,7 @@ def _pairs_file(task: Task) -> Path:
 
 def _write_prompts(task: Task, number: int | None) -> Path:
     """So many of the training prompts, in an order that the seed gives."""
-    path = task.folder / "prompts" / "train.jsonl"
+    path = task.folder / "online" / "train.jsonl"
     rows = Dataset.from_dict({"prompt": distinct(task.prompts()["prompt"])}).shuffle(seed=task.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.select(range(min(number or len(rows), len(rows)))).to_json(str(path))

@@ -130,6 +130,8 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
     """The cell of a line, a seed and a kind, and what its result depends on."""
     asked = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED and value not in (None, [])}
     asked |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
+    if options.choose is not None:
+        asked["holds_out"] = True  # prompts to choose by, which no method trains on
     if kind == "choosing":
         asked |= {"eval_split": "validation", "eval_prompts": (options.choose or {}).get("prompts")}
     return Cell(line, seed, kind, asked)
