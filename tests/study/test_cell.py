@@ -1,0 +1,153 @@
+"""Cells with real trainings on the sandbox, a few steps each: every kind of method runs within its budget and leaves what the page needs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frugalign.sandbox.pairs import sample_pairs
+from frugalign.sandbox.world import make_prompts
+from frugalign.study.cell import TRACE_FILE, run_cell, shown_rows
+from frugalign.study.comparing import rows_of
+from frugalign.study.options import StudyOptions
+from frugalign.study.page import write_study
+from frugalign.study.plan import Line, cell_of
+from frugalign.study.running import read_study
+
+TOKENS, STEPS = 1500, 4
+N_TEST = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    parts = {
+        "prompts/train": make_prompts("train", 80, 0),
+        "prompts/test": make_prompts("test", N_TEST, 1),
+        "pairs/train": sample_pairs("train", 60),
+    }
+    for name, rows in parts.items():
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def options(data: Path, study: Path, **given: Any) -> StudyOptions:
+    common: dict[str, Any] = {
+        "model_name_or_path": "frugalign.sandbox:model",
+        "dataset_name": str(data / "prompts"),
+        "reward": ["frugalign.sandbox:gold"],
+        "judges": ["frugalign.sandbox:gold", "frugalign.sandbox:over_refusal"],
+        "principles": "frugalign.sandbox:PRINCIPLES",
+        "preferences": str(data / "pairs"),
+        "budget": {"generated_tokens": TOKENS, "optimizer_steps": STEPS},
+        "max_new_tokens": 24,
+        "seeds": [1],
+        "use_cpu": True,
+        "output_dir": str(study),
+    }
+    return StudyOptions(**common | given)
+
+
+def run(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> tuple[dict[str, Any], Path]:
+    asked = options(data, study, methods={method: setting}, **given)
+    cell = cell_of(Line(method, method, setting), 1, "test", asked)
+    folder = cell.folder(study)
+    folder.mkdir(parents=True)
+    (folder / "asks.json").write_text(json.dumps(cell.asks))
+    return run_cell(folder, study / "start.json"), folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "setting", "kind", "samples"),
+    [
+        ("proxy", {"num_generations": 4, "num_iterations": 1}, "proxy", True),
+        ("psle", {"rounds": 2, "learning_rate": 1e-3}, "adapter", True),
+        ("rerank", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, "adapter", False),
+        ("kto", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, "adapter", False),
+        ("sft", {"learning_rate": 1e-4, "use_peft": False, "per_device_train_batch_size": 4}, "policy", False),
+        ("rloo", {"learning_rate": 1e-3, "num_generations": 4}, "adapter", True),
+    ],
+)
+def test_a_method_trains_within_its_budget(
+    data: Path, tmp_path: Path, method: str, setting: dict[str, Any], kind: str, samples: bool
+) -> None:
+    result, folder = run(data, tmp_path, method, setting)
+    costs, metrics = result["costs"], result["metrics"]
+    assert metrics["settings"]["policy"] == kind
+    assert list(metrics["rewards"]) == ["gold", "over_refusal"]
+    assert costs["optimizer_steps"] == STEPS
+    assert costs["lm_forward_tokens"] > 0 and costs["trainable_parameters"] > 0
+    if samples:
+        # The base's mean length stands for the policy's, and rollouts are whole.
+        assert 0.5 * TOKENS <= costs["generated_tokens"] <= 1.5 * TOKENS and costs["reward_calls"] > 0
+    else:
+        assert costs["generated_tokens"] == 0
+    assert len((folder / "evaluation" / "samples.jsonl").read_text().splitlines()) == N_TEST
+    if method != "proxy":
+        assert metrics["kl_per_sequence"]["mean"] > 0
+        return
+    # The page strikes through what was rejected on the way to the very answers that were tested.
+    lines = [json.loads(line) for line in (folder / "evaluation" / "samples.jsonl").read_text().splitlines()]
+    traces = json.loads((folder / "evaluation" / TRACE_FILE).read_text())
+    assert list(traces) == [str(row) for row in shown_rows(N_TEST)]
+    for row, pieces in traces.items():
+        assert "".join(piece["text"] for piece in pieces).startswith(lines[int(row)]["policy"])
+
+
+@pytest.mark.slow
+def test_a_study_without_stored_preferences_samples_its_own(data: Path, tmp_path: Path) -> None:
+    """Groups of four from the base, ranked by the training reward, as many as the tokens are enough for; settings are chosen on a held-out tenth."""
+    given = {"preferences": None, "choose": {"seed": 9}}
+    result, folder = run(data, tmp_path, "dpo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
+    groups = [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
+    assert all(len(group["completions"]) == len(group["rewards"]) == 4 for group in groups)
+    assert 0.5 * TOKENS <= result["costs"]["generated_tokens"] <= 1.5 * TOKENS
+    trained = {json.loads(line)["prompt"] for line in (folder / "prompts" / "train.jsonl").read_text().splitlines()}
+    every = {json.loads(line)["prompt"] for line in (data / "prompts" / "train.jsonl").read_text().splitlines()}
+    assert trained < every and len(every - trained) >= 0.05 * len(every)
+    assert {group["prompt"] for group in groups} <= trained
+
+
+@pytest.mark.slow
+def test_the_page_has_what_is_done_and_names_what_is_not(data: Path, tmp_path: Path) -> None:
+    methods = {
+        "base": None,
+        "best-of-3": {"method": "best_of_n", "n": 3},
+        "guided": {"method": "reward_guided", "top_k": 3},
+        "dpo": {},
+    }
+    asked = options(data, tmp_path, methods=methods)
+    for label, method, setting in (
+        ("base", "base", {}),
+        ("best-of-3", "best_of_n", {"n": 3}),
+        ("guided", "reward_guided", {"top_k": 3}),
+    ):
+        cell = cell_of(Line(label, method, setting), 1, "test", asked)
+        cell.folder(tmp_path).mkdir(parents=True)
+        (cell.folder(tmp_path) / "asks.json").write_text(json.dumps(cell.asks))
+        run_cell(cell.folder(tmp_path), tmp_path / "start.json")
+    found = read_study(asked)
+    rows = {row.line.label: row for row in rows_of(found)}
+    assert list(rows) == ["base", "best-of-3", "guided"]
+    assert rows["base"].main.difference is None and rows["base"].win_rate is None
+    best = rows["best-of-3"].main
+    assert best.difference is not None and best.difference.mean == pytest.approx(
+        best.value.mean - rows["base"].main.value.mean
+    )
+    assert best.p_holm is not None and best.p_value is not None and best.p_holm >= best.p_value
+    page = write_study(found, "recipes/studies/this.yaml").read_text()
+    assert "dpo, seed 1: not run yet" in page and "http://" not in page.replace("http://www.w3.org", "")
+    for words in (
+        "best-of-3",
+        "Quality against distance",
+        "frugalign study recipes/studies/this.yaml --only &#34;guided&#34; --seeds 1",
+    ):
+        assert words in page
+    summary = json.loads((tmp_path / "study.json").read_text())
+    assert [line["label"] for line in summary["lines"]] == ["base", "best-of-3", "guided"]
+    assert summary["missing"] == [{"cell": "dpo, seed 1", "why": "not run yet"}]
+    assert "| best-of-3 |" in (tmp_path / "study.md").read_text()
