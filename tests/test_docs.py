@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from frugalign.cli.parser import read_config
 from frugalign.proxy.options import ProxyOptions
 from frugalign.psle.options import PSLEOptions
 from frugalign.rerank.options import RerankOptions
+from frugalign.study.methods import check_options
+from frugalign.study.options import StudyOptions
+from frugalign.study.plan import lines_of, swept
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,6 +77,15 @@ def test_recipes_have_only_known_keys(path: Path) -> None:
     """A recipe is called after what it is for and the verb that it is a config of."""
     options = OPTIONS[path.stem.rsplit("-", 1)[1]]
     assert set(yaml.safe_load(path.read_text("utf-8"))) <= {field.name for field in fields(options)}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+def test_studies_can_be_planned(path: Path) -> None:
+    """Every line is a method with options that its command has."""
+    study = StudyOptions(**read_config(str(path), StudyOptions))
+    lines = [line for each in lines_of(study) for line in swept(each)]
+    assert len(lines) >= 8
+    check_options(lines)
 
 
 def test_the_paper_map_names_functions_that_exist() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from frugalign.errors import FrugalignError
 from frugalign.study import running
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell
@@ -42,6 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return subprocess.Popen([sys.executable, "-c", _PLAY, str(folder)])
 
     monkeypatch.setattr(running, "_start", start)
+    monkeypatch.setattr(running, "check_options", lambda lines: None)  # good, fails and dies are for the play alone
     monkeypatch.setattr(running, "_POLL", 0.01)
     return names
 
@@ -113,3 +115,14 @@ def test_a_sweep_whose_settings_all_fail_has_no_line(tmp_path: Path, started: li
 def test_without_choose_every_setting_is_a_line(tmp_path: Path, started: list[str]) -> None:
     found = run_study(study(tmp_path, {"dpo": {"good": [1, 3]}}, seeds=[1], only=["dpo"]))
     assert [line.label for line in found.lines] == ["dpo good=1", "dpo good=3"] and not found.missing
+
+
+def test_an_option_that_a_method_does_not_have_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for method, option, words in (
+        ("dpo", "learning_rat", "did you mean learning_rate?"),
+        ("best_of_n", "beta", "gives best_of_n the option 'beta'"),
+        ("kto", "num_generations", "which it does not have"),
+    ):
+        with pytest.raises(FrugalignError, match=words.replace("?", r"\?")):
+            run_study(study(tmp_path, {"base": None, method: {option: 1}}))
+    assert not (tmp_path / "cells").exists()

@@ -49,7 +49,8 @@ class Preferred:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `others`: KL, length and so on, by the name in metrics.json; `costs`: medians over the seeds, None where nothing was trained."""
+    """A line of the table. `others`: KL, length and so on, by the name in metrics.json; `costs` of the training and `decoding`, of one response:
+    medians over the seeds."""
 
     line: Line
     outcomes: list[Outcome]
@@ -59,6 +60,7 @@ class Row:
     preferred: dict[str, Preferred]
     others: dict[str, Estimate | None]
     costs: dict[str, float]
+    decoding: dict[str, float]
     trainable_parameters: int | None
     base_parameters: int | None
 
@@ -113,6 +115,7 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
     main = next(iter(samples[0][0]["rewards"]))
     wins = crossed_mean(table(_win, main), share=True)
     costs = [_result(outcome)["costs"] for outcome in done]
+    decoding = [_result(outcome)["metrics"].get("decoding", {}) for outcome in done]
     return Row(
         line,
         done,
@@ -122,6 +125,7 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
         {name: said for name, asked in judges if (said := _preferred(done, per_prompt, asked)) is not None},
         {name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done]) for name in _KEPT},
         {name: statistics.median(each.get(name, 0.0) for each in costs) for name in COSTS},
+        {name: statistics.median(each[name] for each in decoding) for name in decoding[0]},
         costs[0].get("trainable_parameters"),
         costs[0].get("base_parameters"),
     )

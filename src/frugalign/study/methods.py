@@ -6,8 +6,9 @@ A line's setting overrides everything here but the budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,20 @@ from frugalign.ledger import Ledger, read_costs
 from frugalign.models.loading import LoadedModel, load_model
 from frugalign.rewards import load_rewards, score
 from frugalign.study.budget import Budget, StopAfter
+from frugalign.study.plan import Line
 from frugalign.training.run_folder import COSTS_FILE
 
 _GROUP = 4
 """Responses per prompt where a method samples groups and its line does not say how many."""
 _HELD_OUT = 0.1
+_DECODING: dict[str, dict[str, str]] = {
+    "base": {},
+    "best_of_n": {"n": "best_of_n"},
+    "reward_guided": {"top_k": "guiding_top_k", "weight": "guiding_weight"},
+}
+"""Methods that train nothing: their options, and what `evaluate` calls them."""
+_IN_PSLES_FRAME = ("psle", "raft", "context_distillation")
+_ON_RERANK = ("dpo", "conservative_dpo", "rerank", "online_dpo")
 
 
 def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
@@ -116,6 +126,39 @@ class Task:
         return [] if seconds is None else [StopAfter(seconds)]
 
 
+def check_options(lines: Sequence[Line]) -> None:
+    """Every line's options are its method's.
+
+    Raises:
+        FrugalignError: an unknown one, with what was probably meant.
+    """
+    for line in lines:
+        known = _options_of(line.method)
+        for name in line.setting:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else "."
+                raise FrugalignError(
+                    f"The study's line {line.label!r} gives {line.method} the option {name!r}, which it does not have{hint}"
+                )
+
+
+def _options_of(method: str) -> set[str]:
+    if method in _DECODING:
+        return set(_DECODING[method])
+    if method == "proxy":
+        from frugalign.proxy.config import ProxyConfig as config
+    elif method in _IN_PSLES_FRAME:
+        from frugalign.psle.config import PSLEConfig as config  # type: ignore[assignment]
+    elif method in _ON_RERANK:
+        from frugalign.rerank.config import RerankConfig as config  # type: ignore[assignment]
+    else:
+        from frugalign.study.peers import CONFIGS
+
+        return {each.name for each in fields(CONFIGS[method])} | {"lora_r", "lora_alpha", "use_peft", "sample"}
+    return {each.name for each in fields(config)}
+
+
 Measured = dict[str, Any]
 """Keyword arguments of `evaluate` that name the policy."""
 
@@ -135,25 +178,17 @@ def train(task: Task) -> Measured:
     if method == "best_of_n":
         return {"best_of_n": int(task.setting.get("n", 4)), "selection_reward": task.asks["reward"]}
     if method == "reward_guided":
-        names = {"top_k": "guiding_top_k", "weight": "guiding_weight"}
-        given = {names[name]: value for name, value in _only(task.setting, names).items()}
+        given = {_DECODING[method][name]: value for name, value in task.setting.items()}
         return {"guiding_reward": task.asks["reward"], **given}
     if method == "proxy":
         return _proxy(task)
-    if method in ("psle", "raft", "context_distillation"):
+    if method in _IN_PSLES_FRAME:
         return _psle(task)
-    if method in ("dpo", "conservative_dpo", "rerank", "online_dpo"):
+    if method in _ON_RERANK:
         return _rerank(task)
     if method in ("rloo", "grpo"):
         return _on_rewards(task)
     return _on_pairs(task)
-
-
-def _only(setting: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(setting) - set(names))
-    if unknown:
-        raise FrugalignError(f"The line takes {', '.join(names)}, not {', '.join(unknown)}.")
-    return dict(setting)
 
 
 def _spent(task: Task, ledger: Ledger) -> None:

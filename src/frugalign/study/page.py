@@ -27,6 +27,11 @@ _COSTS = (
     ("seconds", "wall_clock_seconds"),
     ("peak memory, MB", "peak_memory_mb"),
 )
+_DECODING = (
+    ("LM tokens", "lm_forward_tokens", 1),
+    ("reward calls", "reward_calls", 1),
+    ("ms", "seconds", 1000),
+)
 _OTHERS = (("KL, nats", "kl_per_sequence"), ("length", "mean_length"), ("refusals", "refusal_rate"))
 
 
@@ -101,6 +106,7 @@ def _line(row: Row) -> dict[str, Any]:
         },
         "others": {name: plain(estimate) for name, estimate in row.others.items()},
         "costs": row.costs,
+        "decoding": row.decoding,
         "trainable_parameters": row.trainable_parameters,
         "trainable_share": None
         if not row.trainable_parameters or not row.base_parameters
@@ -177,6 +183,7 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of training costs, medians over the seeds."""
     head = ["method", *(title for title, _ in _COSTS), "trainable parameters", "… of the base"]
+    head += [f"a response: {title}" if not place else f"… {title}" for place, (title, _, _) in enumerate(_DECODING)]
     rows = []
     for line in summary["lines"]:
         share = line["trainable_share"]
@@ -186,6 +193,7 @@ def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 *(f"{line['costs'][name]:,.0f}" for _, name in _COSTS),
                 f"{line['trainable_parameters'] or 0:,}",
                 "—" if share is None else f"{share:.2%}",
+                *(f"{factor * line['decoding'].get(name, 0.0):,.0f}" for _, name, factor in _DECODING),
             ]
         )
     return head, rows

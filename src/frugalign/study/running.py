@@ -15,6 +15,7 @@ from typing import Any
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE
+from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, lines_of, swept
 
@@ -59,6 +60,7 @@ def run_study(options: StudyOptions) -> Finished:
         FrugalignError: a study that cannot be run at all; a cell that fails is an outcome.
     """
     study = Path(options.output_dir)
+    check_options(lines_of(options))
     asked = [line for line in lines_of(options) if not options.only or line.label in options.only]
     if options.choose is not None:
         sweeps = [line for line in asked if len(swept(line)) > 1]
