@@ -88,7 +88,8 @@ def psle(task: str, result: dict[str, Any]) -> str:
             for name, row in result["methods"].items()
         )
         text.append(
-            f"Means of five seeds with 95 % t-intervals, paired by seed for differences. Frozen settings, of six each: {settings}.\n"
+            "Means of five seeds with 95 % t-intervals, paired by seed for differences. The setting, of six each, and the round to stop after, counted from 0, "
+            f"were frozen by the main judge on validation prompts with a seed of their own: {settings}.\n"
         )
     if "ablations" in result:
         text.append("### One thing changed\n")

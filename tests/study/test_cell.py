@@ -144,7 +144,7 @@ def test_the_page_has_what_is_done_and_names_what_is_not(data: Path, tmp_path: P
     for words in (
         "best-of-3",
         "Quality against distance",
-        "frugalign study recipes/studies/this.yaml --only &#34;guided&#34; --seeds 1",
+        "frugalign study recipes/studies/this.yaml --only &#34;guided:1&#34;",
     ):
         assert words in page
     summary = json.loads((tmp_path / "study.json").read_text())

@@ -93,6 +93,8 @@ def test_only_runs_its_lines_and_the_rest_is_missing(tmp_path: Path, started: li
     found = run_study(study(tmp_path, {"base": None, "dpo": None}, only=["dpo"]))
     assert started == ["dpo, seed 1", "dpo, seed 2"]
     assert [outcome.cell.name for outcome in found.missing] == ["base, seed 1", "base, seed 2"]
+    run_study(study(tmp_path, {"base": None, "dpo": None}, only=["base:2"]))
+    assert started[2:] == ["base, seed 2"]
 
 
 def test_a_sweep_is_decided_by_the_main_judge_before_any_test_cell(tmp_path: Path, started: list[str]) -> None:

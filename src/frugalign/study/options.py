@@ -67,5 +67,5 @@ class StudyOptions:
 
     output_dir: str = option("runs/study", "The study's folder: a folder per cell, chosen.json, and the page.")
     jobs: int = option(1, "Cells that run at once, a process each.")
-    only: list[str] = option([], "Labels to run; the page shows what is there.")
+    only: list[str] = option([], "Run these alone: a label, or label:seed for one cell; the page shows what is there.")
     use_cpu: bool = option(False, "Stay on the CPU where there is a GPU.")

@@ -219,8 +219,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def command(outcome: Outcome, recipe: str) -> str:
     """What runs one cell alone."""
-    label = outcome.cell.line.label
-    return f'frugalign study {recipe} --only "{label}" --seeds {outcome.cell.seed}'
+    return f'frugalign study {recipe} --only "{outcome.cell.line.label}:{outcome.cell.seed}"'
 
 
 def _main(line: dict[str, Any]) -> dict[str, Any]:

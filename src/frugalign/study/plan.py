@@ -99,6 +99,13 @@ def lines_of(options: StudyOptions) -> list[Line]:
             if method in needed and not there:
                 raise FrugalignError(f"The study's line {label!r} needs {name}, and the study names none.")
         lines.append(Line(label, method, setting))
+    labels = {each.label for line in lines for each in (line, *swept(line))}
+    for name in options.only:
+        label, _, seed = name.partition(":")
+        if label not in labels or (seed and seed not in map(str, options.seeds)):
+            raise FrugalignError(
+                f"only names {name!r}, which is no line of the study; there are {', '.join(options.methods or {})}."
+            )
     return lines
 
 
@@ -126,6 +133,12 @@ def choosing_cells(line: Line, options: StudyOptions) -> list[Cell]:
     return [cell_of(each, seed, "choosing", options) for each in swept(line)]
 
 
+def is_wanted(line: Line, given: Line, seed: int, options: StudyOptions) -> bool:
+    """Whether `only` asks for the cell of a line and seed; `given`: the line as it stands in the YAML, whose label stands for its whole sweep."""
+    names = {line.label, given.label, f"{line.label}:{seed}", f"{given.label}:{seed}"}
+    return not options.only or not names.isdisjoint(options.only)
+
+
 def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: StudyOptions) -> Cell:
     """The cell of a line, a seed and a kind, and what its result depends on."""
     asked = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED and value not in (None, [])}
@@ -150,11 +163,6 @@ def _check(options: StudyOptions) -> None:
             raise FrugalignError(f"The study's label {label!r} must be letters, digits, spaces and . _ + , = - only.")
         if given is not None and not isinstance(given, dict):
             raise FrugalignError(f"The study's line {label!r} must be a mapping of options, not {given!r}.")
-    unknown = sorted(set(options.only) - set(labels))
-    if unknown:
-        raise FrugalignError(
-            f"only names {unknown[0]!r}, which is no line of the study; there are {', '.join(labels)}."
-        )
     budget: Mapping[str, Any] = options.budget or {}
     for name, value in budget.items():
         if name not in BUDGETS:

@@ -17,7 +17,7 @@ from frugalign.artifacts import write_json_atomic
 from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE
 from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, lines_of, swept
+from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
 
 CHOSEN_FILE, START_FILE = "chosen.json", "start.json"
 _POLL = 0.2
@@ -61,13 +61,16 @@ def run_study(options: StudyOptions) -> Finished:
     """
     study = Path(options.output_dir)
     check_options(lines_of(options))
-    asked = [line for line in lines_of(options) if not options.only or line.label in options.only]
     if options.choose is not None:
-        sweeps = [line for line in asked if len(swept(line)) > 1]
+        sweeps = [line for line in lines_of(options) if len(swept(line)) > 1 and _is_needed(line, options)]
         run_cells([cell for line in sweeps for cell in choosing_cells(line, options)], study, options.jobs)
-    decided = read_study(options)
-    lines = [line for line in decided.lines if _belongs(line, asked)]
-    run_cells(cells_of(lines, options), study, options.jobs)
+    given = {each.label: line for line in lines_of(options) for each in (*swept(line), line)}
+    cells = cells_of(read_study(options).lines, options)
+    run_cells(
+        [cell for cell in cells if is_wanted(cell.line, given[cell.line.label], cell.seed, options)],
+        study,
+        options.jobs,
+    )
     return read_study(options)
 
 
@@ -160,5 +163,6 @@ def _main(result: dict[str, Any]) -> float:
     return float((result["metrics"]["reward"] or {"mean": float("nan")})["mean"])
 
 
-def _belongs(line: Line, asked: Sequence[Line]) -> bool:
-    return any(line.label == each.label or line.label.startswith(f"{each.label} ") for each in asked)
+def _is_needed(sweep: Line, options: StudyOptions) -> bool:
+    """Whether any cell that is asked for waits for this sweep to be decided."""
+    return any(is_wanted(sweep, sweep, seed, options) for seed in options.seeds)
