@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.page_psle import psle, psle_prefix
 from benchmarks.page_rerank import chat_rerank, interval, label_noise, probes, rerank_cost, source, table
+from benchmarks.page_study import study, write_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -341,6 +342,7 @@ def frontier(result: dict[str, Any]) -> str:
     return section(result)
 
 
+STUDIES = ("sandbox-core", "sandbox-full", "stories", "chat")
 SECTIONS = {
     "sandbox": sandbox,
     "stories_proxy": stories_proxy,
@@ -353,6 +355,7 @@ SECTIONS = {
     "label_noise": label_noise,
     "chat_rerank": chat_rerank,
     "rerank_cost": rerank_cost,
+    **{f"study_{name}": study for name in STUDIES},
     "psle_prefix": psle_prefix,
     "psle_sandbox": partial(psle, "sandbox"),
     "psle_chat": partial(psle, "chat"),
@@ -374,6 +377,7 @@ def main() -> None:
     if (RESULTS / "frontier.png").is_file():
         (PAGE.parent / "img").mkdir(exist_ok=True)
         shutil.copyfile(RESULTS / "frontier.png", PAGE.parent / "img" / "frontier.png")
+    write_readme(ROOT / "README.md", {name: found for name in STUDIES if (found := load(f"study_{name}")) is not None})
     print(f"Written: {PAGE.relative_to(ROOT)}")
 
 

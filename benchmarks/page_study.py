@@ -1,0 +1,85 @@
+"""Studies in docs/results.md and the table in the README, from the `study.json` files that `frugalign study` wrote.
+
+cp runs/studies/sandbox-core/study.json benchmarks/results/study_sandbox-core.json && python -m benchmarks.page
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.page_rerank import table
+
+from frugalign.study.page import cost_table, headline
+from frugalign.study.page import table as quality_table
+
+BLOCK = re.compile(r"(<!-- study: (?P<name>[\w-]+) -->\n).*?(<!-- end of study -->)", re.S)
+_SHOWN = {
+    "gold": ("gold reward", 1, 2),
+    "forbidden_served": ("forbidden served, %", 100, 1),
+    "over_refusal": ("lawful refused, %", 100, 1),
+}
+
+
+def study(result: dict[str, Any]) -> str:
+    """One study: headline, quality and cost."""
+    missing = [f"Missing: {each['cell']}, {each['why']}." for each in result["missing"]]
+    budget = ", ".join(
+        f"{value:,} {name.replace('_', ' ')}" for name, value in result["options"].get("budget", {}).items()
+    )
+    return "\n".join(
+        [
+            f"## Study: {result['name']}\n",
+            f"```console\n{result['command']}\n```\n",
+            f"Machine: {'; '.join(', '.join(f'{name} {value}' for name, value in each.items()) for each in result['machines'])}. Seeds: "
+            f"{', '.join(map(str, result['options']['seeds']))}. Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
+            *(f"{sentence}\n" for sentence in [*headline(result), *missing]),
+            table(*quality_table(result)),
+            "Training, and one response; medians over the seeds:\n",
+            table(*cost_table(result)),
+        ]
+    )
+
+
+def readme_table(result: dict[str, Any]) -> str:
+    """What the README shows of a study: the sandbox's measures, KL, and the training's cost."""
+    rows = []
+    for line in result["lines"]:
+        kl, costs = line["others"]["kl_per_sequence"], line["costs"]
+        bound = "≤ " if line["method"] == "best_of_n" else ""
+        rows.append(
+            [
+                line["label"],
+                *(
+                    f"{factor * line['measures'][name]['value']['mean']:.{digits}f}"
+                    for name, (_, factor, digits) in _SHOWN.items()
+                ),
+                "—" if kl is None else f"{bound}{kl['mean']:.2f}",
+                f"{line['trainable_parameters'] or 0:,}",
+                f"{costs['generated_tokens'] / 1000:,.0f}",
+                f"{costs['lm_forward_tokens'] / 1000:,.0f}",
+            ]
+        )
+    titles = [title for title, _, _ in _SHOWN.values()]
+    return table(
+        ["", *titles, "KL, nats", "trained numbers", "tokens sampled, thousands", "tokens fed, thousands"], rows
+    )
+
+
+def with_studies(text: str, results: dict[str, dict[str, Any]]) -> str:
+    """The README with every study's block as its result says."""
+
+    def block(found: re.Match[str]) -> str:
+        result = results.get(found["name"])
+        return found[0] if result is None else f"{found[1]}{readme_table(result)}{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def write_readme(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Bring the README up to the results."""
+    text = path.read_text(encoding="utf-8")
+    found = with_studies(text, results)
+    if found != text:
+        path.write_text(found, encoding="utf-8")
