@@ -58,12 +58,13 @@ def run_cell(folder: Path, start: Path) -> dict[str, Any]:
         max_new_tokens=asks["max_new_tokens"],
         temperature=asks["temperature"] if "proxy" not in policy else None,
         prompt_format=asks["prompt_format"],
+        do_sample=asks["eval_do_sample"] or "best_of_n" in policy,
         num_samples=asks["eval_samples"],
         seed=_TEST_SEED + asks["seed"],
         device_map="cpu" if asks.get("use_cpu") else None,
         **policy,
     )
-    if "proxy" in policy:
+    if "proxy" in policy and asks["eval_do_sample"]:
         write_json_atomic(folder / "evaluation" / TRACE_FILE, traces(asks, policy["proxy"], rows))
     result = {
         "asks": asks,

@@ -1,4 +1,4 @@
-"""From finished cells to the rows of a table: every measure with its interval over seeds and prompts, its difference to the base, and the costs."""
+"""From finished cells to the rows of a table: every measure with its interval over seeds and prompts, its difference to the reference, and the costs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frugalign.evaluation.files import read_json, read_lines
+from frugalign.evaluation.files import read_json
 from frugalign.metrics import Estimate, holm, length_controlled_win_rate
 from frugalign.metrics.crossed import crossed_mean
 from frugalign.study.judging import judges_of, verdicts_file
 from frugalign.study.plan import Line
+from frugalign.study.responses import compared, responses_of
 from frugalign.study.running import Finished, Outcome
 
 COSTS = (
@@ -29,7 +30,7 @@ Table = list[list[float | None]]
 
 @dataclass(frozen=True)
 class Measured:
-    """A measure of a line: its mean, its difference to the base on the same prompts and noise, and p-values of that difference, plain and after
+    """A measure of a line: its mean, its difference to the reference (the base) on the same prompts, and p-values of that difference, plain and after
     Holm's correction over the study's lines (the main judge alone has one)."""
 
     value: Estimate
@@ -73,10 +74,8 @@ class Row:
 def rows_of(found: Finished) -> list[Row]:
     """A row for every line of which at least one seed is done, in the study's order."""
     judges = judges_of(found.options)
-    rows = [_row(line, done, judges) for line in found.lines if (done := _done(found.of(line)))]
-    tested = {
-        row.line.label: row.main.p_value for row in rows if row.line.method != "base" and row.main.p_value is not None
-    }
+    rows = [_row(line, done, judges, found) for line in found.lines if (done := _done(found.of(line)))]
+    tested = {row.line.label: row.main.p_value for row in rows if row.main.p_value is not None}
     corrected = holm(tested)
     return [_with_holm(row, corrected.get(row.line.label)) for row in rows]
 
@@ -92,43 +91,47 @@ def _with_holm(row: Row, p_holm: float | None) -> Row:
     return Row(**{**vars(row), "measures": measures})
 
 
-def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]]]) -> Row:
-    samples = [read_lines(outcome.folder / "evaluation" / "samples.jsonl") for outcome in done]
-    per_prompt = [int(_result(outcome)["asks"]["eval_samples"]) for outcome in done]
-
-    def table(value_of: Callable[[dict[str, Any], str], float | None], name: str) -> Table:
-        return [
-            by_prompt([value_of(sample, name) for sample in each], size)
-            for each, size in zip(samples, per_prompt, strict=True)
-        ]
-
+def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]]], found: Finished) -> Row:
+    size = int(_result(done[0])["asks"]["eval_samples"])
+    samples = [responses_of(outcome) for outcome in done]
+    beside = [lines for outcome in done if (lines := compared(outcome, found))]
     measures: dict[str, Measured] = {}
     for name in samples[0][0]["rewards"]:
-        values = table(_value, name)
+        values = _table(_value, name, samples, size)
         value = crossed_mean(values, share=_is_share(values))
         if value is None:
             continue
-        gap = None if line.method == "base" else crossed_mean(table(_difference, name))
+        gap = crossed_mean(_table(_difference, name, beside, size)) if beside else None
         measures[name] = Measured(
             value.estimate, gap.estimate if gap is not None else None, gap.p_value if gap is not None else None
         )
     main = next(iter(samples[0][0]["rewards"]))
-    wins = crossed_mean(table(_win, main), share=True)
+    wins = crossed_mean(_table(_win, main, beside, size), share=True) if beside else None
     costs = [_result(outcome)["costs"] for outcome in done]
     decoding = [_result(outcome)["metrics"].get("decoding", {}) for outcome in done]
+    reference = found.options.reference
     return Row(
         line,
         done,
         measures,
-        None if wins is None or line.method == "base" else wins.estimate,
-        None if line.method == "base" else _length_controlled(samples, main),
-        {name: said for name, asked in judges if (said := _preferred(done, per_prompt, asked)) is not None},
+        None if wins is None else wins.estimate,
+        _length_controlled(beside, main) if beside else None,
+        {name: said for name, asked in judges if (said := _preferred(done, size, asked, reference)) is not None},
         {name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done]) for name in _KEPT},
         {name: statistics.median(each.get(name, 0.0) for each in costs) for name in COSTS},
         {name: statistics.median(each[name] for each in decoding) for name in decoding[0]},
         costs[0].get("trainable_parameters"),
         costs[0].get("base_parameters"),
     )
+
+
+def _table(
+    value_of: Callable[[dict[str, Any], str], float | None],
+    name: str,
+    samples: Sequence[Sequence[dict[str, Any]]],
+    size: int,
+) -> Table:
+    return [by_prompt([value_of(sample, name) for sample in each], size) for each in samples]
 
 
 def _is_share(values: Table) -> bool:
@@ -173,18 +176,17 @@ def _length_controlled(samples: list[list[dict[str, Any]]], name: str) -> Estima
     return length_controlled_win_rate(wins, gaps, [number for number, _ in every])
 
 
-def _preferred(done: list[Outcome], per_prompt: list[int], asked: dict[str, Any]) -> Preferred | None:
-    """A judge's verdicts on the cells that it has judged; None where it has judged none, as of the base."""
-    found = [(read_json(verdicts_file(outcome, asked)), size) for outcome, size in zip(done, per_prompt, strict=True)]
-    judged = [(each, size) for each, size in found if each]
+def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], reference: str | None) -> Preferred | None:
+    """A judge's verdicts on the cells that it has judged; None where it has judged none, as of the reference."""
+    judged = [found for outcome in done if (found := read_json(verdicts_file(outcome, asked, reference)))]
     if not judged:
         return None
-    share = crossed_mean([by_prompt(each["preferences"], size) for each, size in judged], share=True)
+    share = crossed_mean([by_prompt(each["preferences"], size) for each in judged], share=True)
     if share is None:
         return None
-    known = [each["contradictions"] for each, _ in judged if each["contradictions"] is not None]
+    known = [each["contradictions"] for each in judged if each["contradictions"] is not None]
     return Preferred(
-        share.estimate, sum(known) / len(known) if known else None, sum(each["unanswered"] for each, _ in judged)
+        share.estimate, sum(known) / len(known) if known else None, sum(each["unanswered"] for each in judged)
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from frugalign.evaluation.figures import data_uri
 from frugalign.evaluation.files import read_lines
 from frugalign.study.comparing import Row
+from frugalign.study.responses import responses_of
 
 _COLOURS = (
     "#0b6e4f",
@@ -139,13 +140,7 @@ def distributions(rows: Sequence[Row], judge: str) -> Figure | None:
     figure, axes = _axes(7.4, 4.0)
     drawn = 0
     for row in rows:
-        name = next(iter(row.measures))
-        values = sorted(
-            value
-            for outcome in row.outcomes
-            for sample in read_lines(outcome.folder / "evaluation" / "samples.jsonl")
-            if (value := sample["rewards"].get(name)) is not None
-        )
+        values = sorted(_values(row))
         if len(set(values)) < 2:
             continue
         share = [(number + 1) / len(values) for number in range(len(values))]
@@ -163,20 +158,29 @@ def distributions(rows: Sequence[Row], judge: str) -> Figure | None:
     )
 
 
+def sweeps(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """(name of a number, lines that differ in it alone, in its order): what a sweep without `choose` leaves."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        for name, value in row.line.setting.items():
+            if _is_number(value):
+                rest = {other: each for other, each in row.line.setting.items() if other != name}
+                found.setdefault((row.line.method, name, repr(sorted(rest.items()))), []).append(row)
+    return [
+        (name, sorted(same, key=lambda row: float(row.line.setting[name])))
+        for (_, name, _), same in found.items()
+        if len({row.line.setting[name] for row in same}) >= 3
+    ]
+
+
 def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
-    """For lines of one method that differ in one number: the main judge over that number."""
+    """For lines that differ in one number: the main judge over it, its distribution at each value beside SFT's, and the learning curves."""
     found = []
-    for method in dict.fromkeys(row.line.method for row in rows):
-        same = [row for row in rows if row.line.method == method]
-        names = {name for row in same for name in row.line.setting}
-        moving = [name for name in names if len({repr(row.line.setting.get(name)) for row in same}) > 1]
-        if len(same) < 3 or len(moving) != 1 or any(not _is_number(row.line.setting.get(moving[0])) for row in same):
-            continue
-        name = moving[0]
-        ordered = sorted(same, key=lambda row: float(row.line.setting[name]))
+    sft = next((row for row in rows if row.line.method == "sft"), None)
+    for name, same in sweeps(rows):
+        method = same[0].line.method
+        at, values = [float(row.line.setting[name]) for row in same], [row.main.value for row in same]
         figure, axes = _axes(5.0, 3.1)
-        at = [float(row.line.setting[name]) for row in ordered]
-        values = [row.main.value for row in ordered]
         axes.plot(at, [value.mean for value in values], color=_COLOURS[0], marker="o", markersize=4)
         axes.fill_between(
             at, [value.ci_low for value in values], [value.ci_high for value in values], color=_COLOURS[0], alpha=0.15
@@ -185,10 +189,51 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
             axes.set_xscale("log")
         axes.set_xlabel(name)
         axes.set_ylabel(judge)
-        found.append(
-            Figure(f"{method}: {name}", data_uri(figure), f"The test's {judge} over {name}, everything else as it is.")
-        )
+        caption = f"The test's {judge} over {name}, everything else as it is."
+        found.append(Figure(f"{method}: {judge} over {name}", data_uri(figure), caption))
+        found.append(_panels(same, name, judge, sft))
+        curves = learning(same)
+        if curves is not None:
+            found.append(Figure(f"{method}: learning curves over {name}", curves.uri, curves.caption))
     return found
+
+
+def _panels(same: Sequence[Row], name: str, judge: str, sft: Row | None) -> Figure:
+    """A histogram for each value of a setting, SFT's in grey behind each."""
+    figure = _canvas(min(4, len(same)) * 2.6, 2.6 * -(-len(same) // 4))
+    bins = None
+    for place, row in enumerate(same):
+        axes = figure.add_subplot(-(-len(same) // 4), min(4, len(same)), place + 1)
+        _tidy(axes)
+        own, behind = _values(row), [] if sft is None else _values(sft)
+        bins = bins if bins is not None else _bins([value for each in same for value in _values(each)] + behind)
+        for values, colour, label in ((behind, _BASE, "sft"), (own, _COLOURS[0], row.line.method)):
+            if values:
+                axes.hist(
+                    values, bins=bins, weights=[1 / len(values)] * len(values), alpha=0.55, color=colour, label=label
+                )
+        axes.set_title(f"{name} {row.line.setting[name]:g}", fontsize=9)
+        axes.set_xlabel(judge)
+        if place == 0:
+            axes.legend(frameon=False, fontsize=7)
+    caption = f"How the test's {judge} is distributed at each {name}" + ("; SFT in grey." if sft is not None else ".")
+    return Figure(f"{same[0].line.method}: distributions over {name}", data_uri(figure), caption)
+
+
+def _bins(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [low + (high - low or 1.0) * place / 24 for place in range(25)]
+
+
+def _values(row: Row) -> list[float]:
+    """The main judge's values of a line's responses."""
+    name = next(iter(row.measures))
+    return [
+        value
+        for outcome in row.outcomes
+        for sample in responses_of(outcome)
+        if (value := sample["rewards"].get(name)) is not None
+    ]
 
 
 def learning(rows: Sequence[Row]) -> Figure | None:
@@ -230,13 +275,22 @@ def _point(axes: Any, rows: Sequence[Row], row: Row, x: float) -> None:
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
+    figure = _canvas(width, height)
+    axes = figure.add_subplot()
+    _tidy(axes)
+    return figure, axes
+
+
+def _canvas(width: float, height: float) -> Any:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Drawing
 
     figure = Drawing(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def _tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e3e5e8", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes

@@ -1,4 +1,4 @@
-"""Pairwise verdicts on a study's responses: every line's against the base's, in both orders, kept beside the cell that they are about.
+"""Pairwise verdicts on a study's responses: every line's against the reference's, in both orders, kept beside the cell that they are about.
 
 A judge reads what the test has left, so it can be added, changed or left out without running a cell again.
 """
@@ -14,10 +14,11 @@ from typing import Any
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
-from frugalign.evaluation.files import read_json, read_lines
+from frugalign.evaluation.files import read_json
 from frugalign.evaluation.judges import ModelJudge, PairJudge, both_orders
 from frugalign.evaluation.llm_judge import LLMJudge, LLMJudgeOptions
 from frugalign.study.options import StudyOptions
+from frugalign.study.responses import compared, is_reference
 from frugalign.study.running import Finished, Outcome
 
 CACHE_FILE = "llm_judge.jsonl"
@@ -43,28 +44,33 @@ def judges_of(options: StudyOptions) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def verdicts_file(outcome: Outcome, asked: dict[str, Any]) -> Path:
-    """Where a judge's verdicts on a cell are: another file for another judge, wherever it is reached."""
-    said = {name: asked.get(name) for name in ("model", "criterion", "temperature", "max_tokens", "model_judge")}
+def verdicts_file(outcome: Outcome, asked: dict[str, Any], reference: str | None) -> Path:
+    """Where a judge's verdicts on a cell are: another file for another judge, wherever it is reached, and another reference."""
+    said: dict[str, Any] = {"reference": reference} | {
+        name: asked.get(name) for name in ("model", "criterion", "temperature", "max_tokens", "model_judge")
+    }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
     return outcome.folder / "evaluation" / f"verdicts-{digest}.json"
 
 
 def judge_study(found: Finished) -> None:
-    """Ask every judge about every finished cell that it has not judged whole yet; the base itself is compared with nobody."""
+    """Ask every judge about every finished cell that it has not judged whole yet; the reference is compared with nobody."""
+    reference = found.options.reference
     for name, asked in judges_of(found.options):
         waiting = [
             outcome
             for outcome in found.outcomes
             if outcome.result is not None
-            and outcome.cell.line.method != "base"
-            and read_json(verdicts_file(outcome, asked)).get("unanswered", 1)
+            and not is_reference(outcome, found)
+            and read_json(verdicts_file(outcome, asked, reference)).get("unanswered", 1)
         ]
         if not waiting:
             continue
         judge = _judge(asked, Path(found.options.output_dir))
         for outcome in waiting:
-            samples = read_lines(outcome.folder / "evaluation" / "samples.jsonl")
+            samples = compared(outcome, found)
+            if not samples:
+                continue
             prompts, ours, theirs = ([sample[key] for sample in samples] for key in ("prompt", "policy", "base"))
             said = both_orders(judge, prompts, ours, theirs)
             unanswered = sum(preference is None for preference in said.preferences)
@@ -75,7 +81,7 @@ def judge_study(found: Finished) -> None:
                 "unanswered": unanswered,
                 "counts": dict(getattr(judge, "counts", {})),
             }
-            write_json_atomic(verdicts_file(outcome, asked), verdicts)
+            write_json_atomic(verdicts_file(outcome, asked, reference), verdicts)
             if unanswered:
                 _log.warning(
                     "%s gave no verdict on %d of %d pairs of %s.", name, unanswered, len(samples), outcome.cell.name

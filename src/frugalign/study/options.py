@@ -55,6 +55,13 @@ class StudyOptions:
     )
     eval_split: str = option("test", "The split that every cell is tested on.")
     eval_prompts: int | None = option(None, "Prompts to test on. Default: all of them.")
+    eval_do_sample: bool = option(
+        True,
+        "Sample the responses that are tested; --no_eval_do_sample decodes greedily, best-of-n excepted, which cannot.",
+    )
+    reference: str | None = option(
+        None, "The label of the line that differences, win rates and pairwise judges are against. Default: the base."
+    )
     eval_samples: int = option(1, "Responses to each of them.")
     eval_batch_size: int = option(64, "Responses sampled at once in the test; no result depends on it.")
     llm_judge: dict[str, Any] | None = option(

@@ -119,14 +119,15 @@ def _line(row: Row) -> dict[str, Any]:
 
 def headline(summary: dict[str, Any]) -> list[str]:
     """Sentences that the table bears out: the best line, what it costs, and who is not told apart from the base."""
-    judge, tried = summary["judge"], [line for line in summary["lines"] if line["method"] != "base"]
+    judge, reference = summary["judge"], summary["options"].get("reference", "the base")
+    tried = [line for line in summary["lines"] if _main(line)["difference"] is not None]
     if not tried:
         return []
     best = max(tried, key=lambda line: _main(line)["value"]["mean"])
     gap, corrected = _main(best)["difference"], _main(best)["p_holm"]
     found = [
         f"By {judge}, {best['label']} is highest: {_number(_main(best)['value']['mean'])}, {_signed(gap['mean'])} "
-        f"[{_signed(gap['ci_low'])}, {_signed(gap['ci_high'])}] to the base"
+        f"[{_signed(gap['ci_low'])}, {_signed(gap['ci_high'])}] to {reference}"
         + ("." if corrected is None else f", p = {corrected:.2g} after Holm's correction over {len(tried)} lines.")
     ]
     trained = [line for line in tried if line["costs"]["lm_forward_tokens"] > 0]
@@ -143,7 +144,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
         if _main(line)["difference"]["ci_low"] <= 0 <= _main(line)["difference"]["ci_high"]
     ]
     if level:
-        found.append(f"Not told apart from the base: {', '.join(level)}.")
+        found.append(f"Not told apart from {reference}: {', '.join(level)}.")
     if any(line["method"] in STAND_FOR_PPO for line in tried):
         found.append("RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has.")
     return found
@@ -155,7 +156,7 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     head = [
         "method",
         *(str(name) for name in names),
-        "difference to the base",
+        f"difference to {summary['options'].get('reference', 'the base')}",
         "p (Holm)",
         "win rate",
         "… at equal length",

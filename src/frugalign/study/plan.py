@@ -43,7 +43,18 @@ BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
 
 # Where cells run and how many at once changes no result.
-_NOT_ASKED = {"output_dir", "jobs", "only", "methods", "seeds", "choose", "eval_batch_size", "llm_judge", "model_judge"}
+_NOT_ASKED = {
+    "output_dir",
+    "jobs",
+    "only",
+    "methods",
+    "seeds",
+    "choose",
+    "eval_batch_size",
+    "llm_judge",
+    "model_judge",
+    "reference",
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ def lines_of(options: StudyOptions) -> list[Line]:
                 raise FrugalignError(f"The study's line {label!r} needs {name}, and the study names none.")
         lines.append(Line(label, method, setting))
     labels = {each.label for line in lines for each in (line, *swept(line))}
+    if options.reference is not None and options.reference not in labels:
+        raise FrugalignError(f"reference names {options.reference!r}, which is no line of the study.")
     for name in options.only:
         label, _, seed = name.partition(":")
         if label not in labels or (seed and seed not in map(str, options.seeds)):

@@ -1,0 +1,39 @@
+"""A cell's responses, beside those that they are compared with: the base's on the same noise, or another line's of the same seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from frugalign.evaluation.files import read_lines
+from frugalign.study.running import Finished, Outcome
+
+
+def is_reference(outcome: Outcome, found: Finished) -> bool:
+    """Whether this is a cell of the line that the others are compared with."""
+    reference, line = found.options.reference, outcome.cell.line
+    return line.method == "base" if reference is None else line.label == reference
+
+
+def responses_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """The lines of `samples.jsonl`: prompt, the policy's response and the base's, and their rewards."""
+    return read_lines(outcome.folder / "evaluation" / "samples.jsonl")
+
+
+def compared(outcome: Outcome, found: Finished) -> list[dict[str, Any]]:
+    """The cell's responses with `base` and `base_rewards` of what they are compared with; none where that is the cell itself or not there."""
+    if is_reference(outcome, found):
+        return []
+    own = responses_of(outcome)
+    if found.options.reference is None:
+        return own
+    others = [
+        other
+        for other in found.outcomes
+        if other.result is not None and other.cell.seed == outcome.cell.seed and is_reference(other, found)
+    ]
+    if not others:
+        return []
+    return [
+        mine | {"base": theirs["policy"], "base_rewards": theirs["rewards"]}
+        for mine, theirs in zip(own, responses_of(others[0]), strict=True)
+    ]
