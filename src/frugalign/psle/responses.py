@@ -38,7 +38,8 @@ UNSCORED = "unscored"
 @dataclass(frozen=True)
 class Scored:
     """`rows[p]`: the data set's row of prompt p; `rewards [P, 2k]`, plain ones first, NaN where a reward failed or does not apply; `by_name`: each
-    reward by itself, None likewise; `logged`: by prompt, what the rewards logged."""
+    reward by itself, None likewise; `logged`: by prompt, what the rewards logged (empty where they log
+    nothing)."""
 
     rows: list[int]
     prompts: list[Any]
@@ -196,7 +197,7 @@ def read_round(path: Path) -> Round:
         [line["completion_ids"] for line in lines],
         torch.tensor([line["rewards"] for line in lines], dtype=torch.float64),
         {name: [line["by_reward"][name] for line in lines] for name in lines[0]["by_reward"]},
-        [line["logged"] for line in lines],
+        [line["logged"] for line in lines] if any(line["logged"] for line in lines) else [],
     )
     if not scored.is_scored.any():
         raise FrugalignError(f"{path} holds no couple whose two responses have rewards.")

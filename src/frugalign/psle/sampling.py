@@ -132,7 +132,7 @@ class Sampler:
             groups.completion_ids or [],
             torch.tensor(total, dtype=torch.float64).reshape(len(rows), size),
             by_name,
-            [each["logged"] for _, each in every],
+            [each["logged"] for _, each in every] if any(each["logged"] for _, each in every) else [],
         )
         if not scored.is_scored.any():
             raise FrugalignError("No response of this round has a reward, so there is nothing to learn from.")
