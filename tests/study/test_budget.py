@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from frugalign.errors import FrugalignError
-from frugalign.study.budget import Budget, StopAfter
+from frugalign.study.budget import Budget, StopAfter, batch_of
 
 
 def test_tokens_become_responses_by_the_base_s_mean_length() -> None:
@@ -20,31 +20,35 @@ def test_tokens_become_responses_by_the_base_s_mean_length() -> None:
 
 def test_tokens_alone_give_the_number_of_rollouts() -> None:
     """500 responses in rollouts of 64: 7 whole ones, 4 steps each."""
-    found = Budget(generated_tokens=10_000, mean_length=20).on_policy(
-        {"per_device_train_batch_size": 64}, group=8, steps_per_rollout=4
-    )
+    found = Budget(generated_tokens=10_000, mean_length=20).on_policy(64, group=8, steps_per_rollout=4)
     assert found == {"completions": 64, "max_steps": 28}
 
 
 def test_tokens_and_steps_give_the_size_of_a_rollout() -> None:
     """40 steps are 10 rollouts of 4; 500 responses are 50 each, 48 as a multiple of 8."""
     budget = Budget(generated_tokens=10_000, optimizer_steps=40, mean_length=20)
-    assert budget.on_policy({}, group=8, steps_per_rollout=4) == {"completions": 48, "max_steps": 40}
+    assert budget.on_policy(128, group=8, steps_per_rollout=4) == {"completions": 48, "max_steps": 40}
 
 
 def test_steps_alone_leave_the_size_to_the_setting() -> None:
-    found = Budget(optimizer_steps=10).on_policy({"per_device_train_batch_size": 32}, group=8, steps_per_rollout=4)
+    found = Budget(optimizer_steps=10).on_policy(32, group=8, steps_per_rollout=4)
     assert found == {"completions": 32, "max_steps": 8}
-    assert Budget().on_policy({}, group=8, steps_per_rollout=4) == {"completions": 128}
+    assert Budget().on_policy(128, group=8, steps_per_rollout=4) == {"completions": 128}
+
+
+def test_a_batch_uses_every_example_within_the_steps() -> None:
+    """100 examples in 8 steps: 13 each, 8 of which are enough and 12 would not be."""
+    assert batch_of(100, 8) == 13 and -(-100 // 13) == 8 and -(-100 // 12) == 9
+    assert batch_of(3, 8) == 1 and batch_of(100, None) is None
 
 
 def test_the_clock_stops_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("frugalign.study.budget.time.perf_counter", lambda: now[0])
-    stop, control = StopAfter(30), SimpleNamespace(should_training_stop=False)
+    stop, control = StopAfter(130.0), SimpleNamespace(should_training_stop=False)
     anything: Any = None
     stop.on_step_end(anything, anything, control)  # type: ignore[arg-type]
-    assert not control.should_training_stop
+    assert not control.should_training_stop and not stop.ran_out
     now[0] = 130.0
     stop.on_step_end(anything, anything, control)  # type: ignore[arg-type]
-    assert control.should_training_stop
+    assert control.should_training_stop and stop.ran_out

@@ -124,7 +124,7 @@ def test_figures_of_a_sweep(tmp_path: Path) -> None:
     assert [(name, [row.line.setting["p_t"] for row in same]) for name, same in sweeps(rows)] == [
         ("p_t", [0.001, 0.01, 0.1])
     ]
-    found = figures_of(rows, "gold")
+    found = figures_of(rows, "gold", "the base")
     titles = [figure.title for figure in found]
     assert titles == [
         "Quality against cost",

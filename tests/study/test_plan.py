@@ -7,7 +7,7 @@ import pytest
 
 from frugalign.errors import FrugalignError
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, lines_of, swept
+from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, contents_of, lines_of, swept
 
 
 def study(**options: Any) -> StudyOptions:
@@ -75,12 +75,41 @@ def test_a_folder_follows_what_is_asked_and_nothing_else() -> None:
     assert len({same, *others}) == 7
 
 
+def test_a_folder_follows_the_contents_of_local_files(tmp_path: Path) -> None:
+    """A reward that was edited, or other prompts under the same name, are another question; a hub id has no contents here."""
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "train.jsonl").write_text("a")
+    (tmp_path / "reward.py").write_text("one")
+    names = {"dataset_name": str(tmp_path / "prompts"), "reward": [f"mine={tmp_path}/reward.py:score"]}
+
+    def folder() -> Path:
+        return cell_of(Line("dpo", "dpo", {}), 1, "test", study(**names)).folder(Path("s"))
+
+    assert len(contents_of(study(**names))) == 2 and contents_of(study()) == {}
+    seen = [folder()]
+    (tmp_path / "reward.py").write_text("other")
+    seen.append(folder())
+    (tmp_path / "prompts" / "train.jsonl").write_text("bb")
+    seen.append(folder())
+    assert len(set(seen)) == 3 and folder() == seen[-1]
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    line = lines_of(study(methods={"dpo": {"learning_rate": "1e-4", "beta": ["5E-1", 0.1], "optim": "sgd"}}))[0]
+    assert line.setting == {"learning_rate": 1e-4, "beta": [0.5, 0.1], "optim": "sgd"}
+
+
 def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
     options = study(choose={"seed": 9, "prompts": 12})
     cells = choosing_cells(lines_of(options)[2], options)
     assert len(cells) == 4 and {cell.seed for cell in cells} == {9}
-    assert {(cell.asks["eval_split"], cell.asks["eval_prompts"]) for cell in cells} == {("validation", 12)}
-    assert cell_of(lines_of(options)[0], 1, "test", options).asks["eval_split"] == "test"
+    assert {(cell.kind, cell.asks["eval_prompts"], cell.asks["holds_out"]) for cell in cells} == {
+        ("choosing", 12, True)
+    }
+    tested = cell_of(lines_of(options)[0], 1, "test", options)
+    assert "eval_prompts" not in tested.asks and tested.asks["holds_out"], (
+        "what is chosen by is not trained on in the test either"
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,6 +130,17 @@ def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
         ({"choose": {"by": "gold", "seed": 9}}, "choose takes"),
         ({"only": ["sft"]}, "no line of the study"),
         ({"jobs": 0}, "at least 1"),
+        ({"eval_prompts": -5}, "at least 1"),
+        ({"eval_samples": 0}, "at least 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"reward_weights": [1.0, 2.0]}, "1 rewards, but 2"),
+        ({"choose": {"seed": "a"}}, "whole number"),
+        ({"choose": {"seed": 9, "prompts": -3}}, "at least 1"),
+        ({"choose": {"seed": 9}, "eval_split": "validation"}, "cannot be tested on it"),
+        ({"methods": {"dpo": {"beta": []}}}, "sweeps beta over no value"),
+        ({"methods": {"a b": {"method": "base"}, "a-b": {"method": "base"}}}, "share the folder"),
+        ({"methods": {"dpo": {"beta": [0.1, 0.1]}}}, "share the folder"),
+        ({"reference": "sft"}, "no line of the study"),
     ],
 )
 def test_a_mistake_is_one_sentence(options: dict[str, Any], words: str) -> None:

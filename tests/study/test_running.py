@@ -11,7 +11,7 @@ import pytest
 from frugalign.errors import FrugalignError
 from frugalign.study import running
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Cell
+from frugalign.study.plan import Cell, choosing_cells, lines_of
 from frugalign.study.running import read_study, run_study
 
 _PLAY = """
@@ -24,7 +24,8 @@ if setting.get("dies"):
 if setting.get("fails"):
     (folder / "failed.json").write_text(json.dumps({"error": "there is no reward at X."}))
     sys.exit(2)
-value = {"mean": float(setting.get("good", 0)), "ci_low": 0, "ci_high": 1, "n": 1}
+good = setting.get("good", 0)
+value = None if good == "none" else {"mean": float(good), "ci_low": 0, "ci_high": 1, "n": 1}
 (folder / "cell.json").write_text(json.dumps({"asks": asks, "metrics": {"reward": value}, "costs": {}}))
 """
 
@@ -34,16 +35,18 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cells are played by a script; their names in the order in which they began."""
     names: list[str] = []
 
-    def start(cell: Cell, study: Path) -> subprocess.Popen[bytes]:
+    def start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
         names.append(cell.name)
-        folder = cell.folder(study)
+        folder = cell.folder(Path(options.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "asks.json").write_text(json.dumps(cell.asks))
         (folder / "failed.json").unlink(missing_ok=True)
         return subprocess.Popen([sys.executable, "-c", _PLAY, str(folder)])
 
     monkeypatch.setattr(running, "_start", start)
-    monkeypatch.setattr(running, "check_options", lambda lines: None)  # good, fails and dies are for the play alone
+    monkeypatch.setattr(
+        running, "check_options", lambda lines, budget: None
+    )  # good, fails and dies are for the play alone
     monkeypatch.setattr(running, "_POLL", 0.01)
     return names
 
@@ -112,6 +115,42 @@ def test_a_sweep_whose_settings_all_fail_has_no_line(tmp_path: Path, started: li
     found = run_study(study(tmp_path, {"base": None, "dpo": {"fails": [True, 1]}}, choose={"seed": 9}))
     assert [line.label for line in found.lines] == ["base"]
     assert found.chosen["dpo"]["setting"] is None and len(found.chosen["dpo"]["failed"]) == 2
+    assert [outcome.cell.name for outcome in found.wanted_missing] == [
+        "dpo fails=True, seed 9, choosing",
+        "dpo fails=1, seed 9, choosing",
+    ]
+
+
+def test_a_choice_is_made_once(tmp_path: Path, started: list[str]) -> None:
+    """A setting that failed while the others were chosen among, and now would win, changes nothing: the test has been read."""
+    options = study(tmp_path, {"dpo": {"good": [1, 3, 2]}}, choose={"seed": 9}, seeds=[1])
+    best = next(cell for cell in choosing_cells(lines_of(options)[0], options) if cell.line.setting == {"good": 3})
+    folder = best.folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "failed.json").write_text(json.dumps({"error": "its process ended"}))
+    # The runner tries failed cells again, so this one fails again.
+    real = running._start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            running,
+            "_start",
+            lambda cell, given: (
+                real(cell, given) if cell != best else subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+            ),
+        )
+        first = run_study(options)
+    assert [line.setting for line in first.lines] == [{"good": 2}] and "dpo good=3" in first.chosen["dpo"]["failed"]
+    again = run_study(options)
+    assert [line.setting for line in again.lines] == [{"good": 2}] and not again.missing
+    # Another sweep is another choice.
+    assert run_study(study(tmp_path, {"dpo": {"good": [1, 4]}}, choose={"seed": 9}, seeds=[1])).lines[0].setting == {
+        "good": 4
+    }
+
+
+def test_a_judge_without_a_value_does_not_choose(tmp_path: Path, started: list[str]) -> None:
+    found = run_study(study(tmp_path, {"dpo": {"good": [1, "none"]}}, choose={"seed": 9}, seeds=[1]))
+    assert found.lines[0].setting == {"good": 1}
 
 
 def test_without_choose_every_setting_is_a_line(tmp_path: Path, started: list[str]) -> None:
@@ -124,7 +163,11 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_runs(t
         ("dpo", "learning_rat", "did you mean learning_rate?"),
         ("best_of_n", "beta", "gives best_of_n the option 'beta'"),
         ("kto", "num_generations", "which it does not have"),
+        ("dpo", "seed", "which is the study's"),
+        ("ipo", "loss_type", "which is the study's"),
+        ("rloo", "max_steps", "follows from the budget"),
+        ("robust_dpo", "beta", "needs label_smoothing"),
     ):
         with pytest.raises(FrugalignError, match=words.replace("?", r"\?")):
-            run_study(study(tmp_path, {"base": None, method: {option: 1}}))
+            run_study(study(tmp_path, {"base": None, method: {option: 1}}, budget={"optimizer_steps": 8}))
     assert not (tmp_path / "cells").exists()

@@ -44,6 +44,9 @@ class EvaluateOptions:
     guiding_top_k: int = field(
         default=10, metadata={"help": "Tokens that --guiding_reward judges at a position, a reward call each."}
     )
+    decoding_reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of several selection or guiding rewards. Default: 1 each."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Where metrics.json and costs.json go. Default: runs/evaluate."}
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 from frugalign.cli.parser import Command, parse
 from frugalign.study.options import StudyOptions
 
@@ -24,11 +27,17 @@ def run(argv: list[str]) -> int:
     from frugalign.study.running import run_study
 
     judges_of(options)  # a mistake there is said before hours of running
-    found = run_study(options)
-    judge_study(found)
+    # A runner that is told to stop takes its cells with it.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        found = run_study(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     recipe = argv[argv.index("--config") + 1] if "--config" in argv else "STUDY.yaml"
-    page = write_study(found, recipe)
-    print(f"The page is {page}.")
+    try:
+        judge_study(found)
+    finally:  # the page is worth having without a judge's verdicts
+        print(f"The page is {write_study(found, recipe)}.")
     for outcome in found.missing:
         print(f"Missing: {outcome.cell.name}, {outcome.error}.")
-    return 2 if found.missing and not options.only else 0
+    return 2 if found.wanted_missing else 0

@@ -36,6 +36,7 @@ class Asked:
         *,
         batch_size: int,
         ledger: Ledger,
+        weights: Sequence[float] | None = None,
     ) -> Scores:
         """Score `texts[i]`, an answer to row `rows[i]`, in calls of `batch_size`; calls and seconds go into the ledger.
 
@@ -54,6 +55,7 @@ class Asked:
                     completions=completions_of(prompts, texts[part]),
                     completion_ids=completion_ids[part],
                     columns={name: [values[row] for row in rows[part]] for name, values in self.columns.items()},
+                    weights=weights,
                     ledger=ledger,
                     batch_index=number,
                 )

@@ -23,7 +23,7 @@ from frugalign.rewards import NamedReward
 
 @dataclass(frozen=True)
 class BestOfN:
-    """`n` draws a row; `rewards` choose by their sum.
+    """`n` draws a row; `rewards` choose by their sum, weighed by `weights` (default 1 each).
 
     Raises:
         FrugalignError: an `n` below 1.
@@ -31,6 +31,7 @@ class BestOfN:
 
     n: int
     rewards: Sequence[NamedReward]
+    weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -76,6 +77,7 @@ class BestOfN:
             # A row's draws stay in one call: a reward may compare what it is given.
             batch_size=max(1, batch_size // self.n) * self.n,
             ledger=ledger,
+            weights=self.weights,
         )
         ranks = [-math.inf if total is None else total for total in scores.total]
         kept = [max(range(start, start + self.n), key=ranks.__getitem__) for start in range(0, len(rows), self.n)]

@@ -42,6 +42,7 @@ def evaluate(
     guiding_reward: RewardSpec | Sequence[RewardSpec] = (),
     guiding_weight: float = 1.0,
     guiding_top_k: int = 10,
+    decoding_reward_weights: Sequence[float] | None = None,
     split: str | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
@@ -68,6 +69,7 @@ def evaluate(
             Its KL, per sequence and per token, is an upper bound, and `settings` says so: `kl_is_bound`. See `BestOfN`.
         guiding_reward: at every position add `guiding_weight` times the reward (the sum of several) of the text so far to the logits of the
             `guiding_top_k` likeliest tokens, and choose among them. See `RewardGuide`.
+        decoding_reward_weights: weights of several rewards that choose or guide. Default: 1 each.
         output_dir: where metrics.json, costs.json and samples.jsonl go; None writes nothing.
         max_new_tokens: default the artefact's, else 128.
         temperature: default the artefact's, else 1.0.
@@ -107,6 +109,7 @@ def evaluate(
             guiding_reward=_loaded_once(guiding_reward, rewards),
             guiding_weight=guiding_weight,
             guiding_top_k=guiding_top_k,
+            decoding_reward_weights=decoding_reward_weights,
         )
         ledger.set_parameters(trainable=what.trainable_parameters, base=base_parameters)
         if max_prompt_length is None and what.artefact is not None:

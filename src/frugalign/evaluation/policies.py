@@ -97,6 +97,7 @@ def load_policy(
     guiding_reward: Sequence[RewardSpec] = (),
     guiding_weight: float = 1.0,
     guiding_top_k: int = 10,
+    decoding_reward_weights: Sequence[float] | None = None,
 ) -> Policy:
     """Load what one of `proxy`, `adapter`, `policy`, `best_of_n`, `guiding_reward` names, checked against the base; none of
     them: the base itself.
@@ -115,11 +116,12 @@ def load_policy(
     if best_of_n is not None:
         if not selection_reward:
             raise FrugalignError("best_of_n needs a selection_reward to choose by.")
-        chooser = BestOfN(best_of_n, load_rewards(selection_reward, device=str(device_of(base.model))))
+        loaded = load_rewards(selection_reward, device=str(device_of(base.model)))
+        chooser = BestOfN(best_of_n, loaded, decoding_reward_weights)
         return Policy("best_of_n", base.model, base.model, 0, best_of_n=chooser)
     if guiding_reward:
         rewards = load_rewards(guiding_reward, device=str(device_of(base.model)))
-        guidance = RewardGuidance(rewards, guiding_weight, guiding_top_k)
+        guidance = RewardGuidance(rewards, guiding_weight, guiding_top_k, decoding_reward_weights)
         return Policy("reward_guided", base.model, base.model, 0, guidance=guidance)
     if proxy is not None:
         network = load_proxy(proxy, base.model, base.tokenizer, name=base.name)
@@ -137,7 +139,8 @@ def load_policy(
         added = sum(parameter.numel() for parameter in adapted.parameters()) - before
         return Policy("adapter", adapted, adapted, added, base_context=adapted.disable_adapter)
     if policy is not None:
-        whole = load_model(policy, dtype=dtype)
+        # Beside the base, where that stays on the CPU.
+        whole = load_model(policy, dtype=dtype, device_map="cpu" if device_of(base.model).type == "cpu" else None)
         if whole.tokenizer.get_vocab() != base.tokenizer.get_vocab():
             raise FrugalignError(
                 f"The policy {policy} has another tokenizer than {base.name}, so no KL between them exists."

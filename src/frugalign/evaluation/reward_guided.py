@@ -31,7 +31,7 @@ from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
 @dataclass(frozen=True)
 class RewardGuidance:
-    """Which rewards guide (their sum), how strongly, and among how many tokens.
+    """Which rewards guide (their sum, weighed by `reward_weights`, default 1 each), how strongly, and among how many tokens.
 
     Raises:
         FrugalignError: a weight that is not finite, or a `top_k` below 1.
@@ -40,6 +40,7 @@ class RewardGuidance:
     rewards: Sequence[NamedReward]
     weight: float = 1.0
     top_k: int = 10
+    reward_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
@@ -87,6 +88,7 @@ class _PrefixScores:
             continued,
             batch_size=len(continued),
             ledger=self.ledger,
+            weights=self.guidance.reward_weights,
         )
         # None: the reward does not apply, and has no say.
         rewards = values.new_tensor([0.0 if total is None else total for total in found.total])

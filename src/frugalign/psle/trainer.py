@@ -156,7 +156,7 @@ class PSLETrainer:
     # -- the run ---------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> list[dict[str, Any]]:
-        """Run the rounds that are not finished yet and return every round's manifest.
+        """Run the rounds that are not finished yet and return every round's manifest; a callback with a true `ran_out` ends the run after its round.
 
         Raises:
             FrugalignError: a run folder that holds an earlier run, unless it is resumed or `overwrite_output_dir`; other settings than the run began
@@ -186,7 +186,9 @@ class PSLETrainer:
             else:
                 self._count(there, ledger_of(there), from_the_disk=True)
             manifests.append(manifest)
-        self._load(round_folder(folder, self.args.rounds - 1))
+            if any(getattr(callback, "ran_out", False) for callback in self.callbacks):
+                break
+        self._load(round_folder(folder, len(manifests) - 1))
         return manifests
 
     def _about(self) -> dict[str, Any]:

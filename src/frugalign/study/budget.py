@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +30,14 @@ class Budget:
         """Optimiser steps."""
         return None if self.optimizer_steps is None else max(1, int(self.optimizer_steps))
 
-    def on_policy(self, setting: Mapping[str, Any], *, group: int, steps_per_rollout: int) -> dict[str, int]:
+    def on_policy(self, completions: int, *, group: int, steps_per_rollout: int) -> dict[str, int]:
         """`completions` of a rollout (a multiple of `group`) and `max_steps`, for a method whose steps are tied to its rollouts.
 
         With tokens and steps both given, the rollouts' size follows; with tokens alone their number; with steps alone neither is bounded by tokens.
+
+        Args:
+            completions: of a rollout, where the budget leaves it open.
         """
-        completions = int(setting.get("per_device_train_batch_size", 16 * group))
         found: dict[str, int] = {}
         if self.responses is not None:
             rollouts = self.responses / completions
@@ -66,12 +67,22 @@ class Budget:
         return found
 
 
-class StopAfter(TrainerCallback):
-    """Ends a training when its clock runs out, at the end of a step; the clock starts with the object, so sampling counts too."""
+def batch_of(examples: int, steps: int | None) -> int | None:
+    """The smallest batch with which `steps` steps use every example; None where steps are not given."""
+    return None if steps is None else max(1, -(-examples // steps))
 
-    def __init__(self, seconds: float) -> None:
-        self.until = time.perf_counter() + seconds
+
+class StopAfter(TrainerCallback):
+    """Ends a training when its clock runs out, at the end of a step. `deadline`: of `time.perf_counter`."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether nothing more is to begin; `PSLETrainer` asks it between rounds."""
+        return time.perf_counter() >= self.deadline
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if time.perf_counter() >= self.until:
+        if self.ran_out:
             control.should_training_stop = True

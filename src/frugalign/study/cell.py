@@ -5,6 +5,7 @@ The folder's `asks.json` says what is asked. A cell that fails leaves `failed.js
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
 
 ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
-TRACE_FILE = "trace.json"
+TRAINED_FILE, TRACE_FILE, LOCK_FILE = "trained.json", "trace.json", ".lock"
 SHOWN = 3
 """Prompts whose answers the page shows."""
 _LENGTH_PROMPTS = 64
@@ -26,56 +29,81 @@ _TEST_SEED = 1000
 """Added to a cell's seed: the test's noise is not the training's, and is the same for every method."""
 
 
-def run_cell(folder: Path, start: Path) -> dict[str, Any]:
-    """Train and evaluate what `asks.json` asks for, and write `cell.json`.
+def run_cell(folder: Path, start: Path, *, batch_size: int = 64) -> dict[str, Any]:
+    """Train and evaluate what `asks.json` asks for, and write `cell.json`; a training that is done already is not done again.
 
     Args:
-        start: a file beside the cells that keeps what is known of the base.
+        start: a folder beside the cells that keeps what is known of the base.
+        batch_size: responses sampled at once in the test; no result depends on it.
 
     Raises:
-        FrugalignError: whatever the user can mend.
+        FrugalignError: whatever the user can mend; another process that works on this cell.
     """
     from frugalign.evaluation import evaluate
-    from frugalign.study.budget import Budget
-    from frugalign.study.methods import Task, prompt_splits, train
+    from frugalign.rewards import load_rewards
+    from frugalign.study.task import prompt_splits
 
     asks: dict[str, Any] = json.loads((folder / ASKS_FILE).read_text(encoding="utf-8"))
-    given = asks.get("budget") or {}
-    length = mean_length(asks, start) if "generated_tokens" in given else 1.0
-    rows = prompt_splits(asks)["validation" if asks["kind"] == "choosing" else "test"]
-    rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
-    for left in ("run", "reward", "groups.jsonl", "pairs", "prompts", "online"):  # of an attempt that ended early
+    try:
+        lock = FileLock(folder / LOCK_FILE, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise FrugalignError("another process works on this cell.") from error
+    with lock:
+        rows = prompt_splits(asks)["validation" if asks["kind"] == "choosing" else "test"]
+        rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
+        measures = list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
+        load_rewards(measures)  # a mistake there is found before hours of training
+        policy, costs = _trained(asks, folder, start)
+        metrics = evaluate(
+            asks["model_name_or_path"],
+            dataset_name=rows,
+            reward=measures,
+            output_dir=folder / "evaluation",
+            max_new_tokens=asks["max_new_tokens"],
+            temperature=asks["temperature"] if "proxy" not in policy else None,
+            prompt_format=asks["prompt_format"],
+            do_sample=asks["eval_do_sample"] or "best_of_n" in policy,
+            num_samples=asks["eval_samples"],
+            batch_size=batch_size,
+            seed=_TEST_SEED + asks["seed"],
+            device_map="cpu" if asks.get("use_cpu") else None,
+            **policy,
+        )
+        if "proxy" in policy and asks["eval_do_sample"]:
+            write_json_atomic(folder / "evaluation" / TRACE_FILE, traces(asks, policy["proxy"], rows))
+        result = {
+            "asks": asks,
+            "metrics": metrics,
+            "costs": costs,
+            "evaluation_costs": json.loads((folder / "evaluation" / "costs.json").read_text()),
+            "machine": machine(use_cpu=bool(asks.get("use_cpu"))),
+        }
+        write_json_atomic(folder / RESULT_FILE, result)
+        (folder / FAILED_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _trained(asks: dict[str, Any], folder: Path, start: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `evaluate` is to measure and what its training cost: of an earlier attempt whose training ended, else of a new one."""
+    from frugalign.study.budget import Budget
+    from frugalign.study.methods import train
+    from frugalign.study.task import Task
+
+    marker = folder / TRAINED_FILE
+    if marker.is_file():
+        done = json.loads(marker.read_text(encoding="utf-8"))
+        return done["policy"], done["costs"]
+    for left in ("run", "reward", "states", "groups.jsonl", "pairs", "prompts", "online", "preferences"):
         path = folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    given = asks.get("budget") or {}
+    length = mean_length(asks, start) if "generated_tokens" in given else 1.0
     task = Task(asks, folder, Budget(**given, mean_length=length))
     policy = train(task)
     costs = task.ledger.to_dict()
-    metrics = evaluate(
-        asks["model_name_or_path"],
-        dataset_name=rows,
-        reward=_measures(asks),
-        output_dir=folder / "evaluation",
-        max_new_tokens=asks["max_new_tokens"],
-        temperature=asks["temperature"] if "proxy" not in policy else None,
-        prompt_format=asks["prompt_format"],
-        do_sample=asks["eval_do_sample"] or "best_of_n" in policy,
-        num_samples=asks["eval_samples"],
-        seed=_TEST_SEED + asks["seed"],
-        device_map="cpu" if asks.get("use_cpu") else None,
-        **policy,
-    )
-    if "proxy" in policy and asks["eval_do_sample"]:
-        write_json_atomic(folder / "evaluation" / TRACE_FILE, traces(asks, policy["proxy"], rows))
-    result = {
-        "asks": asks,
-        "metrics": metrics,
-        "costs": costs,
-        "evaluation_costs": json.loads((folder / "evaluation" / "costs.json").read_text()),
-        "machine": machine(),
-    }
-    write_json_atomic(folder / RESULT_FILE, result)
-    (folder / FAILED_FILE).unlink(missing_ok=True)
-    return result
+    write_json_atomic(marker, {"policy": policy, "costs": costs})
+    return policy, costs
 
 
 def traces(asks: dict[str, Any], proxy: str, rows: Any) -> dict[str, list[dict[str, Any]]]:
@@ -114,19 +142,25 @@ def shown_rows(size: int) -> list[int]:
     return [number * size // SHOWN for number in range(SHOWN)] if size else []
 
 
-def _measures(asks: dict[str, Any]) -> list[str]:
-    """The judges, then the training rewards that are not among them."""
-    return list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
-
-
 def mean_length(asks: dict[str, Any], start: Path) -> float:
-    """Tokens of a response of the base, over 64 training prompts; measured once and kept in `start`."""
-    if start.is_file():
-        return float(json.loads(start.read_text())["mean_length"])
+    """Tokens of a response of the base, over 64 training prompts; measured once for everything that it depends on, and kept in `start`."""
+    names = (
+        "model_name_or_path",
+        "dataset_name",
+        "contents",
+        "holds_out",
+        "max_new_tokens",
+        "temperature",
+        "prompt_format",
+    )
+    digest = hashlib.sha256(json.dumps({name: asks.get(name) for name in names}, sort_keys=True).encode()).hexdigest()
+    path = start / f"length-{digest[:8]}.json"
+    if path.is_file():
+        return float(json.loads(path.read_text())["mean_length"])
     from frugalign.data import encode_prompts
     from frugalign.generation.loop import SamplingParams, generate
     from frugalign.models.loading import load_model
-    from frugalign.study.methods import prompt_splits
+    from frugalign.study.task import prompt_splits
 
     prompts = prompt_splits(asks)["train"]["prompt"][:_LENGTH_PROMPTS]
     base = load_model(asks["model_name_or_path"], device_map="cpu" if asks.get("use_cpu") else None)
@@ -134,11 +168,11 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
     ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]).ids
     found = generate(base.model, base.tokenizer, ids, params).completion_ids
     length = sum(map(len, found)) / len(found)
-    write_json_atomic(start, {"mean_length": length})
+    write_json_atomic(path, {"mean_length": length})
     return length
 
 
-def machine() -> dict[str, Any]:
+def machine(*, use_cpu: bool) -> dict[str, Any]:
     """The machine and the versions behind a result."""
     import platform
 
@@ -148,7 +182,8 @@ def machine() -> dict[str, Any]:
 
     from frugalign import __version__
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "device": device,
         "cores": os.cpu_count(),
@@ -160,11 +195,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main(folder: str, start: str) -> int:
+def main(folder: str, start: str, batch_size: str) -> int:
     """Run one cell; what goes wrong is left in `failed.json`."""
     began = time.perf_counter()
     try:
-        run_cell(Path(folder), Path(start))
+        run_cell(Path(folder), Path(start), batch_size=int(batch_size))
     except Exception as error:
         traceback.print_exc()
         said = str(error) if isinstance(error, FrugalignError) else f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from frugalign.evaluation.files import read_json
@@ -50,10 +50,11 @@ class Preferred:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `others`: KL, length and so on, by the name in metrics.json; `costs` of the training and `decoding`, of one response:
+    """A line of the table. `judge`: the main one's name; `others`: KL, length and so on, by the name in metrics.json; `costs` of the training and `decoding`, of one response:
     medians over the seeds."""
 
     line: Line
+    judge: str
     outcomes: list[Outcome]
     measures: dict[str, Measured]
     win_rate: Estimate | None
@@ -66,16 +67,16 @@ class Row:
     base_parameters: int | None
 
     @property
-    def main(self) -> Measured:
-        """The main judge's."""
-        return next(iter(self.measures.values()))
+    def main(self) -> Measured | None:
+        """The main judge's; None where it applies to none of the line's responses."""
+        return self.measures.get(self.judge)
 
 
 def rows_of(found: Finished) -> list[Row]:
     """A row for every line of which at least one seed is done, in the study's order."""
     judges = judges_of(found.options)
     rows = [_row(line, done, judges, found) for line in found.lines if (done := _done(found.of(line)))]
-    tested = {row.line.label: row.main.p_value for row in rows if row.main.p_value is not None}
+    tested = {row.line.label: row.main.p_value for row in rows if row.main is not None and row.main.p_value is not None}
     corrected = holm(tested)
     return [_with_holm(row, corrected.get(row.line.label)) for row in rows]
 
@@ -85,10 +86,10 @@ def _done(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _with_holm(row: Row, p_holm: float | None) -> Row:
-    name = next(iter(row.measures))
     main = row.main
-    measures = row.measures | {name: Measured(main.value, main.difference, main.p_value, p_holm)}
-    return Row(**{**vars(row), "measures": measures})
+    if main is None:
+        return row
+    return replace(row, measures=row.measures | {row.judge: replace(main, p_holm=p_holm)})
 
 
 def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]]], found: Finished) -> Row:
@@ -109,15 +110,18 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
     wins = crossed_mean(_table(_win, main, beside, size), share=True) if beside else None
     costs = [_result(outcome)["costs"] for outcome in done]
     decoding = [_result(outcome)["metrics"].get("decoding", {}) for outcome in done]
-    reference = found.options.reference
     return Row(
         line,
+        main,
         done,
         measures,
         None if wins is None else wins.estimate,
-        _length_controlled(beside, main) if beside else None,
-        {name: said for name, asked in judges if (said := _preferred(done, size, asked, reference)) is not None},
-        {name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done]) for name in _KEPT},
+        _length_controlled(beside, main, size) if beside else None,
+        {name: said for name, asked in judges if (said := _preferred(done, size, asked, found)) is not None},
+        {
+            name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done], share=name.endswith("_rate"))
+            for name in _KEPT
+        },
         {name: statistics.median(each.get(name, 0.0) for each in costs) for name in COSTS},
         {name: statistics.median(each[name] for each in decoding) for name in decoding[0]},
         costs[0].get("trainable_parameters"),
@@ -169,16 +173,17 @@ def _win(sample: dict[str, Any], name: str) -> float | None:
     return None if gap is None else 0.5 if abs(gap) < 1e-12 else float(gap > 0)
 
 
-def _length_controlled(samples: list[list[dict[str, Any]]], name: str) -> Estimate | None:
-    every = [(number, sample) for each in samples for number, sample in enumerate(each)]
+def _length_controlled(samples: list[list[dict[str, Any]]], name: str, size: int) -> Estimate | None:
+    """Prompts resampled, seeds and samples of one together."""
+    every = [(number // size, sample) for each in samples for number, sample in enumerate(each)]
     wins = [_win(sample, name) for _, sample in every]
     gaps = [float(len(sample["policy"]) - len(sample["base"])) for _, sample in every]
     return length_controlled_win_rate(wins, gaps, [number for number, _ in every])
 
 
-def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], reference: str | None) -> Preferred | None:
+def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], found: Finished) -> Preferred | None:
     """A judge's verdicts on the cells that it has judged; None where it has judged none, as of the reference."""
-    judged = [found for outcome in done if (found := read_json(verdicts_file(outcome, asked, reference)))]
+    judged = [said for outcome in done if (said := read_json(verdicts_file(outcome, asked, found)))]
     if not judged:
         return None
     share = crossed_mean([by_prompt(each["preferences"], size) for each in judged], share=True)
@@ -190,7 +195,7 @@ def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], reference:
     )
 
 
-def _over_seeds(estimates: list[dict[str, Any] | None]) -> Estimate | None:
+def _over_seeds(estimates: list[dict[str, Any] | None], *, share: bool = False) -> Estimate | None:
     """The mean of the seeds' means with a t-interval over them; of one seed its own interval over prompts."""
     known = [each for each in estimates if each is not None]
     if not known:
@@ -198,5 +203,5 @@ def _over_seeds(estimates: list[dict[str, Any] | None]) -> Estimate | None:
     if len(known) == 1:
         only = known[0]
         return Estimate(only["mean"], only["ci_low"], only["ci_high"], only["n"])
-    found = crossed_mean([[float(each["mean"])] for each in known])
+    found = crossed_mean([[float(each["mean"])] for each in known], share=share)
     return None if found is None else found.estimate

@@ -8,6 +8,7 @@ from typing import Any
 
 from frugalign.evaluation.figures import data_uri
 from frugalign.evaluation.files import read_lines
+from frugalign.metrics import Estimate
 from frugalign.study.comparing import Row
 from frugalign.study.responses import responses_of
 
@@ -35,9 +36,15 @@ class Figure:
     caption: str
 
 
-def figures_of(rows: Sequence[Row], judge: str) -> list[Figure]:
-    """Every figure that these rows have the numbers for."""
-    found = [against_cost(rows, judge), against_kl(rows, judge), wins(rows, judge), distributions(rows, judge)]
+def figures_of(every: Sequence[Row], judge: str, reference: str) -> list[Figure]:
+    """Every figure that these rows have the numbers for; `reference`: what they are compared with, in words."""
+    rows = [row for row in every if row.main is not None]
+    found = [
+        against_cost(rows, judge),
+        against_kl(rows, judge),
+        wins(rows, judge, reference),
+        distributions(rows, judge),
+    ]
     found += settings(rows, judge)
     found.append(learning(rows))
     return [figure for figure in found if figure is not None]
@@ -45,10 +52,22 @@ def figures_of(rows: Sequence[Row], judge: str) -> list[Figure]:
 
 def colour_of(rows: Sequence[Row], row: Row) -> str:
     """A line's colour: the base is grey."""
-    if row.line.method == "base":
-        return _BASE
-    others = [each for each in rows if each.line.method != "base"]
-    return _COLOURS[others.index(row) % len(_COLOURS)]
+    return _BASE if row.line.method == "base" else _COLOURS[_number_of(rows, row) % len(_COLOURS)]
+
+
+def style_of(rows: Sequence[Row], row: Row) -> str:
+    """How a line is drawn: another way for each time that the colours come round."""
+    return "-" if row.line.method == "base" else ("-", "--", ":", "-.")[_number_of(rows, row) // len(_COLOURS) % 4]
+
+
+def _number_of(rows: Sequence[Row], row: Row) -> int:
+    return [each.line.label for each in rows if each.line.method != "base"].index(row.line.label)
+
+
+def _mean(row: Row) -> Estimate:
+    """The main judge's, of a row that has one."""
+    assert row.main is not None
+    return row.main.value
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -68,14 +87,14 @@ def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
     if len(trained) < 2:
         return None
     figure, axes = _axes(7.4, 4.4)
-    points = [(row.costs["lm_forward_tokens"], row.main.value.mean) for row in trained]
+    points = [(row.costs["lm_forward_tokens"], _mean(row).mean) for row in trained]
     front = sorted(pareto(points), key=lambda number: points[number][0])
     axes.plot(*zip(*(points[number] for number in front), strict=True), color="#b9bec5", linewidth=1.2, zorder=1)
     for row, point in zip(trained, points, strict=True):
         _point(axes, rows, row, point[0])
     base = next((row for row in rows if row.line.method == "base"), None)
     if base is not None:
-        axes.axhline(base.main.value.mean, color=_BASE, linestyle="--", linewidth=1.2)
+        axes.axhline(_mean(base).mean, color=_BASE, linestyle="--", linewidth=1.2)
     axes.set_xscale("log")
     axes.set_xlabel("tokens fed through the language model in training (log)")
     axes.set_ylabel(judge)
@@ -106,8 +125,8 @@ def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
     )
 
 
-def wins(rows: Sequence[Row], judge: str) -> Figure | None:
-    """Win rates against the base, plain and with length held."""
+def wins(rows: Sequence[Row], judge: str, reference: str) -> Figure | None:
+    """Win rates against the reference, plain and with length held."""
     shown = [row for row in rows if row.win_rate is not None]
     if not shown:
         return None
@@ -126,10 +145,10 @@ def wins(rows: Sequence[Row], judge: str) -> Figure | None:
             )  # fmt: skip
     axes.axvline(0.5, color=_BASE, linestyle="--", linewidth=1.2)
     axes.set_yticks(range(len(shown)), [row.line.label for row in reversed(shown)])
-    axes.set_xlabel(f"share of responses that {judge} prefers to the base's, ties half")
+    axes.set_xlabel(f"share of responses that {judge} prefers to those of {reference}, ties half")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return Figure(
-        "Win rate against the base",
+        f"Win rate against {reference}",
         data_uri(figure),
         "Right of the dashed line a method wins more than it loses. Where the open mark lies left of the full one, part of the win was length.",
     )
@@ -144,13 +163,21 @@ def distributions(rows: Sequence[Row], judge: str) -> Figure | None:
         if len(set(values)) < 2:
             continue
         share = [(number + 1) / len(values) for number in range(len(values))]
-        axes.step(values, share, where="post", color=colour_of(rows, row), label=row.line.label, linewidth=1.6)
+        axes.step(
+            values,
+            share,
+            where="post",
+            color=colour_of(rows, row),
+            linestyle=style_of(rows, row),
+            label=row.line.label,
+            linewidth=1.6,
+        )
         drawn += 1
     if drawn < 2:
         return None
     axes.set_xlabel(judge)
     axes.set_ylabel("share of responses at or below")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    _legend_beside(axes)
     return Figure(
         "How the judge's values are distributed",
         data_uri(figure),
@@ -179,7 +206,7 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
     sft = next((row for row in rows if row.line.method == "sft"), None)
     for name, same in sweeps(rows):
         method = same[0].line.method
-        at, values = [float(row.line.setting[name]) for row in same], [row.main.value for row in same]
+        at, values = [float(row.line.setting[name]) for row in same], [_mean(row) for row in same]
         figure, axes = _axes(5.0, 3.1)
         axes.plot(at, [value.mean for value in values], color=_COLOURS[0], marker="o", markersize=4)
         axes.fill_between(
@@ -227,12 +254,11 @@ def _bins(values: Sequence[float]) -> list[float]:
 
 def _values(row: Row) -> list[float]:
     """The main judge's values of a line's responses."""
-    name = next(iter(row.measures))
     return [
         value
         for outcome in row.outcomes
         for sample in responses_of(outcome)
-        if (value := sample["rewards"].get(name)) is not None
+        if (value := sample["rewards"].get(row.judge)) is not None
     ]
 
 
@@ -248,14 +274,14 @@ def learning(rows: Sequence[Row]) -> Figure | None:
         last = max(step for step, _ in points)
         axes.plot(
             [step / last for step, _ in points], [reward for _, reward in points], color=colour_of(rows, row),
-            label=row.line.label, linewidth=1.5,
+            linestyle=style_of(rows, row), label=row.line.label, linewidth=1.5,
         )  # fmt: skip
         drawn += 1
     if not drawn:
         return None
     axes.set_xlabel("share of the training")
     axes.set_ylabel("training reward")
-    axes.legend(frameon=False)
+    _legend_beside(axes)
     return Figure(
         "Learning curves",
         data_uri(figure),
@@ -263,12 +289,16 @@ def learning(rows: Sequence[Row]) -> Figure | None:
     )
 
 
+def _legend_beside(axes: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _point(axes: Any, rows: Sequence[Row], row: Row, x: float) -> None:
-    value = row.main.value
+    value = _mean(row)
     error = [[max(0.0, value.mean - value.ci_low)], [max(0.0, value.ci_high - value.mean)]]
     axes.errorbar(x, value.mean, yerr=error, fmt="o", color=colour_of(rows, row), markersize=6, capsize=2, zorder=2)
     axes.annotate(row.line.label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from frugalign.errors import FrugalignError
 from frugalign.evaluation.files import read_json
 from frugalign.evaluation.judges import ModelJudge, PairJudge, both_orders
 from frugalign.evaluation.llm_judge import LLMJudge, LLMJudgeOptions
+from frugalign.models.loading import load_model
 from frugalign.study.options import StudyOptions
-from frugalign.study.responses import compared, is_reference
+from frugalign.study.responses import compared, is_reference, reference_of
 from frugalign.study.running import Finished, Outcome
 
 CACHE_FILE = "llm_judge.jsonl"
@@ -32,21 +34,27 @@ def judges_of(options: StudyOptions) -> list[tuple[str, dict[str, Any]]]:
         FrugalignError: options that such a judge does not have.
     """
     found: list[tuple[str, dict[str, Any]]] = []
-    if options.llm_judge:
+    if options.llm_judge is not None:
         known = {each.name for each in fields(LLMJudgeOptions)}
         unknown = sorted(set(options.llm_judge) - known)
         if unknown or not {"base_url", "model"} <= set(options.llm_judge):
             what = f"not {', '.join(unknown)}" if unknown else "base_url and model at least"
             raise FrugalignError(f"llm_judge takes {', '.join(sorted(known))}; {what}.")
+        try:
+            asked = LLMJudgeOptions(**options.llm_judge)
+        except TypeError as error:
+            raise FrugalignError(f"llm_judge has a value of the wrong kind: {error}.") from error
+        if asked.api_key_env is not None and not os.environ.get(asked.api_key_env):
+            raise FrugalignError(f"llm_judge names the variable {asked.api_key_env}, which is not set.")
         found.append((str(options.llm_judge["model"]), dict(options.llm_judge)))
     if options.model_judge:
         found.append((Path(options.model_judge).name, {"model_judge": options.model_judge}))
     return found
 
 
-def verdicts_file(outcome: Outcome, asked: dict[str, Any], reference: str | None) -> Path:
+def verdicts_file(outcome: Outcome, asked: dict[str, Any], found: Finished) -> Path:
     """Where a judge's verdicts on a cell are: another file for another judge, wherever it is reached, and another reference."""
-    said: dict[str, Any] = {"reference": reference} | {
+    said: dict[str, Any] = {"reference": reference_of(outcome, found)} | {
         name: asked.get(name) for name in ("model", "criterion", "temperature", "max_tokens", "model_judge")
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
@@ -55,18 +63,17 @@ def verdicts_file(outcome: Outcome, asked: dict[str, Any], reference: str | None
 
 def judge_study(found: Finished) -> None:
     """Ask every judge about every finished cell that it has not judged whole yet; the reference is compared with nobody."""
-    reference = found.options.reference
     for name, asked in judges_of(found.options):
         waiting = [
             outcome
             for outcome in found.outcomes
             if outcome.result is not None
             and not is_reference(outcome, found)
-            and read_json(verdicts_file(outcome, asked, reference)).get("unanswered", 1)
+            and read_json(verdicts_file(outcome, asked, found)).get("to_ask", 1)
         ]
         if not waiting:
             continue
-        judge = _judge(asked, Path(found.options.output_dir))
+        judge = _judge(asked, found.options)
         for outcome in waiting:
             samples = compared(outcome, found)
             if not samples:
@@ -79,16 +86,19 @@ def judge_study(found: Finished) -> None:
                 "preferences": said.preferences,
                 "contradictions": said.contradictions,
                 "unanswered": unanswered,
+                # A model on this machine says the same again; a server may have been out of reach.
+                "to_ask": 0 if isinstance(judge, ModelJudge) else unanswered,
                 "counts": dict(getattr(judge, "counts", {})),
             }
-            write_json_atomic(verdicts_file(outcome, asked, reference), verdicts)
+            write_json_atomic(verdicts_file(outcome, asked, found), verdicts)
             if unanswered:
                 _log.warning(
                     "%s gave no verdict on %d of %d pairs of %s.", name, unanswered, len(samples), outcome.cell.name
                 )
 
 
-def _judge(asked: dict[str, Any], study: Path) -> PairJudge:
+def _judge(asked: dict[str, Any], options: StudyOptions) -> PairJudge:
     if "model_judge" in asked:
-        return ModelJudge(asked["model_judge"])
+        return ModelJudge(load_model(asked["model_judge"], device_map="cpu" if options.use_cpu else None))
+    study = Path(options.output_dir)
     return LLMJudge(LLMJudgeOptions(**{"cache_path": study / CACHE_FILE} | asked))

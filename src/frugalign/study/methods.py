@@ -1,35 +1,29 @@
 """One function per kind of method: train within the budget, and say what `evaluate` is to measure.
 
 Our own methods run through the functions behind `frugalign proxy`, `rerank` and `psle`; TRL's through `peers.py`; what decodes differently is not trained.
-A line's setting overrides everything here but the budget.
+A line's setting overrides everything here but the budget, and with it the sizes that follow from it.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
-from datasets import Dataset
-
-from frugalign.data import held_out_split, load_splits
-from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
-from frugalign.data.loading import distinct
 from frugalign.errors import FrugalignError
-from frugalign.generation.groups import sample_groups
-from frugalign.generation.loop import SamplingParams
 from frugalign.ledger import Ledger, read_costs
-from frugalign.models.loading import LoadedModel, load_model
-from frugalign.rewards import load_rewards, score
-from frugalign.study.budget import Budget, StopAfter
+from frugalign.rewards import load_rewards
+from frugalign.study.budget import batch_of
 from frugalign.study.plan import Line
+from frugalign.study.sampled import prompts_folder, sampled_groups, sampled_pairs, sampled_pairs_folder
+from frugalign.study.task import Task
 from frugalign.training.run_folder import COSTS_FILE
 
 _GROUP = 4
 """Responses per prompt where a method samples groups and its line does not say how many."""
-_HELD_OUT = 0.1
+_PAIRS = 16
+"""Pairs of a step where neither the line nor the budget says how many."""
 _DECODING: dict[str, dict[str, str]] = {
     "base": {},
     "best_of_n": {"n": "best_of_n"},
@@ -38,109 +32,57 @@ _DECODING: dict[str, dict[str, str]] = {
 """Methods that train nothing: their options, and what `evaluate` calls them."""
 _IN_PSLES_FRAME = ("psle", "raft", "context_distillation")
 _ON_RERANK = ("dpo", "conservative_dpo", "rerank", "online_dpo")
+_THE_STUDYS = {
+    *(
+        "model_name_or_path",
+        "dataset_name",
+        "reward",
+        "reward_weights",
+        "principles",
+        "output_dir",
+        "overwrite_output_dir",
+    ),
+    *(
+        "resume_from_checkpoint",
+        "seed",
+        "use_cpu",
+        "max_new_tokens",
+        "max_completion_length",
+        "prompt_format",
+        "method",
+    ),
+    *("loss_type", "report_to", "eval_reward", "eval_prompts", "eval_steps", "reward_dataset_name", "shift_reward"),
+}
+"""Options that are the study's, the same for every line."""
+_THE_BUDGETS = {"max_steps", "prompts_per_round"}
 
 
-def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
-    """The study's prompts as train, validation and test; where settings are chosen by prompts and there is no validation split, a tenth of the
-    training prompts is that, and nothing trains on it.
-
-    Raises:
-        FrugalignError: a data set without the split to test on.
-    """
-    name, tested = asks["dataset_name"], asks["eval_split"] if asks["kind"] == "test" else "test"
-    splits = load_splits(name)
-    train = splits.get("train", next(iter(splits.values())))
-    found = {"train": train, "test": splits.get(tested, splits.get("test"))}
-    if found["test"] is None or found["test"] is train:
-        raise FrugalignError(f"{name} needs a split to train on and one to test on; it has {', '.join(splits)}.")
-    if "validation" in splits:
-        found["validation"] = splits["validation"]
-    elif asks.get("holds_out"):
-        found["train"], found["validation"] = held_out_split(train, _HELD_OUT, 0)
-    return found
-
-
-@dataclass
-class Task:
-    """One cell at work: what it asks, where its run lies, what it may spend, and what it has spent."""
-
-    asks: dict[str, Any]
-    folder: Path
-    budget: Budget
-    ledger: Ledger = field(default_factory=Ledger)
-
-    @property
-    def run(self) -> Path:
-        """The training's own run folder."""
-        return self.folder / "run"
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        return dict(self.asks["setting"])
-
-    @property
-    def seed(self) -> int:
-        return int(self.asks["seed"])
-
-    @property
-    def use_cpu(self) -> bool:
-        return bool(self.asks.get("use_cpu", False))
-
-    def load(self, *, trained: bool = False) -> LoadedModel:
-        """The base; in float32 where it is trained."""
-        with self.ledger.phase("load"):
-            return load_model(
-                self.asks["model_name_or_path"],
-                device_map="cpu" if self.use_cpu else None,
-                dtype="float32" if trained else None,
-            )
-
-    def prompts(self) -> Dataset:
-        """The training prompts."""
-        return load_splits(self.dataset)["train"]
-
-    @property
-    def dataset(self) -> str:
-        """A folder with the prompts to train on as `train`, and the test's beside them, so that no method holds out more."""
-        folder = self.folder / "prompts"
-        if not (folder / "train.jsonl").is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            parts = prompt_splits(self.asks)
-            for name in ("test", "train"):  # the training's last: a folder without it is not finished
-                parts[name].to_json(str(folder / f"{name}.jsonl"))
-        return str(folder)
-
-    def shared(self, *names: str) -> dict[str, Any]:
-        """These of the study's common options, where it has them."""
-        return {name: self.asks[name] for name in names if name in self.asks}
-
-    def common(self) -> dict[str, Any]:
-        """What every training of ours is told."""
-        found = {"output_dir": str(self.run), "overwrite_output_dir": True, "seed": self.seed, "use_cpu": self.use_cpu}
-        found |= {"disable_tqdm": True, "model_name_or_path": self.asks["model_name_or_path"]}
-        return found | self.shared("max_new_tokens", "temperature", "prompt_format")
-
-    def callbacks(self) -> list[Any]:
-        """The clock, where the budget has one."""
-        seconds = self.budget.wall_clock_seconds
-        return [] if seconds is None else [StopAfter(seconds)]
-
-
-def check_options(lines: Sequence[Line]) -> None:
-    """Every line's options are its method's.
+def check_options(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> None:
+    """Every line's options are its method's, and neither the study's nor the budget's.
 
     Raises:
-        FrugalignError: an unknown one, with what was probably meant.
+        FrugalignError: one that is not, with what was probably meant.
     """
     for line in lines:
         known = _options_of(line.method)
         for name in line.setting:
+            said = f"The study's line {line.label!r} gives {line.method} the option {name!r}, which"
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else "."
-                raise FrugalignError(
-                    f"The study's line {line.label!r} gives {line.method} the option {name!r}, which it does not have{hint}"
-                )
+                raise FrugalignError(f"{said} it does not have{f'; did you mean {near[0]}?' if near else '.'}")
+            if name in _THE_STUDYS:
+                raise FrugalignError(f"{said} is the study's, the same for every line.")
+            if budget and name in _THE_BUDGETS:
+                raise FrugalignError(f"{said} follows from the budget.")
+        smoothing = line.setting.get("label_smoothing", 0.0)
+        if line.method == "robust_dpo" and not all(0 < each < 0.5 for each in _several(smoothing)):
+            raise FrugalignError(
+                f"The study's line {line.label!r} needs label_smoothing, the share of wrong labels, in (0, 0.5)."
+            )
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _options_of(method: str) -> set[str]:
@@ -172,14 +114,20 @@ def train(task: Task) -> Measured:
     Raises:
         FrugalignError: whatever the user can mend.
     """
-    method = task.asks["method"]
+    method, weights = task.asks["method"], task.asks.get("reward_weights")
     if method == "base":
         return {}
-    if method == "best_of_n":
-        return {"best_of_n": int(task.setting.get("n", 4)), "selection_reward": task.asks["reward"]}
-    if method == "reward_guided":
+    if method in _DECODING:
         given = {_DECODING[method][name]: value for name, value in task.setting.items()}
-        return {"guiding_reward": task.asks["reward"], **given}
+        reward = "selection_reward" if method == "best_of_n" else "guiding_reward"
+        return (
+            ({"best_of_n": _GROUP} if method == "best_of_n" else {})
+            | given
+            | {
+                reward: task.asks["reward"],
+                "decoding_reward_weights": weights,
+            }
+        )
     if method == "proxy":
         return _proxy(task)
     if method in _IN_PSLES_FRAME:
@@ -205,49 +153,45 @@ def _proxy(task: Task) -> Measured:
     from frugalign.proxy.run import train_proxy
 
     setting = task.setting
-    group = int(setting.get("num_generations", 8))
-    steps = int(setting.get("num_iterations", 2)) * int(setting.get("num_mini_batches", 2))
+    mini_batches = int(setting.get("num_mini_batches", 2))
     sizes = task.budget.on_policy(
-        {"per_device_train_batch_size": 128} | setting,
+        int(setting.get("per_device_train_batch_size", 128)),
         # Prompts divide into the minibatches.
-        group=group * int(setting.get("num_mini_batches", 2)),
-        steps_per_rollout=steps,
+        group=int(setting.get("num_generations", 8)) * mini_batches,
+        steps_per_rollout=int(setting.get("num_iterations", 2)) * mini_batches,
     )
     completions = sizes.pop("completions")
-    config = ProxyConfig(
-        **task.common()
-        | task.shared("reward", "reward_weights")
-        | {"dataset_name": task.dataset}
-        | {"save_strategy": "no"}
-        | setting
-        | sizes
-        | {"per_device_train_batch_size": completions}
-    )
-    trainer = train_proxy(config, callbacks=task.callbacks())
+    options = task.common() | task.shared("reward", "reward_weights") | {"dataset_name": task.dataset}
+    options |= {"save_strategy": "no"} | setting | sizes | {"per_device_train_batch_size": completions}
+    trainer = train_proxy(ProxyConfig(**options), callbacks=task.callbacks())
     _spent(task, trainer.ledger)
     return {"proxy": str(task.run)}
 
 
 def _psle(task: Task) -> Measured:
+    """Every round samples `2k` responses to as many prompts as the budget is enough for; where there are fewer prompts than that, `k` grows."""
     from frugalign.psle.config import PSLEConfig
     from frugalign.psle.run import train_psle
 
-    setting = task.setting
-    rounds, k = int(setting.get("rounds", 3)), int(setting.get("num_generations", 1))
-    sizes: dict[str, Any] = {"rounds": rounds}
+    method, setting = task.asks["method"], task.setting
+    rounds, size = int(setting.get("rounds", 3)), task.n_prompts()
+    # RAFT chooses among the 2k of a prompt: of four, as groups are elsewhere.
+    k = int(setting.get("num_generations", _GROUP // 2 if method == "raft" else 1))
     prompts = task.budget.prompts(2 * k, rounds)
+    if prompts is not None and prompts > size and "num_generations" not in setting:
+        k = -(-k * prompts // size)
+        prompts = task.budget.prompts(2 * k, rounds)
+    sizes: dict[str, Any] = {"rounds": rounds, "num_generations": k}
     if prompts is not None:
         sizes["prompts_per_round"] = prompts
-    if task.budget.steps is not None:
-        sizes["max_steps"] = max(1, task.budget.steps // rounds)
-    config = PSLEConfig(
-        **task.common()
-        | task.shared("reward", "reward_weights", "principles")
-        | {"dataset_name": task.dataset}
-        | {"method": task.asks["method"], "eval_prompts": 0}
-        | setting
-        | sizes
-    )
+    steps = None if task.budget.steps is None else max(1, task.budget.steps // rounds)
+    batch = batch_of(min(prompts or size, size) * (1 if method == "raft" else k), steps)
+    options: dict[str, Any] = {"method": method, "eval_prompts": 0}
+    if steps is not None:
+        options |= {"per_device_train_batch_size": batch}
+        sizes["max_steps"] = steps
+    options = task.common() | task.shared("reward", "reward_weights", "principles") | options
+    config = PSLEConfig(**options | {"dataset_name": task.dataset} | setting | sizes)
     trainer = train_psle(config, callbacks=task.callbacks())
     _spent(task, trainer.ledger)
     return {"adapter" if config.use_peft else "policy": str(task.run)}
@@ -259,43 +203,55 @@ def _rerank(task: Task) -> Measured:
 
     method, setting = task.asks["method"], task.setting
     group = int(setting.pop("sample", _GROUP))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"save_strategy": "no", "num_train_epochs": 1, "per_device_train_batch_size": _PAIRS}
+    sizes: dict[str, Any] = {} if task.budget.steps is None else {"max_steps": task.budget.steps}
     moving = method in ("rerank", "online_dpo")
     if moving:
-        options["reward"] = _probes(task)
+        options["reward"] = _probes(task, group)
     if method == "online_dpo":
-        epochs = int(setting.get("num_train_epochs", 2))
+        epochs = int(setting.pop("num_train_epochs", _GROUP))
         prompts = task.budget.prompts(group, epochs)
-        options |= {"dataset_name": str(_write_prompts(task, prompts)), "sample": group, "resample": True}
-        options |= {"num_train_epochs": epochs, "confidence": "constant"}
-    elif "preferences" in task.asks:
-        options |= {"dataset_name": task.asks["preferences"]}
+        options |= {"dataset_name": str(prompts_folder(task, prompts)), "sample": group, "resample": True}
+        options |= {"confidence": "constant", "num_train_epochs": epochs}
+        # Its passes end it, not a number of steps: another pass would sample again.
+        steps = None if task.budget.steps is None else max(1, task.budget.steps // epochs)
+        sizes = {}
+        options["per_device_train_batch_size"] = (
+            batch_of(min(prompts or task.n_prompts(), task.n_prompts()) * (group // 2), steps) or _PAIRS
+        )
+    elif task.preferences is not None:
+        options |= {"dataset_name": task.preferences}
     else:
-        options |= {"dataset_name": str(_sampled(task, group)), "rerank_groups": moving}
+        options |= {"dataset_name": str(sampled_groups(task, group)), "rerank_groups": moving}
+        batch = batch_of(len(sampled_pairs(task, group)), task.budget.steps)
+        options |= {} if batch is None else {"per_device_train_batch_size": batch}
     if not moving:
         confidence = float(setting.pop("constant_confidence", 0.8 if method == "conservative_dpo" else 1.0))
         options |= {"confidence": "constant", "constant_confidence": confidence}
-    if task.budget.steps is not None:
-        options["max_steps"] = task.budget.steps
-    config = RerankConfig(**task.common() | {"save_strategy": "no"} | options | setting)
+    config = RerankConfig(**task.common() | options | setting | sizes)
     trainer = train_reranked(config, callbacks=task.callbacks())
     _spent(task, trainer.ledger)
     return {"adapter" if config.use_peft else "policy": str(task.run)}
 
 
-def _probes(task: Task) -> str:
-    """The study's representation reward, or one fitted on the preferences, whose cost is the cell's."""
+def _probes(task: Task, group: int) -> str:
+    """The study's representation reward, or one fitted on the preferences, whose cost is the cell's.
+
+    Raises:
+        FrugalignError: online DPO without either: fitting would spend the tokens that it samples with.
+    """
     if "representation_reward" in task.asks:
         return str(task.asks["representation_reward"])
     from frugalign.rerank.options import RewardOptions
     from frugalign.rerank.probing import train_reward
 
+    if task.preferences is None and task.asks["method"] == "online_dpo":
+        raise FrugalignError("online_dpo needs the study's preferences or its representation_reward.")
     folder = task.folder / "reward"
-    name = task.asks.get("preferences") or str(_pairs_file(task))
     train_reward(
         RewardOptions(
             model_name_or_path=task.asks["model_name_or_path"],
-            dataset_name=name,
+            dataset_name=task.preferences or str(sampled_pairs_folder(task, group)),
             output_dir=str(folder),
             overwrite_output_dir=True,
             use_cpu=task.use_cpu,
@@ -318,17 +274,26 @@ def _on_pairs(task: Task) -> Measured:
     from frugalign.rerank.run import preference_pairs
     from frugalign.study.peers import train_on_pairs
 
-    setting = task.setting
+    method, setting = task.asks["method"], task.setting
     group = int(setting.pop("sample", _GROUP))
-    if "preferences" in task.asks:
-        pairs, _ = preference_pairs(task.asks["preferences"], watch=False)
+    # KTO's rows are single answers, two of them a pair.
+    rows = 2 if method == "kto" else 1
+    options: dict[str, Any] = {
+        "num_train_epochs": 1,
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": rows * _PAIRS,
+    }
+    if task.preferences is not None:
+        pairs, _ = preference_pairs(task.preferences, watch=False)
     else:
-        pairs, _ = pair_groups(read_groups(_sampled(task, group)))
-    options = {"per_device_train_batch_size": 16, "learning_rate": 1e-4} | _trl(task) | setting
+        pairs = sampled_pairs(task, group)
+        batch = batch_of(rows * len(pairs), task.budget.steps)
+        options |= {} if batch is None else {"per_device_train_batch_size": batch}
+    options = _trl(task) | options | setting
     if task.budget.steps is not None:
         options["max_steps"] = task.budget.steps
     base = task.load(trained=not options.get("use_peft", True))
-    kind = train_on_pairs(task.asks["method"], base, pairs, task.run, task.ledger, options, callbacks=task.callbacks())
+    kind = train_on_pairs(method, base, pairs, task.run, task.ledger, options, callbacks=task.callbacks())
     return {kind: str(task.run)}
 
 
@@ -336,24 +301,28 @@ def _on_rewards(task: Task) -> Measured:
     from frugalign.study.peers import train_on_rewards
 
     setting = task.setting
-    group, steps = int(setting.get("num_generations", 8)), int(setting.get("steps_per_generation", 2))
+    group, per_rollout = int(setting.get("num_generations", 8)), int(setting.get("steps_per_generation", 2))
+    passes = int(setting.get("num_iterations", 1))
+    accumulated = int(setting.get("gradient_accumulation_steps", 1))
+    if per_rollout * passes % accumulated:
+        raise FrugalignError(
+            "steps_per_generation times num_iterations must be a multiple of gradient_accumulation_steps."
+        )
     sizes = task.budget.on_policy(
-        {"per_device_train_batch_size": 128} | setting,
-        # Prompts divide into the minibatches.
-        group=group * int(setting.get("num_mini_batches", 2)),
-        steps_per_rollout=steps,
+        int(setting.get("per_device_train_batch_size", 64)) * per_rollout,
+        group=group * per_rollout,
+        steps_per_rollout=per_rollout * passes // accumulated,
     )
     completions = sizes.pop("completions")
-    per_step = max(group, completions // steps // group * group)
     options = {
         "learning_rate": 1e-4,
         "num_generations": group,
-        "steps_per_generation": steps,
+        "steps_per_generation": per_rollout,
         "max_completion_length": task.asks["max_new_tokens"],
         "temperature": task.asks["temperature"],
         **task.shared("reward_weights"),
     }
-    options = _trl(task) | options | setting | sizes | {"per_device_train_batch_size": per_step}
+    options = _trl(task) | options | setting | sizes | {"per_device_train_batch_size": completions // per_rollout}
     rewards = load_rewards(task.asks["reward"])
     base = task.load(trained=not options.get("use_peft", True))
     kind = train_on_rewards(
@@ -364,76 +333,3 @@ def _on_rewards(task: Task) -> Measured:
 
 def _trl(task: Task) -> dict[str, Any]:
     return {"seed": task.seed, "use_cpu": task.use_cpu} | task.shared("prompt_format")
-
-
-# -- what is sampled from the base --------------------------------------------------------------------------------------
-
-
-def _sampled(task: Task, size: int) -> Path:
-    """Groups of the base's responses with the training reward, `size` per prompt, as many as the budget allows; a file of groups."""
-    path = task.folder / "groups.jsonl"
-    if path.is_file():
-        return path
-    base, rows = task.load(), task.prompts()
-    number = task.budget.prompts(size)
-    rows = rows.shuffle(seed=task.seed)
-    rows = rows.select(range(min(number or len(rows), len(rows))))
-    with task.ledger.phase("rollout"):
-        groups = sample_groups(
-            base.model,
-            base.tokenizer,
-            rows["prompt"],
-            size,
-            SamplingParams(int(task.asks["max_new_tokens"]), float(task.asks["temperature"])),
-            seed=task.seed,
-            prompt_format=task.asks["prompt_format"],
-            ledger=task.ledger,
-        )
-    prompts, texts, ids = groups.flat()
-    columns = {name: [value for value in rows[name] for _ in range(size)] for name in rows.column_names}
-    columns.pop("prompt")
-    with task.ledger.phase("reward"):
-        found = score(
-            load_rewards(task.asks["reward"]),
-            prompts=prompts,
-            completions=texts,
-            completion_ids=ids or [],
-            columns=columns,
-            weights=task.asks.get("reward_weights"),
-            ledger=task.ledger,
-        )
-    ranked = groups.ranked([float("-inf") if value is None else value for value in found.total])
-    assert ranked.rewards is not None
-    known = [place for place, values in enumerate(ranked.rewards) if min(values) > float("-inf")]
-    if not known:
-        raise FrugalignError("No response has a reward, so there is nothing to learn from.")
-    save_groups(_selected(ranked, known), path)
-    return path
-
-
-def _selected(groups: Groups, places: list[int]) -> Groups:
-    return Groups(
-        [groups.prompts[place] for place in places],
-        [groups.completions[place] for place in places],
-        [(groups.completion_ids or [])[place] for place in places],
-        [(groups.rewards or [])[place] for place in places],
-    )
-
-
-def _pairs_file(task: Task) -> Path:
-    """The sampled groups as pairs."""
-    path = task.folder / "pairs" / "train.jsonl"
-    if not path.is_file():
-        pairs, _ = pair_groups(read_groups(_sampled(task, int(task.setting.get("sample", _GROUP)))))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pairs.select_columns(["prompt", "chosen", "rejected"]).to_json(str(path))
-    return path.parent
-
-
-def _write_prompts(task: Task, number: int | None) -> Path:
-    """So many of the training prompts, in an order that the seed gives."""
-    path = task.folder / "online" / "train.jsonl"
-    rows = Dataset.from_dict({"prompt": distinct(task.prompts()["prompt"])}).shuffle(seed=task.seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows.select(range(min(number or len(rows), len(rows)))).to_json(str(path))
-    return path.parent

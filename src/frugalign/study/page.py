@@ -42,15 +42,16 @@ def write_study(found: Finished, recipe: str) -> Path:
     summary = summary_of(found, rows, recipe)
     write_json_atomic(folder / SUMMARY_FILE, summary)
     write_atomic(folder / MARKDOWN_FILE, markdown(summary))
-    judge = next(iter(rows[0].measures)) if rows else ""
+    judge, reference = rows[0].judge if rows else "", reference_in_words(summary)
     page = render(
         "study.html",
         title=summary["name"],
         summary=summary,
         headline=headline(summary),
+        reference=reference,
         table=table(summary),
         costs=cost_table(summary),
-        figures=[asdict(figure) for figure in figures_of(rows, judge)],
+        figures=[asdict(figure) for figure in figures_of(rows, judge, reference)],
         samples=_samples(rows),
         commands=[(outcome.cell.name, command(outcome, recipe)) for outcome in found.outcomes],
         methods=[(line["label"], METHODS[line["method"]]) for line in summary["lines"]],
@@ -70,7 +71,7 @@ def summary_of(found: Finished, rows: Sequence[Row], recipe: str) -> dict[str, A
     return {
         "name": Path(recipe).stem,
         "command": f"frugalign study {recipe}",
-        "judge": next(iter(rows[0].measures)) if rows else None,
+        "judge": rows[0].judge if rows else None,
         "lines": [_line(row) for row in rows],
         "chosen": found.chosen,
         "undecided": [label for label, what in found.chosen.items() if what["setting"] is None],
@@ -119,29 +120,29 @@ def _line(row: Row) -> dict[str, Any]:
 
 def headline(summary: dict[str, Any]) -> list[str]:
     """Sentences that the table bears out: the best line, what it costs, and who is not told apart from the base."""
-    judge, reference = summary["judge"], summary["options"].get("reference", "the base")
-    tried = [line for line in summary["lines"] if _main(line)["difference"] is not None]
+    judge, reference = summary["judge"], reference_in_words(summary)
+    tried = [line for line in summary["lines"] if _main(summary, line).get("difference") is not None]
     if not tried:
         return []
-    best = max(tried, key=lambda line: _main(line)["value"]["mean"])
-    gap, corrected = _main(best)["difference"], _main(best)["p_holm"]
+    best = max(tried, key=lambda line: float(_main(summary, line)["value"]["mean"]))
+    gap, corrected = _main(summary, best)["difference"], _main(summary, best)["p_holm"]
     found = [
-        f"By {judge}, {best['label']} is highest: {_number(_main(best)['value']['mean'])}, {_signed(gap['mean'])} "
+        f"By {judge}, {best['label']} is highest{'' if gap['mean'] > 0 else f' of those that are compared, and not above {reference}'}: {_number(_main(summary, best)['value']['mean'])}, {_signed(gap['mean'])} "
         f"[{_signed(gap['ci_low'])}, {_signed(gap['ci_high'])}] to {reference}"
         + ("." if corrected is None else f", p = {corrected:.2g} after Holm's correction over {len(tried)} lines.")
     ]
     trained = [line for line in tried if line["costs"]["lm_forward_tokens"] > 0]
-    gained = [line for line in trained if _main(line)["difference"]["ci_low"] > 0]
+    gained = [line for line in trained if _main(summary, line)["difference"]["ci_low"] > 0]
     if gained:
         cheap = min(gained, key=lambda line: line["costs"]["lm_forward_tokens"])
         found.append(
-            f"The cheapest that gains, among those that train, is {cheap['label']}: {_signed(_main(cheap)['difference']['mean'])} for "
+            f"The cheapest that gains, among those that train, is {cheap['label']}: {_signed(_main(summary, cheap)['difference']['mean'])} for "
             f"{cheap['costs']['lm_forward_tokens']:,.0f} tokens fed through the model."
         )
     level = [
         line["label"]
         for line in tried
-        if _main(line)["difference"]["ci_low"] <= 0 <= _main(line)["difference"]["ci_high"]
+        if _main(summary, line)["difference"]["ci_low"] <= 0 <= _main(summary, line)["difference"]["ci_high"]
     ]
     if level:
         found.append(f"Not told apart from {reference}: {', '.join(level)}.")
@@ -152,29 +153,30 @@ def headline(summary: dict[str, Any]) -> list[str]:
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of quality."""
-    names = list(summary["lines"][0]["measures"]) if summary["lines"] else []
+    names = list(dict.fromkeys(name for line in summary["lines"] for name in line["measures"]))
     head = [
         "method",
         *(str(name) for name in names),
-        f"difference to {summary['options'].get('reference', 'the base')}",
+        f"difference to {reference_in_words(summary)}",
         "p (Holm)",
         "win rate",
         "… at equal length",
     ]
     judges = list(dict.fromkeys(name for line in summary["lines"] for name in line["preferred"]))
-    head += [*(f"preferred by {name}" for name in judges), *(title for title, _ in _OTHERS)]
+    head += [*(title for name in judges for title in (f"preferred by {name}", "… orders at odds, no verdict"))]
+    head += [title for title, _ in _OTHERS]
     rows = []
     for line in summary["lines"]:
-        main = _main(line)
+        main = _main(summary, line)
         rows.append(
             [
                 line["label"],
                 *(_estimate(line["measures"][name]["value"]) if name in line["measures"] else "—" for name in names),
-                "—" if main["difference"] is None else _estimate(main["difference"], signed=True),
-                "—" if main["p_holm"] is None else f"{main['p_holm']:.2g}",
+                _estimate(main.get("difference"), signed=True),
+                "—" if main.get("p_holm") is None else f"{main['p_holm']:.2g}",
                 _estimate(line["win_rate"]),
                 _estimate(line["length_controlled"]),
-                *(_estimate(line["preferred"].get(name, {}).get("share")) for name in judges),
+                *(cell for name in judges for cell in _verdicts(line["preferred"].get(name))),
                 *(_estimate(line["others"][name]) for _, name in _OTHERS),
             ]
         )
@@ -223,9 +225,22 @@ def command(outcome: Outcome, recipe: str) -> str:
     return f'frugalign study {recipe} --only "{outcome.cell.line.label}:{outcome.cell.seed}"'
 
 
-def _main(line: dict[str, Any]) -> dict[str, Any]:
-    main: dict[str, Any] = next(iter(line["measures"].values()))
+def reference_in_words(summary: dict[str, Any]) -> str:
+    """What the lines are compared with."""
+    return str(summary["options"].get("reference", "the base"))
+
+
+def _main(summary: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
+    """The main judge's numbers of a line; empty where it has none."""
+    main: dict[str, Any] = line["measures"].get(summary["judge"], {})
     return main
+
+
+def _verdicts(said: dict[str, Any] | None) -> tuple[str, str]:
+    if said is None:
+        return "—", "—"
+    odds = "—" if said["contradictions"] is None else f"{said['contradictions']:.0%}"
+    return _estimate(said["share"]), f"{odds}, {said['unanswered']:,}"
 
 
 def _number(value: float) -> str:

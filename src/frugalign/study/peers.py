@@ -50,8 +50,6 @@ _PLAIN: dict[str, Any] = {
 
 
 class _DPO(DPOTrainer):
-    prompt_format = "auto"
-
     def _send_telemetry(self) -> None:
         """Nothing is sent."""
 
@@ -191,7 +189,9 @@ def _reward(rewards: Sequence[NamedReward], weights: list[float] | None, ledger:
     """The rewards as one TRL reward; texts where the prompts were texts, and sampled tokens counted."""
 
     def total(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
-        ledger.count(generated_tokens=sum(map(len, completion_ids)))
+        # Every token but a completion's last one is fed again; the prompts are counted as they are fed (see `counted`).
+        tokens = sum(map(len, completion_ids))
+        ledger.count(generated_tokens=tokens, lm_forward_tokens=tokens - len(completion_ids))
         own = {
             name: values for name, values in columns.items() if isinstance(values, list) and len(values) == len(prompts)
         }
@@ -239,11 +239,15 @@ class _CountSteps(TrainerCallback):
 
 @contextmanager
 def counted(models: Sequence[Any], ledger: Ledger) -> Iterator[None]:
-    """Count the real tokens of every forward pass through these models, padding and what a cache holds left out."""
+    """Count the real tokens of every forward pass through these models, padding and what a cache holds left out.
+
+    Single tokens after a cache are left out too: while sampling, `generate` goes on feeding padding to rows that have ended, and its mask
+    does not say so; what was really sampled is counted from the completions.
+    """
 
     def count(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None:
+        if ids is None or (ids.shape[1] == 1 and kwargs.get("past_key_values") is not None):
             return
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ LEARN_FROM_REWARD = ("proxy", "raft", "psle", "rloo", "grpo", "best_of_n", "rewa
 LEARN_FROM_PREFERENCES = ("sft", "dpo", "conservative_dpo", "robust_dpo", "ipo", "kto", "rerank", "online_dpo")
 NEED_PRINCIPLES = ("psle", "context_distillation")
 BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
+_LARGE = 1 << 26
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
 
 # Where cells run and how many at once changes no result.
@@ -81,10 +84,9 @@ class Cell:
         return f"{self.line.label}, seed {self.seed}" + (", choosing" if self.kind == "choosing" else "")
 
     def folder(self, study: Path) -> Path:
-        """The cell's folder: another one as soon as anything else is asked."""
+        """The cell's folder: another one as soon as anything else is asked, or a file that the study names holds something else."""
         digest = hashlib.sha256(json.dumps(self.asks, sort_keys=True).encode()).hexdigest()[:8]
-        label = re.sub(r"[^A-Za-z0-9._=-]+", "-", self.line.label)
-        return study / "cells" / f"{label}-{digest}"
+        return study / "cells" / f"{_folder_name(self.line.label)}-{digest}"
 
 
 def lines_of(options: StudyOptions) -> list[Line]:
@@ -96,7 +98,7 @@ def lines_of(options: StudyOptions) -> list[Line]:
     _check(options)
     lines = []
     for label, given in (options.methods or {}).items():
-        setting = dict(given or {})
+        setting = {str(name): _as_number(value) for name, value in (given or {}).items()}
         method = str(setting.pop("method", label))
         if method not in METHODS:
             raise FrugalignError(
@@ -110,7 +112,12 @@ def lines_of(options: StudyOptions) -> list[Line]:
             if method in needed and not there:
                 raise FrugalignError(f"The study's line {label!r} needs {name}, and the study names none.")
         lines.append(Line(label, method, setting))
-    labels = {each.label for line in lines for each in (line, *swept(line))}
+    every = [each.label for line in lines for each in swept(line)]
+    folders = [_folder_name(label) for label in every]
+    twice = next((label for label, name in zip(every, folders, strict=True) if folders.count(name) > 1), None)
+    if twice is not None:
+        raise FrugalignError(f"The study has two lines that would share the folder of {twice!r}; name them apart.")
+    labels = {line.label for line in lines} | set(every)
     if options.reference is not None and options.reference not in labels:
         raise FrugalignError(f"reference names {options.reference!r}, which is no line of the study.")
     for name in options.only:
@@ -155,12 +162,38 @@ def is_wanted(line: Line, given: Line, seed: int, options: StudyOptions) -> bool
 def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: StudyOptions) -> Cell:
     """The cell of a line, a seed and a kind, and what its result depends on."""
     asked = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED and value not in (None, [])}
+    asked["contents"] = contents_of(options)
     asked |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
     if options.choose is not None:
         asked["holds_out"] = True  # prompts to choose by, which no method trains on
     if kind == "choosing":
-        asked |= {"eval_split": "validation", "eval_prompts": (options.choose or {}).get("prompts")}
+        asked |= {"eval_prompts": (options.choose or {}).get("prompts")}
     return Cell(line, seed, kind, asked)
+
+
+def contents_of(options: StudyOptions) -> dict[str, str]:
+    """Hashes of the local files and folders that the study names, by the name that it gives them."""
+    named = [options.model_name_or_path, options.dataset_name, options.principles, options.preferences]
+    named += [options.representation_reward, *options.reward, *options.judges]
+    found = {}
+    for name in named:
+        path = Path(re.sub(r"^[\w.-]+=|:\w+$", "", str(name))).expanduser() if name else None
+        if path is not None and path.exists():
+            files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+            states = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)
+            found[str(name)] = _digest(states)
+    return found
+
+
+@cache
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of files by (path, size, time): of their contents, large ones by their size alone."""
+    digest = hashlib.sha256()
+    for name, size, _ in files:
+        digest.update(f"{Path(name).name}\t{size}\n".encode())
+        if size <= _LARGE:
+            digest.update(Path(name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _check(options: StudyOptions) -> None:
@@ -187,10 +220,41 @@ def _check(options: StudyOptions) -> None:
         raise FrugalignError(
             f"choose takes seed and prompts, not {', '.join(sorted(set(choose) - {'seed', 'prompts'}))}."
         )
-    if options.choose is not None and int(choose.get("seed", 0)) in options.seeds:
+    counts: dict[str, Any] = {
+        "jobs": options.jobs,
+        "max_new_tokens": options.max_new_tokens,
+        "eval_samples": options.eval_samples,
+    }
+    counts |= {"eval_batch_size": options.eval_batch_size, "eval_prompts": options.eval_prompts}
+    counts |= {"choose's prompts": choose.get("prompts"), "choose's seed": choose.get("seed", 1) or 1}
+    for name, count in counts.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise FrugalignError(f"{name} is {count!r}; it must be a whole number of at least 1.")
+    if not 0 < options.temperature < math.inf:
+        raise FrugalignError(f"temperature is {options.temperature}; it must be above 0.")
+    if options.reward_weights is not None and len(options.reward_weights) != len(options.reward):
+        raise FrugalignError(
+            f"There are {len(options.reward)} rewards, but {len(options.reward_weights)} reward_weights."
+        )
+    if options.choose is not None and choose.get("seed", 0) in options.seeds:
         raise FrugalignError("The seed that chooses is one of the test's seeds; give choose another one.")
-    if options.jobs < 1:
-        raise FrugalignError(f"jobs is {options.jobs}; it must be at least 1.")
+    if options.choose is not None and options.eval_split == "validation":
+        raise FrugalignError("choose reads the validation split, so the study cannot be tested on it.")
+    for label in labels:
+        empty = [name for name, value in ((options.methods or {})[label] or {}).items() if value == []]
+        if empty:
+            raise FrugalignError(f"The study's line {label!r} sweeps {empty[0]} over no value.")
+
+
+def _folder_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", label)
+
+
+def _as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text."""
+    if isinstance(value, list):
+        return [_as_number(each) for each in value]
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A cell's responses, beside those that they are compared with: the base's on the same noise, or another line's of the same seed."""
+"""A cell's responses, beside those that they are compared with: of the same seed the base's line, or another one that the study names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ def is_reference(outcome: Outcome, found: Finished) -> bool:
     return line.method == "base" if reference is None else line.label == reference
 
 
+def reference_of(outcome: Outcome, found: Finished) -> str:
+    """What a cell is compared with, by the folder that holds it; the cell's own base where there is no such folder."""
+    for other in found.outcomes:
+        if other.result is not None and other.cell.seed == outcome.cell.seed and is_reference(other, found):
+            return other.folder.name
+    return "its base"
+
+
 def responses_of(outcome: Outcome) -> list[dict[str, Any]]:
     """The lines of `samples.jsonl`: prompt, the policy's response and the base's, and their rewards."""
     return read_lines(outcome.folder / "evaluation" / "samples.jsonl")
@@ -24,15 +32,14 @@ def compared(outcome: Outcome, found: Finished) -> list[dict[str, Any]]:
     if is_reference(outcome, found):
         return []
     own = responses_of(outcome)
-    if found.options.reference is None:
-        return own
     others = [
         other
         for other in found.outcomes
         if other.result is not None and other.cell.seed == outcome.cell.seed and is_reference(other, found)
     ]
     if not others:
-        return []
+        # A study without a line for the base has the base's responses in every cell.
+        return own if found.options.reference is None else []
     return [
         mine | {"base": theirs["policy"], "base_rewards": theirs["rewards"]}
         for mine, theirs in zip(own, responses_of(others[0]), strict=True)

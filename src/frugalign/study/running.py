@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.artifacts import write_json_atomic
+from frugalign.evaluation.files import read_json
 from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE
 from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
 
-CHOSEN_FILE, START_FILE = "chosen.json", "start.json"
+CHOSEN_FILE, START_FOLDER = "chosen.json", "start"
 _POLL = 0.2
 _log = logging.getLogger(__name__)
 
@@ -36,12 +37,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finished:
-    """A study as far as it is run: the lines of its table, all outcomes, and what choosing found."""
+    """A study as far as it is run: the lines of its table, all outcomes, what choosing found, and the choosing cells without a result."""
 
     options: StudyOptions
     lines: list[Line]
     outcomes: list[Outcome]
     chosen: dict[str, Any]
+    unchosen: list[Outcome]
 
     def of(self, line: Line) -> list[Outcome]:
         """A line's cells, seed by seed."""
@@ -49,8 +51,23 @@ class Finished:
 
     @property
     def missing(self) -> list[Outcome]:
-        """Cells without a result."""
-        return [outcome for outcome in self.outcomes if outcome.result is None]
+        """Cells without a result, those that choose included where nothing is chosen yet."""
+        undecided = {label for label, what in self.chosen.items() if what["setting"] is None}
+        choosing = [
+            each for each in self.unchosen if any(each.cell.line.label.startswith(f"{name} ") for name in undecided)
+        ]
+        return [*choosing, *(outcome for outcome in self.outcomes if outcome.result is None)]
+
+    @property
+    def wanted_missing(self) -> list[Outcome]:
+        """Those of them that `only` asks for."""
+        given = {each.label: line for line in lines_of(self.options) for each in (*swept(line), line)}
+        return [
+            each
+            for each in self.missing
+            if is_wanted(each.cell.line, given[each.cell.line.label], each.cell.seed, self.options)
+            or (each.cell.kind == "choosing" and _is_needed(given[each.cell.line.label], self.options))
+        ]
 
 
 def run_study(options: StudyOptions) -> Finished:
@@ -60,44 +77,79 @@ def run_study(options: StudyOptions) -> Finished:
         FrugalignError: a study that cannot be run at all; a cell that fails is an outcome.
     """
     study = Path(options.output_dir)
-    check_options(lines_of(options))
+    check_options(lines_of(options), options.budget)
     if options.choose is not None:
-        sweeps = [line for line in lines_of(options) if len(swept(line)) > 1 and _is_needed(line, options)]
-        run_cells([cell for line in sweeps for cell in choosing_cells(line, options)], study, options.jobs)
+        frozen = read_json(study / CHOSEN_FILE)
+        sweeps = [
+            line for line in sweeps_of(options) if _is_needed(line, options) and not _is_frozen(line, frozen, options)
+        ]
+        run_cells([cell for line in sweeps for cell in choosing_cells(line, options)], options)
+        write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)
     given = {each.label: line for line in lines_of(options) for each in (*swept(line), line)}
     cells = cells_of(read_study(options).lines, options)
-    run_cells(
-        [cell for cell in cells if is_wanted(cell.line, given[cell.line.label], cell.seed, options)],
-        study,
-        options.jobs,
-    )
+    run_cells([cell for cell in cells if is_wanted(cell.line, given[cell.line.label], cell.seed, options)], options)
     return read_study(options)
 
 
+def sweeps_of(options: StudyOptions) -> list[Line]:
+    """The lines whose setting is to be chosen."""
+    return [line for line in lines_of(options) if options.choose is not None and len(swept(line)) > 1]
+
+
 def read_study(options: StudyOptions) -> Finished:
-    """What there is of a study, without running anything; a sweep that is not decided yet has no line."""
+    """What there is of a study, without running or writing anything; a sweep that is not decided yet has no line.
+
+    A choice is made once: what `chosen.json` says of a sweep holds as long as the sweep and what it asks stay as they are.
+    """
     study = Path(options.output_dir)
+    frozen = read_json(study / CHOSEN_FILE)
     lines: list[Line] = []
     chosen: dict[str, Any] = {}
+    failed: list[Outcome] = []
+    sweeps = sweeps_of(options)
     for line in lines_of(options):
-        choices = swept(line)
-        if len(choices) == 1 or options.choose is None:
-            lines += choices
+        if line not in sweeps:
+            lines += swept(line)
             continue
-        scored = [
-            (each, outcome_of(cell, study)) for each, cell in zip(choices, choosing_cells(line, options), strict=True)
-        ]
-        known = {each.label: _main(found.result) for each, found in scored if found.result is not None}
-        failed = [found.error for _, found in scored if found.error not in (None, NOT_RUN)]
-        if len(known) + len(failed) < len(scored) or not known:
-            chosen[line.label] = {"tried": known, "failed": failed, "setting": None}
-            continue
-        best = max((each for each, _ in scored if each.label in known), key=lambda each: known[each.label])
-        chosen[line.label] = {"tried": known, "failed": failed, "setting": best.setting}
-        lines.append(Line(line.label, line.method, best.setting))
-    if chosen:
-        write_json_atomic(study / CHOSEN_FILE, chosen)
-    return Finished(options, lines, [outcome_of(cell, study) for cell in cells_of(lines, options)], chosen)
+        chosen[line.label] = frozen[line.label] if _is_frozen(line, frozen, options) else _choice(line, options)
+        if chosen[line.label]["setting"] is not None:
+            lines.append(Line(line.label, line.method, chosen[line.label]["setting"]))
+        failed += [each for each in _tried(line, options) if each.result is None]
+    outcomes = [outcome_of(cell, study) for cell in cells_of(lines, options)]
+    return Finished(options, lines, outcomes, chosen, failed)
+
+
+def _tried(sweep: Line, options: StudyOptions) -> list[Outcome]:
+    return [outcome_of(cell, Path(options.output_dir)) for cell in choosing_cells(sweep, options)]
+
+
+def _asked_of(sweep: Line, options: StudyOptions) -> str:
+    """Changes with anything that the choice depends on."""
+    study = Path(options.output_dir)
+    return " ".join(cell.folder(study).name for cell in choosing_cells(sweep, options))
+
+
+def _is_frozen(sweep: Line, frozen: dict[str, Any], options: StudyOptions) -> bool:
+    known = frozen.get(sweep.label, {})
+    return known.get("setting") is not None and known.get("asked") == _asked_of(sweep, options)
+
+
+def _choice(sweep: Line, options: StudyOptions) -> dict[str, Any]:
+    """The setting with the highest main judge; None while one of them has not been run, or where all have failed."""
+    tried = _tried(sweep, options)
+    known = {
+        each.cell.line.label: value
+        for each in tried
+        if each.result is not None and (value := main_judge(each.result)) is not None
+    }
+    waiting = [each for each in tried if each.error == NOT_RUN]
+    best = max(known, key=lambda label: known[label]) if known and not waiting else None
+    return {
+        "tried": known,
+        "failed": {each.cell.line.label: each.error for each in tried if each.error not in (None, NOT_RUN)},
+        "setting": next((each.cell.line.setting for each in tried if each.cell.line.label == best), None),
+        "asked": _asked_of(sweep, options),
+    }
 
 
 NOT_RUN = "not run yet"
@@ -113,54 +165,67 @@ def outcome_of(cell: Cell, study: Path) -> Outcome:
     return Outcome(cell, folder, None, NOT_RUN)
 
 
-def run_cells(cells: Sequence[Cell], study: Path, jobs: int) -> None:
-    """Run what has no result, `jobs` processes at a time; their output is in each cell's log.txt."""
+def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
+    """Run what has no result, `options.jobs` processes at a time; their output is in each cell's log.txt."""
+    study = Path(options.output_dir)
     left = [cell for cell in cells if outcome_of(cell, study).result is None]
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and len(running) < options.jobs:
                 cell = waiting.pop(0)
-                running.append((cell, _start(cell, study), time.perf_counter()))
+                running.append((cell, _start(cell, options), time.perf_counter()))
             time.sleep(_POLL)
             for entry in [entry for entry in running if entry[1].poll() is not None]:
                 running.remove(entry)
                 done += 1
                 _report(entry[0], study, entry[1].returncode, time.perf_counter() - entry[2], f"{done}/{len(left)}")
-    finally:
+    finally:  # also where the runner itself is told to stop
         for _, process, _ in running:
             process.terminate()
         for _, process, _ in running:
             process.wait()
 
 
-def _start(cell: Cell, study: Path) -> subprocess.Popen[bytes]:
+def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
+    study = Path(options.output_dir)
     folder = cell.folder(study)
     write_json_atomic(folder / ASKS_FILE, cell.asks)
     (folder / FAILED_FILE).unlink(missing_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
+    given = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
+    given |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    words = [str(folder), str(study / START_FOLDER), str(options.eval_batch_size)]
     with (folder / LOG_FILE).open("wb") as log:
-        command = [sys.executable, "-m", "frugalign.study.cell", str(folder), str(study / START_FILE)]
-        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=quiet | os.environ
+            [sys.executable, "-m", "frugalign.study.cell", *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=given | os.environ,
         )
 
 
 def _report(cell: Cell, study: Path, status: int, seconds: float, place: str) -> None:
     found = outcome_of(cell, study)
     if found.result is not None:
-        print(f"{place} {cell.name}: {_main(found.result):.4g} in {seconds:,.0f} s", flush=True)
+        value = main_judge(found.result)
+        print(
+            f"{place} {cell.name}: {'no value' if value is None else format(value, '.4g')} in {seconds:,.0f} s",
+            flush=True,
+        )
         return
     if not (found.folder / FAILED_FILE).is_file():  # killed from outside, by the system for its memory perhaps
         write_json_atomic(found.folder / FAILED_FILE, {"error": f"its process ended with status {status}"})
     _log.warning("%s %s failed: %s; see %s.", place, cell.name, outcome_of(cell, study).error, found.folder / LOG_FILE)
 
 
-def _main(result: dict[str, Any]) -> float:
-    """The main judge's mean."""
-    return float((result["metrics"]["reward"] or {"mean": float("nan")})["mean"])
+def main_judge(result: dict[str, Any]) -> float | None:
+    """The main judge's mean; None where it applies to no response."""
+    found = result["metrics"]["reward"]
+    return None if found is None else float(found["mean"])
 
 
 def _is_needed(sweep: Line, options: StudyOptions) -> bool:

@@ -1,0 +1,124 @@
+"""What a method that learns from stored responses is given where the study stores none: samples of the base, as many as the budget allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
+from frugalign.data.loading import distinct
+from frugalign.errors import FrugalignError
+from frugalign.generation.groups import sample_groups
+from frugalign.generation.loop import SamplingParams
+from frugalign.rewards import load_rewards, score
+from frugalign.study.task import Task
+
+_CHUNK = 64
+"""Prompts sampled between two looks at the clock."""
+
+
+def sampled_groups(task: Task, size: int) -> Path:
+    """A file of groups: `size` responses of the base to a prompt, with the training reward.
+
+    Prompts come in an order that the seed gives and come round again, with other samples, until the tokens of the budget are spent (without
+    such a budget: once); a clock that runs out ends it as well.
+
+    Raises:
+        FrugalignError: no response that has a reward.
+    """
+    path = task.folder / "groups.jsonl"
+    if path.is_file():
+        return path
+    base, rows = task.load(), task.prompts().shuffle(seed=task.seed)
+    wanted = task.budget.prompts(size) or len(rows)
+    params = SamplingParams(int(task.asks["max_new_tokens"]), float(task.asks["temperature"]))
+    found: list[Groups] = []
+    for start in range(0, wanted, _CHUNK):
+        places = [place % len(rows) for place in range(start, min(start + _CHUNK, wanted))]
+        with task.ledger.phase("rollout"):
+            groups = sample_groups(
+                base.model,
+                base.tokenizer,
+                rows[places]["prompt"],
+                size,
+                params,
+                # A prompt that comes round again is another row, and has other noise.
+                numbers=list(range(start, start + len(places))),
+                seed=task.seed,
+                prompt_format=task.asks["prompt_format"],
+                ledger=task.ledger,
+            )
+        found.append(_ranked(task, groups, rows.select(places)))
+        if time.perf_counter() >= task.deadline:
+            break
+    every = _joined(found)
+    if not len(every):
+        raise FrugalignError("No response has a reward, so there is nothing to learn from.")
+    save_groups(every, path)
+    return path
+
+
+def _ranked(task: Task, groups: Groups, rows: Dataset) -> Groups:
+    """The groups with the training reward, without those of which a response has none."""
+    prompts, texts, ids = groups.flat()
+    size = len(texts) // len(groups)
+    columns = {
+        name: [value for value in rows[name] for _ in range(size)] for name in rows.column_names if name != "prompt"
+    }
+    with task.ledger.phase("reward"):
+        total = score(
+            load_rewards(task.asks["reward"]),
+            prompts=prompts,
+            completions=texts,
+            completion_ids=ids or [],
+            columns=columns,
+            weights=task.asks.get("reward_weights"),
+            ledger=task.ledger,
+        ).total
+    ranked = groups.ranked([float("nan") if value is None else value for value in total])
+    rewards = ranked.rewards or []
+    known = [place for place, values in enumerate(rewards) if all(value == value for value in values)]
+    return Groups(
+        [ranked.prompts[place] for place in known],
+        [ranked.completions[place] for place in known],
+        [(ranked.completion_ids or [])[place] for place in known],
+        [rewards[place] for place in known],
+    )
+
+
+def _joined(parts: Sequence[Groups]) -> Groups:
+    return Groups(
+        [prompt for part in parts for prompt in part.prompts],
+        [texts for part in parts for texts in part.completions],
+        [ids for part in parts for ids in part.completion_ids or []],
+        [values for part in parts for values in part.rewards or []],
+    )
+
+
+def sampled_pairs(task: Task, size: int) -> Dataset:
+    """The groups as pairs, best with worst, second with second-worst."""
+    pairs, _ = pair_groups(read_groups(sampled_groups(task, size)))
+    return pairs
+
+
+def sampled_pairs_folder(task: Task, size: int) -> Path:
+    """The same as a data set on the disk."""
+    folder = task.folder / "pairs"
+    if not (folder / "train.jsonl").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        sampled_pairs(task, size).select_columns(["prompt", "chosen", "rejected"]).to_json(str(folder / "train.jsonl"))
+    return folder
+
+
+def prompts_folder(task: Task, number: int | None) -> Path:
+    """So many different training prompts, in an order that the seed gives, as a data set on the disk."""
+    folder = task.folder / "online"
+    every: list[Any] = distinct(task.prompts()["prompt"])
+    rows = Dataset.from_dict({"prompt": every}).shuffle(seed=task.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.select(range(min(number or len(rows), len(rows)))).to_json(str(folder / "train.jsonl"))
+    return folder

@@ -1,0 +1,135 @@
+"""One cell at work: its prompts, its base, what it may spend, what it has spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from frugalign.data import held_out_split, load_splits
+from frugalign.data.loading import distinct
+from frugalign.errors import FrugalignError
+from frugalign.ledger import Ledger
+from frugalign.models.loading import LoadedModel, load_model
+from frugalign.study.budget import Budget, StopAfter
+
+_HELD_OUT = 0.1
+
+
+def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
+    """The study's prompts as train, validation and test; where settings are chosen by prompts and there is no validation split, a tenth of the
+    training prompts is that, and nothing trains on it.
+
+    Raises:
+        FrugalignError: a data set without the split to test on.
+    """
+    name, splits = asks["dataset_name"], load_splits(asks["dataset_name"])
+    train, tested = splits.get("train", next(iter(splits.values()))), asks["eval_split"]
+    if tested not in splits or splits[tested] is train:
+        raise FrugalignError(f"{name} needs a split to train on and {tested!r} to test on; it has {', '.join(splits)}.")
+    found = {"train": train, "test": splits[tested]}
+    if not asks.get("holds_out"):
+        return found
+    if "validation" in splits:
+        return found | {"validation": splits["validation"]}
+    kept, validation = held_out_split(train, _HELD_OUT, 0)
+    return found | {"train": kept, "validation": validation}
+
+
+@dataclass
+class Task:
+    """`asks`: everything that the cell's result depends on; `folder`: where its run lies; `ledger`: what it has spent."""
+
+    asks: dict[str, Any]
+    folder: Path
+    budget: Budget
+    ledger: Ledger = field(default_factory=Ledger)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def run(self) -> Path:
+        """The training's own run folder."""
+        return self.folder / "run"
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The line's options."""
+        return dict(self.asks["setting"])
+
+    @property
+    def seed(self) -> int:
+        """The cell's seed."""
+        return int(self.asks["seed"])
+
+    @property
+    def use_cpu(self) -> bool:
+        """Whether to stay on the CPU."""
+        return bool(self.asks.get("use_cpu", False))
+
+    @property
+    def deadline(self) -> float:
+        """When the budget's clock runs out, of `time.perf_counter`."""
+        seconds = self.budget.wall_clock_seconds
+        return math.inf if seconds is None else self.started + seconds
+
+    def callbacks(self) -> list[Any]:
+        """The clock, where the budget has one."""
+        return [] if self.deadline == math.inf else [StopAfter(self.deadline)]
+
+    def load(self, *, trained: bool = False) -> LoadedModel:
+        """The base; in float32 where it is trained."""
+        with self.ledger.phase("load"):
+            return load_model(
+                self.asks["model_name_or_path"],
+                device_map="cpu" if self.use_cpu else None,
+                dtype="float32" if trained else None,
+            )
+
+    def prompts(self) -> Dataset:
+        """The training prompts."""
+        return load_splits(self.dataset)["train"]
+
+    def n_prompts(self) -> int:
+        """How many different ones there are."""
+        return len(distinct(self.prompts()["prompt"]))
+
+    @property
+    def dataset(self) -> str:
+        """A folder with the prompts to train on as `train`, and the test's beside them, so that no method holds out more."""
+        folder = self.folder / "prompts"
+        if not (folder / "train.jsonl").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            parts = prompt_splits(self.asks)
+            for name in ("test", "train"):  # the training's last: a folder without it is not finished
+                parts[name].to_json(str(folder / f"{name}.jsonl"))
+        return str(folder)
+
+    @property
+    def preferences(self) -> str | None:
+        """The stored preferences, None where there are none; without the pairs of prompts that settings are chosen by."""
+        name = self.asks.get("preferences")
+        if name is None or not self.asks.get("holds_out"):
+            return name
+        folder = self.folder / "preferences"
+        if not (folder / "train.jsonl").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            held_out = {repr(prompt) for prompt in prompt_splits(self.asks)["validation"]["prompt"]}
+            splits = load_splits(name, kind="preference")
+            for split, rows in sorted(splits.items(), key=lambda item: item[0] == "train"):
+                kept = [row for row, prompt in enumerate(rows["prompt"]) if repr(prompt) not in held_out]
+                rows.select(kept).to_json(str(folder / f"{split}.jsonl"))
+        return str(folder)
+
+    def shared(self, *names: str) -> dict[str, Any]:
+        """These of the study's common options, where it has them."""
+        return {name: self.asks[name] for name in names if name in self.asks}
+
+    def common(self) -> dict[str, Any]:
+        """What every training of ours is told."""
+        found = {"output_dir": str(self.run), "overwrite_output_dir": True, "seed": self.seed, "use_cpu": self.use_cpu}
+        found |= {"disable_tqdm": True, "model_name_or_path": self.asks["model_name_or_path"]}
+        return found | self.shared("max_new_tokens", "temperature", "prompt_format")
