@@ -12,6 +12,10 @@ _TITLES = {
     "chat": "## PSLE on a chat model\n",
     "stories": "## PSLE on stories\n",
 }
+_WITHIN = {
+    "chat": ", within 10 nats of the start (at thirty, ranking alone has the highest judge and broken English)",
+    "stories": ", within 20 nats of the start",
+}
 _MEASURES: dict[str, dict[str, tuple[str, float, int]]] = {
     "sandbox": {
         "gold": ("gold", 1, 2),
@@ -89,7 +93,7 @@ def psle(task: str, result: dict[str, Any]) -> str:
         )
         text.append(
             "Means of five seeds with 95 % t-intervals, paired by seed for differences. The setting, of six each, and the round to stop after, counted from 0, "
-            f"were frozen by the main judge on validation prompts with a seed of their own: {settings}.\n"
+            f"were frozen by the main judge on validation prompts with a seed of their own{_WITHIN.get(task, '')}: {settings}.\n"
         )
     if "ablations" in result:
         text.append("### One thing changed\n")

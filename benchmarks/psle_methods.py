@@ -3,7 +3,7 @@
     FRUGALIGN_TRIALS=folder python -m benchmarks.psle_methods --task sandbox [--jobs 2] [--part methods|ablations|prompts]
 
 All methods run in one frame: the same prompts, generated tokens and optimiser steps. Six settings each run with one seed; the setting, and the round after which to
-stop, are frozen by the main judge on validation prompts; five other seeds then run with them, and only these read the test prompts. (By the training reward every
+stop, are frozen by the main judge on validation prompts, within a KL beyond which a judge that is itself a model can be gamed; five other seeds then run with them, and only these read the test prompts. (By the training reward every
 method that ranks chose a policy that exploits it: gold −2 at hundreds of nats.) Ablations change one thing of PSLE's frozen setting and keep the rest. A finished cell is not run twice;
 cells are under runs/psle-methods.
 """
@@ -101,11 +101,7 @@ def run_cell(cell: dict[str, Any]) -> None:
         "use": [manifest["use"] for manifest in manifests],
         "use_of_raft": [manifest["use_of_raft"] for manifest in manifests],
     }
-    if chooses:
-        judge = task.judges[0].rsplit(":", 1)[1]
-        looks = [json.loads((each / "evaluation.json").read_text())["by_reward"][judge]["mean"] for each in rounds]
-        found["validation"], found["stop_after"] = max(looks), looks.index(max(looks))
-    else:
+    if not chooses:
         found["test"] = evaluate(
             task.model,
             dataset_name=task.dataset,
@@ -129,6 +125,15 @@ def result_of(cell: dict[str, Any]) -> dict[str, Any]:
     return result_in(cell_folder(cell))
 
 
+def looks_of(cell: dict[str, Any]) -> list[tuple[float, float]]:
+    """A choosing cell's main judge and KL to the start on validation prompts, after every round."""
+    judge = TASKS[cell["task"]]().judges[0].rsplit(":", 1)[1]
+    looks = [
+        json.loads(path.read_text()) for path in sorted((cell_folder(cell) / "run").glob("round-*/evaluation.json"))
+    ]
+    return [(look["by_reward"][judge]["mean"], look["kl"]["mean"]) for look in looks]
+
+
 # -- all cells ----------------------------------------------------------------------------------------------------------
 
 
@@ -148,13 +153,22 @@ def cell_of(
 
 
 def chosen_setting(task: str, method: str, jobs: int) -> tuple[dict[str, float], int]:
-    """The setting, and the round, with the highest judge on validation prompts, the earliest of equals."""
+    """The setting, and the round, with the highest judge on validation prompts within the task's KL, the earliest of equals.
+
+    Where nothing is within it, the one that goes least beyond.
+    """
     cells = [
         cell_of(task, method, (setting, 0), CHOOSING_SEED, "choosing", method=method) for setting in METHODS[method]
     ]
     run_all(cells, jobs)
-    best = max((result_of(cell) for cell in cells), key=lambda found: found["validation"])
-    return best["setting"], best["stop_after"]
+    limit = TASKS[task]().max_kl
+    looks = [
+        (judge if kl <= limit else -kl - 1e6, -place, cell["setting"])
+        for cell in cells
+        for place, (judge, kl) in enumerate(looks_of(cell))
+    ]
+    _, place, setting = max(looks, key=lambda look: look[:2])
+    return setting, -place
 
 
 def summary(cells: list[dict[str, Any]], base_of: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Real models and data are those of the trials (`FRUGALIGN_TRIALS`). What a task n
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ _N_TEST = 150
 
 @dataclass(frozen=True)
 class Task:
-    """What is aligned to what. `dataset`: train, validation and test prompts; `judges`: measures of the test, the main one first; `prepare`: makes
+    """What is aligned to what. `max_kl`: no setting and round beyond it is chosen, nats a response. `dataset`: train, validation and test prompts; `judges`: measures of the test, the main one first; `prepare`: makes
     what is not there yet."""
 
     model: str
@@ -38,6 +39,7 @@ class Task:
     reward: str
     judges: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    max_kl: float = math.inf
     prepare: Callable[[], None] = lambda: None
 
 
@@ -91,6 +93,8 @@ def chat() -> Task:
             "benchmarks.psle_tasks:refused_safe",
         ),
         options={"rounds": 3, "prompts_per_round": 128, "max_steps": 16, "max_new_tokens": 96},
+        # A judge that is a model likes refusals in broken English, too: at thirty nats ranking alone has nothing else left, and the highest value.
+        max_kl=10.0,
         prepare=_prepare_chat,
     )
 
@@ -168,6 +172,7 @@ def stories() -> Task:
         reward="benchmarks/stories.py:reward",
         judges=("benchmarks.psle_tasks:sad_words", "benchmarks.psle_tasks:story_words"),
         options={"rounds": 3, "prompts_per_round": 256, "max_steps": 32, "max_new_tokens": 96},
+        max_kl=20.0,
         prepare=_prepare_stories,
     )
 
