@@ -131,7 +131,10 @@ def traces(asks: dict[str, Any], proxy: str, rows: Any) -> dict[str, list[dict[s
     )
     found = {}
     for row, entries in zip(shown, answered.traces or [], strict=True):
-        pieces = token_texts([entry.token for entry in entries], base.tokenizer)
+        shown_ids = [entry.token for entry in entries]
+        pieces = token_texts(shown_ids, base.tokenizer)
+        ends = set(base.tokenizer.all_special_ids)
+        pieces = ["" if token in ends else piece for token, piece in zip(shown_ids, pieces, strict=True)]
         rejected = [[str(base.tokenizer.decode([token])).strip() or "␣" for token, _ in e.rejected] for e in entries]
         found[str(row)] = [{"text": a, "rejected": b} for a, b in zip(pieces, rejected, strict=True)]
     return found

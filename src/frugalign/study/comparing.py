@@ -141,7 +141,7 @@ def _table(
 def _is_share(values: Table) -> bool:
     """Whether a measure says yes or no of a response; several responses to a prompt make shares of it."""
     known = {value for each in values for value in each if value is not None}
-    return len(known) > 1 and min(known) >= 0 and max(known) <= 1
+    return known <= {0.0, 1.0} or (min(known) >= 0 and max(known) <= 1)
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:
