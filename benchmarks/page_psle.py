@@ -50,7 +50,15 @@ def _rows(task: str, part: Mapping[str, Any], beside: str) -> str:
     first = next(iter(part.values()))
     if beside == "psle":
         rows.append(
-            ["base", *(f"{shown[name][1] * first['base'][name]:.{shown[name][2]}f}" for name in shown), "", "0", "", ""]
+            [
+                "base",
+                *(f"{shown[name][1] * first['base'][name]:.{shown[name][2]}f}" for name in shown),
+                "",
+                "0",
+                f"{first['base_length']:.0f}",
+                "",
+                "",
+            ]
         )
     for name, row in part.items():
         measures = [_scaled(row["measures"][each], factor, digits) for each, (_, factor, digits) in shown.items()]
@@ -62,6 +70,7 @@ def _rows(task: str, part: Mapping[str, Any], beside: str) -> str:
                 *measures,
                 gap,
                 f"{row['kl']['mean']:.2f}",
+                f"{row['length']['mean']:.0f}",
                 use,
                 f"{row['generated_tokens'] / 1000:.0f} / {row['lm_forward_tokens'] / 1000:.0f}",
             ]
@@ -73,6 +82,7 @@ def _rows(task: str, part: Mapping[str, Any], beside: str) -> str:
             *titles,
             f"{shown[main][0]}, to PSLE",
             "KL, nats",
+            "tokens a response",
             "tokens / responses used, %",
             "tokens generated / forward, thousands",
         ],

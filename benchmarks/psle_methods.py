@@ -187,6 +187,8 @@ def summary(cells: list[dict[str, Any]], base_of: list[dict[str, Any]]) -> dict[
             name: interval([measure(run, name) - measure(other, name) for run, other in zip(runs, others, strict=True)])
             for name in names
         },
+        "length": interval([run["test"]["mean_length"]["mean"] for run in runs]),
+        "base_length": statistics.mean(run["test"]["base_mean_length"]["mean"] for run in runs),
         "kl": interval([run["test"]["kl_per_sequence"]["mean"] for run in runs]),
         "base": {name: statistics.mean(run["test"]["base_rewards"][name]["mean"] for run in runs) for name in names},
         "use_of_tokens": statistics.mean(use["tokens"] for run in runs for use in run["use"]),

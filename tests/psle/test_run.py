@@ -191,11 +191,8 @@ def stopping(function: Callable[..., Any], after: int) -> Callable[..., Any]:
 
 def test_sigkill_anywhere_and_the_same_command_again(undisturbed: Path) -> None:
     """At moments that the clock chooses, until a run gets through."""
-    marks = (
-        "round-000/.plain-0.partial",
-        "round-000/checkpoint-2",
-        "round-001/responses.jsonl",
-    )
+    # Scoring is too short to be hit by a clock; the test above kills it.
+    marks = ("round-000/.plain-0.partial", "round-001/checkpoint-2")
     for mark in marks:
         resume = "true" if any(Path("run").glob("round-*")) else None
         words = command(**KILLED | {"resume_from_checkpoint": resume})
