@@ -31,6 +31,7 @@ from frugalign.psle.config import PSLEConfig
 from frugalign.psle.enhancement import IMITATED, RANKED
 from frugalign.psle.responses import Round
 from frugalign.training.checkpoints import WholeCheckpoints
+from frugalign.training.processes import count_all, my_rows, shared
 from frugalign.training.run_folder import RunFolder
 
 SIDES = ("plain", "guided")
@@ -71,17 +72,21 @@ def couples_of(
 def with_reference(
     couples: Dataset, model: PreTrainedModel, ledger: Ledger, *, batch_size: int, temperature: float = 1.0
 ) -> Dataset:
-    """The couples with `ref_plain` and `ref_guided`, the summed log-likelihoods under the model as it is."""
+    """The couples with `ref_plain` and `ref_guided`, the summed log-likelihoods under the model as it is; each process runs its share."""
+    mine, counted = my_rows(len(couples)), Ledger()
+    share = couples[mine]
     for side in SIDES:
         found = sequence_log_probs(
             model,
-            couples["prompt_ids"],
-            couples[f"{side}_ids"],
+            share["prompt_ids"],
+            share[f"{side}_ids"],
             temperature=temperature,
             batch_size=batch_size,
-            ledger=ledger,
+            ledger=counted,
         )
-        couples = couples.add_column(f"ref_{side}", [float(each.sum()) for each in found])
+        every = shared(list(zip(mine, [float(each.sum()) for each in found], strict=True)))
+        couples = couples.add_column(f"ref_{side}", [value for _, value in every])
+    count_all(ledger, counted)
     return couples
 
 
