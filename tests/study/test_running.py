@@ -44,9 +44,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return subprocess.Popen([sys.executable, "-c", _PLAY, str(folder)])
 
     monkeypatch.setattr(running, "_start", start)
-    monkeypatch.setattr(
-        running, "check_options", lambda lines, budget: None
-    )  # good, fails and dies are for the play alone
+    # The options good, fails and dies, and the prompts, are for the play alone.
+    monkeypatch.setattr(running, "check_options", lambda lines, budget: None)
+    monkeypatch.setattr(running, "prompt_splits", lambda asks: {})
     monkeypatch.setattr(running, "_POLL", 0.01)
     return names
 
@@ -170,4 +170,6 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_runs(t
     ):
         with pytest.raises(FrugalignError, match=words.replace("?", r"\?")):
             run_study(study(tmp_path, {"base": None, method: {option: 1}}, budget={"optimizer_steps": 8}))
+    with pytest.raises(FrugalignError, match="no-such-prompts"):
+        run_study(study(tmp_path, {"base": None}, dataset_name="./no-such-prompts"))
     assert not (tmp_path / "cells").exists()

@@ -18,7 +18,8 @@ from frugalign.evaluation.files import read_json
 from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE
 from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
+from frugalign.study.plan import Cell, Line, cell_of, cells_of, choosing_cells, is_wanted, lines_of, swept
+from frugalign.study.task import prompt_splits
 
 CHOSEN_FILE, START_FOLDER = "chosen.json", "start"
 _POLL = 0.2
@@ -78,6 +79,7 @@ def run_study(options: StudyOptions) -> Finished:
     """
     study = Path(options.output_dir)
     check_options(lines_of(options), options.budget)
+    prompt_splits(cell_of(lines_of(options)[0], options.seeds[0], "test", options).asks)  # said once, not by every cell
     if options.choose is not None:
         frozen = read_json(study / CHOSEN_FILE)
         sweeps = [
