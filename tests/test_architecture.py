@@ -122,6 +122,11 @@ def test_no_pickle_and_no_foreign_code(path: Path) -> None:
                 assert keyword.arg != "trust_remote_code" or allowed, f"line {node.lineno}"
 
 
+def test_every_room_is_a_package() -> None:
+    """A folder without it works here, and is unknown to type checkers and to the docs."""
+    assert {path.parent for path in FILES} == {path.parent for path in FILES if path.name == "__init__.py"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_are_short_and_finished(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -62,7 +62,8 @@ class LLMJudgeOptions:
         max_requests: requests that may be sent, retries too.
         max_cost: what may be spent, in the currency of the prices. Before a request is sent it is taken for as dear as it can be (a token for every
             byte, all of `max_tokens`), so that the cap is not passed; one that timed out, or whose answer does not say what it used, counts as that.
-        prompt_price, completion_price: per million tokens, counted by the server's `usage`.
+        prompt_price: of a million prompt tokens, counted by the server's `usage`.
+        completion_price: of a million tokens of the answers, likewise.
         cache_path: JSON lines of what was answered; a run that was killed goes on with them.
         criterion: what "better" means, in words that the judge reads.
 
