@@ -144,11 +144,7 @@ def shift(
 ) -> str:
     """Two panels: rank correlations (label, steps, (mean, low, high)) with the start, and the samples' distance from it beside the
     (mean, upper limit) of what two sample sets of one model are apart."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.4, 3.8), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = canvas(10.4, 3.8)
     left, right = figure.subplots(1, 2)
     for (label, at, values), colour in zip(rankings, (_POLICY, _THIRD), strict=False):
         left.plot(
@@ -165,9 +161,7 @@ def shift(
     right.legend(frameon=False)
     for axes in (left, right):
         axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
-        axes.set_axisbelow(True)
+        tidy(axes)
     return data_uri(figure)
 
 
@@ -184,16 +178,27 @@ def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) 
 
 
 def _axes() -> tuple[Any, Any]:
+    figure = canvas(5.0, 3.1)
+    axes = figure.add_subplot()
+    tidy(axes)
+    return figure, axes
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty matplotlib figure, inches, that needs no display."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.0, 3.1), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def tidy(axes: Any, grid: str = "y") -> None:
+    """The house's look: no box, a light grid behind, across one axis or `both`."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
+    axes.grid(axis=grid, color="#e3e5e8", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def data_uri(figure: Any) -> str:

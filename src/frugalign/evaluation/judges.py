@@ -7,7 +7,6 @@ answers. Left out on purpose: grades of single answers; judges that reason befor
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from frugalign.data.exchanges import answer_text, completions_of
 from frugalign.data.templating import Prompt, is_chat
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
+from frugalign.metrics import preference
 from frugalign.models.forward import Forward, device_of, evaluating
 from frugalign.models.loading import LoadedModel, context_length, load_model
 from frugalign.rewards import NamedReward, score
@@ -99,8 +99,7 @@ class RewardJudge:
     def compare(self, prompts: Sequence[Prompt], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
         """1, 0 or one half a row, None where either answer has no reward."""
         return [
-            None if a is None or b is None else 0.5 if math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) else float(a > b)
-            for a, b in zip(self._scores(prompts, first), self._scores(prompts, second), strict=True)
+            preference(a, b) for a, b in zip(self._scores(prompts, first), self._scores(prompts, second), strict=True)
         ]
 
     def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Any]) -> list[float | None]:

@@ -244,17 +244,22 @@ def _pick(samples: list[dict[str, Any]], n: int = _SAMPLES) -> list[dict[str, An
 
 
 def _shown(sample: Mapping[str, Any]) -> dict[str, Any]:
-    prompt = sample["prompt"]
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     return {
-        "prompt": prompt,
+        "prompt": prompt_in_words(sample["prompt"]),
         "base": sample["base"],
         "policy": sample["policy"],
-        "base_rewards": _scores(sample.get("base_rewards", {})),
-        "rewards": _scores(sample.get("rewards", {})),
+        "base_rewards": scores_in_words(sample.get("base_rewards", {})),
+        "rewards": scores_in_words(sample.get("rewards", {})),
     }
 
 
-def _scores(rewards: Mapping[str, float | None]) -> str:
+def prompt_in_words(prompt: Any) -> str:
+    """A string as it is, a conversation a line per message."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def scores_in_words(rewards: Mapping[str, float | None]) -> str:
+    """Rewards by name, a dash where one does not apply."""
     return ", ".join(f"{name} {'—' if value is None else format(value, '.3g')}" for name, value in rewards.items())

@@ -1,7 +1,7 @@
 """Pure statistics over generations: intervals, tests, diversity, refusal detection. No torch, no models."""
 
 from frugalign.metrics.diversity import distinct_n
-from frugalign.metrics.intervals import Estimate, mean_interval, paired_difference, ratio_interval, win_rate
+from frugalign.metrics.intervals import Estimate, mean_interval, paired_difference, preference, ratio_interval, win_rate
 from frugalign.metrics.refusal import Agreement, agreement, is_refusal
 from frugalign.metrics.testing import holm, length_controlled_win_rate, paired_p_value, wilson_interval
 
@@ -16,6 +16,7 @@ __all__ = [
     "mean_interval",
     "paired_difference",
     "paired_p_value",
+    "preference",
     "ratio_interval",
     "wilson_interval",
     "win_rate",

@@ -98,6 +98,13 @@ def paired_difference(
     return mean_interval(differences, clusters, level=level, seed=seed)
 
 
+def preference(first: float | None, second: float | None) -> float | None:
+    """1 where `first` is the higher one, 0 where `second` is, one half for equal values (to rounding), None where either is."""
+    if first is None or second is None:
+        return None
+    return 0.5 if math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12) else float(first > second)
+
+
 def win_rate(
     first: Sequence[float | None],
     second: Sequence[float | None],
@@ -107,8 +114,5 @@ def win_rate(
     seed: int = 0,
 ) -> Estimate | None:
     """Share of rows where `first` is the higher one; a tie counts one half."""
-    wins = [
-        None if a is None or b is None else 0.5 if math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) else float(a > b)
-        for a, b in zip(first, second, strict=True)
-    ]
+    wins = [preference(a, b) for a, b in zip(first, second, strict=True)]
     return mean_interval(wins, clusters, level=level, seed=seed)

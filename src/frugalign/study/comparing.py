@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from frugalign.evaluation.files import read_json
-from frugalign.metrics import Estimate, holm, length_controlled_win_rate
+from frugalign.metrics import Estimate, holm, length_controlled_win_rate, preference
 from frugalign.metrics.crossed import crossed_mean
 from frugalign.study.judging import judges_of, verdicts_file
 from frugalign.study.plan import Line
@@ -169,8 +169,7 @@ def _difference(sample: dict[str, Any], name: str) -> float | None:
 
 
 def _win(sample: dict[str, Any], name: str) -> float | None:
-    gap = _difference(sample, name)
-    return None if gap is None else 0.5 if abs(gap) < 1e-12 else float(gap > 0)
+    return preference(sample["rewards"].get(name), sample["base_rewards"].get(name))
 
 
 def _length_controlled(samples: list[list[dict[str, Any]]], name: str, size: int) -> Estimate | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frugalign.evaluation.figures import data_uri
+from frugalign.evaluation.figures import canvas, data_uri, tidy
 from frugalign.evaluation.files import read_lines
 from frugalign.metrics import Estimate
 from frugalign.study.comparing import Row
@@ -227,11 +227,11 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
 
 def _panels(same: Sequence[Row], name: str, judge: str, sft: Row | None) -> Figure:
     """A histogram for each value of a setting, SFT's in grey behind each."""
-    figure = _canvas(min(4, len(same)) * 2.6, 2.6 * -(-len(same) // 4))
+    figure = canvas(min(4, len(same)) * 2.6, 2.6 * -(-len(same) // 4))
     bins = None
     for place, row in enumerate(same):
         axes = figure.add_subplot(-(-len(same) // 4), min(4, len(same)), place + 1)
-        _tidy(axes)
+        tidy(axes, "both")
         own, behind = _values(row), [] if sft is None else _values(sft)
         bins = bins if bins is not None else _bins([value for each in same for value in _values(each)] + behind)
         for values, colour, label in ((behind, _BASE, "sft"), (own, _COLOURS[0], row.line.method)):
@@ -305,22 +305,7 @@ def _point(axes: Any, rows: Sequence[Row], row: Row, x: float) -> None:
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
-    figure = _canvas(width, height)
+    figure = canvas(width, height)
     axes = figure.add_subplot()
-    _tidy(axes)
+    tidy(axes, "both")
     return figure, axes
-
-
-def _canvas(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Drawing
-
-    figure = Drawing(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure
-
-
-def _tidy(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e3e5e8", linewidth=0.8)
-    axes.set_axisbelow(True)

@@ -11,6 +11,7 @@ from typing import Any
 from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.evaluation.files import read_json, read_lines
 from frugalign.evaluation.pages import render
+from frugalign.evaluation.report import prompt_in_words, scores_in_words
 from frugalign.metrics import Estimate
 from frugalign.study.cell import TRACE_FILE, shown_rows
 from frugalign.study.comparing import Row, rows_of
@@ -272,15 +273,12 @@ def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
         place = row_number * size
         found.append(
             {
-                "prompt": _prompt(answers[0][1][place]["prompt"]),
+                "prompt": prompt_in_words(answers[0][1][place]["prompt"]),
                 "answers": [
                     {
                         "label": row.line.label,
                         "text": lines[place]["policy"],
-                        "rewards": ", ".join(
-                            f"{name} {'—' if value is None else format(value, '.3g')}"
-                            for name, value in lines[place]["rewards"].items()
-                        ),
+                        "rewards": scores_in_words(lines[place]["rewards"]),
                         "trace": read_json(row.outcomes[0].folder / "evaluation" / TRACE_FILE).get(str(row_number)),
                     }
                     for row, lines in answers
@@ -288,9 +286,3 @@ def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _prompt(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

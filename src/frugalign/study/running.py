@@ -62,7 +62,7 @@ class Finished:
     @property
     def wanted_missing(self) -> list[Outcome]:
         """Those of them that `only` asks for."""
-        given = {each.label: line for line in lines_of(self.options) for each in (*swept(line), line)}
+        given = _lines_by_label(self.options)
         return [
             each
             for each in self.missing
@@ -87,10 +87,15 @@ def run_study(options: StudyOptions) -> Finished:
         ]
         run_cells([cell for line in sweeps for cell in choosing_cells(line, options)], options)
         write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)
-    given = {each.label: line for line in lines_of(options) for each in (*swept(line), line)}
+    given = _lines_by_label(options)
     cells = cells_of(read_study(options).lines, options)
     run_cells([cell for cell in cells if is_wanted(cell.line, given[cell.line.label], cell.seed, options)], options)
     return read_study(options)
+
+
+def _lines_by_label(options: StudyOptions) -> dict[str, Line]:
+    """The line of the YAML that each label, one of a sweep's settings too, stands for."""
+    return {each.label: line for line in lines_of(options) for each in (*swept(line), line)}
 
 
 def sweeps_of(options: StudyOptions) -> list[Line]:

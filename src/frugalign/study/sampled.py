@@ -12,9 +12,10 @@ from datasets import Dataset
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.loading import distinct
 from frugalign.errors import FrugalignError
+from frugalign.evaluation.asked import Asked
 from frugalign.generation.groups import sample_groups
 from frugalign.generation.loop import SamplingParams
-from frugalign.rewards import load_rewards, score
+from frugalign.rewards import load_rewards
 from frugalign.study.task import Task
 
 _CHUNK = 64
@@ -64,21 +65,18 @@ def sampled_groups(task: Task, size: int) -> Path:
 
 def _ranked(task: Task, groups: Groups, rows: Dataset) -> Groups:
     """The groups with the training reward, without those of which a response has none."""
-    prompts, texts, ids = groups.flat()
+    _, texts, ids = groups.flat()
     size = len(texts) // len(groups)
-    columns = {
-        name: [value for value in rows[name] for _ in range(size)] for name in rows.column_names if name != "prompt"
-    }
-    with task.ledger.phase("reward"):
-        total = score(
-            load_rewards(task.asks["reward"]),
-            prompts=prompts,
-            completions=texts,
-            completion_ids=ids or [],
-            columns=columns,
-            weights=task.asks.get("reward_weights"),
-            ledger=task.ledger,
-        ).total
+    asked = Asked.of(rows, [row for row in range(len(rows)) for _ in range(size)])
+    total = asked.score(
+        load_rewards(task.asks["reward"]),
+        range(len(texts)),
+        texts,
+        ids or [],
+        batch_size=len(texts),
+        ledger=task.ledger,
+        weights=task.asks.get("reward_weights"),
+    ).total
     ranked = groups.ranked([float("nan") if value is None else value for value in total])
     rewards = ranked.rewards or []
     known = [place for place, values in enumerate(rewards) if all(value == value for value in values)]
