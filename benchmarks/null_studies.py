@@ -23,11 +23,12 @@ from frugalign.study.running import run_study
 RESULT = Path(__file__).parent / "results" / "null_studies.json"
 WORK = Path("runs/null-studies")
 N = 10
+# Principles inform without any reward: imitating responses under them is a gain that no noise explains away, so PSLE goes without.
 METHODS: dict[str, Any] = {
     "best_of_n": {"n": 4},
     "proxy": {"p_t": 0.01, "beta": 0.4, "learning_rate": 3e-3, "num_iterations": 1},
     "raft": {"rounds": 2, "learning_rate": 3e-4},
-    "psle": {"rounds": 2, "learning_rate": 3e-4},
+    "psle": {"rounds": 2, "learning_rate": 3e-4, "use_principles": False},
     "dpo": {"learning_rate": 3e-4, "beta": 0.3, "sample": 4},
     "rloo": {"learning_rate": 3e-4, "beta": 0.1},
 }
@@ -37,7 +38,7 @@ def options(name: str, reward: str, methods: dict[str, Any], seeds: list[int], j
     """A small study on the sandbox: a sixteenth of the core study's tokens, a quarter of its steps."""
     return StudyOptions(
         model_name_or_path="frugalign.sandbox:model",
-        dataset_name="frugalign.sandbox:prompts",
+        dataset_name="frugalign.sandbox:study_prompts",
         reward=[reward],
         judges=["frugalign.sandbox:gold"],
         principles="frugalign.sandbox:PRINCIPLES",

@@ -32,7 +32,7 @@ from frugalign.rerank.confidence import pair_confidence
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.trainer import RerankTrainer
 from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
-from frugalign.sandbox.pairs import sample_pairs
+from frugalign.sandbox.cached import sample_pairs
 
 RESULT = Path(__file__).parent / "results" / "rerank_cost.json"
 RESPONSES, LENGTHS = 64, (32, 128, 384)

@@ -8,7 +8,7 @@ import pytest
 
 from frugalign.cli.main import main
 from frugalign.rewards import load_reward
-from frugalign.sandbox.pairs import sample_pairs
+from frugalign.sandbox.cached import sample_pairs
 
 
 @pytest.fixture(autouse=True)

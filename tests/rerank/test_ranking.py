@@ -17,7 +17,7 @@ from tests.rerank.random_reward import random_probes
 from frugalign.cli.main import main
 from frugalign.data.groups import Groups, pair_groups, read_groups
 from frugalign.rewards.representation import RepresentationReward
-from frugalign.sandbox.pairs import sample_pairs
+from frugalign.sandbox.cached import sample_pairs
 
 N_PROMPTS = 12
 

@@ -23,7 +23,7 @@ from frugalign.rerank.confidence import (
 from frugalign.rerank.config import RerankConfig
 from frugalign.rerank.trainer import RerankTrainer
 from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
-from frugalign.sandbox.pairs import sample_pairs
+from frugalign.sandbox.cached import sample_pairs
 
 
 def probes(scale: float = 1.0) -> RepresentationModel:

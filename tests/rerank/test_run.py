@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.rerank.random_reward import random_probes
 
 from frugalign.cli.main import main
-from frugalign.sandbox.pairs import sample_pairs
+from frugalign.sandbox.cached import sample_pairs
 
 
 @pytest.fixture(autouse=True)

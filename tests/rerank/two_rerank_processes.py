@@ -20,7 +20,7 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     from frugalign.rerank.ranking import sample_for
     from frugalign.rerank.trainer import RerankTrainer
     from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
-    from frugalign.sandbox.pairs import sample_pairs
+    from frugalign.sandbox.cached import sample_pairs
 
     loaded = load_model("frugalign.sandbox:model")
     loaded.model.requires_grad_(False)

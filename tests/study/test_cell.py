@@ -10,7 +10,7 @@ import pytest
 
 from frugalign.cli.main import main
 from frugalign.errors import FrugalignError
-from frugalign.sandbox.pairs import sample_pairs
+from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
 from frugalign.study.cell import TRACE_FILE, run_cell, shown_rows
 from frugalign.study.comparing import rows_of

@@ -1,7 +1,7 @@
 """The embedded default: a tiny real language model, its prompts, its exact reward and a learned one.
 
-Strings that commands understand: `frugalign.sandbox:model`, `frugalign.sandbox:prompts`, `frugalign.sandbox:pairs`, `frugalign.sandbox:gold`,
-`frugalign.sandbox:learned`, `frugalign.sandbox:reward_model`. Importing this package imports no torch.
+Strings that commands understand: `frugalign.sandbox:model`, `frugalign.sandbox:prompts`, `frugalign.sandbox:pairs`, `frugalign.sandbox:study_prompts`,
+`frugalign.sandbox:gold`, `frugalign.sandbox:learned`, `frugalign.sandbox:reward_model`. Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ prompts: str = str(_HERE / "prompts")
 """Folder with `train.jsonl` and `test.jsonl`."""
 
 if TYPE_CHECKING:
+    from frugalign.sandbox.cached import pairs, study_prompts
     from frugalign.sandbox.judging import Verdict, gold, judge, sandbox_metrics
     from frugalign.sandbox.measures import forbidden_served, over_refusal, right_remedy, rude
-    from frugalign.sandbox.pairs import pairs
     from frugalign.sandbox.preference import learned
     from frugalign.sandbox.principles import LEDGER, PRINCIPLES
 
@@ -37,7 +37,8 @@ _HOME = {
     "right_remedy": "measures",
     "rude": "measures",
     "learned": "preference",
-    "pairs": "pairs",
+    "pairs": "cached",
+    "study_prompts": "cached",
     "PRINCIPLES": "principles",
     "LEDGER": "principles",
 }
@@ -58,6 +59,7 @@ __all__ = [
     "right_remedy",
     "rude",
     "sandbox_metrics",
+    "study_prompts",
 ]
 
 
