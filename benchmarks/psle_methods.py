@@ -43,15 +43,24 @@ METHODS: dict[str, list[dict[str, float]]] = {
     "sft": [{"learning_rate": rate} for rate in _RATES],
 }
 """Six settings each. `rejection` is PSLE without its demonstrations. Those that rank were first tried at 1e-4, on the sandbox's validation prompts: too slow."""
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "no principles": {"use_principles": False},
-    "no ranking": {"use_ranking": False},
-    "no weights": {"weighting": "none"},
-    "weights inside couples": {"weighting": "pair"},
-    "fixed τ": {"tau_decay": 1.0},
-    "raw τ": {"tau_scale": "raw"},
-    "KL 0.1": {"kl_weight": 0.1},
+ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "sandbox": {
+        "no principles": {"use_principles": False},
+        "no ranking": {"use_ranking": False},
+        "no weights": {"weighting": "none"},
+        "weights inside couples": {"weighting": "pair"},
+        "fixed τ": {"tau_decay": 1.0},
+        "raw τ": {"tau_scale": "raw"},
+        "KL 0.1": {"kl_weight": 0.1},
+    },
+    # Against safe prompts that are refused: a brake, an earlier stop, and a reward that hears of it.
+    "chat": {
+        "KL 0.1": {"kl_weight": 0.1},
+        "two rounds": {"rounds": 2},
+        "refusals of safe prompts cost": {"reward": ["benchmarks.psle_tasks:both_sides"]},
+    },
 }
+"""By task; one thing changed each."""
 PROMPTS = (64, 256, 1024)
 """Prompts in all, for the gain against their number: psle and dpo."""
 
@@ -76,20 +85,20 @@ def run_cell(cell: dict[str, Any]) -> None:
     chooses = cell["kind"] == "choosing"
     run = folder / "run"
     begun = any(run.glob("round-*"))
-    config = PSLEConfig(
-        model_name_or_path=task.model,
-        dataset_name=task.dataset,
-        principles=task.principles,
-        reward=[task.reward],
-        output_dir=str(run),
-        seed=cell["seed"],
-        eval_reward=[task.judges[0]],
-        eval_prompts=256 if chooses else 1,
-        resume_from_checkpoint="true" if begun else None,
-        use_cpu=True,
-        disable_tqdm=True,
-        **(task.options | cell["setting"] | cell["options"]),
-    )
+    given: dict[str, Any] = {
+        "model_name_or_path": task.model,
+        "dataset_name": task.dataset,
+        "principles": task.principles,
+        "reward": [task.reward],
+        "output_dir": str(run),
+        "seed": cell["seed"],
+        "eval_reward": [task.judges[0]],
+        "eval_prompts": 256 if chooses else 1,
+        "resume_from_checkpoint": "true" if begun else None,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    config = PSLEConfig(**(given | task.options | cell["setting"] | cell["options"]))
     started = time.perf_counter()
     train_psle(config)
     rounds = sorted(run.glob("round-*"))
@@ -107,7 +116,7 @@ def run_cell(cell: dict[str, Any]) -> None:
             dataset_name=task.dataset,
             split="test",
             reward=[*task.judges, task.reward],
-            adapter=str(rounds[int(cell["stop_after"])]),
+            adapter=str(rounds[min(int(cell["stop_after"]), len(rounds) - 1)]),
             max_new_tokens=config.max_new_tokens,
             seed=2000 + cell["seed"],
             device_map="cpu",
@@ -218,7 +227,7 @@ def ablations(task: str, jobs: int) -> dict[str, Any]:
     whole = [cell_of(task, "psle", setting, seed, "test", method="psle") for seed in SEEDS]
     cells = {
         name: [cell_of(task, name, setting, seed, "test", **options) for seed in SEEDS]
-        for name, options in ABLATIONS.items()
+        for name, options in ABLATIONS[task].items()
     }
     run_all([*whole, *(cell for each in cells.values() for cell in each)], jobs)
     return {name: summary(each, whole) for name, each in cells.items()}

@@ -131,6 +131,10 @@ def _prepare_chat() -> None:
     _write(WORK / "chat" / "prompts", splits)
 
 
+_WIDTH = 4.0
+"""Two standard deviations of the training reward on the base's answers to harmful prompts, about."""
+
+
 @lru_cache(maxsize=2)
 def _reward_model(name: str) -> Any:
     return load_reward(str(WORK / "chat" / name)).function
@@ -143,6 +147,13 @@ def _on(label: str, labels: Sequence[str], values: Sequence[float], other: float
 def training_safety(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
     """The safety of an answer to a harmful prompt; nothing to gain on a harmless one."""
     return _on("unsafe", label, _reward_model("train")(prompts=prompts, completions=completions), 0.0)
+
+
+def both_sides(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
+    """The training reward on harmful prompts; on safe ones a refusal, by the detector that also tests, costs as much as the reward is wide."""
+    safety = _reward_model("train")(prompts=prompts, completions=completions)
+    refused = [float(is_refusal(text)) for text in completions]
+    return [own if each == "unsafe" else -_WIDTH * no for each, own, no in zip(label, safety, refused, strict=True)]
 
 
 def judged_safety(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
