@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.page_rerank import table
 
-from frugalign.study.page import cost_table, headline
+from frugalign.study.page import cost_table, headline, wins_table
 from frugalign.study.page import table as quality_table
 
 BLOCK = re.compile(r"(<!-- study: (?P<name>[\w-]+) -->\n).*?(<!-- end of study -->)", re.S)
@@ -36,6 +36,7 @@ def study(result: dict[str, Any]) -> str:
             f"{', '.join(map(str, result['options']['seeds']))}. Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
             *(f"{sentence}\n" for sentence in [*headline(result), *missing]),
             table(*quality_table(result)),
+            table(*wins_table(result)),
             "Training, and one response; medians over the seeds:\n",
             table(*cost_table(result)),
         ]

@@ -51,6 +51,7 @@ def write_study(found: Finished, recipe: str) -> Path:
         headline=headline(summary),
         reference=reference,
         table=table(summary),
+        wins=wins_table(summary),
         costs=cost_table(summary),
         figures=[asdict(figure) for figure in figures_of(rows, judge, reference)],
         samples=_samples(rows),
@@ -153,19 +154,14 @@ def headline(summary: dict[str, Any]) -> list[str]:
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of quality."""
+    """Head and rows of quality: every measure, and the main judge's difference to the line compared with."""
     names = list(dict.fromkeys(name for line in summary["lines"] for name in line["measures"]))
     head = [
         "method",
-        *(str(name) for name in names),
+        *(str(name).replace("_", " ") for name in names),
         f"difference to {reference_in_words(summary)}",
         "p (Holm)",
-        "win rate",
-        "… at equal length",
     ]
-    judges = list(dict.fromkeys(name for line in summary["lines"] for name in line["preferred"]))
-    head += [*(title for name in judges for title in (f"preferred by {name}", "… orders at odds, no verdict"))]
-    head += [title for title, _ in _OTHERS]
     rows = []
     for line in summary["lines"]:
         main = _main(summary, line)
@@ -175,12 +171,27 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 *(_estimate(line["measures"][name]["value"]) if name in line["measures"] else "—" for name in names),
                 _estimate(main.get("difference"), signed=True),
                 "—" if main.get("p_holm") is None else f"{main['p_holm']:.2g}",
-                _estimate(line["win_rate"]),
-                _estimate(line["length_controlled"]),
-                *(cell for name in judges for cell in _verdicts(line["preferred"].get(name))),
-                *(_estimate(line["others"][name]) for _, name in _OTHERS),
             ]
         )
+    return head, rows
+
+
+def wins_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of what is beside the measures: who wins, how far the model moved, how its responses changed."""
+    judges = list(dict.fromkeys(name for line in summary["lines"] for name in line["preferred"]))
+    head = ["method", "win rate", "… at equal length"]
+    head += [*(title for name in judges for title in (f"preferred by {name}", "… orders at odds, no verdict"))]
+    head += [title for title, _ in _OTHERS]
+    rows = [
+        [
+            line["label"],
+            _estimate(line["win_rate"]),
+            _estimate(line["length_controlled"]),
+            *(cell for name in judges for cell in _verdicts(line["preferred"].get(name))),
+            *(_estimate(line["others"][name]) for _, name in _OTHERS),
+        ]
+        for line in summary["lines"]
+    ]
     return head, rows
 
 
@@ -204,9 +215,10 @@ def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The study as Markdown: headline, both tables, what is missing, and the command."""
+    """The study as Markdown: headline, the tables, what is missing, and the command."""
     parts = [f"# {summary['name']}", *headline(summary)]
-    for title, (head, rows) in (("Quality", table(summary)), ("Cost of training", cost_table(summary))):
+    shown = {"Quality": table(summary), "Wins and distance": wins_table(summary), "Cost": cost_table(summary)}
+    for title, (head, rows) in shown.items():
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
         parts += [f"## {title}", "\n".join(lines)]
     if summary["missing"] or summary["undecided"]:
