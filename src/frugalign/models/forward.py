@@ -30,6 +30,16 @@ def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def base_parameters(model: PreTrainedModel) -> int:
+    """How many numbers the model holds without what a PEFT wrapper added to it."""
+    whole = causal_lm(model)
+    if whole is model:
+        return int(whole.num_parameters())
+    wrapper: Any = model
+    added = (wrapper.base_model.prefix, ".modules_to_save.")
+    return sum(value.numel() for name, value in whole.named_parameters() if not any(part in name for part in added))
+
+
 def output_embeddings(model: PreTrainedModel) -> nn.Module:
     """The LM head: the module that turns hidden states `[..., D]` into logits `[..., V]`."""
     head = causal_lm(model).get_output_embeddings()

@@ -26,7 +26,7 @@ from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.data.loading import dataset_fingerprint
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
-from frugalign.models.forward import causal_lm
+from frugalign.models.forward import base_parameters
 from frugalign.models.identity import fingerprint
 from frugalign.models.loading import load_model, prepare_tokenizer
 from frugalign.psle.config import PSLEConfig
@@ -140,7 +140,7 @@ class PSLETrainer:
         self.model = policy
         trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
         self._begun, self._counted = weights_digest(policy), set[Path]()
-        self.ledger.set_parameters(trainable=trained, base=causal_lm(policy).num_parameters())
+        self.ledger.set_parameters(trainable=trained, base=base_parameters(policy))
 
     def _principles(self, given: Principles | str | None) -> Principles | None:
         found = given if given is not None else self.args.principles

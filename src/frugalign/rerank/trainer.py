@@ -24,7 +24,7 @@ from trl.trainer.utils import use_adapter
 from frugalign.data.groups import Dropped, Groups, pair_groups
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
-from frugalign.models.forward import causal_lm
+from frugalign.models.forward import base_parameters, causal_lm
 from frugalign.models.identity import check_base, fingerprint
 from frugalign.models.loading import load_model, prepare_tokenizer
 from frugalign.rerank.batches import COLUMNS, PairCollator, caught_passes, tokenised_pairs
@@ -142,7 +142,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             self._follow(prepared, labelled_dataset, is_labelled=groups is None)
         policy: Any = self.model
         trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
-        self.ledger.set_parameters(trainable=sum(trained), base=causal_lm(model).num_parameters())
+        self.ledger.set_parameters(trainable=sum(trained), base=base_parameters(policy))
 
     def _send_telemetry(self) -> None:
         """Nothing is sent."""

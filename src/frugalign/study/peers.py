@@ -31,7 +31,7 @@ from trl import (  # type: ignore[attr-defined]
 
 from frugalign.data.exchanges import answer_text
 from frugalign.ledger import Ledger
-from frugalign.models.forward import causal_lm
+from frugalign.models.forward import base_parameters, causal_lm
 from frugalign.models.loading import LoadedModel
 from frugalign.rerank.batches import tokenised_pairs
 from frugalign.rewards import NamedReward, score
@@ -268,7 +268,7 @@ def _train(
 ) -> str:
     policy = trainer.model
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-    ledger.set_parameters(trainable=trained, base=causal_lm(policy).num_parameters())
+    ledger.set_parameters(trainable=trained, base=base_parameters(policy))
     trainer.add_callback(RunFolder(ledger, {"trainer": type(trainer).__mro__[1].__name__}))
     trainer.add_callback(_CountSteps(ledger))
     for callback in callbacks:
