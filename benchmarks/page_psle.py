@@ -62,7 +62,8 @@ def _rows(task: str, part: Mapping[str, Any], beside: str) -> str:
         )
     for name, row in part.items():
         measures = [_scaled(row["measures"][each], factor, digits) for each, (_, factor, digits) in shown.items()]
-        gap = "" if name == beside else _scaled(row["difference"][main], 1, 2, sign=True)
+        itself = not any(row["difference"][main].values())
+        gap = "" if itself else _scaled(row["difference"][main], 1, 2, sign=True)
         use = f"{100 * row['use_of_tokens']:.0f} / {100 * row['use_of_responses']:.0f}"
         rows.append(
             [
