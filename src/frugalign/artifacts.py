@@ -87,6 +87,32 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty where there is no such file.
+
+    Raises:
+        FrugalignError: for a file that is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FrugalignError(f"{path} is not valid JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; one that a crash cut short is left out."""
+    found: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue
+    return found
+
+
 def check_safetensors(path: str | Path) -> None:
     """Check a safetensors file's header against its length before anything is loaded from it.
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from frugalign.data import dataset_fingerprint, held_out_split, load_prompts, load_splits
+from frugalign.data import dataset_fingerprint, held_out_split, load_prompts, load_splits, training_prompts
+from frugalign.data.loading import about_training, rows_fingerprint
 from frugalign.errors import FrugalignError
 
 
@@ -144,3 +145,62 @@ def test_data_are_recognised_by_their_prompts(tmp_path: Path) -> None:
     # A data set with a test split of its own shows that one.
     whole = load_prompts("frugalign.sandbox:prompts", trained_on=trained_on)
     assert len(whole) == len(load_splits("frugalign.sandbox:prompts")["test"])
+
+
+def write_prompts(path: Path, names: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(path, [{"prompt": name} for name in names])
+
+
+def named(kind: str, n: int) -> list[str]:
+    return [f"{kind} {i}" for i in range(n)]
+
+
+def test_a_single_file_holds_a_tenth_out(tmp_path: Path) -> None:
+    """Of 20 prompts 18 are trained on and 2 held out, also where nobody watches; the artefact knows them again."""
+    write_prompts(tmp_path / "data.jsonl", named("train", 20))
+    train, watched, trained_on = training_prompts(str(tmp_path / "data.jsonl"), watch=True)
+    assert (len(train), len(watched)) == (18, 2)
+    assert not set(train["prompt"]) & set(watched["prompt"])
+    assert trained_on["held_out_fraction"] == 0.1
+    again, nobody, same = training_prompts(str(tmp_path / "data.jsonl"), watch=False)
+    assert again["prompt"] == train["prompt"] and nobody is None and same == trained_on
+
+
+def test_a_test_split_is_never_looked_at(tmp_path: Path) -> None:
+    """With train and test all of train is trained on; watched, a tenth of *train* is taken, not the test prompts."""
+    write_prompts(tmp_path / "data" / "train.jsonl", named("train", 20))
+    write_prompts(tmp_path / "data" / "test.jsonl", named("test", 10))
+    train, watched, trained_on = training_prompts(str(tmp_path / "data"), watch=False)
+    assert (len(train), watched, trained_on["held_out_fraction"]) == (20, None, 0.0)
+    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
+    assert (len(train), len(watched)) == (18, 2)
+    assert all(prompt.startswith("train") for prompt in [*train["prompt"], *watched["prompt"]])
+
+
+def test_a_validation_split_is_watched(tmp_path: Path) -> None:
+    for split, n in (("train", 20), ("validation", 3), ("test", 10)):
+        write_prompts(tmp_path / "data" / f"{split}.jsonl", named(split, n))
+    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
+    assert len(train) == 20 and watched["prompt"] == named("validation", 3)
+
+
+def test_what_was_trained_on_whole_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not where a split is asked for, nor of other prompts."""
+    write_prompts(tmp_path / "data.jsonl", named("train", 20))
+    data = load_splits(str(tmp_path / "data.jsonl"))["train"]
+    about = about_training("data", data, held_out_fraction=0.0)
+    load_prompts(str(tmp_path / "data.jsonl"), trained_on=about, split="train")
+    write_prompts(tmp_path / "other.jsonl", named("other", 20))
+    load_prompts(str(tmp_path / "other.jsonl"), trained_on=about)
+    assert not caplog.text
+    assert len(load_prompts(str(tmp_path / "data.jsonl"), trained_on=about)) == 20
+    assert "none of it was held out" in caplog.text
+
+
+def test_rows_are_the_same_in_the_same_order_with_the_same_weights() -> None:
+    rows = [{"prompt": "a", "weight": 1.0}, {"prompt": "b", "weight": 2.0}]
+    mine = rows_fingerprint(Dataset.from_list(rows))
+    assert rows_fingerprint(Dataset.from_list([row | {"label": "safe"} for row in rows])) == mine
+    assert rows_fingerprint(Dataset.from_list(rows[::-1])) != mine
+    assert rows_fingerprint(Dataset.from_list([row | {"weight": 1.0} for row in rows])) != mine

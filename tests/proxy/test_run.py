@@ -12,45 +12,7 @@ import yaml
 from frugalign.errors import FrugalignError
 from frugalign.proxy import ProxyConfig
 from frugalign.proxy.network import load_proxy
-from frugalign.proxy.run import train_proxy, training_prompts
-
-
-def write(path: Path, names: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"prompt": name}) + "\n" for name in names))
-
-
-def named(kind: str, n: int) -> list[str]:
-    return [f"{kind} {i}" for i in range(n)]
-
-
-def test_a_single_file_holds_a_tenth_out(tmp_path: Path) -> None:
-    """Of 20 prompts 18 are trained on and 2 held out, also where nobody watches; the artefact knows them again."""
-    write(tmp_path / "data.jsonl", named("train", 20))
-    train, watched, trained_on = training_prompts(str(tmp_path / "data.jsonl"), watch=True)
-    assert (len(train), len(watched)) == (18, 2)
-    assert not set(train["prompt"]) & set(watched["prompt"])
-    assert trained_on["held_out_fraction"] == 0.1
-    again, nobody, same = training_prompts(str(tmp_path / "data.jsonl"), watch=False)
-    assert again["prompt"] == train["prompt"] and nobody is None and same == trained_on
-
-
-def test_a_test_split_is_never_looked_at(tmp_path: Path) -> None:
-    """With train and test all of train is trained on; watched, a tenth of *train* is taken, not the test prompts."""
-    write(tmp_path / "data" / "train.jsonl", named("train", 20))
-    write(tmp_path / "data" / "test.jsonl", named("test", 10))
-    train, watched, trained_on = training_prompts(str(tmp_path / "data"), watch=False)
-    assert (len(train), watched, trained_on["held_out_fraction"]) == (20, None, 0.0)
-    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
-    assert (len(train), len(watched)) == (18, 2)
-    assert all(prompt.startswith("train") for prompt in [*train["prompt"], *watched["prompt"]])
-
-
-def test_a_validation_split_is_watched(tmp_path: Path) -> None:
-    for split, n in (("train", 20), ("validation", 3), ("test", 10)):
-        write(tmp_path / "data" / f"{split}.jsonl", named(split, n))
-    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
-    assert len(train) == 20 and watched["prompt"] == named("validation", 3)
+from frugalign.proxy.run import train_proxy
 
 
 def config(tmp_path: Path, **options: Any) -> ProxyConfig:

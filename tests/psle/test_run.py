@@ -38,6 +38,7 @@ def make_prompt_files() -> None:
         "prompts/validation.jsonl",
         [{"prompt": row["prompt"], "label": row["label"]} for row in make_prompts("train", 6, 1)],
     )
+    write("prompts/test.jsonl", [{"prompt": row["prompt"]} for row in make_prompts("test", 2, 0)])
 
 
 def write(path: str, rows: list[dict[str, Any]]) -> None:
@@ -584,3 +585,24 @@ def test_rounds_take_the_next_prompts_and_come_round_again() -> None:
     assert [len(part) for part in rows] == [8, 8, 8]
     counts = [sum(part.count(row) for part in rows) for row in range(N)]
     assert set(counts) == {2}, "24 places, 12 prompts"
+
+
+def test_a_single_file_is_evaluated_by_what_was_held_out() -> None:
+    """Of the run and of a round in it."""
+    write("one.jsonl", [{"prompt": row["prompt"]} for row in make_prompts("train", 20, 0)])
+    assert main(command(dataset_name="one.jsonl", rounds=1, eval_prompts=0)) == 0
+    assert len(read_groups(Path("run/round-000/responses.jsonl"))) == 18
+    for adapter in ("run", "run/round-000"):
+        asked = ["--adapter", adapter, "--dataset_name", "one.jsonl", "--reward", "frugalign.sandbox:gold"]
+        model = ["--model_name_or_path", "frugalign.sandbox:model", "--output_dir", "seen", "--max_new_tokens", "8"]
+        assert main(["evaluate", *model, *asked]) == 0
+        assert json.loads(Path("seen/metrics.json").read_text())["reward"]["n"] == 2
+
+
+def test_rows_in_another_order_are_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounds keep row numbers."""
+    assert main(command(rounds=1)) == 0
+    lines = Path("prompts/train.jsonl").read_text().splitlines()
+    Path("prompts/train.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    assert main(command(resume_from_checkpoint="true")) == 2
+    assert "prompts" in capsys.readouterr().err

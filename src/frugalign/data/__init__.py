@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from frugalign.data.loading import held_out_split as held_out_split
     from frugalign.data.loading import load_prompts as load_prompts
     from frugalign.data.loading import load_splits as load_splits
+    from frugalign.data.loading import training_prompts as training_prompts
     from frugalign.data.reading import Problem as Problem
     from frugalign.data.templating import EncodedPrompts as EncodedPrompts
     from frugalign.data.templating import encode_prompts as encode_prompts
@@ -27,6 +28,7 @@ _HOME = {
     "load_prompts": "loading",
     "load_splits": "loading",
     "render_prompt": "templating",
+    "training_prompts": "loading",
     "validate_files": "validation",
 }
 __all__ = list(_HOME)

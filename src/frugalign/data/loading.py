@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from datasets import Dataset, concatenate_datasets
 from frugalign.data.reading import Rows, read_splits
 from frugalign.data.validation import check_rows, stop_at
 from frugalign.errors import FrugalignError
+
+HELD_OUT = 0.1
+"""The share of the prompts that is held out where a data set has no test split."""
+_log = logging.getLogger(__name__)
 
 
 def load_splits(name: str, *, kind: str = "prompt-only") -> dict[str, Dataset]:
@@ -49,15 +54,49 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
     splits = load_splits(name)
     main = splits.get("train", next(iter(splits.values())))
     parts = {"all": _join(name, list(splits.values()))} | splits
-    if "test" not in splits and _is_trained_on(main, trained_on):
-        assert trained_on is not None
-        fraction, seed = float(trained_on["held_out_fraction"]), int(trained_on.get("seed", 0))
-        parts["train"], parts["test"] = held_out_split(main, fraction, seed)
+    if "test" not in splits and trained_on and dataset_fingerprint(main) == trained_on.get("fingerprint"):
+        if trained_on.get("held_out_fraction"):
+            fraction, seed = float(trained_on["held_out_fraction"]), int(trained_on.get("seed", 0))
+            parts["train"], parts["test"] = held_out_split(main, fraction, seed)
+        elif split is None:
+            _log.warning("%s is what this was trained on, and none of it was held out.", name)
     if split is None:
         split = "test" if "test" in parts else "all"
     if split not in parts:
         raise FrugalignError(f"The data set {name} has no split {split!r}; it has {', '.join(splits)} (or all).")
     return parts[split]
+
+
+def training_prompts(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
+    """Prompts to train on, prompts to watch the training by (None unless `watch`), and what an artefact stores to know them again.
+
+    A test split is for the test alone; without one a tenth of the training prompts is held out, which `evaluate` recognises. What is watched is the
+    validation split, else a held-out tenth.
+
+    Raises:
+        FrugalignError: as `load_splits`, or for a data set that is a test split only.
+    """
+    splits = load_splits(name)
+    if set(splits) == {"test"}:
+        raise FrugalignError(f"{name} holds a test split only, and nothing is trained on what it is to be tested on.")
+    train = splits.get("train", next(iter(splits.values())))
+    tests = "test" in splits
+    held_out = splits.get("validation")
+    trained_on = about_training(name, train, held_out_fraction=0.0 if tests else HELD_OUT)
+    if not tests or (watch and held_out is None):
+        train, tenth = held_out_split(train, HELD_OUT, 0)
+        held_out = held_out if held_out is not None else tenth
+    return train, held_out if watch else None, trained_on
+
+
+def about_training(name: str | None, rows: Dataset, *, held_out_fraction: float) -> dict[str, Any]:
+    """What an artefact stores of the rows it comes from, those held out included: `load_prompts` knows them again by it."""
+    return {
+        "name": name,
+        "fingerprint": dataset_fingerprint(rows),
+        "held_out_fraction": held_out_fraction,
+        "seed": 0,
+    }
 
 
 def held_out_split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -88,6 +127,13 @@ def dataset_fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:32]
 
 
+def rows_fingerprint(dataset: Dataset) -> str:
+    """A hash of the prompts in their order, and of their `weight` where there is that column: the same where row numbers mean the same."""
+    weights = dataset["weight"] if "weight" in dataset.column_names else []
+    keys = [prompt_key(prompt) for prompt in dataset["prompt"]]
+    return hashlib.sha256(json.dumps([keys, [float(each) for each in weights]]).encode()).hexdigest()[:32]
+
+
 def distinct(prompts: Iterable[Any]) -> list[Any]:
     """Each prompt once, in the order of their first places."""
     return list({prompt_key(prompt): prompt for prompt in prompts}.values())
@@ -98,13 +144,6 @@ def prompt_key(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     return json.dumps([[message["role"], message["content"]] for message in prompt], ensure_ascii=False)
-
-
-def _is_trained_on(dataset: Dataset, trained_on: Mapping[str, Any] | None) -> bool:
-    """Whether an artefact was trained on these prompts, some of them held out."""
-    if not trained_on or not trained_on.get("held_out_fraction"):
-        return False
-    return dataset_fingerprint(dataset) == trained_on.get("fingerprint")
 
 
 def _dataset(rows: Rows) -> Dataset:

@@ -26,6 +26,7 @@ from frugalign.ledger import Ledger
 from frugalign.models.forward import device_of
 from frugalign.models.loading import LoadedModel, context_length
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
+from frugalign.training.policy import trained_on_of
 
 
 def evaluate(
@@ -115,7 +116,7 @@ def evaluate(
         if max_prompt_length is None and what.artefact is not None:
             max_prompt_length = what.artefact.max_prompt_length
         params, prompt_format = _settings(what, max_new_tokens, temperature, do_sample, prompt_format)
-        trained_on = what.artefact.trained_on if what.artefact is not None else None
+        trained_on = what.artefact.trained_on if what.artefact is not None else trained_on_of(adapter or policy)
         rows = dataset_name
         if isinstance(rows, str):
             rows = load_prompts(rows, split=split, trained_on=trained_on)

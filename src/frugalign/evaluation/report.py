@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frugalign.artifacts import write_atomic
+from frugalign.artifacts import read_json, read_lines, write_atomic
 from frugalign.errors import FrugalignError
 from frugalign.evaluation import figures
-from frugalign.evaluation.files import read_json, read_lines
 from frugalign.evaluation.pages import render
 from frugalign.evaluation.round_figures import section
 from frugalign.evaluation.rounds import Rounds, read_rounds, side_by_side

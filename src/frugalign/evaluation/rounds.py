@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frugalign.evaluation.files import read_json, read_lines
+from frugalign.artifacts import read_json, read_lines
 from frugalign.ledger import PHASES
 
 Points = tuple[str, list[int], list[tuple[float, float, float]]]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.artifacts import model_card, write_atomic
-from frugalign.data import dataset_fingerprint, held_out_split, load_splits
+from frugalign.data import training_prompts
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import default_device, load_model
@@ -18,7 +18,6 @@ from frugalign.training.options import model_arguments
 from frugalign.training.progress import TrainingProgress
 from frugalign.training.run_folder import COSTS_FILE, open_run_folder, saving
 
-HELD_OUT = 0.1
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
 
 
@@ -60,25 +59,6 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
     trainer.train(resume_from_checkpoint=checkpoint)
     save_artefact(trainer, folder)
     return trainer
-
-
-def training_prompts(name: str, *, watch: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """Prompts to train on, prompts to watch the training by (None unless `watch`), and what an artefact stores to know them again."""
-    splits = load_splits(name)
-    if set(splits) == {"test"}:
-        raise FrugalignError(
-            f"{name} holds a test split only, and a proxy is not trained on what it is to be tested on."
-        )
-    train = splits.get("train", next(iter(splits.values())))
-    trained_on = {"name": name, "fingerprint": dataset_fingerprint(train), "held_out_fraction": 0.0, "seed": 0}
-    held_out = splits.get("validation")
-    if "test" not in splits:
-        trained_on["held_out_fraction"] = HELD_OUT
-    if trained_on["held_out_fraction"] or (watch and held_out is None):
-        # A test split is for the test alone: a tenth of the training prompts watches the training.
-        train, tenth = held_out_split(train, HELD_OUT, 0)
-        held_out = held_out if held_out is not None else tenth
-    return train, held_out if watch else None, trained_on
 
 
 def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:

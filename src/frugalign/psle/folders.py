@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from frugalign.artifacts import read_json
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger, read_costs
 from frugalign.psle.config import PSLEConfig
@@ -85,12 +85,6 @@ def reopen(folder: Path, number: int) -> None:
         for path in there.iterdir():
             if path.name not in (RESPONSES_FILE, COSTS_FILE):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of one of a run's JSON files."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def ledger_of(folder: Path) -> Ledger:

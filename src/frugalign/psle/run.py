@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datasets import Dataset
 from transformers import TrainerCallback
 
-from frugalign.data import held_out_split, load_splits
+from frugalign.data import training_prompts
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import load_model
@@ -17,8 +16,6 @@ from frugalign.rewards.loading import load_rewards
 from frugalign.training.options import policy_arguments
 from frugalign.training.policy import save_policy
 from frugalign.training.run_folder import open_run_folder
-
-_HELD_OUT = 0.1
 
 
 def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) -> PSLETrainer:
@@ -34,7 +31,7 @@ def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) ->
             raise FrugalignError(f"--{name} is missing.")
     assert config.model_name_or_path is not None and config.dataset_name is not None
     ledger = Ledger()
-    train, held_out = prompts_of(config.dataset_name, watch=config.eval_prompts > 0)
+    train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_prompts > 0)
     with ledger.phase("load"):
         arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
         loaded = load_model(config.model_name_or_path, **arguments)
@@ -61,21 +58,8 @@ def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) ->
             config,
             ledger,
             folder,
+            trained_on=trained_on,
             done="aligned by principles",
             description=f"Self-enhancement under written principles, method {config.method} (PSLE, arXiv 2408.02599).",
         )
     return trainer
-
-
-def prompts_of(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None]:
-    """Prompts to train on and prompts to watch the training by (None unless `watch`): the validation split, else a tenth."""
-    splits = load_splits(name)
-    if set(splits) == {"test"}:
-        raise FrugalignError(f"{name} holds a test split only, and nothing is trained on what it is to be tested on.")
-    train = splits.get("train", next(iter(splits.values())))
-    if not watch:
-        return train, None
-    if "validation" in splits:
-        return train, splits["validation"]
-    # A test split is for the test alone.
-    return held_out_split(train, _HELD_OUT, 0)

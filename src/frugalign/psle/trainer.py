@@ -22,8 +22,8 @@ from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_p
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 from trl.trainer.utils import disable_dropout_in_model
 
-from frugalign.artifacts import write_atomic, write_json_atomic
-from frugalign.data.loading import dataset_fingerprint
+from frugalign.artifacts import read_json, write_atomic, write_json_atomic
+from frugalign.data.loading import dataset_fingerprint, rows_fingerprint
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.forward import base_parameters
@@ -40,7 +40,6 @@ from frugalign.psle.folders import (
     begin,
     check_resumable,
     ledger_of,
-    read_json,
     read_manifest,
     reopen,
     round_folder,
@@ -198,7 +197,7 @@ class PSLETrainer:
         return {
             **self.args.settings_of_a_run(),
             "base": {name: base[name] for name in ("architecture", "tokenizer", "weights", "layers")},
-            "prompts": dataset_fingerprint(self.sampler.dataset),
+            "prompts": rows_fingerprint(self.sampler.dataset),
             "held-out prompts": held_out,
             "principles": self._told(),
             "rewards": [named.name for named in self.rewards],

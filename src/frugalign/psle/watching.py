@@ -15,7 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.artifacts import read_lines, write_atomic, write_json_atomic
 from frugalign.data.exchanges import completions_of
 from frugalign.data.templating import encode_prompts
 from frugalign.generation.loop import SamplingParams, generate
@@ -153,5 +153,4 @@ def summary(lines: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The lines of `evaluation.jsonl`."""
-    text = (folder / SAMPLES_FILE).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
+    return read_lines(folder / SAMPLES_FILE)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.groups import Groups, groups_of, read_groups
 from frugalign.data.judged import with_prompt
-from frugalign.data.loading import distinct
+from frugalign.data.loading import HELD_OUT, about_training, distinct
 from frugalign.data.reading import read_splits
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
@@ -31,7 +31,6 @@ from frugalign.training.progress import TrainingProgress
 from frugalign.training.run_folder import open_run_folder
 
 _SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "confidence/mean")
-_HELD_OUT = 0.1
 _SHIFT_SIZE = 8
 
 
@@ -63,9 +62,9 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
     train: Dataset | Groups | None = None
     held_out = labelled = None
     if not ranked:
-        train, held_out = preference_pairs(config.dataset_name, watch=watch)
+        train, held_out, trained_on = preference_pairs(config.dataset_name, watch=watch)
     if config.reward_dataset_name is not None:
-        labelled, held_out_labelled = preference_pairs(config.reward_dataset_name, watch=watch)
+        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, watch=watch)
         held_out = held_out_labelled if ranked else held_out
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
@@ -75,6 +74,7 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
     loaded.model.requires_grad_(not config.use_peft)
     if ranked:
         train = first_groups(config, loaded, ledger, resuming=checkpoint is not None)
+        trained_on = about_training(config.dataset_name, prompts_in(config.dataset_name), held_out_fraction=0.0)
     assert train is not None
     trainer = RerankTrainer(
         loaded.model,
@@ -99,14 +99,15 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
             config,
             trainer.ledger,
             folder,
+            trained_on=trained_on,
             done="re-ranked",
             description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",
         )
     return trainer
 
 
-def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None]:
-    """Pairs to train on and pairs to watch the training by (None unless `watch`)."""
+def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
+    """Pairs to train on, pairs to watch the training by (None unless `watch`), and what an artefact stores to know them again."""
     splits: dict[str, Dataset] = {}
     for split, rows in load_splits(name, kind="preference").items():
         columns: dict[str, list[Any]] = {}
@@ -122,12 +123,12 @@ def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None
             raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
         splits[split] = Dataset.from_dict(columns)
     train = splits.get("train", next(iter(splits.values())))
-    if not watch:
-        return train, None
-    for split in ("validation", "test"):
-        if split in splits:
-            return train, splits[split]
-    return held_out_split(train, _HELD_OUT, 0)
+    watched = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    holds_out = watch and watched is None
+    trained_on = about_training(name, train, held_out_fraction=HELD_OUT if holds_out else 0.0)
+    if holds_out:
+        train, watched = held_out_split(train, HELD_OUT, 0)
+    return train, watched if watch else None, trained_on
 
 
 def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:
@@ -186,14 +187,19 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
     if resuming and kept.is_file():
         return read_groups(kept)
     assert config.dataset_name is not None
-    splits = load_splits(config.dataset_name, kind="prompt-only")
-    rows = splits.get("train", next(iter(splits.values())))
+    rows = prompts_in(config.dataset_name)
     if "completions" in rows.column_names:
         found = groups_of(rows, config.dataset_name)
         if found.completion_ids is not None and not _is_mine(found, loaded):
             found = replace(found, completion_ids=None)
         return found if config.reward is None else replace(found, rewards=None)
     return sample_for(distinct(rows["prompt"]), loaded.model, loaded.tokenizer, config, 0, ledger)
+
+
+def prompts_in(name: str) -> Dataset:
+    """The rows with prompts that are sampled for, or that groups are stored of: the split `train`, or the only one."""
+    splits = load_splits(name, kind="prompt-only")
+    return splits.get("train", next(iter(splits.values())))
 
 
 def _is_mine(groups: Groups, loaded: LoadedModel) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from frugalign.evaluation.files import read_json
+from frugalign.artifacts import read_json
 from frugalign.metrics import Estimate, holm, length_controlled_win_rate, preference
 from frugalign.metrics.crossed import crossed_mean
 from frugalign.study.judging import judges_of, verdicts_file

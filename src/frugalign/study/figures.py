@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frugalign.artifacts import read_lines
 from frugalign.evaluation.figures import canvas, data_uri, tidy
-from frugalign.evaluation.files import read_lines
 from frugalign.metrics import Estimate
 from frugalign.study.comparing import Row
 from frugalign.study.responses import responses_of

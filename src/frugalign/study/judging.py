@@ -13,9 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from frugalign.artifacts import write_json_atomic
+from frugalign.artifacts import read_json, write_json_atomic
 from frugalign.errors import FrugalignError
-from frugalign.evaluation.files import read_json
 from frugalign.evaluation.judges import ModelJudge, PairJudge, both_orders
 from frugalign.evaluation.llm_judge import LLMJudge, LLMJudgeOptions
 from frugalign.models.loading import load_model

@@ -284,7 +284,7 @@ def _on_pairs(task: Task) -> Measured:
         "per_device_train_batch_size": rows * _PAIRS,
     }
     if task.preferences is not None:
-        pairs, _ = preference_pairs(task.preferences, watch=False)
+        pairs, _, _ = preference_pairs(task.preferences, watch=False)
     else:
         pairs = sampled_pairs(task, group)
         batch = batch_of(rows * len(pairs), task.budget.steps)

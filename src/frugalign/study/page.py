@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from frugalign.artifacts import write_atomic, write_json_atomic
-from frugalign.evaluation.files import read_json, read_lines
+from frugalign.artifacts import read_json, read_lines, write_atomic, write_json_atomic
 from frugalign.evaluation.pages import render
 from frugalign.evaluation.report import prompt_in_words, scores_in_words
 from frugalign.metrics import Estimate

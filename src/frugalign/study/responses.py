@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from frugalign.evaluation.files import read_lines
+from frugalign.artifacts import read_lines
 from frugalign.study.running import Finished, Outcome
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.evaluation.files import read_json
+from frugalign.artifacts import read_json, write_json_atomic
 from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE
 from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions

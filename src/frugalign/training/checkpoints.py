@@ -33,6 +33,7 @@ _ARTEFACT_FILES = (
     "config.json",
     "config.yaml",
     "README.md",
+    "trained_on.json",
     "training_args.bin",
     "completions.jsonl",
 )

@@ -7,9 +7,11 @@ from typing import Any
 
 from peft import LoraConfig
 
-from frugalign.artifacts import model_card, write_atomic
+from frugalign.artifacts import model_card, read_json, write_atomic, write_json_atomic
 from frugalign.ledger import Ledger
 from frugalign.training.run_folder import COSTS_FILE, saving
+
+TRAINED_ON_FILE = "trained_on.json"
 
 
 def lora_of(options: Any) -> LoraConfig:
@@ -20,9 +22,17 @@ def lora_of(options: Any) -> LoraConfig:
 
 
 def save_policy(
-    policy: Any, tokenizer: Any, args: Any, ledger: Ledger, folder: Path, *, done: str, description: str
+    policy: Any,
+    tokenizer: Any,
+    args: Any,
+    ledger: Ledger,
+    folder: Path,
+    *,
+    trained_on: dict[str, Any],
+    done: str,
+    description: str,
 ) -> None:
-    """Write the adapter or the model, its card and the costs into the run folder. `done`: what happened to it, in a word or two."""
+    """Write the adapter or the model, its card, the costs and what it was trained on into the run folder. `done`: what happened to it, in a word or two."""
     with saving(folder / "model.safetensors"):
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -36,4 +46,14 @@ def save_policy(
         usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
     )
     write_atomic(folder / "README.md", card)
+    write_json_atomic(folder / TRAINED_ON_FILE, trained_on)
     ledger.save(folder / COSTS_FILE)
+
+
+def trained_on_of(name: str | None) -> dict[str, Any] | None:
+    """What the adapter or model in a run folder, or in a round's folder inside one, was trained on; None where nothing says so."""
+    for folder in () if name is None else (Path(name), Path(name).parent):
+        found = read_json(folder / TRAINED_ON_FILE)
+        if found:
+            return found
+    return None

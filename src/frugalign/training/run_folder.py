@@ -16,7 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from frugalign.artifacts import write_atomic, writing
+from frugalign.artifacts import read_lines, write_atomic, writing
 from frugalign.ledger import Ledger
 
 STAGING = ".saving"
@@ -95,13 +95,4 @@ def saving(path: str | Path) -> Iterator[None]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of `metrics.jsonl`; one that a crash cut short is left out."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return read_lines(folder / METRICS_FILE)
