@@ -4,6 +4,7 @@ and data."""
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +36,15 @@ def load_attribute(spec: str) -> Any:
         return getattr(module, attribute)
     except AttributeError as error:
         raise FrugalignError(f"The module {module_name!r} has no {attribute!r} (asked for as {spec!r}).") from error
+
+
+def source_of(module_name: str) -> Path | None:
+    """The file of a module, which is not imported (its packages are); None where there is none."""
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
 
 
 def resolve_name(name: str) -> str:

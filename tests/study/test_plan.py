@@ -94,6 +94,17 @@ def test_a_folder_follows_the_contents_of_local_files(tmp_path: Path) -> None:
     assert len(set(seen)) == 3 and folder() == seen[-1]
 
 
+def test_a_folder_follows_the_module_that_a_name_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one's own; what frugalign ships has its version."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_of_this_test.py").write_text("def judge(): ...")
+    names = {"judges": ["good=mine_of_this_test:judge", "frugalign.sandbox:gold"]}
+    first = contents_of(study(**names))
+    assert list(first) == ["good=mine_of_this_test:judge"]
+    (tmp_path / "mine_of_this_test.py").write_text("def judge(): return 1")
+    assert contents_of(study(**names)) != first
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
     line = lines_of(study(methods={"dpo": {"learning_rate": "1e-4", "beta": ["5E-1", 0.1], "optim": "sgd"}}))[0]
     assert line.setting == {"learning_rate": 1e-4, "beta": [0.5, 0.1], "optim": "sgd"}
@@ -140,7 +151,10 @@ def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
         ({"methods": {"dpo": {"beta": []}}}, "sweeps beta over no value"),
         ({"methods": {"a b": {"method": "base"}, "a-b": {"method": "base"}}}, "share the folder"),
         ({"methods": {"dpo": {"beta": [0.1, 0.1]}}}, "share the folder"),
-        ({"reference": "sft"}, "no line of the study"),
+        ({"reference": "sft"}, "no line of the table"),
+        ({"reference": "dpo"}, "no line of the table"),
+        ({"reference": "dpo beta=0.1 learning_rate=0.0001", "choose": {"seed": 9}}, "no line of the table"),
+        ({"methods": {"online_dpo": {}}}, "needs preferences or representation_reward"),
     ],
 )
 def test_a_mistake_is_one_sentence(options: dict[str, Any], words: str) -> None:

@@ -33,7 +33,8 @@ def run(argv: list[str]) -> int:
         found = run_study(options)
     finally:
         signal.signal(signal.SIGTERM, before)
-    recipe = argv[argv.index("--config") + 1] if "--config" in argv else "STUDY.yaml"
+    recipe = next((word.removeprefix("--config=") for word in argv if word.startswith("--config=")), "STUDY.yaml")
+    recipe = argv[argv.index("--config") + 1] if "--config" in argv else recipe
     try:
         judge_study(found)
     finally:  # the page is worth having without a judge's verdicts

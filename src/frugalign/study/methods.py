@@ -235,18 +235,12 @@ def _rerank(task: Task) -> Measured:
 
 
 def _probes(task: Task, group: int) -> str:
-    """The study's representation reward, or one fitted on the preferences, whose cost is the cell's.
-
-    Raises:
-        FrugalignError: online DPO without either: fitting would spend the tokens that it samples with.
-    """
+    """The study's representation reward, or one fitted on the preferences, whose cost is the cell's."""
     if "representation_reward" in task.asks:
         return str(task.asks["representation_reward"])
     from frugalign.rerank.options import RewardOptions
     from frugalign.rerank.probing import train_reward
 
-    if task.preferences is None and task.asks["method"] == "online_dpo":
-        raise FrugalignError("online_dpo needs the study's preferences or its representation_reward.")
     folder = task.folder / "reward"
     train_reward(
         RewardOptions(

@@ -220,6 +220,9 @@ def markdown(summary: dict[str, Any]) -> str:
     for title, (head, rows) in shown.items():
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
         parts += [f"## {title}", "\n".join(lines)]
+    failed = [f"- {name} failed: {why}" for what in summary["chosen"].values() for name, why in what["failed"].items()]
+    if failed:
+        parts += ["## Settings that could not be tried", "\n".join(failed)]
     if summary["missing"] or summary["undecided"]:
         said = [f"- {each['cell']}: {each['why']}" for each in summary["missing"]]
         said += [f"- {label}: its setting is not chosen yet" for label in summary["undecided"]]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frugalign.errors import FrugalignError
+from frugalign.names import is_attribute, source_of
 from frugalign.study.options import StudyOptions
 
 METHODS: dict[str, str] = {
@@ -111,15 +112,23 @@ def lines_of(options: StudyOptions) -> list[Line]:
         ):
             if method in needed and not there:
                 raise FrugalignError(f"The study's line {label!r} needs {name}, and the study names none.")
+        if method == "online_dpo" and not (options.preferences or options.representation_reward):
+            # Fitting probes on samples of its own would spend the tokens that it learns from.
+            raise FrugalignError(
+                f"The study's line {label!r} needs preferences or representation_reward to rank its samples by, and the study names neither."
+            )
         lines.append(Line(label, method, setting))
     every = [each.label for line in lines for each in swept(line)]
     folders = [_folder_name(label) for label in every]
     twice = next((label for label, name in zip(every, folders, strict=True) if folders.count(name) > 1), None)
     if twice is not None:
         raise FrugalignError(f"The study has two lines that would share the folder of {twice!r}; name them apart.")
-    labels = {line.label for line in lines} | set(every)
-    if options.reference is not None and options.reference not in labels:
-        raise FrugalignError(f"reference names {options.reference!r}, which is no line of the study.")
+    given = {line.label for line in lines}
+    shown, labels = given if options.choose is not None else set(every), given | set(every)
+    if options.reference is not None and options.reference not in shown:
+        raise FrugalignError(
+            f"reference names {options.reference!r}, which is no line of the table; there are {', '.join(sorted(shown))}."
+        )
     for name in options.only:
         label, _, seed = name.partition(":")
         if label not in labels or (seed and seed not in map(str, options.seeds)):
@@ -172,17 +181,31 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
 
 
 def contents_of(options: StudyOptions) -> dict[str, str]:
-    """Hashes of the local files and folders that the study names, by the name that it gives them."""
+    """Hashes of the local files and folders that the study names, by the name that it gives them; of `package.module:attribute`, the module's file.
+
+    What frugalign itself ships is known by its version, which the page shows.
+    """
     named = [options.model_name_or_path, options.dataset_name, options.principles, options.preferences]
     named += [options.representation_reward, *options.reward, *options.judges]
     found = {}
     for name in named:
-        path = Path(re.sub(r"^[\w.-]+=|:\w+$", "", str(name))).expanduser() if name else None
+        path = _source_of(str(name)) if name else None
         if path is not None and path.exists():
             files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
             states = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)
             found[str(name)] = _digest(states)
     return found
+
+
+def _source_of(name: str) -> Path:
+    """The path that a name begins with, or the file of the module that it is an attribute of."""
+    spec = re.sub(r"^[\w.-]+=", "", name)
+    if is_attribute(spec):
+        module = spec.split(":")[0]
+        file = None if module.split(".")[0] == "frugalign" else source_of(module)
+        if file is not None:
+            return file
+    return Path(re.sub(r":\w+$", "", spec)).expanduser()
 
 
 @cache

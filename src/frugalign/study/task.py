@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -11,33 +12,54 @@ from typing import Any
 from datasets import Dataset
 
 from frugalign.data import held_out_split, load_splits
-from frugalign.data.loading import distinct
+from frugalign.data.judged import with_prompt
+from frugalign.data.loading import HELD_OUT, distinct, prompt_key
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import LoadedModel, load_model
 from frugalign.study.budget import Budget, StopAfter
 
-_HELD_OUT = 0.1
+_log = logging.getLogger(__name__)
 
 
 def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
     """The study's prompts as train, validation and test; where settings are chosen by prompts and there is no validation split, a tenth of the
-    training prompts is that, and nothing trains on it.
+    training prompts is that. Nothing trains on either: training prompts that are among them are left out, with a warning.
 
     Raises:
-        FrugalignError: a data set without the split to test on.
+        FrugalignError: a data set without the split to test on, or without a training prompt beside it.
     """
     name, splits = asks["dataset_name"], load_splits(asks["dataset_name"])
     train, tested = splits.get("train", next(iter(splits.values()))), asks["eval_split"]
     if tested not in splits or splits[tested] is train:
         raise FrugalignError(f"{name} needs a split to train on and {tested!r} to test on; it has {', '.join(splits)}.")
     found = {"train": train, "test": splits[tested]}
-    if not asks.get("holds_out"):
-        return found
-    if "validation" in splits:
-        return found | {"validation": splits["validation"]}
-    kept, validation = held_out_split(train, _HELD_OUT, 0)
-    return found | {"train": kept, "validation": validation}
+    if asks.get("holds_out"):
+        found["validation"] = splits["validation"] if "validation" in splits else held_out_split(train, HELD_OUT, 0)[1]
+    unseen = _heard_in(found)
+    kept = [row for row, prompt in enumerate(train["prompt"]) if _heard(prompt) not in unseen]
+    if not kept:
+        raise FrugalignError(f"Every training prompt of {name} is one that is tested on or chosen by.")
+    again = (
+        len(train)
+        - len(kept)
+        - (len(found["validation"]) if "validation" in found and "validation" not in splits else 0)
+    )
+    if again > 0:
+        _log.warning("%d training prompts of %s are tested on or chosen by, too; nothing trains on them.", again, name)
+    return found | {"train": train.select(kept)}
+
+
+def _heard_in(splits: dict[str, Dataset]) -> set[str]:
+    """The prompts that nothing may train on."""
+    return {_heard(prompt) for name in ("validation", "test") if name in splits for prompt in splits[name]["prompt"]}
+
+
+def _heard(prompt: Any) -> str:
+    """What the model is asked: a string and a single user message with it are the same."""
+    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
+        return str(prompt[0]["content"])
+    return prompt_key(prompt)
 
 
 @dataclass
@@ -110,17 +132,18 @@ class Task:
 
     @property
     def preferences(self) -> str | None:
-        """The stored preferences, None where there are none; without the pairs of prompts that settings are chosen by."""
+        """The stored preferences, None where there are none; without the pairs of prompts that are tested on or chosen by."""
         name = self.asks.get("preferences")
-        if name is None or not self.asks.get("holds_out"):
-            return name
+        if name is None:
+            return None
         folder = self.folder / "preferences"
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            held_out = {repr(prompt) for prompt in prompt_splits(self.asks)["validation"]["prompt"]}
+            unseen = _heard_in(prompt_splits(self.asks))
             splits = load_splits(name, kind="preference")
+            # The training's last: a folder without it is not finished.
             for split, rows in sorted(splits.items(), key=lambda item: item[0] == "train"):
-                kept = [row for row, prompt in enumerate(rows["prompt"]) if repr(prompt) not in held_out]
+                kept = [place for place, row in enumerate(rows) if _heard(with_prompt(row)[0]) not in unseen]
                 rows.select(kept).to_json(str(folder / f"{split}.jsonl"))
         return str(folder)
 
