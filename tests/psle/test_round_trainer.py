@@ -103,7 +103,7 @@ def test_a_row_of_its_own_weight(tmp_path: Path) -> None:
     """With weights 1, 0 and 0 the loss is a third of the first couple's."""
     sums, lengths = likelihoods(couples())
     plain, guided = sums / lengths
-    first = -torch.nn.functional.logsigmoid((guided - plain)[0] / 0.1)
+    first = -torch.nn.functional.logsigmoid((guided - plain)[0] / 0.5)
     found = first_loss(trainer(tmp_path, couples(weight=[1.0, 0.0, 0.0])))
     assert found == pytest.approx(float(first) / 3, rel=1e-5)
 
@@ -116,7 +116,7 @@ def test_a_response_of_weight_zero_is_not_run(tmp_path: Path) -> None:
     assert sorted(zip(batch["side"].tolist(), batch["couple"].tolist(), strict=True)).count((1, 0)) == 1
     sums, lengths = likelihoods(rows)
     plain, guided = sums / lengths
-    expected = -torch.nn.functional.logsigmoid((guided - plain)[0] / 0.1) - guided[1] - 2 * guided[2]
+    expected = -torch.nn.functional.logsigmoid((guided - plain)[0] / 0.5) - guided[1] - 2 * guided[2]
     assert first_loss(run) == pytest.approx(float(expected) / 3, rel=1e-5)
 
 

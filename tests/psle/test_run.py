@@ -498,7 +498,7 @@ def test_prompts_over_the_context_are_an_error_or_left_out_and_counted(capsys: p
         ({"reward": None}, "--reward is missing"),
         ({"reward": "odd.py:none"}, "No response of this round has a reward"),
         ({"reward": "odd.py:fails"}, "raised KeyError"),
-        ({"dataset_name": "weights.jsonl", "eval_prompts": 0}, "Row 2 has the weight -1"),
+        ({"dataset_name": "weights", "eval_prompts": 0}, "Row 2 has the weight -1"),
         ({"dataset_name": "tests_only"}, "test split only"),
         ({"max_new_tokens": 500}, "exceeds the model's context"),
         ({"reward": "odd.py:fails_on_held_out"}, "raised KeyError"),
@@ -513,10 +513,11 @@ def test_a_mistake_is_one_sentence(flags: dict[str, Any], words: str, capsys: py
     Path("odd.py").write_text(ODD)
     rows = make_prompts("train", 3, 0)
     write(
-        "weights.jsonl",
+        "weights/train.jsonl",
         [{"prompt": row["prompt"], "weight": weight} for row, weight in zip(rows, (1, -1, 1), strict=True)],
     )
-    write("tests_only/test.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    for folder in ("weights", "tests_only"):
+        write(f"{folder}/test.jsonl", [{"prompt": row["prompt"]} for row in rows])
     assert main(command(**flags)) == 2
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said

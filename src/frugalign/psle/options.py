@@ -54,7 +54,7 @@ class PSLEOptions:
         "std", "Unit of τ and of the weights: the standard deviation of round 0's rewards, or the reward's own."
     )
     use_ranking: bool = option(True, "Rank clear gains; --no_use_ranking makes every couple demonstrations (ablation).")
-    ranking_temperature: float = option(0.1, "t: log-likelihood per token at which the ranking loss is soft.")
+    ranking_temperature: float = option(0.5, "t: log-likelihood per token at which the ranking loss is soft.")
     sft_weight: float = option(1.0, "η: weight of the demonstrations beside the ranking.")
     weighting: Literal["round", "pair", "none"] = option(
         "round",
