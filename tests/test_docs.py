@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -86,6 +87,21 @@ def test_studies_can_be_planned(path: Path) -> None:
     lines = [line for each in lines_of(study) for line in swept(each)]
     assert len(lines) >= 8
     check_options(lines)
+
+
+def test_the_readmes_tables_are_what_the_studies_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m benchmarks.page` writes them; each has its result."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    page = importlib.import_module("benchmarks.page_study")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    results = {
+        path.stem.removeprefix("study_"): json.loads(path.read_text("utf-8"))
+        for path in (ROOT / "benchmarks" / "results").glob("study_*.json")
+    }
+    named = [found["name"] for found in page.BLOCK.finditer(readme)]
+    assert named
+    assert set(named) <= set(results)
+    assert page.with_studies(readme, results) == readme
 
 
 def test_the_paper_map_names_functions_that_exist() -> None:
