@@ -101,11 +101,11 @@ def _options_of(method: str) -> set[str]:
     return {each.name for each in fields(config)}
 
 
-Measured = dict[str, Any]
+PolicyArguments = dict[str, Any]
 """Keyword arguments of `evaluate` that name the policy."""
 
 
-def train(task: Task) -> Measured:
+def train(task: Task) -> PolicyArguments:
     """Run the cell's method.
 
     Returns:
@@ -148,7 +148,7 @@ def _spent(task: Task, ledger: Ledger) -> None:
 # -- ours ---------------------------------------------------------------------------------------------------------------
 
 
-def _proxy(task: Task) -> Measured:
+def _proxy(task: Task) -> PolicyArguments:
     from frugalign.proxy.config import ProxyConfig
     from frugalign.proxy.run import train_proxy
 
@@ -168,7 +168,7 @@ def _proxy(task: Task) -> Measured:
     return {"proxy": str(task.run)}
 
 
-def _psle(task: Task) -> Measured:
+def _psle(task: Task) -> PolicyArguments:
     """Every round samples `2k` responses to as many prompts as the budget is enough for; where there are fewer prompts than that, `k` grows."""
     from frugalign.psle.config import PSLEConfig
     from frugalign.psle.run import train_psle
@@ -197,7 +197,7 @@ def _psle(task: Task) -> Measured:
     return {"adapter" if config.use_peft else "policy": str(task.run)}
 
 
-def _rerank(task: Task) -> Measured:
+def _rerank(task: Task) -> PolicyArguments:
     from frugalign.rerank.config import RerankConfig
     from frugalign.rerank.run import train_reranked
 
@@ -264,7 +264,7 @@ def _probes(task: Task, group: int) -> str:
 # -- TRL's --------------------------------------------------------------------------------------------------------------
 
 
-def _on_pairs(task: Task) -> Measured:
+def _on_pairs(task: Task) -> PolicyArguments:
     from frugalign.rerank.run import preference_pairs
     from frugalign.study.peers import train_on_pairs
 
@@ -291,7 +291,7 @@ def _on_pairs(task: Task) -> Measured:
     return {kind: str(task.run)}
 
 
-def _on_rewards(task: Task) -> Measured:
+def _on_rewards(task: Task) -> PolicyArguments:
     from frugalign.study.peers import train_on_rewards
 
     setting = task.setting
