@@ -152,7 +152,8 @@ def shift(
         )
         left.fill_between(at, [value[1] for value in values], [value[2] for value in values], color=colour, alpha=0.15)
     left.set_ylabel("Spearman with the start, within a prompt")
-    left.legend(frameon=False)
+    if rankings:
+        left.legend(frameon=False)
     right.axhspan(0, floor[1], color=_BASE, alpha=0.2, label="two sample sets of the start (97.5 %)")
     right.axhline(floor[0], color=_BASE, linewidth=1.2, linestyle="--")
     right.plot(steps, distances, color=_POLICY, linewidth=1.8, marker="o", markersize=3, label="policy from start")
