@@ -33,7 +33,7 @@ def study(result: dict[str, Any]) -> str:
             f"## Study: {result['name']}\n",
             f"```console\n{result['command']}\n```\n",
             f"Machine: {'; '.join(', '.join(f'{name} {value}' for name, value in each.items()) for each in result['machines'])}. Seeds: "
-            f"{', '.join(map(str, result['options']['seeds']))}. Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
+            f"{', '.join(map(str, result['options']['seeds']))}. Cells at a time: {result['options']['jobs']}. Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
             *(f"{sentence}\n" for sentence in [*headline(result), *missing]),
             table(*quality_table(result)),
             table(*wins_table(result)),
