@@ -43,12 +43,12 @@ def _scaled(found: Mapping[str, float], factor: float, digits: int, sign: bool =
     return spread({key: factor * value for key, value in found.items()}, digits, sign)
 
 
-def _rows(task: str, part: Mapping[str, Any], beside: str) -> str:
+def _rows(task: str, part: Mapping[str, Any], *, with_base: bool = False) -> str:
     shown = _MEASURES[task]
     main = next(iter(shown))
     rows: list[list[str]] = []
     first = next(iter(part.values()))
-    if beside == "psle":
+    if with_base:
         rows.append(
             [
                 "base",
@@ -95,7 +95,7 @@ def psle(task: str, result: dict[str, Any]) -> str:
     """One task: methods, ablations and the number of prompts, as far as they are measured."""
     text = [_TITLES[task], source(result)]
     if "methods" in result:
-        text.append(_rows(task, result["methods"], "psle"))
+        text.append(_rows(task, result["methods"], with_base=True))
         settings = "; ".join(
             f"{name} "
             + ", ".join(f"{key} {value:g}" for key, value in row["setting"].items())
@@ -108,11 +108,11 @@ def psle(task: str, result: dict[str, Any]) -> str:
         )
     if "ablations" in result:
         text.append("### One thing changed\n")
-        text.append(_rows(task, result["ablations"], ""))
+        text.append(_rows(task, result["ablations"]))
     if "prompts" in result:
         text.append("### Fewer prompts\n")
         text.append("The same rounds and steps; the difference is to PSLE on as many prompts.\n")
-        text.append(_rows(task, result["prompts"], ""))
+        text.append(_rows(task, result["prompts"]))
     return "\n".join(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 
@@ -33,8 +34,9 @@ def run(argv: list[str]) -> int:
         found = run_study(options)
     finally:
         signal.signal(signal.SIGTERM, before)
-    recipe = next((word.removeprefix("--config=") for word in argv if word.startswith("--config=")), "STUDY.yaml")
-    recipe = argv[argv.index("--config") + 1] if "--config" in argv else recipe
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--config", default="STUDY.yaml")
+    recipe = named.parse_known_args(argv)[0].config
     try:
         judge_study(found)
     finally:  # the page is worth having without a judge's verdicts

@@ -52,7 +52,7 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
         FrugalignError: as `load_splits`, or where there is no such split.
     """
     splits = load_splits(name)
-    main = splits.get("train", next(iter(splits.values())))
+    main = training_split(splits)
     parts = {"all": _join(name, list(splits.values()))} | splits
     if "test" not in splits and trained_on and dataset_fingerprint(main) == trained_on.get("fingerprint"):
         if trained_on.get("held_out_fraction"):
@@ -67,6 +67,11 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
     return parts[split]
 
 
+def training_split(splits: Mapping[str, Dataset]) -> Dataset:
+    """The split `train`, or the first one where none is called so."""
+    return splits.get("train", next(iter(splits.values())))
+
+
 def training_prompts(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
     """Prompts to train on, prompts to watch the training by (None unless `watch`), and what an artefact stores to know them again.
 
@@ -79,7 +84,7 @@ def training_prompts(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None
     splits = load_splits(name)
     if set(splits) == {"test"}:
         raise FrugalignError(f"{name} holds a test split only, and nothing is trained on what it is to be tested on.")
-    train = splits.get("train", next(iter(splits.values())))
+    train = training_split(splits)
     tests = "test" in splits
     held_out = splits.get("validation")
     trained_on = about_training(name, train, held_out_fraction=0.0 if tests else HELD_OUT)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.groups import Groups, groups_of, read_groups
 from frugalign.data.judged import with_prompt
-from frugalign.data.loading import HELD_OUT, about_training, distinct
+from frugalign.data.loading import HELD_OUT, about_training, distinct, training_split
 from frugalign.data.reading import read_splits
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
@@ -122,7 +122,7 @@ def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None
         if not columns:
             raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
         splits[split] = Dataset.from_dict(columns)
-    train = splits.get("train", next(iter(splits.values())))
+    train = training_split(splits)
     watched = next((splits[split] for split in ("validation", "test") if split in splits), None)
     holds_out = watch and watched is None
     trained_on = about_training(name, train, held_out_fraction=HELD_OUT if holds_out else 0.0)
@@ -198,8 +198,7 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
 
 def prompts_in(name: str) -> Dataset:
     """The rows with prompts that are sampled for, or that groups are stored of: the split `train`, or the only one."""
-    splits = load_splits(name, kind="prompt-only")
-    return splits.get("train", next(iter(splits.values())))
+    return training_split(load_splits(name, kind="prompt-only"))
 
 
 def _is_mine(groups: Groups, loaded: LoadedModel) -> bool:

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.judged import with_prompt
-from frugalign.data.loading import HELD_OUT, distinct, prompt_key
+from frugalign.data.loading import HELD_OUT, distinct, prompt_key, training_split
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import LoadedModel, load_model
@@ -30,22 +30,20 @@ def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
         FrugalignError: a data set without the split to test on, or without a training prompt beside it.
     """
     name, splits = asks["dataset_name"], load_splits(asks["dataset_name"])
-    train, tested = splits.get("train", next(iter(splits.values()))), asks["eval_split"]
+    train, tested = training_split(splits), asks["eval_split"]
     if tested not in splits or splits[tested] is train:
         raise FrugalignError(f"{name} needs a split to train on and {tested!r} to test on; it has {', '.join(splits)}.")
     found = {"train": train, "test": splits[tested]}
     if asks.get("holds_out"):
-        found["validation"] = splits["validation"] if "validation" in splits else held_out_split(train, HELD_OUT, 0)[1]
+        if "validation" in splits:
+            found["validation"] = splits["validation"]
+        else:
+            train, found["validation"] = held_out_split(train, HELD_OUT, 0)
     unseen = _heard_in(found)
     kept = [row for row, prompt in enumerate(train["prompt"]) if _heard(prompt) not in unseen]
     if not kept:
         raise FrugalignError(f"Every training prompt of {name} is one that is tested on or chosen by.")
-    again = (
-        len(train)
-        - len(kept)
-        - (len(found["validation"]) if "validation" in found and "validation" not in splits else 0)
-    )
-    if again > 0:
+    if again := len(train) - len(kept):
         _log.warning("%d training prompts of %s are tested on or chosen by, too; nothing trains on them.", again, name)
     return found | {"train": train.select(kept)}
 
