@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page_figures import one_thing_changed, quality_against_cost
 from benchmarks.page_psle import psle, psle_prefix
 from benchmarks.page_rerank import chat_rerank, interval, label_noise, probes, rerank_cost, source, table
-from benchmarks.page_study import study, write_readme
+from benchmarks.page_study import nulls, study, write_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -356,6 +357,7 @@ SECTIONS = {
     "chat_rerank": chat_rerank,
     "rerank_cost": rerank_cost,
     **{f"study_{name}": study for name in STUDIES},
+    "null_studies": nulls,
     "psle_prefix": psle_prefix,
     "psle_sandbox": partial(psle, "sandbox"),
     "psle_chat": partial(psle, "chat"),
@@ -374,10 +376,16 @@ def main() -> None:
         if result is not None:
             parts.append(section(result))
     PAGE.write_text("\n".join(parts))
+    images = PAGE.parent / "img"
+    images.mkdir(exist_ok=True)
     if (RESULTS / "frontier.png").is_file():
-        (PAGE.parent / "img").mkdir(exist_ok=True)
-        shutil.copyfile(RESULTS / "frontier.png", PAGE.parent / "img" / "frontier.png")
-    write_readme(ROOT / "README.md", {name: found for name in STUDIES if (found := load(f"study_{name}")) is not None})
+        shutil.copyfile(RESULTS / "frontier.png", images / "frontier.png")
+    studies = {name: found for name in STUDIES if (found := load(f"study_{name}")) is not None}
+    for name, found in studies.items():
+        quality_against_cost(found, images / f"study_{name}.png")
+    tasks = {task: found for task in ("sandbox", "chat", "stories") if (found := load(f"psle_{task}")) is not None}
+    one_thing_changed(tasks, images / "psle.png")
+    write_readme(ROOT / "README.md", studies)
     print(f"Written: {PAGE.relative_to(ROOT)}")
 
 

@@ -109,6 +109,8 @@ def psle(task: str, result: dict[str, Any]) -> str:
     if "ablations" in result:
         text.append("### One thing changed\n")
         text.append(_rows(task, result["ablations"]))
+    if task == "sandbox":
+        text.append("![PSLE, the other methods and PSLE with one thing changed, on three tasks](img/psle.png)\n")
     if "prompts" in result:
         text.append("### Fewer prompts\n")
         text.append("The same rounds and steps; the difference is to PSLE on as many prompts.\n")

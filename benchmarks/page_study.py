@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page_rerank import table
+from benchmarks.page_rerank import source, table
 
 from frugalign.study.page import cost_table, headline, wins_table
 from frugalign.study.page import table as quality_table
@@ -36,9 +36,39 @@ def study(result: dict[str, Any]) -> str:
             f"{', '.join(map(str, result['options']['seeds']))}. Cells at a time: {result['options']['jobs']}. Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
             *(f"{sentence}\n" for sentence in [*headline(result), *missing]),
             table(*quality_table(result)),
+            f"![Quality against cost: {result['name']}](img/study_{result['name']}.png)\n",
             table(*wins_table(result)),
             "Training, and one response; medians over the seeds:\n",
             table(*cost_table(result)),
+        ]
+    )
+
+
+def nulls(result: dict[str, Any]) -> str:
+    """Studies in which there is nothing to be found."""
+    shuffled = result["proxy_with_shuffled_advantages"]["difference"]
+    methods = list(result["studies"][0])
+    rows = []
+    for name in methods:
+        gaps = [each[name]["difference"] for each in result["studies"]]
+        excluded = sum(not gap["ci_low"] <= 0 <= gap["ci_high"] for gap in gaps)
+        means = [gap["mean"] for gap in gaps]
+        rows.append(
+            [
+                name,
+                f"{sum(means) / len(means):+.3f}",
+                f"{min(means):+.2f} … {max(means):+.2f}",
+                f"{excluded} of {len(gaps)}",
+            ]
+        )
+    return "\n".join(
+        [
+            "## Null controls: a reward that is noise\n",
+            source(result),
+            f"{len(result['studies'])} studies of three seeds each on the sandbox, the reward a random number for every response. Of {result['intervals']} 95 % intervals of the difference to the base by gold "
+            f"{100 * result['share_excluding_zero']:.0f} % exclude zero (at most 10 % should), and {result['below_0_05_after_holm']} p-values are below 0.05 after Holm's correction within a study. "
+            f"A proxy whose advantages are other responses' (five seeds): {shuffled['mean']:+.3f} [{shuffled['ci_low']:+.3f}, {shuffled['ci_high']:+.3f}].\n",
+            table(["", "mean difference", "lowest … highest", "intervals without zero"], rows),
         ]
     )
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,24 @@ from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
 from frugalign.study.cell import TRACE_FILE, run_cell, shown_rows
 from frugalign.study.comparing import rows_of
+from frugalign.study.figures import on_test
 from frugalign.study.options import StudyOptions
 from frugalign.study.page import write_study
 from frugalign.study.plan import Line, cell_of
+from frugalign.study.run_figures import run_figures_of
 from frugalign.study.running import read_study
 
+LEFT = {
+    "rerank": ["rerank: probe layers", "rerank: calibration of the probes", "rerank: shift"],
+    "psle": [
+        "psle: reward, over rounds",
+        "psle: share of couples in each branch over rounds",
+        "psle: tokens with a gradient, share, over rounds",
+        "psle: (Σw)²/(n·Σw²) of the responses, over rounds",
+    ],
+    "online_dpo": ["online_dpo: probe layers", "online_dpo: calibration of the probes"],
+}
+"""Figures that a method's own training leaves."""
 TOKENS, STEPS = 1500, 4
 N_TEST = 6
 
@@ -68,9 +82,20 @@ def run(data: Path, study: Path, method: str, setting: dict[str, Any], **given: 
 @pytest.mark.parametrize(
     ("method", "setting", "kind", "samples"),
     [
-        ("proxy", {"num_generations": 4, "num_iterations": 1}, "proxy", True),
+        ("proxy", {"num_generations": 4, "num_iterations": 1, "eval_steps": 2}, "proxy", True),
         ("psle", {"rounds": 2, "learning_rate": 1e-3}, "adapter", True),
-        ("rerank", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, "adapter", False),
+        (
+            "rerank",
+            {
+                "learning_rate": 1e-3,
+                "per_device_train_batch_size": 4,
+                "shift_reward": "frugalign.sandbox:gold",
+                "shift_prompts": 4,
+                "shift_steps": 2,
+            },
+            "adapter",
+            False,
+        ),
         ("kto", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, "adapter", False),
         ("sft", {"learning_rate": 1e-4, "use_peft": False, "per_device_train_batch_size": 4}, "policy", False),
         ("rloo", {"learning_rate": 1e-3, "num_generations": 4}, "adapter", True),
@@ -99,7 +124,10 @@ def test_a_method_trains_within_its_budget(
         # The base's mean length stands for the policy's, and rollouts are whole.
         assert 0.5 * TOKENS <= costs["generated_tokens"] <= 1.5 * TOKENS and costs["reward_calls"] > 0
     else:
-        assert costs["generated_tokens"] == 0
+        assert (costs["generated_tokens"] > 0) == ("shift_reward" in setting), "a watched line pays for its looks"
+    row: Any = SimpleNamespace(line=Line(method, method, setting), outcomes=[SimpleNamespace(folder=folder)])
+    assert [figure.title for figure in run_figures_of([row])] == LEFT.get(method, [])
+    assert (on_test([row]) is not None) == ("eval_steps" in setting)
     assert len((folder / "evaluation" / "samples.jsonl").read_text().splitlines()) == N_TEST
     if method != "proxy":
         assert metrics["kl_per_sequence"]["mean"] > 0

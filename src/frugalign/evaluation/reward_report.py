@@ -88,9 +88,45 @@ def _costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _figures(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+Figure = tuple[str, str]
+"""What to see, and a data URI."""
+
+
+def layers_figure(report: Mapping[str, Any]) -> Figure:
+    """The held-out accuracy of each layer's probe alone, beside all of them."""
+    return (
+        "Held-out accuracy of each layer alone; the dashed line is all layers under their gates.",
+        figures.bars(
+            [(str(each["layer"]), 100 * each["accuracy"]) for each in report["per_layer"]],
+            "layer",
+            "accuracy, %",
+            100 * report["test"]["accuracy"]["mean"],
+        ),
+    )
+
+
+def reliability_figure(report: Mapping[str, Any]) -> Figure | None:
+    """How far the calibrated reward's confidence is borne out on held-out pairs; None where there was nothing to calibrate by."""
+    test = report["test"]
+    if "calibration_after" not in test:
+        return None
+    before, after = test["calibration_before"], test["calibration_after"]
+    return (
+        f"Reliability: how often the favoured answer is the better one. Expected calibration error {before['ece']:.3f} before, "
+        f"{after['ece']:.3f} after calibration.",
+        figures.reliability(
+            [
+                ("before", before["confidence"], before["accuracy"]),
+                ("after", after["confidence"], after["accuracy"]),
+            ]
+        ),
+    )
+
+
+def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
     test, history = report["test"], report["fit"]["history"]
-    found = [
+    reliability = reliability_figure(report)
+    return [
         (
             "Calibrated rewards of better and worse answers of unseen prompts: the less they overlap, the better.",
             figures.distributions(
@@ -101,15 +137,8 @@ def _figures(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
                 "answers",
             ),
         ),
-        (
-            "Held-out accuracy of each layer alone; the dashed line is all layers under their gates.",
-            figures.bars(
-                [(str(each["layer"]), 100 * each["accuracy"]) for each in report["per_layer"]],
-                "layer",
-                "accuracy, %",
-                100 * test["accuracy"]["mean"],
-            ),
-        ),
+        *([] if reliability is None else [reliability]),
+        layers_figure(report),
         (
             "Mean gate of each layer: how much of its score counts.",
             figures.bars([(str(each["layer"]), each["gate"]) for each in report["gates"]], "layer", "gate"),
@@ -140,19 +169,3 @@ def _figures(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
             ),
         ),
     ]
-    if "calibration_after" in test:
-        before, after = test["calibration_before"], test["calibration_after"]
-        found.insert(
-            1,
-            (
-                f"Reliability: how often the favoured answer is the better one. Expected calibration error {before['ece']:.3f} before, "
-                f"{after['ece']:.3f} after calibration.",
-                figures.reliability(
-                    [
-                        ("before", before["confidence"], before["accuracy"]),
-                        ("after", after["confidence"], after["accuracy"]),
-                    ]
-                ),
-            ),
-        )
-    return found

@@ -21,6 +21,12 @@ from frugalign.evaluation.rounds import (
 Figure = tuple[str, str]
 """Alternative text and data URI."""
 
+LEARNED_FROM = (
+    "What became of each couple; psle ranks those whose gain is above the threshold and imitates the others. Beside it, the use "
+    "that RAFT, which learns from each prompt's best response alone, would make of the same responses."
+)
+"""What to see in `learned_from_figures`."""
+
 _USES = (("this run", "use"), ("RAFT on the same responses", "use_of_raft"))
 _SHARES = (
     ("tokens with a gradient, share", "tokens"),
@@ -59,8 +65,7 @@ def section(rounds: Rounds) -> RoundsSection:
         ),
         (
             "What the rounds learn from",
-            "What became of each couple; psle ranks those whose gain is above the threshold and imitates the others. Beside it, the use "
-            "that RAFT, which learns from each prompt's best response alone, would make of the same responses.",
+            LEARNED_FROM,
             learned_from_figures(rounds),
         ),
         ("Rewards of the responses", "Before each round's training; one scale for all rounds.", reward_figures(rounds)),

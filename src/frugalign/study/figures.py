@@ -219,9 +219,9 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
         caption = f"The test's {judge} over {name}, everything else as it is."
         found.append(Figure(f"{method}: {judge} over {name}", data_uri(figure), caption))
         found.append(_panels(same, name, judge, sft))
-        curves = learning(same)
-        if curves is not None:
-            found.append(Figure(f"{method}: learning curves over {name}", curves.uri, curves.caption))
+        for curves in (learning(same), on_test(same)):
+            if curves is not None:
+                found.append(Figure(f"{method}: {_lowered(curves.title)} at each {name}", curves.uri, curves.caption))
     return found
 
 
@@ -287,6 +287,37 @@ def learning(rows: Sequence[Row]) -> Figure | None:
         data_uri(figure),
         "The reward of the responses that a method trains on, as it goes, first seed. It should rise; a judge that does not follow it is the sign of a gamed reward.",
     )
+
+
+def on_test(rows: Sequence[Row]) -> Figure | None:
+    """The training reward on the test's prompts over the training prompts seen, first seed, of lines with `eval_steps`."""
+    figure, axes = _axes(7.4, 3.8)
+    drawn = 0
+    for row in rows:
+        cell = row.outcomes[0].folder
+        prompts = len(read_lines(cell / "watched" / "train.jsonl"))
+        looks = [line for line in read_lines(cell / "run" / "metrics.jsonl") if _is_number(line.get("eval_reward"))]
+        if len(looks) < 2:
+            continue
+        axes.plot(
+            [line["epoch"] * prompts for line in looks], [line["eval_reward"] for line in looks], color=colour_of(rows, row),
+            linestyle=style_of(rows, row), label=row.line.label, linewidth=1.5, marker="o", markersize=3,
+        )  # fmt: skip
+        drawn += 1
+    if not drawn:
+        return None
+    axes.set_xlabel("training prompts seen")
+    axes.set_ylabel("training reward on the test's prompts")
+    _legend_beside(axes)
+    return Figure(
+        "Test score over the training prompts",
+        data_uri(figure),
+        "The reward on the test's prompts as training goes, first seed, the same noise at every look; nothing was chosen by it.",
+    )
+
+
+def _lowered(title: str) -> str:
+    return title[0].lower() + title[1:]
 
 
 def _legend_beside(axes: Any) -> None:

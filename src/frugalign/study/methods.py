@@ -51,7 +51,7 @@ _THE_STUDYS = {
         "prompt_format",
         "method",
     ),
-    *("loss_type", "report_to", "eval_reward", "eval_prompts", "eval_steps", "reward_dataset_name", "shift_reward"),
+    *("loss_type", "report_to", "eval_reward", "eval_prompts", "reward_dataset_name"),
 }
 """Options that are the study's, the same for every line."""
 _THE_BUDGETS = {"max_steps", "prompts_per_round"}
@@ -70,7 +70,7 @@ def check_options(lines: Sequence[Line], budget: dict[str, Any] | None = None) -
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise FrugalignError(f"{said} it does not have{f'; did you mean {near[0]}?' if near else '.'}")
-            if name in _THE_STUDYS:
+            if name in _THE_STUDYS or (name == "eval_steps" and line.method != "proxy"):
                 raise FrugalignError(f"{said} is the study's, the same for every line.")
             if budget and name in _THE_BUDGETS:
                 raise FrugalignError(f"{said} follows from the budget.")
@@ -161,7 +161,8 @@ def _proxy(task: Task) -> PolicyArguments:
         steps_per_rollout=int(setting.get("num_iterations", 2)) * mini_batches,
     )
     completions = sizes.pop("completions")
-    options = task.common() | task.shared("reward", "reward_weights") | {"dataset_name": task.dataset}
+    options = task.common() | task.shared("reward", "reward_weights")
+    options |= {"dataset_name": task.watched if "eval_steps" in setting else task.dataset}
     options |= {"save_strategy": "no"} | setting | sizes | {"per_device_train_batch_size": completions}
     trainer = train_proxy(ProxyConfig(**options), callbacks=task.callbacks())
     _spent(task, trainer.ledger)

@@ -16,6 +16,7 @@ from frugalign.study.cell import TRACE_FILE, shown_rows
 from frugalign.study.comparing import Row, rows_of
 from frugalign.study.figures import figures_of
 from frugalign.study.plan import METHODS, STAND_FOR_PPO
+from frugalign.study.run_figures import run_figures_of
 from frugalign.study.running import Finished, Outcome
 
 SUMMARY_FILE, MARKDOWN_FILE, PAGE_FILE = "study.json", "study.md", "report.html"
@@ -52,7 +53,7 @@ def write_study(found: Finished, recipe: str) -> Path:
         table=table(summary),
         wins=wins_table(summary),
         costs=cost_table(summary),
-        figures=[asdict(figure) for figure in figures_of(rows, judge, reference)],
+        figures=[asdict(figure) for figure in [*figures_of(rows, judge, reference), *run_figures_of(rows)]],
         samples=_samples(rows),
         commands=[(outcome.cell.name, command(outcome, recipe)) for outcome in found.outcomes],
         methods=[(line["label"], METHODS[line["method"]]) for line in summary["lines"]],

@@ -120,12 +120,21 @@ class Task:
     @property
     def dataset(self) -> str:
         """A folder with the prompts to train on as `train`, and the test's beside them, so that no method holds out more."""
-        folder = self.folder / "prompts"
+        return self._prompts_in("prompts", {"test": "test"})
+
+    @property
+    def watched(self) -> str:
+        """The same with the test's prompts as `validation` too, for a learning curve on them; nothing is chosen by it."""
+        return self._prompts_in("watched", {"test": "test", "validation": "test"})
+
+    def _prompts_in(self, name: str, beside: dict[str, str]) -> str:
+        folder = self.folder / name
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             parts = prompt_splits(self.asks)
-            for name in ("test", "train"):  # the training's last: a folder without it is not finished
-                parts[name].to_json(str(folder / f"{name}.jsonl"))
+            # The training's last: a folder without it is not finished.
+            for split, source in (beside | {"train": "train"}).items():
+                parts[source].to_json(str(folder / f"{split}.jsonl"))
         return str(folder)
 
     @property
