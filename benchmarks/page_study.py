@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page_rerank import source, table
+from benchmarks.page_rerank import interval, source, table
 
 from frugalign.study.page import cost_table, headline, wins_table
 from frugalign.study.page import table as quality_table
@@ -47,9 +47,8 @@ def study(result: dict[str, Any]) -> str:
 def nulls(result: dict[str, Any]) -> str:
     """Studies in which there is nothing to be found."""
     shuffled = result["proxy_with_shuffled_advantages"]["difference"]
-    methods = list(result["studies"][0])
     rows = []
-    for name in methods:
+    for name, learned in result["with_the_exact_reward"].items():
         gaps = [each[name]["difference"] for each in result["studies"]]
         excluded = sum(not gap["ci_low"] <= 0 <= gap["ci_high"] for gap in gaps)
         means = [gap["mean"] for gap in gaps]
@@ -59,16 +58,20 @@ def nulls(result: dict[str, Any]) -> str:
                 f"{sum(means) / len(means):+.3f}",
                 f"{min(means):+.2f} … {max(means):+.2f}",
                 f"{excluded} of {len(gaps)}",
+                interval(learned["difference"]),
+                f"{learned['p_holm']:.2g}",
             ]
         )
+    titles = ["mean difference", "lowest … highest", "intervals without zero", "with the exact reward", "p (Holm)"]
     return "\n".join(
         [
             "## Null controls: a reward that is noise\n",
             source(result),
-            f"{len(result['studies'])} studies of three seeds each on the sandbox, the reward a random number for every response. Of {result['intervals']} 95 % intervals of the difference to the base by gold "
+            f"{len(result['studies'])} studies of three seeds each on the sandbox, the reward a random number for every response. Of {result['intervals']} intervals (95 %) of the difference to the base by gold "
             f"{100 * result['share_excluding_zero']:.0f} % exclude zero (at most 10 % should), and {result['below_0_05_after_holm']} p-values are below 0.05 after Holm's correction within a study. "
-            f"A proxy whose advantages are other responses' (five seeds): {shuffled['mean']:+.3f} [{shuffled['ci_low']:+.3f}, {shuffled['ci_high']:+.3f}].\n",
-            table(["", "mean difference", "lowest … highest", "intervals without zero"], rows),
+            f"A proxy whose advantages are other responses' (five seeds): {shuffled['mean']:+.3f} [{shuffled['ci_low']:+.3f}, {shuffled['ci_high']:+.3f}]. The last columns are a study of the same size, "
+            "a sixteenth of the core study's tokens and a quarter of its steps, with the exact reward: there all gain, the proxy and best-of-n clearly, and three seeds are too few to tell the rest from the base.\n",
+            table(["", *titles], rows),
         ]
     )
 
