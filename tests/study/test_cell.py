@@ -20,7 +20,7 @@ from frugalign.study.options import StudyOptions
 from frugalign.study.page import write_study
 from frugalign.study.plan import Line, cell_of
 from frugalign.study.run_figures import run_figures_of
-from frugalign.study.running import read_study
+from frugalign.study.running import Outcome, outcome_of, read_study
 
 LEFT = {
     "rerank": ["rerank: probe layers", "rerank: calibration of the probes", "rerank: shift"],
@@ -69,13 +69,18 @@ def options(data: Path, study: Path, **given: Any) -> StudyOptions:
     return StudyOptions(**common | given)
 
 
-def run(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> tuple[dict[str, Any], Path]:
+def asked_cell(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> Outcome:
+    """A cell whose folder says what is asked of it."""
     asked = options(data, study, methods={method: setting}, **given)
-    cell = cell_of(Line(method, method, setting), 1, "test", asked)
-    folder = cell.folder(study)
-    folder.mkdir(parents=True)
-    (folder / "asks.json").write_text(json.dumps(cell.asks))
-    return run_cell(folder, study / "start"), folder
+    found = outcome_of(cell_of(Line(method, method, setting), 1, "test", asked), asked)
+    found.folder.mkdir(parents=True)
+    (found.folder / "asks.json").write_text(json.dumps(found.cell.asks))
+    return found
+
+
+def run(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> tuple[dict[str, Any], Outcome]:
+    found = asked_cell(data, study, method, setting, **given)
+    return run_cell(found.folder, study / "start", study / "trainings"), found
 
 
 @pytest.mark.slow
@@ -113,7 +118,8 @@ def run(data: Path, study: Path, method: str, setting: dict[str, Any], **given: 
 def test_a_method_trains_within_its_budget(
     data: Path, tmp_path: Path, method: str, setting: dict[str, Any], kind: str, samples: bool
 ) -> None:
-    result, folder = run(data, tmp_path, method, setting)
+    result, cell = run(data, tmp_path, method, setting)
+    folder = cell.folder
     costs, metrics = result["costs"], result["metrics"]
     assert metrics["settings"]["policy"] == kind
     assert list(metrics["rewards"]) == ["gold", "over_refusal"]
@@ -125,7 +131,7 @@ def test_a_method_trains_within_its_budget(
         assert 0.5 * TOKENS <= costs["generated_tokens"] <= 1.5 * TOKENS and costs["reward_calls"] > 0
     else:
         assert (costs["generated_tokens"] > 0) == ("shift_reward" in setting), "a watched line pays for its looks"
-    row: Any = SimpleNamespace(line=Line(method, method, setting), outcomes=[SimpleNamespace(folder=folder)])
+    row: Any = SimpleNamespace(line=Line(method, method, setting), outcomes=[cell])
     assert [figure.title for figure in run_figures_of([row])] == LEFT.get(method, [])
     assert (on_test([row]) is not None) == ("eval_steps" in setting)
     assert len((folder / "evaluation" / "samples.jsonl").read_text().splitlines()) == N_TEST
@@ -144,11 +150,13 @@ def test_a_method_trains_within_its_budget(
 def test_a_study_without_stored_preferences_samples_its_own(data: Path, tmp_path: Path) -> None:
     """Groups of four from the base, ranked by the training reward, as many as the tokens are enough for; settings are chosen on a held-out tenth."""
     given = {"preferences": None, "choose": {"seed": 9}}
-    result, folder = run(data, tmp_path, "dpo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
-    groups = [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
+    result, cell = run(data, tmp_path, "dpo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
+    groups = [json.loads(line) for line in (cell.training / "groups.jsonl").read_text().splitlines()]
     assert all(len(group["completions"]) == len(group["rewards"]) == 4 for group in groups)
     assert 0.5 * TOKENS <= result["costs"]["generated_tokens"] <= 1.5 * TOKENS
-    trained = {json.loads(line)["prompt"] for line in (folder / "prompts" / "train.jsonl").read_text().splitlines()}
+    trained = {
+        json.loads(line)["prompt"] for line in (cell.training / "prompts" / "train.jsonl").read_text().splitlines()
+    }
     every = {json.loads(line)["prompt"] for line in (data / "prompts" / "train.jsonl").read_text().splitlines()}
     assert trained < every and len(every - trained) >= 0.05 * len(every)
     assert {group["prompt"] for group in groups} <= trained
@@ -163,10 +171,10 @@ def test_the_tokens_are_spent_where_the_prompts_run_out(data: Path, tmp_path: Pa
         (tmp_path / "few" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     setting = {"learning_rate": 1e-3} | ({"rounds": 2} if method == "psle" else {})
     given = {"preferences": None, "dataset_name": str(tmp_path / "few")}
-    result, folder = run(data, tmp_path / "study", method, setting, **given)
+    result, cell = run(data, tmp_path / "study", method, setting, **given)
     assert 0.7 * TOKENS <= result["costs"]["generated_tokens"] <= 1.3 * TOKENS
     if method == "dpo":
-        groups = [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
+        groups = [json.loads(line) for line in (cell.training / "groups.jsonl").read_text().splitlines()]
         assert len(groups) > len({group["prompt"] for group in groups}) == 6
         assert len({json.dumps(group["completion_ids"]) for group in groups}) == len(groups)
 
@@ -174,29 +182,33 @@ def test_the_tokens_are_spent_where_the_prompts_run_out(data: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_clock_ends_a_run_between_its_rounds(data: Path, tmp_path: Path) -> None:
     setting = {"rounds": 50, "prompts_per_round": 4, "max_steps": 1}
-    result, folder = run(data, tmp_path, "psle", setting, budget={"wall_clock_seconds": 2.0})
-    assert 1 <= len(list((folder / "run").glob("round-*/manifest.json"))) < 50
+    result, cell = run(data, tmp_path, "psle", setting, budget={"wall_clock_seconds": 2.0})
+    assert 1 <= len(list((cell.training / "run").glob("round-*/manifest.json"))) < 50
     assert result["metrics"]["settings"]["policy"] == "adapter"
 
 
 def test_a_mistake_in_a_judge_is_found_before_the_training(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FrugalignError, match="no 'godl'"):
         run(data, tmp_path, "psle", {}, judges=["frugalign.sandbox.judging:godl"])
-    assert not list(tmp_path.glob("cells/*/run"))
+    assert not list(tmp_path.glob("trainings/*/run"))
 
 
 def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the evaluation: the next attempt goes on with what was trained, and counts its cost."""
-    asked = options(data, tmp_path, methods={"best_of_n": {}})
-    folder = cell_of(Line("best_of_n", "best_of_n", {}), 1, "test", asked).folder(tmp_path)
-    folder.mkdir(parents=True)
-    (folder / "asks.json").write_text(json.dumps(cell_of(Line("best_of_n", "best_of_n", {}), 1, "test", asked).asks))
+    """Killed in the evaluation, or asked for by another test: the next attempt goes on with what was trained, and counts its cost."""
+    first = asked_cell(data, tmp_path, "best_of_n", {})
+    first.training.mkdir(parents=True)
     costs = {"lm_forward_tokens": 77}
     policy = {"best_of_n": 2, "selection_reward": ["frugalign.sandbox:gold"]}
-    (folder / "trained.json").write_text(json.dumps({"policy": policy, "costs": costs}))
+    (first.training / "trained.json").write_text(json.dumps({"policy": policy, "costs": costs}))
     monkeypatch.setattr("frugalign.study.methods.train", lambda task: pytest.fail("trained again"))
-    result = run_cell(folder, tmp_path / "start")
+    result = run_cell(first.folder, tmp_path / "start", tmp_path / "trainings")
     assert result["costs"] == costs and result["metrics"]["settings"]["best_of_n"] == 2
+    # Another judge and fewer prompts, from another study's folder.
+    other = {"judges": ["frugalign.sandbox:rude"], "eval_prompts": 2, "trainings_dir": str(tmp_path / "trainings")}
+    again = asked_cell(data, tmp_path / "other", "best_of_n", {}, **other)
+    assert again.training == first.training and again.folder.name != first.folder.name
+    result = run_cell(again.folder, tmp_path / "other" / "start", tmp_path / "trainings")
+    assert result["costs"] == costs and list(result["metrics"]["rewards"]) == ["rude", "gold"]
 
 
 def test_two_processes_do_not_work_on_one_cell(data: Path, tmp_path: Path) -> None:
@@ -216,7 +228,7 @@ def test_two_processes_do_not_work_on_one_cell(data: Path, tmp_path: Path) -> No
     try:
         assert held.stdout is not None and held.stdout.readline() == b"held\n"
         with pytest.raises(FrugalignError, match="another process works on this cell"):
-            run_cell(folder, tmp_path / "start")
+            run_cell(folder, tmp_path / "start", tmp_path / "trainings")
     finally:
         held.kill()
         held.wait()
@@ -260,7 +272,7 @@ def test_the_page_has_what_is_done_and_names_what_is_not(data: Path, tmp_path: P
         cell = cell_of(Line(label, method, setting), 1, "test", asked)
         cell.folder(tmp_path).mkdir(parents=True)
         (cell.folder(tmp_path) / "asks.json").write_text(json.dumps(cell.asks))
-        run_cell(cell.folder(tmp_path), tmp_path / "start")
+        run_cell(cell.folder(tmp_path), tmp_path / "start", tmp_path / "trainings")
     found = read_study(asked)
     rows = {row.line.label: row for row in rows_of(found)}
     assert list(rows) == ["base", "best-of-3", "guided"]

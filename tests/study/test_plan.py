@@ -75,6 +75,31 @@ def test_a_folder_follows_what_is_asked_and_nothing_else() -> None:
     assert len({same, *others}) == 7
 
 
+def test_a_training_follows_what_it_depends_on_and_no_test(tmp_path: Path) -> None:
+    """Cells that are called, judged or decoded otherwise share one; what trains, the prompts held out included, is another."""
+    (tmp_path / "judge.py").write_text("one")
+    judge = f"{tmp_path}/judge.py:score"
+
+    def training(seed: int = 1, label: str = "dpo", **options: Any) -> Path:
+        return cell_of(Line(label, "dpo", {"beta": 0.1}), seed, "test", study(**options)).training(Path("t"))
+
+    same = training()
+    assert same.parent == Path("t") and same.name.startswith("dpo-")
+    assert training(label="mine") == same
+    for options in (
+        {"judges": ["other", judge]},
+        {"eval_do_sample": False},
+        {"eval_samples": 4},
+        {"eval_prompts": 3},
+    ):
+        assert training(**options) == same
+    seen = training(reward=[judge])
+    (tmp_path / "judge.py").write_text("other")
+    others = [seen, training(reward=[judge]), training(seed=2), training(preferences="pairs")]
+    others += [training(choose={"seed": 9}), training(eval_split="other"), training(budget={"optimizer_steps": 3})]
+    assert len({same, *others}) == 8
+
+
 def test_a_folder_follows_the_contents_of_local_files(tmp_path: Path) -> None:
     """A reward that was edited, or other prompts under the same name, are another question; a hub id has no contents here."""
     (tmp_path / "prompts").mkdir()

@@ -1,6 +1,7 @@
-"""One cell of a study in a process of its own: `python -m frugalign.study.cell FOLDER` trains, evaluates, and leaves `cell.json`.
+"""One cell of a study in a process of its own: `python -m frugalign.study.cell FOLDER …` trains, evaluates, and leaves `cell.json`.
 
-The folder's `asks.json` says what is asked. A cell that fails leaves `failed.json` with a sentence in place of a result.
+The folder's `asks.json` says what is asked. A cell that fails leaves `failed.json` with a sentence in place of a result. What it trains lies in a folder of
+its own, by what the training depends on: a cell that asks for another test of the same training does not train again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
+from frugalign.study.plan import training_folder
 
 ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
 TRAINED_FILE, TRACE_FILE, LOCK_FILE = "trained.json", "trace.json", ".lock"
@@ -29,11 +31,12 @@ _TEST_SEED = 1000
 """Added to a cell's seed: the test's noise is not the training's, and is the same for every method."""
 
 
-def run_cell(folder: Path, start: Path, *, batch_size: int = 64) -> dict[str, Any]:
+def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64) -> dict[str, Any]:
     """Train and evaluate what `asks.json` asks for, and write `cell.json`; a training that is done already is not done again.
 
     Args:
         start: a folder beside the cells that keeps what is known of the base.
+        trainings: the folder of the trainings; one that another cell is at work on is waited for.
         batch_size: responses sampled at once in the test; no result depends on it.
 
     Raises:
@@ -54,7 +57,10 @@ def run_cell(folder: Path, start: Path, *, batch_size: int = 64) -> dict[str, An
         rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
         measures = list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
         load_rewards(measures)  # a mistake there is found before hours of training
-        policy, costs = _trained(asks, folder, start)
+        training = training_folder(asks, trainings)
+        training.mkdir(parents=True, exist_ok=True)
+        with FileLock(training / LOCK_FILE):
+            policy, costs = _trained(asks, training, start)
         metrics = evaluate(
             asks["model_name_or_path"],
             dataset_name=rows,
@@ -85,7 +91,7 @@ def run_cell(folder: Path, start: Path, *, batch_size: int = 64) -> dict[str, An
 
 
 def _trained(asks: dict[str, Any], folder: Path, start: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `evaluate` is to measure and what its training cost: of an earlier attempt whose training ended, else of a new one."""
+    """What `evaluate` is to measure and what its training cost: of a training in this folder that ended, else of a new one."""
     from frugalign.study.budget import Budget
     from frugalign.study.methods import train
     from frugalign.study.task import Task
@@ -198,11 +204,11 @@ def machine(*, use_cpu: bool) -> dict[str, Any]:
     }
 
 
-def main(folder: str, start: str, batch_size: str) -> int:
+def main(folder: str, start: str, trainings: str, batch_size: str) -> int:
     """Run one cell; what goes wrong is left in `failed.json`."""
     began = time.perf_counter()
     try:
-        run_cell(Path(folder), Path(start), batch_size=int(batch_size))
+        run_cell(Path(folder), Path(start), Path(trainings), batch_size=int(batch_size))
     except Exception as error:
         traceback.print_exc()
         said = str(error) if isinstance(error, FrugalignError) else f"{type(error).__name__}: {error}"

@@ -267,7 +267,7 @@ def learning(rows: Sequence[Row]) -> Figure | None:
     figure, axes = _axes(7.4, 3.8)
     drawn = 0
     for row in rows:
-        log = read_lines(row.outcomes[0].folder / "run" / "metrics.jsonl")
+        log = read_lines(row.outcomes[0].training / "run" / "metrics.jsonl")
         points = [(line["step"], line["reward"]) for line in log if _is_number(line.get("reward")) and "step" in line]
         if len(points) < 2:
             continue
@@ -294,9 +294,9 @@ def on_test(rows: Sequence[Row]) -> Figure | None:
     figure, axes = _axes(7.4, 3.8)
     drawn = 0
     for row in rows:
-        cell = row.outcomes[0].folder
-        prompts = len(read_lines(cell / "watched" / "train.jsonl"))
-        looks = [line for line in read_lines(cell / "run" / "metrics.jsonl") if _is_number(line.get("eval_reward"))]
+        training = row.outcomes[0].training
+        prompts = len(read_lines(training / "watched" / "train.jsonl"))
+        looks = [line for line in read_lines(training / "run" / "metrics.jsonl") if _is_number(line.get("eval_reward"))]
         if len(looks) < 2:
             continue
         axes.plot(

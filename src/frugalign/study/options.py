@@ -73,6 +73,9 @@ class StudyOptions:
     )
 
     output_dir: str = option("runs/study", "The study's folder: a folder per cell, chosen.json, and the page.")
+    trainings_dir: str | None = option(
+        None, "Where trainings lie; that of another study, whose trainings are not run again. Default: in output_dir."
+    )
     jobs: int = option(1, "Cells that run at once, a process each.")
     only: list[str] = option([], "Run these alone: a label, or label:seed for one cell; the page shows what is there.")
     use_cpu: bool = option(False, "Stay on the CPU where there is a GPU.")

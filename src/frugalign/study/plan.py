@@ -49,6 +49,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
 # Where cells run and how many at once changes no result.
 _NOT_ASKED = {
     "output_dir",
+    "trainings_dir",
     "jobs",
     "only",
     "methods",
@@ -59,6 +60,9 @@ _NOT_ASKED = {
     "model_judge",
     "reference",
 }
+
+_TESTS_ALONE = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
+"""What is asked of a cell that its training has nothing to do with."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,24 @@ class Cell:
 
     def folder(self, study: Path) -> Path:
         """The cell's folder: another one as soon as anything else is asked, or a file that the study names holds something else."""
-        digest = hashlib.sha256(json.dumps(self.asks, sort_keys=True).encode()).hexdigest()[:8]
-        return study / "cells" / f"{_folder_name(self.line.label)}-{digest}"
+        return study / "cells" / f"{_folder_name(self.line.label)}-{_digest_of(self.asks)}"
+
+    def training(self, trainings: Path) -> Path:
+        """The folder of what it trains."""
+        return training_folder(self.asks, trainings)
+
+
+def training_folder(asks: dict[str, Any], trainings: Path) -> Path:
+    """Where what a cell trains lies: the same folder for all cells that train the same, however they are called and tested."""
+    names = {asks.get(name) for name in ("model_name_or_path", "dataset_name", "principles", "preferences")}
+    names |= {asks.get("representation_reward"), *asks.get("reward", [])}
+    trains = {name: value for name, value in asks.items() if name not in _TESTS_ALONE}
+    trains["contents"] = {name: digest for name, digest in asks.get("contents", {}).items() if name in names}
+    return trainings / f"{asks['method']}-{_digest_of(trains)}"
+
+
+def _digest_of(asked: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def lines_of(options: StudyOptions) -> list[Line]:

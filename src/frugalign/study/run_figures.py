@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from frugalign.artifacts import read_json, read_lines
 from frugalign.evaluation.reward_report import layers_figure, reliability_figure
@@ -26,7 +25,7 @@ def run_figures_of(rows: Sequence[Row]) -> list[Figure]:
 
 def probes(row: Row) -> list[Figure]:
     """Accuracy by layer and the reliability of a reward that the cell fitted on hidden states."""
-    report = read_json(_cell(row) / _REWARD_REPORT)
+    report = read_json(row.outcomes[0].training / _REWARD_REPORT)
     if not report:
         return []
     named = (("probe layers", layers_figure(report)), ("calibration of the probes", reliability_figure(report)))
@@ -35,16 +34,12 @@ def probes(row: Row) -> list[Figure]:
 
 def shift(row: Row) -> list[Figure]:
     """How rankings and samples moved, of a line with `shift_reward`."""
-    found = read_shift(read_lines(_cell(row) / _METRICS), read_json(_cell(row) / _SHIFT))
+    found = read_shift(read_lines(row.outcomes[0].training / _METRICS), read_json(row.outcomes[0].training / _SHIFT))
     return [] if found is None else [Figure(f"{row.line.label}: shift", found.figure, found.verdict)]
 
 
 def rounds(row: Row) -> list[Figure]:
     """What PSLE's rounds learned from: gain and threshold, branches, the use of the responses beside RAFT's."""
-    read = read_rounds(_cell(row) / "run") if row.line.method == "psle" else None
+    read = read_rounds(row.outcomes[0].training / "run") if row.line.method == "psle" else None
     drawn = [] if read is None else learned_from_figures(read)
     return [Figure(f"{row.line.label}: {text}", uri, LEARNED_FROM) for text, uri in drawn]
-
-
-def _cell(row: Row) -> Path:
-    return row.outcomes[0].folder

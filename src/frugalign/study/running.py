@@ -20,17 +20,18 @@ from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, Line, cell_of, cells_of, choosing_cells, is_wanted, lines_of, swept
 from frugalign.study.task import prompt_splits
 
-CHOSEN_FILE, START_FOLDER = "chosen.json", "start"
+CHOSEN_FILE, START_FOLDER, TRAININGS_FOLDER = "chosen.json", "start", "trainings"
 _POLL = 0.2
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell with what came of it: its result, or why there is none."""
+    """A cell with what came of it: its result, or why there is none; `training`: the folder of what it trained."""
 
     cell: Cell
     folder: Path
+    training: Path
     result: dict[str, Any] | None
     error: str | None
 
@@ -121,12 +122,12 @@ def read_study(options: StudyOptions) -> Finished:
         if chosen[line.label]["setting"] is not None:
             lines.append(Line(line.label, line.method, chosen[line.label]["setting"]))
         failed += [each for each in _tried(line, options) if each.result is None]
-    outcomes = [outcome_of(cell, study) for cell in cells_of(lines, options)]
+    outcomes = [outcome_of(cell, options) for cell in cells_of(lines, options)]
     return Finished(options, lines, outcomes, chosen, failed)
 
 
 def _tried(sweep: Line, options: StudyOptions) -> list[Outcome]:
-    return [outcome_of(cell, Path(options.output_dir)) for cell in choosing_cells(sweep, options)]
+    return [outcome_of(cell, options) for cell in choosing_cells(sweep, options)]
 
 
 def _asked_of(sweep: Line, options: StudyOptions) -> str:
@@ -161,20 +162,25 @@ def _choice(sweep: Line, options: StudyOptions) -> dict[str, Any]:
 NOT_RUN = "not run yet"
 
 
-def outcome_of(cell: Cell, study: Path) -> Outcome:
+def outcome_of(cell: Cell, options: StudyOptions) -> Outcome:
     """What a cell's folder holds."""
-    folder = cell.folder(study)
+    folder, training = cell.folder(Path(options.output_dir)), cell.training(trainings_of(options))
     if (folder / RESULT_FILE).is_file():
-        return Outcome(cell, folder, json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), None)
+        return Outcome(cell, folder, training, json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), None)
     if (folder / FAILED_FILE).is_file():
-        return Outcome(cell, folder, None, str(json.loads((folder / FAILED_FILE).read_text(encoding="utf-8"))["error"]))
-    return Outcome(cell, folder, None, NOT_RUN)
+        said = json.loads((folder / FAILED_FILE).read_text(encoding="utf-8"))["error"]
+        return Outcome(cell, folder, training, None, str(said))
+    return Outcome(cell, folder, training, None, NOT_RUN)
+
+
+def trainings_of(options: StudyOptions) -> Path:
+    """The folder of the study's trainings."""
+    return Path(options.trainings_dir or Path(options.output_dir) / TRAININGS_FOLDER)
 
 
 def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     """Run what has no result, `options.jobs` processes at a time; their output is in each cell's log.txt."""
-    study = Path(options.output_dir)
-    left = [cell for cell in cells if outcome_of(cell, study).result is None]
+    left = [cell for cell in cells if outcome_of(cell, options).result is None]
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
@@ -187,7 +193,7 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
             for entry in [entry for entry in running if entry[1].poll() is not None]:
                 running.remove(entry)
                 done += 1
-                _report(entry[0], study, entry[1].returncode, time.perf_counter() - entry[2], f"{done}/{len(left)}")
+                _report(entry[0], options, entry[1].returncode, time.perf_counter() - entry[2], f"{done}/{len(left)}")
     finally:  # also where the runner itself is told to stop
         for _, process, _ in running:
             process.terminate()
@@ -203,7 +209,7 @@ def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     given = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
     given |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    words = [str(folder), str(study / START_FOLDER), str(options.eval_batch_size)]
+    words = [str(folder), str(study / START_FOLDER), str(trainings_of(options)), str(options.eval_batch_size)]
     with (folder / LOG_FILE).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "frugalign.study.cell", *words],
@@ -214,8 +220,8 @@ def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
         )
 
 
-def _report(cell: Cell, study: Path, status: int, seconds: float, place: str) -> None:
-    found = outcome_of(cell, study)
+def _report(cell: Cell, options: StudyOptions, status: int, seconds: float, place: str) -> None:
+    found = outcome_of(cell, options)
     if found.result is not None:
         value = main_judge(found.result)
         print(
@@ -225,7 +231,9 @@ def _report(cell: Cell, study: Path, status: int, seconds: float, place: str) ->
         return
     if not (found.folder / FAILED_FILE).is_file():  # killed from outside, by the system for its memory perhaps
         write_json_atomic(found.folder / FAILED_FILE, {"error": f"its process ended with status {status}"})
-    _log.warning("%s %s failed: %s; see %s.", place, cell.name, outcome_of(cell, study).error, found.folder / LOG_FILE)
+    _log.warning(
+        "%s %s failed: %s; see %s.", place, cell.name, outcome_of(cell, options).error, found.folder / LOG_FILE
+    )
 
 
 def main_judge(result: dict[str, Any]) -> float | None:

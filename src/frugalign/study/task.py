@@ -62,7 +62,7 @@ def _heard(prompt: Any) -> str:
 
 @dataclass
 class Task:
-    """`asks`: everything that the cell's result depends on; `folder`: where its run lies; `ledger`: what it has spent."""
+    """`asks`: everything that the cell's result depends on; `folder`: its training's; `ledger`: what it has spent."""
 
     asks: dict[str, Any]
     folder: Path
