@@ -18,7 +18,7 @@ from frugalign.psle.options import PSLEOptions
 from frugalign.rerank.options import RerankOptions
 from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import lines_of, swept
+from frugalign.study.plan import Cell, cell_of, lines_of, swept
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,10 +83,24 @@ def test_recipes_have_only_known_keys(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_studies_can_be_planned(path: Path) -> None:
     """Every line is a method with options that its command has."""
-    study = StudyOptions(**read_config(str(path), StudyOptions))
-    lines = [line for each in lines_of(study) for line in swept(each)]
-    assert len(lines) >= 8
+    lines = [cell.line for cell in study_cells(path)]
+    assert len(lines) > 1 and lines[0].method == "base"
     check_options(lines)
+
+
+def study_cells(path: Path) -> list[Cell]:
+    """A cell of each line of a study's recipe, sweeps as lines of their own."""
+    study = StudyOptions(**read_config(str(path), StudyOptions))
+    return [cell_of(line, 1, "test", study) for each in lines_of(study) for line in swept(each)]
+
+
+def test_the_greedy_study_trains_nothing_of_its_own() -> None:
+    """Every line of it has the training of one that stories.yaml has."""
+    ours, theirs = (
+        {cell.training(Path("trainings")) for cell in study_cells(ROOT / "recipes" / "studies" / f"{name}.yaml")}
+        for name in ("stories-greedy", "stories")
+    )
+    assert ours < theirs
 
 
 def test_the_readmes_tables_are_what_the_studies_found(monkeypatch: pytest.MonkeyPatch) -> None:
