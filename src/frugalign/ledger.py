@@ -51,11 +51,12 @@ class Ledger:
         self.optimizer_steps += optimizer_steps
 
     def add(self, other: Ledger, wall_clock: float = 0.0) -> None:
-        """Add another one's counters and seconds by phase; `wall_clock`: seconds of it that passed before this one was opened."""
+        """Add another one's counters and seconds by phase; the memory's peak is the higher one. `wall_clock`: seconds of it that are not on this one's clock."""
         self.count(other.lm_forward_tokens, other.generated_tokens, other.reward_calls, other.optimizer_steps)
         for name, seconds in other.seconds.items():
             self.add_seconds(name, seconds)
         self._wall_clock_before += wall_clock
+        self._peak_memory_mb = max(self._peak_memory_mb, other._peak_memory_mb)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -147,11 +147,16 @@ def test_a_method_trains_within_its_budget(
 
 
 @pytest.mark.slow
-def test_a_study_without_stored_preferences_samples_its_own(data: Path, tmp_path: Path) -> None:
-    """Groups of four from the base, ranked by the training reward, as many as the tokens are enough for; settings are chosen on a held-out tenth."""
+def test_a_study_without_stored_preferences_samples_its_own(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of four from the base, ranked by the training reward, as many as the tokens are enough for; settings are chosen on a held-out tenth.
+    What samples alike is sampled once, and every line pays for it."""
     given = {"preferences": None, "choose": {"seed": 9}}
     result, cell = run(data, tmp_path, "dpo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
-    groups = [json.loads(line) for line in (cell.training / "groups.jsonl").read_text().splitlines()]
+    groups = [
+        json.loads(line) for line in next(cell.training.parent.glob("samples-*/groups.jsonl")).read_text().splitlines()
+    ]
     assert all(len(group["completions"]) == len(group["rewards"]) == 4 for group in groups)
     assert 0.5 * TOKENS <= result["costs"]["generated_tokens"] <= 1.5 * TOKENS
     trained = {
@@ -160,6 +165,14 @@ def test_a_study_without_stored_preferences_samples_its_own(data: Path, tmp_path
     every = {json.loads(line)["prompt"] for line in (data / "prompts" / "train.jsonl").read_text().splitlines()}
     assert trained < every and len(every - trained) >= 0.05 * len(every)
     assert {group["prompt"] for group in groups} <= trained
+    monkeypatch.setattr("frugalign.study.sampled.sample_groups", lambda *_, **__: pytest.fail("sampled again"))
+    other, _ = run(data, tmp_path, "ipo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
+    counted = ("generated_tokens", "reward_calls")
+    assert [other["costs"][name] for name in counted] == [result["costs"][name] for name in counted]
+    sampling = json.loads(next(tmp_path.glob("trainings/samples-*/costs.json")).read_text())
+    for spent in (result["costs"], other["costs"]):
+        assert spent["seconds"]["rollout"] == pytest.approx(sampling["seconds"]["rollout"], abs=0.01)
+        assert spent["wall_clock_seconds"] > sampling["wall_clock_seconds"]
 
 
 @pytest.mark.slow
@@ -174,7 +187,10 @@ def test_the_tokens_are_spent_where_the_prompts_run_out(data: Path, tmp_path: Pa
     result, cell = run(data, tmp_path / "study", method, setting, **given)
     assert 0.7 * TOKENS <= result["costs"]["generated_tokens"] <= 1.3 * TOKENS
     if method == "dpo":
-        groups = [json.loads(line) for line in (cell.training / "groups.jsonl").read_text().splitlines()]
+        groups = [
+            json.loads(line)
+            for line in next(cell.training.parent.glob("samples-*/groups.jsonl")).read_text().splitlines()
+        ]
         assert len(groups) > len({group["prompt"] for group in groups}) == 6
         assert len({json.dumps(group["completion_ids"]) for group in groups}) == len(groups)
 

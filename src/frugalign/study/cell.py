@@ -100,7 +100,7 @@ def _trained(asks: dict[str, Any], folder: Path, start: Path) -> tuple[dict[str,
     if marker.is_file():
         done = json.loads(marker.read_text(encoding="utf-8"))
         return done["policy"], done["costs"]
-    for left in ("run", "reward", "states", "groups.jsonl", "pairs", "prompts", "watched", "online", "preferences"):
+    for left in ("run", "reward", "states", "samples", "pairs", "prompts", "watched", "online", "preferences"):
         path = folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     given = asks.get("budget") or {}

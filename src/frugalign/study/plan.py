@@ -63,6 +63,8 @@ _NOT_ASKED = {
 
 _TESTS_ALONE = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
 """What is asked of a cell that its training has nothing to do with."""
+_LEARNS_ALONE = {"method", "setting", "principles", "preferences", "representation_reward"}
+"""What is asked of a training that sampling the base has nothing to do with."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,19 @@ class Cell:
 
 def training_folder(asks: dict[str, Any], trainings: Path) -> Path:
     """Where what a cell trains lies: the same folder for all cells that train the same, however they are called and tested."""
-    names = {asks.get(name) for name in ("model_name_or_path", "dataset_name", "principles", "preferences")}
-    names |= {asks.get("representation_reward"), *asks.get("reward", [])}
-    trains = {name: value for name, value in asks.items() if name not in _TESTS_ALONE}
-    trains["contents"] = {name: digest for name, digest in asks.get("contents", {}).items() if name in names}
-    return trainings / f"{asks['method']}-{_digest_of(trains)}"
+    return trainings / f"{asks['method']}-{_digest_of(_without(asks, _TESTS_ALONE))}"
+
+
+def samples_folder(asks: dict[str, Any], size: int, trainings: Path) -> Path:
+    """Where the base's samples lie, `size` to a prompt: the same folder for all methods that learn from them."""
+    return trainings / f"samples-{_digest_of(_without(asks, _TESTS_ALONE | _LEARNS_ALONE) | {'size': size})}"
+
+
+def _without(asks: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """What is asked but for these, and the contents of the files that are named in the rest."""
+    rest = {name: value for name, value in asks.items() if name not in names | {"contents"}}
+    said = [each for value in rest.values() for each in (value if isinstance(value, list) else [value])]
+    return rest | {"contents": {name: digest for name, digest in asks.get("contents", {}).items() if name in said}}
 
 
 def _digest_of(asked: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from filelock import FileLock
 
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.loading import distinct
@@ -15,9 +16,13 @@ from frugalign.errors import FrugalignError
 from frugalign.evaluation.asked import Asked
 from frugalign.generation.groups import sample_groups
 from frugalign.generation.loop import SamplingParams
+from frugalign.ledger import Ledger, read_costs
 from frugalign.rewards import load_rewards
+from frugalign.study.plan import samples_folder
 from frugalign.study.task import Task
+from frugalign.training.run_folder import COSTS_FILE
 
+_GROUPS_FILE = "groups.jsonl"
 _CHUNK = 64
 """Prompts sampled between two looks at the clock."""
 
@@ -26,21 +31,37 @@ def sampled_groups(task: Task, size: int) -> Path:
     """A file of groups: `size` responses of the base to a prompt, with the training reward.
 
     Prompts come in an order that the seed gives and come round again, with other samples, until the tokens of the budget are spent (without
-    such a budget: once); a clock that runs out ends it as well.
+    such a budget: once); a clock that runs out ends it as well. What several methods would sample alike is sampled once, and each of them pays for it.
 
     Raises:
         FrugalignError: no response that has a reward.
     """
-    path = task.folder / "groups.jsonl"
-    if path.is_file():
-        return path
+    # By the clock every method has to sample for itself.
+    by_clock = task.budget.wall_clock_seconds is not None
+    folder = task.folder / "samples" if by_clock else samples_folder(task.asks, size, task.folder.parent)
+    if folder in task.paid:
+        return folder / _GROUPS_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    spent, began = Ledger(), time.perf_counter()
+    with FileLock(folder / ".lock"):  # another cell may be sampling the same
+        if not (folder / COSTS_FILE).is_file():
+            save_groups(_sample(task, size, spent), folder / _GROUPS_FILE)
+            spent.save(folder / COSTS_FILE)  # last: a folder without it is not finished
+    spent.load_dict(read_costs(folder / COSTS_FILE))
+    # What has passed here, while it was sampled or waited for, is on this cell's clock already.
+    task.ledger.add(spent, spent.wall_clock_seconds - (time.perf_counter() - began))
+    task.paid.add(folder)
+    return folder / _GROUPS_FILE
+
+
+def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
     base, rows = task.load(), task.prompts().shuffle(seed=task.seed)
     wanted = task.budget.prompts(size) or len(rows)
     params = SamplingParams(int(task.asks["max_new_tokens"]), float(task.asks["temperature"]))
     found: list[Groups] = []
     for start in range(0, wanted, _CHUNK):
         places = [place % len(rows) for place in range(start, min(start + _CHUNK, wanted))]
-        with task.ledger.phase("rollout"):
+        with ledger.phase("rollout"):
             groups = sample_groups(
                 base.model,
                 base.tokenizer,
@@ -51,19 +72,18 @@ def sampled_groups(task: Task, size: int) -> Path:
                 numbers=list(range(start, start + len(places))),
                 seed=task.seed,
                 prompt_format=task.asks["prompt_format"],
-                ledger=task.ledger,
+                ledger=ledger,
             )
-        found.append(_ranked(task, groups, rows.select(places)))
+        found.append(_ranked(task, groups, rows.select(places), ledger))
         if time.perf_counter() >= task.deadline:
             break
     every = _joined(found)
     if not len(every):
         raise FrugalignError("No response has a reward, so there is nothing to learn from.")
-    save_groups(every, path)
-    return path
+    return every
 
 
-def _ranked(task: Task, groups: Groups, rows: Dataset) -> Groups:
+def _ranked(task: Task, groups: Groups, rows: Dataset, ledger: Ledger) -> Groups:
     """The groups with the training reward, without those of which a response has none."""
     _, texts, ids = groups.flat()
     size = len(texts) // len(groups)
@@ -74,7 +94,7 @@ def _ranked(task: Task, groups: Groups, rows: Dataset) -> Groups:
         texts,
         ids or [],
         batch_size=len(texts),
-        ledger=task.ledger,
+        ledger=ledger,
         weights=task.asks.get("reward_weights"),
     ).total
     ranked = groups.ranked([float("nan") if value is None else value for value in total])

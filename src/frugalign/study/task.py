@@ -62,12 +62,13 @@ def _heard(prompt: Any) -> str:
 
 @dataclass
 class Task:
-    """`asks`: everything that the cell's result depends on; `folder`: its training's; `ledger`: what it has spent."""
+    """`asks`: everything that the cell's result depends on; `folder`: its training's; `ledger`: what it has spent; `paid`: folders whose costs are in it."""
 
     asks: dict[str, Any]
     folder: Path
     budget: Budget
     ledger: Ledger = field(default_factory=Ledger)
+    paid: set[Path] = field(default_factory=set)
     started: float = field(default_factory=time.perf_counter)
 
     @property
