@@ -90,7 +90,7 @@ def main() -> None:
             )
         )
     )
-    # The same study with something to be found: that it is found says that the others could have failed.
+    # The same study with something to be found: what it finds says what the others could have.
     learned = verdicts(rows_of(run_study(options("gold", "frugalign.sandbox:gold", METHODS, [1, 2, 3], jobs))))
     every = [line for study in studies for line in study.values()]
     excluded = [not line["difference"]["ci_low"] <= 0 <= line["difference"]["ci_high"] for line in every]

@@ -368,14 +368,16 @@ SECTIONS = {
 }
 
 
+def text() -> str:
+    """The page."""
+    return "\n".join(
+        [HEAD, *(section(found) for name, section in SECTIONS.items() if (found := load(name)) is not None)]
+    )
+
+
 def main() -> None:
-    """Write the page."""
-    parts = [HEAD]
-    for name, section in SECTIONS.items():
-        result = load(name)
-        if result is not None:
-            parts.append(section(result))
-    PAGE.write_text("\n".join(parts))
+    """Write the page, its pictures and the README's tables."""
+    PAGE.write_text(text())
     images = PAGE.parent / "img"
     images.mkdir(exist_ok=True)
     if (RESULTS / "frontier.png").is_file():
@@ -384,7 +386,8 @@ def main() -> None:
     for name, found in studies.items():
         quality_against_cost(found, images / f"study_{name}.png")
     tasks = {task: found for task in ("sandbox", "chat", "stories") if (found := load(f"psle_{task}")) is not None}
-    one_thing_changed(tasks, images / "psle.png")
+    if tasks:
+        one_thing_changed(tasks, images / "psle.png")
     write_readme(ROOT / "README.md", studies)
     print(f"Written: {PAGE.relative_to(ROOT)}")
 

@@ -11,9 +11,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from frugalign.study.figures import pareto
+from frugalign.metrics import Estimate
+from frugalign.study.figures import cost_figure
 
-_POINT, _FRONT, _BASE = "#0b6e4f", "#b9bec5", "#8a8f98"
+_POINT, _BASE = "#0b6e4f", "#8a8f98"
 _TASKS = {
     "sandbox": ("gold", "Sandbox: gold, to PSLE"),
     "chat": ("judged_safety", "chat-3m: judge, to PSLE"),
@@ -23,25 +24,17 @@ _TASKS = {
 
 
 def quality_against_cost(result: Mapping[str, Any], file: Path) -> None:
-    """A study's main judge over the tokens that training fed through the model; the grey line joins what no other method beats at its cost."""
-    lines = [(line, line["measures"][result["judge"]]["value"]) for line in result["lines"]]
-    trained = [(line, value) for line, value in lines if line["costs"]["lm_forward_tokens"] > 0]
-    base = next((value["mean"] for line, value in lines if line["method"] == "base"), None)
-    figure, axes = plt.subplots(figsize=(8.5, 5.0), constrained_layout=True)
-    points = [(line["costs"]["lm_forward_tokens"], value["mean"]) for line, value in trained]
-    front = sorted(pareto(points), key=lambda number: points[number][0])
-    axes.plot(*zip(*(points[number] for number in front), strict=True), color=_FRONT, linewidth=1.2, zorder=1)
-    for line, value in trained:
-        _with_interval(axes, line["costs"]["lm_forward_tokens"], value["mean"], value["ci_low"], value["ci_high"])
-        at = (line["costs"]["lm_forward_tokens"], value["mean"])
-        axes.annotate(line["label"], at, textcoords="offset points", xytext=(6, 4), fontsize=8)
-    if base is not None:
-        axes.axhline(base, color=_BASE, linestyle="--", linewidth=1.0)
-        axes.annotate("base", (0.01, base), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", color=_BASE)
-    axes.set_xscale("log")
-    axes.set_xlabel("tokens fed through the language model in training (log)")
-    axes.set_ylabel(str(result["judge"]).replace("_", " "))
-    _save(figure, axes, file)
+    """A study's main judge over the tokens that training fed through the model."""
+    values = {line["label"]: line["measures"].get(result["judge"], {}).get("value") for line in result["lines"]}
+    points = [
+        (line["label"], line["costs"]["lm_forward_tokens"], Estimate(**values[line["label"]]), _POINT)
+        for line in result["lines"]
+        if line["costs"]["lm_forward_tokens"] > 0 and values[line["label"]] is not None
+    ]
+    base = next((line["label"] for line in result["lines"] if line["method"] == "base"), None)
+    level = None if base is None or values[base] is None else values[base]["mean"]
+    figure = cost_figure(points, level, str(result["judge"]).replace("_", " "))
+    figure.savefig(file, dpi=130, bbox_inches="tight")
 
 
 def one_thing_changed(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
@@ -79,24 +72,10 @@ def one_thing_changed(results: Mapping[str, Mapping[str, Any]], file: Path) -> N
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set_title(title, fontsize=10, loc="left")
-        _plain(axes)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
 
 def _several(panels: Any) -> Sequence[Any]:
     return list(panels) if hasattr(panels, "__len__") else [panels]
-
-
-def _with_interval(axes: Any, x: float, y: float, low: float, high: float) -> None:
-    axes.errorbar(x, y, yerr=[[max(0.0, y - low)], [max(0.0, high - y)]], fmt="o", color=_POINT, capsize=2, zorder=2)
-
-
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Any, axes: Any, file: Path) -> None:
-    _plain(axes)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)

@@ -62,6 +62,8 @@ def nulls(result: dict[str, Any]) -> str:
                 f"{learned['p_holm']:.2g}",
             ]
         )
+    gained = [line["difference"]["ci_low"] > 0 for line in result["with_the_exact_reward"].values()]
+    found, kept = sum(gained), sum(line["p_holm"] < 0.05 for line in result["with_the_exact_reward"].values())
     titles = ["mean difference", "lowest … highest", "intervals without zero", "with the exact reward", "p (Holm)"]
     return "\n".join(
         [
@@ -70,7 +72,8 @@ def nulls(result: dict[str, Any]) -> str:
             f"{len(result['studies'])} studies of three seeds each on the sandbox, the reward a random number for every response. Of {result['intervals']} intervals (95 %) of the difference to the base by gold "
             f"{100 * result['share_excluding_zero']:.0f} % exclude zero (at most 10 % should), and {result['below_0_05_after_holm']} p-values are below 0.05 after Holm's correction within a study. "
             f"A proxy whose advantages are other responses' (five seeds): {shuffled['mean']:+.3f} [{shuffled['ci_low']:+.3f}, {shuffled['ci_high']:+.3f}]. The last columns are a study of the same size, "
-            "a sixteenth of the core study's tokens and a quarter of its steps, with the exact reward: there all gain, the proxy and best-of-n clearly, and three seeds are too few to tell the rest from the base.\n",
+            f"a sixteenth of the core study's tokens and a quarter of its steps, with the exact reward: {found} of {len(rows)} intervals exclude zero, and {kept} of {len(rows)} p-values are below 0.05 after the correction. "
+            "So small a study has little power, the more so corrected: read the two columns together.\n",
             table(["", *titles], rows),
         ]
     )

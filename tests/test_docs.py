@@ -118,6 +118,22 @@ def test_the_readmes_tables_are_what_the_studies_found(monkeypatch: pytest.Monke
     assert page.with_studies(readme, results) == readme
 
 
+def test_the_results_page_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`python -m benchmarks.page` writes it; its pictures are there, and can be drawn."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    page = importlib.import_module("benchmarks.page")
+    written = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert written == page.text()
+    for image in re.findall(r"!\[[^]]*\]\((img/[^)]+)\)", written):
+        assert (ROOT / "docs" / image).is_file(), image
+    pictures = importlib.import_module("benchmarks.page_figures")
+    core = page.load("study_sandbox-core")
+    core["lines"][1]["measures"].pop(core["judge"])  # a judge that applied to none of its responses
+    pictures.quality_against_cost(core, tmp_path / "core.png")
+    pictures.one_thing_changed({"sandbox": page.load("psle_sandbox")}, tmp_path / "psle.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("core", "psle"))
+
+
 def test_the_paper_map_names_functions_that_exist() -> None:
     rooms = "proxy|rerank|psle|rewards|generation|data|models|metrics|evaluation|study"
     names = re.findall(rf"`((?:{rooms})\.[\w.]+)`", (ROOT / "docs" / "paper-map.md").read_text("utf-8"))

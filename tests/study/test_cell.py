@@ -1,6 +1,7 @@
 """Cells with real trainings on the sandbox, a few steps each: every kind of method runs within its budget and leaves what the page needs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,7 +134,8 @@ def test_a_method_trains_within_its_budget(
         assert (costs["generated_tokens"] > 0) == ("shift_reward" in setting), "a watched line pays for its looks"
     row: Any = SimpleNamespace(line=Line(method, method, setting), outcomes=[cell])
     assert [figure.title for figure in run_figures_of([row])] == LEFT.get(method, [])
-    assert (on_test([row]) is not None) == ("eval_steps" in setting)
+    watched = on_test([row])
+    assert (watched is not None) == ("eval_steps" in setting)
     assert len((folder / "evaluation" / "samples.jsonl").read_text().splitlines()) == N_TEST
     if method != "proxy":
         assert metrics["kl_per_sequence"]["mean"] > 0
@@ -209,22 +211,33 @@ def test_a_mistake_in_a_judge_is_found_before_the_training(data: Path, tmp_path:
     assert not list(tmp_path.glob("trainings/*/run"))
 
 
+@pytest.mark.slow
 def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the evaluation, or asked for by another test: the next attempt goes on with what was trained, and counts its cost."""
-    first = asked_cell(data, tmp_path, "best_of_n", {})
-    first.training.mkdir(parents=True)
-    costs = {"lm_forward_tokens": 77}
-    policy = {"best_of_n": 2, "selection_reward": ["frugalign.sandbox:gold"]}
-    (first.training / "trained.json").write_text(json.dumps({"policy": policy, "costs": costs}))
-    monkeypatch.setattr("frugalign.study.methods.train", lambda task: pytest.fail("trained again"))
-    result = run_cell(first.folder, tmp_path / "start", tmp_path / "trainings")
-    assert result["costs"] == costs and result["metrics"]["settings"]["best_of_n"] == 2
-    # Another judge and fewer prompts, from another study's folder.
-    other = {"judges": ["frugalign.sandbox:rude"], "eval_prompts": 2, "trainings_dir": str(tmp_path / "trainings")}
-    again = asked_cell(data, tmp_path / "other", "best_of_n", {}, **other)
-    assert again.training == first.training and again.folder.name != first.folder.name
-    result = run_cell(again.folder, tmp_path / "other" / "start", tmp_path / "trainings")
-    assert result["costs"] == costs and list(result["metrics"]["rewards"]) == ["rude", "gold"]
+    """Killed in the evaluation, or asked for by another study in another place: what was trained is tested, at its cost."""
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    setting = {"num_generations": 4, "num_iterations": 1}
+    first, cell = run(data, Path("study"), "proxy", setting)
+    (cell.folder / "cell.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("frugalign.study.methods.train", lambda task: pytest.fail("trained again"))
+        again = run_cell(cell.folder, Path("study/start"), Path("study/trainings"))
+        assert again["costs"] == first["costs"] and again["training_machine"] == first["training_machine"]
+        # Another judge and fewer prompts.
+        (tmp_path / "two").mkdir()
+        monkeypatch.chdir(tmp_path / "two")
+        there = "../one/study/trainings"
+        other = {"judges": ["frugalign.sandbox:rude"], "eval_prompts": 2, "trainings_dir": there}
+        second = asked_cell(data, Path("study"), "proxy", setting, **other)
+        assert second.training.name == cell.training.name and second.folder.name != cell.folder.name
+        result = run_cell(second.folder, Path("study/start"), Path(there))
+        assert result["costs"] == first["costs"] and list(result["metrics"]["rewards"]) == ["rude", "gold"]
+    # A training whose run is gone is none.
+    shutil.rmtree(Path(there) / cell.training.name / "run")
+    (second.folder / "cell.json").unlink()
+    assert (
+        run_cell(second.folder, Path("study/start"), Path(there))["metrics"]["rewards"] == result["metrics"]["rewards"]
+    )
 
 
 def test_two_processes_do_not_work_on_one_cell(data: Path, tmp_path: Path) -> None:

@@ -107,27 +107,35 @@ def test_a_folder_follows_the_contents_of_local_files(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("one")
     names = {"dataset_name": str(tmp_path / "prompts"), "reward": [f"mine={tmp_path}/reward.py:score"]}
 
-    def folder() -> Path:
-        return cell_of(Line("dpo", "dpo", {}), 1, "test", study(**names)).folder(Path("s"))
+    line = Line("rerank", "rerank", {})
 
-    assert len(contents_of(study(**names))) == 2 and contents_of(study()) == {}
+    def folder(line: Line = line) -> Path:
+        return cell_of(line, 1, "test", study(**names)).folder(Path("s"))
+
+    assert len(contents_of(study(**names), line)) == 2 and contents_of(study(), line) == {}
     seen = [folder()]
     (tmp_path / "reward.py").write_text("other")
     seen.append(folder())
     (tmp_path / "prompts" / "train.jsonl").write_text("bb")
     seen.append(folder())
     assert len(set(seen)) == 3 and folder() == seen[-1]
+    # A reward that only a line names.
+    (tmp_path / "shift.py").write_text("one")
+    watched = Line("rerank", "rerank", {"shift_reward": f"{tmp_path}/shift.py:score"})
+    seen = [folder(watched)]
+    (tmp_path / "shift.py").write_text("other")
+    assert folder(watched) not in seen
 
 
 def test_a_folder_follows_the_module_that_a_name_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one's own; what frugalign ships has its version."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mine_of_this_test.py").write_text("def judge(): ...")
-    names = {"judges": ["good=mine_of_this_test:judge", "frugalign.sandbox:gold"]}
-    first = contents_of(study(**names))
+    names, line = {"judges": ["good=mine_of_this_test:judge", "frugalign.sandbox:gold"]}, Line("dpo", "dpo", {})
+    first = contents_of(study(**names), line)
     assert list(first) == ["good=mine_of_this_test:judge"]
     (tmp_path / "mine_of_this_test.py").write_text("def judge(): return 1")
-    assert contents_of(study(**names)) != first
+    assert contents_of(study(**names), line) != first
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:

@@ -165,7 +165,8 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_runs(t
         ("kto", "num_generations", "which it does not have"),
         ("dpo", "seed", "which is the study's"),
         ("ipo", "loss_type", "which is the study's"),
-        ("rerank", "eval_steps", "which is the study's"),
+        ("rerank", "eval_steps", "which a study has for proxy only"),
+        ("dpo", "shift_reward", "which a study has for rerank and online_dpo only"),
         ("rloo", "max_steps", "follows from the budget"),
         ("robust_dpo", "beta", "needs label_smoothing"),
     ):

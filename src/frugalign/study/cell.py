@@ -20,10 +20,12 @@ from filelock import FileLock, Timeout
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
-from frugalign.study.plan import training_folder
+from frugalign.study.plan import RUN_FOLDER, training_folder
 
 ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
 TRAINED_FILE, TRACE_FILE, LOCK_FILE = "trained.json", "trace.json", ".lock"
+_RUN_KINDS = ("proxy", "adapter", "policy")
+"""What `evaluate` calls a policy that is a run folder."""
 SHOWN = 3
 """Prompts whose answers the page shows."""
 _LENGTH_PROMPTS = 64
@@ -56,11 +58,14 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         rows = prompt_splits(asks)["validation" if asks["kind"] == "choosing" else "test"]
         rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
         measures = list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
-        load_rewards(measures)  # a mistake there is found before hours of training
+        # A mistake in one of them is found before hours of training.
+        for rewards in (measures, [asks["setting"].get("shift_reward", measures[0])]):
+            load_rewards(rewards)
         training = training_folder(asks, trainings)
         training.mkdir(parents=True, exist_ok=True)
         with FileLock(training / LOCK_FILE):
-            policy, costs = _trained(asks, training, start)
+            trained = _trained(asks, training, start)
+        policy, costs = trained["policy"], trained["costs"]
         metrics = evaluate(
             asks["model_name_or_path"],
             dataset_name=rows,
@@ -84,32 +89,38 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             "costs": costs,
             "evaluation_costs": json.loads((folder / "evaluation" / "costs.json").read_text()),
             "machine": machine(use_cpu=bool(asks.get("use_cpu"))),
+            "training_machine": trained.get("machine"),
         }
         write_json_atomic(folder / RESULT_FILE, result)
         (folder / FAILED_FILE).unlink(missing_ok=True)
     return result
 
 
-def _trained(asks: dict[str, Any], folder: Path, start: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `evaluate` is to measure and what its training cost: of a training in this folder that ended, else of a new one."""
+def _trained(asks: dict[str, Any], folder: Path, start: Path) -> dict[str, Any]:
+    """What `evaluate` is to measure (`policy`), what its training cost and on which machine: of a training in this folder that ended, else of a new one."""
     from frugalign.study.budget import Budget
     from frugalign.study.methods import train
     from frugalign.study.task import Task
 
     marker = folder / TRAINED_FILE
+    # The folder may have been moved, or be another study's: where the run lies is known, not remembered.
+    run = {name: str(folder / RUN_FOLDER) for name in _RUN_KINDS}
     if marker.is_file():
-        done = json.loads(marker.read_text(encoding="utf-8"))
-        return done["policy"], done["costs"]
-    for left in ("run", "reward", "states", "samples", "pairs", "prompts", "watched", "online", "preferences"):
+        done: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        needs_run = any(name in done["policy"] for name in _RUN_KINDS)
+        if (folder / RUN_FOLDER).is_dir() or not needs_run:
+            return done | {"policy": {name: run.get(name, value) for name, value in done["policy"].items()}}
+    for left in (RUN_FOLDER, "reward", "states", "samples", "pairs", "prompts", "watched", "online", "preferences"):
         path = folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     given = asks.get("budget") or {}
     length = mean_length(asks, start) if "generated_tokens" in given else 1.0
     task = Task(asks, folder, Budget(**given, mean_length=length))
     policy = train(task)
-    costs = task.ledger.to_dict()
-    write_json_atomic(marker, {"policy": policy, "costs": costs})
-    return policy, costs
+    found = {"policy": policy, "costs": task.ledger.to_dict(), "machine": machine(use_cpu=bool(asks.get("use_cpu")))}
+    stored = {name: RUN_FOLDER if name in run else value for name, value in policy.items()}
+    write_json_atomic(marker, found | {"policy": stored})
+    return found
 
 
 def traces(asks: dict[str, Any], proxy: str, rows: Any) -> dict[str, list[dict[str, Any]]]:

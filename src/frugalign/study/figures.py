@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from frugalign.artifacts import read_lines
 from frugalign.evaluation.figures import canvas, data_uri, tidy
 from frugalign.metrics import Estimate
 from frugalign.study.comparing import Row
+from frugalign.study.plan import RUN_FOLDER
 from frugalign.study.responses import responses_of
+from frugalign.training.run_folder import CONFIG_FILE
 
 _COLOURS = (
     "#0b6e4f",
@@ -46,7 +51,7 @@ def figures_of(every: Sequence[Row], judge: str, reference: str) -> list[Figure]
         distributions(rows, judge),
     ]
     found += settings(rows, judge)
-    found.append(learning(rows))
+    found += [learning(rows), on_test(rows)]
     return [figure for figure in found if figure is not None]
 
 
@@ -83,26 +88,37 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
     """The main judge against the tokens that training fed through a language model."""
-    trained = [row for row in rows if row.costs["lm_forward_tokens"] > 0]
-    if len(trained) < 2:
+    points = [
+        (row.line.label, row.costs["lm_forward_tokens"], _mean(row), colour_of(rows, row))
+        for row in rows
+        if row.costs["lm_forward_tokens"] > 0
+    ]
+    if len(points) < 2:
         return None
+    base = next((_mean(row).mean for row in rows if row.line.method == "base"), None)
+    return Figure(
+        "Quality against cost",
+        data_uri(cost_figure(points, base, judge)),
+        "Up and to the left is better. The grey line joins what no other method beats at its cost; the dashed one is the base. Bars are 95 % intervals.",
+    )
+
+
+def cost_figure(points: Sequence[tuple[str, float, Estimate, str]], base: float | None, judge: str) -> Any:
+    """A matplotlib figure of (label, tokens fed, quality, colour), the line of what nothing beats at its cost, and the base's quality."""
     figure, axes = _axes(7.4, 4.4)
-    points = [(row.costs["lm_forward_tokens"], _mean(row).mean) for row in trained]
-    front = sorted(pareto(points), key=lambda number: points[number][0])
-    axes.plot(*zip(*(points[number] for number in front), strict=True), color="#b9bec5", linewidth=1.2, zorder=1)
-    for row, point in zip(trained, points, strict=True):
-        _point(axes, rows, row, point[0])
-    base = next((row for row in rows if row.line.method == "base"), None)
+    front = sorted(pareto([(cost, value.mean) for _, cost, value, _ in points]), key=lambda number: points[number][1])
+    axes.plot(
+        [points[number][1] for number in front], [points[number][2].mean for number in front],
+        color="#b9bec5", linewidth=1.2, zorder=1,
+    )  # fmt: skip
+    for label, cost, value, colour in points:
+        _point(axes, label, cost, value, colour)
     if base is not None:
-        axes.axhline(_mean(base).mean, color=_BASE, linestyle="--", linewidth=1.2)
+        axes.axhline(base, color=_BASE, linestyle="--", linewidth=1.2)
     axes.set_xscale("log")
     axes.set_xlabel("tokens fed through the language model in training (log)")
     axes.set_ylabel(judge)
-    return Figure(
-        "Quality against cost",
-        data_uri(figure),
-        "Up and to the left is better. The grey line joins what no other method beats at its cost; the dashed one is the base. Bars are 95 % intervals.",
-    )
+    return figure
 
 
 def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
@@ -113,7 +129,7 @@ def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
         return None
     figure, axes = _axes(7.4, 4.4)
     for row, kl in known:
-        _point(axes, rows, row, max(kl.mean, 0.0))
+        _point(axes, row.line.label, max(kl.mean, 0.0), _mean(row), colour_of(rows, row))
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlim(left=0)
     axes.set_xlabel("KL to the base, nats a response")
@@ -267,7 +283,7 @@ def learning(rows: Sequence[Row]) -> Figure | None:
     figure, axes = _axes(7.4, 3.8)
     drawn = 0
     for row in rows:
-        log = read_lines(row.outcomes[0].training / "run" / "metrics.jsonl")
+        log = read_lines(row.outcomes[0].training / RUN_FOLDER / "metrics.jsonl")
         points = [(line["step"], line["reward"]) for line in log if _is_number(line.get("reward")) and "step" in line]
         if len(points) < 2:
             continue
@@ -294,13 +310,12 @@ def on_test(rows: Sequence[Row]) -> Figure | None:
     figure, axes = _axes(7.4, 3.8)
     drawn = 0
     for row in rows:
-        training = row.outcomes[0].training
-        prompts = len(read_lines(training / "watched" / "train.jsonl"))
-        looks = [line for line in read_lines(training / "run" / "metrics.jsonl") if _is_number(line.get("eval_reward"))]
+        run = row.outcomes[0].training / RUN_FOLDER
+        looks = [line for line in read_lines(run / "metrics.jsonl") if _is_number(line.get("eval_reward"))]
         if len(looks) < 2:
             continue
         axes.plot(
-            [line["epoch"] * prompts for line in looks], [line["eval_reward"] for line in looks], color=colour_of(rows, row),
+            [line["step"] * _prompts_a_step(run) for line in looks], [line["eval_reward"] for line in looks], color=colour_of(rows, row),
             linestyle=style_of(rows, row), label=row.line.label, linewidth=1.5, marker="o", markersize=3,
         )  # fmt: skip
         drawn += 1
@@ -316,6 +331,13 @@ def on_test(rows: Sequence[Row]) -> Figure | None:
     )
 
 
+def _prompts_a_step(run: Path) -> float:
+    """Training prompts for each of a proxy's optimiser steps: those of a rollout over its steps."""
+    config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    prompts = config["per_device_train_batch_size"] / config["num_generations"]
+    return float(prompts / (config["num_iterations"] * config["num_mini_batches"]))
+
+
 def _lowered(title: str) -> str:
     return title[0].lower() + title[1:]
 
@@ -328,11 +350,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _point(axes: Any, rows: Sequence[Row], row: Row, x: float) -> None:
-    value = _mean(row)
+def _point(axes: Any, label: str, x: float, value: Estimate, colour: str) -> None:
     error = [[max(0.0, value.mean - value.ci_low)], [max(0.0, value.ci_high - value.mean)]]
-    axes.errorbar(x, value.mean, yerr=error, fmt="o", color=colour_of(rows, row), markersize=6, capsize=2, zorder=2)
-    axes.annotate(row.line.label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
+    axes.errorbar(x, value.mean, yerr=error, fmt="o", color=colour, markersize=6, capsize=2, zorder=2)
+    axes.annotate(label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:

@@ -54,6 +54,8 @@ _THE_STUDYS = {
     *("loss_type", "report_to", "eval_reward", "eval_prompts", "reward_dataset_name"),
 }
 """Options that are the study's, the same for every line."""
+_WATCHES = {"eval_steps": ("proxy",), "shift_reward": ("rerank", "online_dpo")}
+"""Options that look at a training as it goes, and the methods that a study lets have them."""
 _THE_BUDGETS = {"max_steps", "prompts_per_round"}
 
 
@@ -70,8 +72,10 @@ def check_options(lines: Sequence[Line], budget: dict[str, Any] | None = None) -
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise FrugalignError(f"{said} it does not have{f'; did you mean {near[0]}?' if near else '.'}")
-            if name in _THE_STUDYS or (name == "eval_steps" and line.method != "proxy"):
+            if name in _THE_STUDYS:
                 raise FrugalignError(f"{said} is the study's, the same for every line.")
+            if line.method not in _WATCHES.get(name, (line.method,)):
+                raise FrugalignError(f"{said} a study has for {' and '.join(_WATCHES[name])} only.")
             if budget and name in _THE_BUDGETS:
                 raise FrugalignError(f"{said} follows from the budget.")
         smoothing = line.setting.get("label_smoothing", 0.0)

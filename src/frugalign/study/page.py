@@ -65,10 +65,17 @@ def write_study(found: Finished, recipe: str) -> Path:
 def summary_of(found: Finished, rows: Sequence[Row], recipe: str) -> dict[str, Any]:
     """Everything that the page says in numbers, JSON-ready."""
     machines = {
-        json.dumps(outcome.result["machine"], sort_keys=True)
+        json.dumps(machine, sort_keys=True)
         for outcome in found.outcomes
         if outcome.result is not None
+        for machine in (outcome.result["machine"], outcome.result.get("training_machine"))
+        if machine is not None
     }
+    gone = [each for each in found.outcomes if each.result is not None and not each.training.is_dir()]
+    missing = [(outcome.cell.name, outcome.error) for outcome in found.missing]
+    missing += [
+        (outcome.cell.name, f"{outcome.training} is gone, and with it figures of its training") for outcome in gone
+    ]
     asked = {name: value for name, value in vars(found.options).items() if value not in (None, []) and name != "only"}
     return {
         "name": Path(recipe).stem,
@@ -77,7 +84,7 @@ def summary_of(found: Finished, rows: Sequence[Row], recipe: str) -> dict[str, A
         "lines": [_line(row) for row in rows],
         "chosen": found.chosen,
         "undecided": [label for label, what in found.chosen.items() if what["setting"] is None],
-        "missing": [{"cell": outcome.cell.name, "why": outcome.error} for outcome in found.missing],
+        "missing": [{"cell": name, "why": why} for name, why in missing],
         "machines": [json.loads(each) for each in sorted(machines)],
         "options": asked,
     }

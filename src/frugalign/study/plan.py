@@ -41,6 +41,8 @@ STAND_FOR_PPO = ("rloo", "grpo")
 LEARN_FROM_REWARD = ("proxy", "raft", "psle", "rloo", "grpo", "best_of_n", "reward_guided")
 LEARN_FROM_PREFERENCES = ("sft", "dpo", "conservative_dpo", "robust_dpo", "ipo", "kto", "rerank", "online_dpo")
 NEED_PRINCIPLES = ("psle", "context_distillation")
+RUN_FOLDER = "run"
+"""A training's own run folder, inside its folder."""
 BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
 _LARGE = 1 << 26
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -112,7 +114,8 @@ def samples_folder(asks: dict[str, Any], size: int, trainings: Path) -> Path:
 def _without(asks: dict[str, Any], names: set[str]) -> dict[str, Any]:
     """What is asked but for these, and the contents of the files that are named in the rest."""
     rest = {name: value for name, value in asks.items() if name not in names | {"contents"}}
-    said = [each for value in rest.values() for each in (value if isinstance(value, list) else [value])]
+    values = [*rest.values(), *rest.get("setting", {}).values()]
+    said = [each for value in values for each in (value if isinstance(value, list) else [value])]
     return rest | {"contents": {name: digest for name, digest in asks.get("contents", {}).items() if name in said}}
 
 
@@ -201,7 +204,7 @@ def is_wanted(line: Line, given: Line, seed: int, options: StudyOptions) -> bool
 def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: StudyOptions) -> Cell:
     """The cell of a line, a seed and a kind, and what its result depends on."""
     asked = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED and value not in (None, [])}
-    asked["contents"] = contents_of(options)
+    asked["contents"] = contents_of(options, line)
     asked |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
     if options.choose is not None:
         asked["holds_out"] = True  # prompts to choose by, which no method trains on
@@ -210,13 +213,13 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
     return Cell(line, seed, kind, asked)
 
 
-def contents_of(options: StudyOptions) -> dict[str, str]:
-    """Hashes of the local files and folders that the study names, by the name that it gives them; of `package.module:attribute`, the module's file.
+def contents_of(options: StudyOptions, line: Line) -> dict[str, str]:
+    """Hashes of the local files and folders that the study names for a line, by the name that it gives them; of `package.module:attribute`, the module's file.
 
     What frugalign itself ships is known by its version, which the page shows.
     """
     named = [options.model_name_or_path, options.dataset_name, options.principles, options.preferences]
-    named += [options.representation_reward, *options.reward, *options.judges]
+    named += [options.representation_reward, *options.reward, *options.judges, line.setting.get("shift_reward")]
     found = {}
     for name in named:
         path = _source_of(str(name)) if name else None

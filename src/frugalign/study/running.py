@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.artifacts import read_json, write_json_atomic
-from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE
+from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE, TRAINED_FILE
 from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, Line, cell_of, cells_of, choosing_cells, is_wanted, lines_of, swept
@@ -183,6 +183,8 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     left = [cell for cell in cells if outcome_of(cell, options).result is None]
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
+    if trained := sum((outcome_of(cell, options).training / TRAINED_FILE).is_file() for cell in left):
+        print(f"{trained} of the {len(left)} others are trained already.", flush=True)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
     try:
         while waiting or running:

@@ -42,8 +42,9 @@ def sampled_groups(task: Task, size: int) -> Path:
     if folder in task.paid:
         return folder / _GROUPS_FILE
     folder.mkdir(parents=True, exist_ok=True)
-    spent, began = Ledger(), time.perf_counter()
+    began = time.perf_counter()
     with FileLock(folder / ".lock"):  # another cell may be sampling the same
+        spent = Ledger()
         if not (folder / COSTS_FILE).is_file():
             save_groups(_sample(task, size, spent), folder / _GROUPS_FILE)
             spent.save(folder / COSTS_FILE)  # last: a folder without it is not finished

@@ -18,8 +18,11 @@ from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.loading import LoadedModel, load_model
 from frugalign.study.budget import Budget, StopAfter
+from frugalign.study.plan import RUN_FOLDER
 
 _log = logging.getLogger(__name__)
+_WATCHED = 64
+"""Test prompts that a learning curve looks at."""
 
 
 def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
@@ -74,7 +77,7 @@ class Task:
     @property
     def run(self) -> Path:
         """The training's own run folder."""
-        return self.folder / "run"
+        return self.folder / RUN_FOLDER
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -121,21 +124,23 @@ class Task:
     @property
     def dataset(self) -> str:
         """A folder with the prompts to train on as `train`, and the test's beside them, so that no method holds out more."""
-        return self._prompts_in("prompts", {"test": "test"})
+        return self._prompts_in("prompts")
 
     @property
     def watched(self) -> str:
-        """The same with the test's prompts as `validation` too, for a learning curve on them; nothing is chosen by it."""
-        return self._prompts_in("watched", {"test": "test", "validation": "test"})
+        """The same with the test's first prompts as `validation` too, for a learning curve on them; nothing is chosen by it."""
+        return self._prompts_in("watched", watch=True)
 
-    def _prompts_in(self, name: str, beside: dict[str, str]) -> str:
+    def _prompts_in(self, name: str, *, watch: bool = False) -> str:
         folder = self.folder / name
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             parts = prompt_splits(self.asks)
+            tested = parts["test"]
+            shown = {"validation": tested.select(range(min(len(tested), _WATCHED)))} if watch else {}
             # The training's last: a folder without it is not finished.
-            for split, source in (beside | {"train": "train"}).items():
-                parts[source].to_json(str(folder / f"{split}.jsonl"))
+            for split, rows in {**shown, "test": tested, "train": parts["train"]}.items():
+                rows.to_json(str(folder / f"{split}.jsonl"))
         return str(folder)
 
     @property
