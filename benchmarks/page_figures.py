@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from frugalign.metrics import Estimate
-from frugalign.study.figures import cost_figure
+from frugalign.study.figures import COLOURS, cost_figure
 
 _POINT, _BASE = "#0b6e4f", "#8a8f98"
 _TASKS = {
@@ -27,8 +27,14 @@ def quality_against_cost(result: Mapping[str, Any], file: Path) -> None:
     """A study's main judge over the tokens that training fed through the model."""
     values = {line["label"]: line["measures"].get(result["judge"], {}).get("value") for line in result["lines"]}
     points = [
-        (line["label"], line["costs"]["lm_forward_tokens"], Estimate(**values[line["label"]]), _POINT)
-        for line in result["lines"]
+        (
+            line["label"],
+            line["costs"]["lm_forward_tokens"],
+            Estimate(**values[line["label"]]),
+            COLOURS[number % len(COLOURS)],
+            "osD^"[number // len(COLOURS) % 4],
+        )
+        for number, line in enumerate(result["lines"])
         if line["costs"]["lm_forward_tokens"] > 0 and values[line["label"]] is not None
     ]
     base = next((line["label"] for line in result["lines"] if line["method"] == "base"), None)

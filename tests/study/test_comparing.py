@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from frugalign.metrics import Estimate
 from frugalign.metrics.crossed import crossed_mean
-from frugalign.study.comparing import by_prompt, rows_of
+from frugalign.study.comparing import _over_seeds, by_prompt, rows_of
 from frugalign.study.figures import figures_of, pareto, sweeps
 from frugalign.study.options import StudyOptions
 from frugalign.study.page import headline, markdown, summary_of
@@ -102,6 +103,14 @@ def test_a_line_whose_seed_has_no_reference_is_compared_on_the_others(tmp_path: 
     dpo = rows_of(read_study(options))[2]
     assert dpo.main.value.mean == pytest.approx(1.25)
     assert dpo.main.difference is not None and dpo.main.difference.mean == pytest.approx(1.0 - 0.5)
+
+
+def test_a_share_that_no_seed_moves_keeps_the_interval_over_its_prompts() -> None:
+    never = {"mean": 0.0, "ci_low": 0.0, "ci_high": 0.02, "n": 200}
+    assert _over_seeds([never, never, never], share=True) == Estimate(0.0, 0.0, 0.02, 200)
+    once = never | {"mean": 0.01}
+    found = _over_seeds([never, never, once], share=True)
+    assert found is not None and found.mean == pytest.approx(1 / 300) and found.ci_high > 0.02
 
 
 def test_several_samples_of_a_prompt_are_one_value() -> None:

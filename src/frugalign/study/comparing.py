@@ -195,11 +195,11 @@ def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], found: Fin
 
 
 def _over_seeds(estimates: list[dict[str, Any] | None], *, share: bool = False) -> Estimate | None:
-    """The mean of the seeds' means with a t-interval over them; of one seed its own interval over prompts."""
+    """The mean of the seeds' means with a t-interval over them; of one seed, or shares that are the same in all, the interval over prompts."""
     known = [each for each in estimates if each is not None]
     if not known:
         return None
-    if len(known) == 1:
+    if len(known) == 1 or (share and len({each["mean"] for each in known}) == 1):
         only = known[0]
         return Estimate(only["mean"], only["ci_low"], only["ci_high"], only["n"])
     found = crossed_mean([[float(each["mean"])] for each in known], share=share)

@@ -17,7 +17,7 @@ from frugalign.study.plan import RUN_FOLDER
 from frugalign.study.responses import responses_of
 from frugalign.training.run_folder import CONFIG_FILE
 
-_COLOURS = (
+COLOURS = (
     "#0b6e4f",
     "#c2571a",
     "#5b4b8a",
@@ -30,6 +30,8 @@ _COLOURS = (
     "#d26a9c",
 )
 _BASE = "#8a8f98"
+_NAMED_IN_PLACE = 9
+"""Points that can be named where they lie."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,17 @@ def figures_of(every: Sequence[Row], judge: str, reference: str) -> list[Figure]
 
 def colour_of(rows: Sequence[Row], row: Row) -> str:
     """A line's colour: the base is grey."""
-    return _BASE if row.line.method == "base" else _COLOURS[_number_of(rows, row) % len(_COLOURS)]
+    return _BASE if row.line.method == "base" else COLOURS[_number_of(rows, row) % len(COLOURS)]
 
 
 def style_of(rows: Sequence[Row], row: Row) -> str:
     """How a line is drawn: another way for each time that the colours come round."""
-    return "-" if row.line.method == "base" else ("-", "--", ":", "-.")[_number_of(rows, row) // len(_COLOURS) % 4]
+    return "-" if row.line.method == "base" else ("-", "--", ":", "-.")[_number_of(rows, row) // len(COLOURS) % 4]
+
+
+def marker_of(rows: Sequence[Row], row: Row) -> str:
+    """How a line's point is drawn: as its line, another way for each time that the colours come round."""
+    return "o" if row.line.method == "base" else "osD^"[_number_of(rows, row) // len(COLOURS) % 4]
 
 
 def _number_of(rows: Sequence[Row], row: Row) -> int:
@@ -86,15 +93,16 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     ]
 
 
+Point = tuple[str, float, Estimate, str, str]
+"""A line in a plane: label, where it lies, its quality, colour and marker."""
+
+
 def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
     """The main judge against the tokens that training fed through a language model."""
-    points = [
-        (row.line.label, row.costs["lm_forward_tokens"], _mean(row), colour_of(rows, row))
-        for row in rows
-        if row.costs["lm_forward_tokens"] > 0
-    ]
-    if len(points) < 2:
+    trained = [row for row in rows if row.costs["lm_forward_tokens"] > 0]
+    if len(trained) < 2:
         return None
+    points = [_point_of(rows, row, row.costs["lm_forward_tokens"]) for row in trained]
     base = next((_mean(row).mean for row in rows if row.line.method == "base"), None)
     return Figure(
         "Quality against cost",
@@ -103,19 +111,18 @@ def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
     )
 
 
-def cost_figure(points: Sequence[tuple[str, float, Estimate, str]], base: float | None, judge: str) -> Any:
-    """A matplotlib figure of (label, tokens fed, quality, colour), the line of what nothing beats at its cost, and the base's quality."""
+def cost_figure(points: Sequence[Point], base: float | None, judge: str) -> Any:
+    """A matplotlib figure of quality over the tokens fed, the line of what nothing beats at its cost, and the base's quality."""
     figure, axes = _axes(7.4, 4.4)
-    front = sorted(pareto([(cost, value.mean) for _, cost, value, _ in points]), key=lambda number: points[number][1])
+    front = sorted(pareto([(point[1], point[2].mean) for point in points]), key=lambda number: points[number][1])
     axes.plot(
         [points[number][1] for number in front], [points[number][2].mean for number in front],
         color="#b9bec5", linewidth=1.2, zorder=1,
     )  # fmt: skip
-    for label, cost, value, colour in points:
-        _point(axes, label, cost, value, colour)
+    axes.set_xscale("log")
+    _draw(axes, points)
     if base is not None:
         axes.axhline(base, color=_BASE, linestyle="--", linewidth=1.2)
-    axes.set_xscale("log")
     axes.set_xlabel("tokens fed through the language model in training (log)")
     axes.set_ylabel(judge)
     return figure
@@ -128,8 +135,7 @@ def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
     if len(known) < 2:
         return None
     figure, axes = _axes(7.4, 4.4)
-    for row, kl in known:
-        _point(axes, row.line.label, max(kl.mean, 0.0), _mean(row), colour_of(rows, row))
+    _draw(axes, [_point_of(rows, row, max(kl.mean, 0.0)) for row, kl in known])
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlim(left=0)
     axes.set_xlabel("KL to the base, nats a response")
@@ -223,10 +229,10 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
     for name, same in sweeps(rows):
         method = same[0].line.method
         at, values = [float(row.line.setting[name]) for row in same], [_mean(row) for row in same]
-        figure, axes = _axes(5.0, 3.1)
-        axes.plot(at, [value.mean for value in values], color=_COLOURS[0], marker="o", markersize=4)
+        figure, axes = _axes(7.4, 3.4)
+        axes.plot(at, [value.mean for value in values], color=COLOURS[0], marker="o", markersize=4)
         axes.fill_between(
-            at, [value.ci_low for value in values], [value.ci_high for value in values], color=_COLOURS[0], alpha=0.15
+            at, [value.ci_low for value in values], [value.ci_high for value in values], color=COLOURS[0], alpha=0.15
         )
         if min(at) > 0 and max(at) / min(at) >= 10:
             axes.set_xscale("log")
@@ -250,7 +256,7 @@ def _panels(same: Sequence[Row], name: str, judge: str, sft: Row | None) -> Figu
         tidy(axes, "both")
         own, behind = _values(row), [] if sft is None else _values(sft)
         bins = bins if bins is not None else _bins([value for each in same for value in _values(each)] + behind)
-        for values, colour, label in ((behind, _BASE, "sft"), (own, _COLOURS[0], row.line.method)):
+        for values, colour, label in ((behind, _BASE, "sft"), (own, COLOURS[0], row.line.method)):
             if values:
                 axes.hist(
                     values, bins=bins, weights=[1 / len(values)] * len(values), alpha=0.55, color=colour, label=label
@@ -350,10 +356,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _point(axes: Any, label: str, x: float, value: Estimate, colour: str) -> None:
-    error = [[max(0.0, value.mean - value.ci_low)], [max(0.0, value.ci_high - value.mean)]]
-    axes.errorbar(x, value.mean, yerr=error, fmt="o", color=colour, markersize=6, capsize=2, zorder=2)
-    axes.annotate(label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
+def _point_of(rows: Sequence[Row], row: Row, x: float) -> Point:
+    return row.line.label, x, _mean(row), colour_of(rows, row), marker_of(rows, row)
+
+
+def _draw(axes: Any, points: Sequence[Point]) -> None:
+    """The points with their intervals; a few are named where they lie, many beside the axes, where no name covers another."""
+    few = len(points) <= _NAMED_IN_PLACE
+    for label, x, value, colour, marker in points:
+        error = [[max(0.0, value.mean - value.ci_low)], [max(0.0, value.ci_high - value.mean)]]
+        axes.errorbar(
+            x, value.mean, yerr=error, fmt=marker, color=colour, markersize=6, capsize=2, zorder=2, label=label
+        )
+        if few:
+            axes.annotate(label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
+    if not few:
+        _legend_beside(axes)
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
