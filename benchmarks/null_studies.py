@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.page_study import excludes_zero
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.study.comparing import Row, rows_of
@@ -93,7 +94,7 @@ def main() -> None:
     # The same study with something to be found: what it finds says what the others could have.
     learned = verdicts(rows_of(run_study(options("gold", "frugalign.sandbox:gold", METHODS, [1, 2, 3], jobs))))
     every = [line for study in studies for line in study.values()]
-    excluded = [not line["difference"]["ci_low"] <= 0 <= line["difference"]["ci_high"] for line in every]
+    excluded = [excludes_zero(line["difference"]) for line in every]
     result = {
         "command": "python -m benchmarks.null_studies",
         "machine": f"{platform.machine()}, {jobs} cells at a time, torch {torch.__version__}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from frugalign.metrics import Estimate
-from frugalign.study.figures import COLOURS, cost_figure
+from frugalign.study.drawing import mark_of
+from frugalign.study.figures import cost_figure
 
 _POINT, _BASE = "#0b6e4f", "#8a8f98"
 _TASKS = {
@@ -21,6 +22,8 @@ _TASKS = {
     "stories": ("sad_words", "Stories: sad words of 100, to PSLE"),
 }
 """Task: its main measure, and what the panel is called."""
+_PARTS = (("methods", "{}", "o", _POINT), ("ablations", "PSLE, {}", "s", "#c2571a"))
+"""Part of a result: what its rows are called, their marker and colour."""
 
 
 def quality_against_cost(result: Mapping[str, Any], file: Path) -> None:
@@ -31,8 +34,7 @@ def quality_against_cost(result: Mapping[str, Any], file: Path) -> None:
             line["label"],
             line["costs"]["lm_forward_tokens"],
             Estimate(**values[line["label"]]),
-            COLOURS[number % len(COLOURS)],
-            "osD^"[number // len(COLOURS) % 4],
+            *mark_of(number),
         )
         for number, line in enumerate(result["lines"])
         if line["costs"]["lm_forward_tokens"] > 0 and values[line["label"]] is not None
@@ -46,34 +48,27 @@ def quality_against_cost(result: Mapping[str, Any], file: Path) -> None:
 def one_thing_changed(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     """How far each other method and each ablation is from PSLE, a panel for each task that is measured; `results`: by task."""
     shown = {task: found for task, found in results.items() if "methods" in found}
-    parts = {task: [("methods", 0), ("ablations", 1)] for task in shown}
-    counts = [sum(len(shown[task].get(part, {})) for part, _ in parts[task]) for task in shown]
+    counts = [sum(len(found.get(part, {})) for part, *_ in _PARTS) for found in shown.values()]
     figure, panels = plt.subplots(
         len(shown),
         1,
         figsize=(8.0, 0.6 * len(shown) + 0.3 * sum(counts)),
         constrained_layout=True,
         height_ratios=counts,
+        squeeze=False,
     )
-    for axes, (task, found) in zip(_several(panels), shown.items(), strict=True):
+    for axes, (task, found) in zip(panels[:, 0], shown.items(), strict=True):
         measure, title = _TASKS[task]
         names: list[str] = []
-        for part, look in parts[task]:
+        for part, called, marker, colour in _PARTS:
             for name, row in found.get(part, {}).items():
                 gap = row["difference"][measure]
                 if not any(gap.values()):
                     continue  # PSLE itself
                 at = len(names)
-                names.append(f"PSLE, {name}" if look else name.replace("_", " "))
+                names.append(called.format(name.replace("_", " ")))
                 error = [[gap["mean"] - gap["low"]], [gap["high"] - gap["mean"]]]
-                axes.errorbar(
-                    gap["mean"],
-                    at,
-                    xerr=error,
-                    fmt="s" if look else "o",
-                    color="#c2571a" if look else _POINT,
-                    capsize=2,
-                )
+                axes.errorbar(gap["mean"], at, xerr=error, fmt=marker, color=colour, capsize=2)
         axes.axvline(0.0, color=_BASE, linestyle="--", linewidth=1.0)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
@@ -81,7 +76,3 @@ def one_thing_changed(results: Mapping[str, Mapping[str, Any]], file: Path) -> N
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
     plt.close(figure)
-
-
-def _several(panels: Any) -> Sequence[Any]:
-    return list(panels) if hasattr(panels, "__len__") else [panels]

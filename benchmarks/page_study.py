@@ -6,6 +6,7 @@ cp runs/studies/sandbox-core/study.json benchmarks/results/study_sandbox-core.js
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,18 @@ def study(result: dict[str, Any]) -> str:
     )
 
 
+def excludes_zero(estimate: Mapping[str, float]) -> bool:
+    """Whether an interval has zero outside."""
+    return not estimate["ci_low"] <= 0 <= estimate["ci_high"]
+
+
 def nulls(result: dict[str, Any]) -> str:
     """Studies in which there is nothing to be found."""
     shuffled = result["proxy_with_shuffled_advantages"]["difference"]
     rows = []
     for name, learned in result["with_the_exact_reward"].items():
         gaps = [each[name]["difference"] for each in result["studies"]]
-        excluded = sum(not gap["ci_low"] <= 0 <= gap["ci_high"] for gap in gaps)
+        excluded = sum(map(excludes_zero, gaps))
         means = [gap["mean"] for gap in gaps]
         rows.append(
             [
@@ -62,8 +68,9 @@ def nulls(result: dict[str, Any]) -> str:
                 f"{learned['p_holm']:.2g}",
             ]
         )
-    gained = [line["difference"]["ci_low"] > 0 for line in result["with_the_exact_reward"].values()]
-    found, kept = sum(gained), sum(line["p_holm"] < 0.05 for line in result["with_the_exact_reward"].values())
+    learned_by = result["with_the_exact_reward"].values()
+    found = sum(excludes_zero(line["difference"]) for line in learned_by)
+    kept = sum(line["p_holm"] < 0.05 for line in learned_by)
     titles = ["mean difference", "lowest … highest", "intervals without zero", "with the exact reward", "p (Holm)"]
     return "\n".join(
         [

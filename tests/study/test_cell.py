@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from frugalign.artifacts import read_lines
 from frugalign.cli.main import main
 from frugalign.errors import FrugalignError
 from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
 from frugalign.study.cell import TRACE_FILE, run_cell, shown_rows
 from frugalign.study.comparing import rows_of
-from frugalign.study.figures import on_test
+from frugalign.study.curves import on_test
 from frugalign.study.options import StudyOptions
 from frugalign.study.page import write_study
 from frugalign.study.plan import Line, cell_of
@@ -82,6 +83,11 @@ def asked_cell(data: Path, study: Path, method: str, setting: dict[str, Any], **
 def run(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> tuple[dict[str, Any], Outcome]:
     found = asked_cell(data, study, method, setting, **given)
     return run_cell(found.folder, study / "start", study / "trainings"), found
+
+
+def sampled_for(cell: Outcome) -> list[dict[str, Any]]:
+    """The groups that the base sampled for a cell."""
+    return read_lines(next(cell.training.parent.glob("samples-*/groups.jsonl")))
 
 
 @pytest.mark.slow
@@ -156,9 +162,7 @@ def test_a_study_without_stored_preferences_samples_its_own(
     What samples alike is sampled once, and every line pays for it."""
     given = {"preferences": None, "choose": {"seed": 9}}
     result, cell = run(data, tmp_path, "dpo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
-    groups = [
-        json.loads(line) for line in next(cell.training.parent.glob("samples-*/groups.jsonl")).read_text().splitlines()
-    ]
+    groups = sampled_for(cell)
     assert all(len(group["completions"]) == len(group["rewards"]) == 4 for group in groups)
     assert 0.5 * TOKENS <= result["costs"]["generated_tokens"] <= 1.5 * TOKENS
     trained = {
@@ -189,10 +193,7 @@ def test_the_tokens_are_spent_where_the_prompts_run_out(data: Path, tmp_path: Pa
     result, cell = run(data, tmp_path / "study", method, setting, **given)
     assert 0.7 * TOKENS <= result["costs"]["generated_tokens"] <= 1.3 * TOKENS
     if method == "dpo":
-        groups = [
-            json.loads(line)
-            for line in next(cell.training.parent.glob("samples-*/groups.jsonl")).read_text().splitlines()
-        ]
+        groups = sampled_for(cell)
         assert len(groups) > len({group["prompt"] for group in groups}) == 6
         assert len({json.dumps(group["completion_ids"]) for group in groups}) == len(groups)
 

@@ -9,7 +9,8 @@ import pytest
 from frugalign.metrics import Estimate
 from frugalign.metrics.crossed import crossed_mean
 from frugalign.study.comparing import _over_seeds, by_prompt, rows_of
-from frugalign.study.figures import figures_of, pareto, sweeps
+from frugalign.study.curves import sweeps
+from frugalign.study.figures import figures_of, pareto
 from frugalign.study.options import StudyOptions
 from frugalign.study.page import headline, markdown, summary_of
 from frugalign.study.plan import cells_of, lines_of, swept

@@ -59,8 +59,9 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
         measures = list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
         # A mistake in one of them is found before hours of training.
-        for rewards in (measures, [asks["setting"].get("shift_reward", measures[0])]):
-            load_rewards(rewards)
+        load_rewards(measures)
+        if "shift_reward" in asks["setting"]:
+            load_rewards([asks["setting"]["shift_reward"]])
         training = training_folder(asks, trainings)
         training.mkdir(parents=True, exist_ok=True)
         with FileLock(training / LOCK_FILE):

@@ -180,10 +180,11 @@ def trainings_of(options: StudyOptions) -> Path:
 
 def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     """Run what has no result, `options.jobs` processes at a time; their output is in each cell's log.txt."""
-    left = [cell for cell in cells if outcome_of(cell, options).result is None]
+    open_ones = [each for each in (outcome_of(cell, options) for cell in cells) if each.result is None]
+    left = [each.cell for each in open_ones]
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
-    if trained := sum((outcome_of(cell, options).training / TRAINED_FILE).is_file() for cell in left):
+    if trained := sum((each.training / TRAINED_FILE).is_file() for each in open_ones):
         print(f"{trained} of the {len(left)} others are trained already.", flush=True)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
     try:
