@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.page_rerank import interval, source, table
 
-from frugalign.study.page import cost_table, headline, wins_table
+from frugalign.study.page import cost_note, cost_table, headline, wins_table
 from frugalign.study.page import table as quality_table
 
 BLOCK = re.compile(r"(<!-- study: (?P<name>[\w-]+) -->\n).*?(<!-- end of study -->)", re.S)
@@ -41,6 +41,7 @@ def study(result: dict[str, Any]) -> str:
             table(*wins_table(result)),
             "Training, and one response; medians over the seeds:\n",
             table(*cost_table(result)),
+            *([f"{cost_note(result)}\n"] if cost_note(result) else []),
         ]
     )
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,10 +207,38 @@ def test_a_clock_ends_a_run_between_its_rounds(data: Path, tmp_path: Path) -> No
     assert result["metrics"]["settings"]["policy"] == "adapter"
 
 
-def test_a_mistake_in_a_judge_is_found_before_the_training(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(FrugalignError, match="no 'godl'"):
-        run(data, tmp_path, "psle", {}, judges=["frugalign.sandbox.judging:godl"])
-    assert not list(tmp_path.glob("trainings/*/run"))
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+def test_a_cell_ends_with_its_runner(tmp_path: Path) -> None:
+    """A runner that is killed outright cannot stop its cells; one that went on would hold the lock, unseen."""
+    runner = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys; from pathlib import Path\n"
+            "code = 'import os, threading, time; from frugalign.study import cell; '\\\n"
+            "    'threading.Thread(target=cell._end_with, args=(os.getppid(),), daemon=True).start(); '\\\n"
+            "    'print(os.getpid(), flush=True); time.sleep(60)'\n"
+            "subprocess.run([sys.executable, '-c', code])",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert runner.stdout is not None
+    cell = int(runner.stdout.readline())
+    assert is_alive(cell)
+    runner.kill()
+    runner.wait()
+    waited = time.monotonic() + 20
+    while is_alive(cell) and time.monotonic() < waited:
+        time.sleep(0.1)
+    assert not is_alive(cell)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow

@@ -96,6 +96,46 @@ def test_another_line_can_be_the_reference(tmp_path: Path) -> None:
     assert "to sft" in headline(summary)[0] and "difference to sft" in markdown(summary)
 
 
+def line_of(label: str, mean: float, p_holm: float | None, tokens: float, **given: Any) -> dict[str, Any]:
+    """A line of a summary, with an interval of ± 0.1."""
+    around = {"mean": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.1, "n": 8}
+    kl = {"mean": 1.0, "ci_low": 0.5, "ci_high": 1.5, "n": 8}
+    main = {"value": around, "difference": around, "p_value": p_holm, "p_holm": p_holm}
+    return {
+        "label": label,
+        "method": "dpo",
+        "setting": {},
+        "measures": {"gold": main},
+        "others": {"kl_per_sequence": kl},
+        "costs": {"lm_forward_tokens": tokens},
+    } | given
+
+
+def test_the_headline_goes_by_the_corrected_p() -> None:
+    """An interval without zero is no gain where its p, corrected, is above 0.05; a control is not the cheapest; a line that stood still is named."""
+    lines = [
+        line_of("control", 0.5, 0.01, 5.0, setting={"candidate_features": "token_bias"}),
+        line_of("cheap", 0.2, 0.2, 10.0),
+        line_of("dear", 0.4, 0.01, 100.0),
+        line_of("worse", -0.4, 0.01, 1.0),
+        line_of("still", 0.0, 1.0, 50.0, others={"kl_per_sequence": {"mean": 0.001}}),
+    ]
+    summary = {"judge": "gold", "lines": lines, "options": {"eval_do_sample": False}}
+    best, cheapest, level, still, greedy = headline(summary)
+    assert best.startswith("By gold, control is highest") and "is dear: +0.40 for 100 tokens" in cheapest
+    assert level == "Not told apart from the base after the correction: cheap, still."
+    assert still.endswith("next to nothing: still.") and "decoded greedily" in greedy
+
+
+def test_lines_that_do_not_differ_have_no_best() -> None:
+    summary = {
+        "judge": "gold",
+        "lines": [line_of("dpo", 0.0, None, 1.0), line_of("sft", 0.0, None, 1.0)],
+        "options": {},
+    }
+    assert headline(summary) == ["By gold, no line differs from the base."]
+
+
 def test_a_line_whose_seed_has_no_reference_is_compared_on_the_others(tmp_path: Path) -> None:
     options = study(tmp_path, METHODS, reference="sft")
     finish(options, GOLD)
@@ -112,6 +152,12 @@ def test_a_share_that_no_seed_moves_keeps_the_interval_over_its_prompts() -> Non
     once = never | {"mean": 0.01}
     found = _over_seeds([never, never, once], share=True)
     assert found is not None and found.mean == pytest.approx(1 / 300) and found.ci_high > 0.02
+
+
+def test_what_cannot_be_negative_has_no_interval_below_zero() -> None:
+    kls = [{"mean": mean, "ci_low": 0.0, "ci_high": 1.0, "n": 9} for mean in (0.1, 0.2, 0.9)]
+    found = _over_seeds(kls)
+    assert found is not None and found.mean == pytest.approx(0.4) and found.ci_low == 0.0 < found.ci_high
 
 
 def test_several_samples_of_a_prompt_are_one_value() -> None:

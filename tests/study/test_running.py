@@ -44,9 +44,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return subprocess.Popen([sys.executable, "-c", _PLAY, str(folder)])
 
     monkeypatch.setattr(running, "_start", start)
-    # The options good, fails and dies, and the prompts, are for the play alone.
-    monkeypatch.setattr(running, "check_options", lambda lines, budget: None)
-    monkeypatch.setattr(running, "prompt_splits", lambda asks: {})
+    # The options good, fails and dies, and what the study names, are for the play alone.
+    monkeypatch.setattr(running, "check_study", lambda options, lines: None)
     monkeypatch.setattr(running, "_POLL", 0.01)
     return names
 
@@ -83,7 +82,7 @@ def test_a_failed_cell_is_reported_and_tried_again(
     methods = {"rloo": {"fails": True}, "grpo": {"dies": True}, "dpo": {"good": 1}}
     found = run_study(study(tmp_path, methods, seeds=[1]))
     assert {outcome.cell.line.label: outcome.error for outcome in found.missing} == {
-        "rloo": "there is no reward at X.",
+        "rloo": "there is no reward at X",
         "grpo": "its process ended with status -9",
     }
     assert [outcome.cell.line.label for outcome in found.outcomes if outcome.result] == ["dpo"]
@@ -172,6 +171,61 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_runs(t
     ):
         with pytest.raises(FrugalignError, match=words.replace("?", r"\?")):
             run_study(study(tmp_path, {"base": None, method: {option: 1}}, budget={"optimizer_steps": 8}))
-    with pytest.raises(FrugalignError, match="no-such-prompts"):
-        run_study(study(tmp_path, {"base": None}, dataset_name="./no-such-prompts"))
     assert not (tmp_path / "cells").exists()
+
+
+SANDBOX: dict[str, Any] = {
+    "model_name_or_path": "frugalign.sandbox:model",
+    "dataset_name": "frugalign.sandbox:study_prompts",
+    "reward": ["frugalign.sandbox:gold"],
+    "judges": ["frugalign.sandbox:gold", "frugalign.sandbox:rude"],
+    "principles": "harmless",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dataset_name": "./no-such-prompts"}, "no-such-prompts"),
+        ({"model_name_or_path": "./no-such-model"}, "No model in ./no-such-model"),
+        ({"reward": ["frugalign.sandbox:godl"]}, "has no 'godl'"),
+        ({"judges": ["frugalign.sandbox:godl"]}, "has no 'godl'"),
+        ({"principles": "harmles"}, "There are no principles harmles"),
+        ({"preferences": "./no-such-pairs"}, "no-such-pairs"),
+        ({"representation_reward": "./no-such-probes"}, "no reward at ./no-such-probes"),
+        ({"trainings_dir": "no-such-folder"}, "trainings_dir names no-such-folder, which is no folder"),
+        ({"methods": {"rerank": {"shift_reward": "frugalign.sandbox:godl"}}}, "has no 'godl'"),
+    ],
+)
+def test_what_a_study_names_is_looked_up_before_its_first_cell(
+    tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(FrugalignError, match=words):
+        run_study(study(tmp_path, **SANDBOX | {"methods": {"base": None, "psle": {}}} | given))
+    assert not (tmp_path / "cells").exists()
+
+
+def test_a_study_whose_names_all_stand_for_something_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge may be watched, and be the reward; nothing is wrong with that."""
+    monkeypatch.setattr(running, "run_cells", lambda cells, options: None)
+    methods = {"base": None, "psle": {}, "rerank": {"shift_reward": "frugalign.sandbox:gold"}}
+    assert len(run_study(study(tmp_path, methods, **SANDBOX)).missing) == 6
+
+
+def test_it_says_how_many_trainings_are_there(
+    tmp_path: Path, started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the methods that train; with a folder of another study also where there are none."""
+    (tmp_path / "trainings").mkdir()
+    options = study(
+        tmp_path, {"base": None, "dpo": {}, "ipo": {}}, seeds=[1], trainings_dir=str(tmp_path / "trainings")
+    )
+    dpo = next(outcome for outcome in read_study(options).outcomes if outcome.cell.line.label == "dpo")
+    run_study(study(tmp_path, {"base": None}, seeds=[1]))
+    assert "trainings" not in capsys.readouterr().out
+    run_study(study(tmp_path, {"kto": {}}, seeds=[1], trainings_dir=str(tmp_path / "trainings")))
+    assert "0 of 1 trainings of the other cells are there already" in capsys.readouterr().out
+    dpo.training.mkdir()
+    (dpo.training / "trained.json").write_text("{}")
+    run_study(options)
+    assert "1 of 2 trainings of the other cells are there already" in capsys.readouterr().out

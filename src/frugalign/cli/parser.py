@@ -53,6 +53,8 @@ class Command:
     options: type
     full: str | None = None
     epilog: str = ""
+    config_first: bool = False
+    """Whether its file stands before the flags, without --config: `frugalign study FILE.yaml`."""
 
 
 def parse(command: Command, argv: Sequence[str]) -> Any:
@@ -62,6 +64,8 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
     Raises:
         FrugalignError: any mistake in flags or file. SystemExit(0) after `--help` and `--help_all`.
     """
+    if command.config_first and argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
     if any(word in ("--help", "-h") for word in argv):
         print(_parser(command, command.options).format_help(), end="")
         raise SystemExit(0)
@@ -139,6 +143,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(command: Command, target: type) -> _Parser:
+    file = "FILE.yaml" if command.config_first else "[--config FILE.yaml]"
     parser = _Parser(
         prog=f"frugalign {command.name}",
         description=command.summary,
@@ -147,7 +152,7 @@ def _parser(command: Command, target: type) -> _Parser:
         add_help=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
-        usage=f"frugalign {command.name}{_positionals(target)} [--config FILE.yaml] [--flag value …]",
+        usage=f"frugalign {command.name}{_positionals(target)} {file} [--flag value …]",
     )
     parser.command = command.name
     general = parser.add_argument_group("general")

@@ -14,15 +14,16 @@ COMMAND = Command(
     "Run every method that a YAML names on one base, prompts, reward and budget, several seeds each, and write one page. "
     "Cells that are done are skipped, so the same command goes on with a study.",
     StudyOptions,
+    config_first=True,
 )
 
 
 def run(argv: list[str]) -> int:
     """Run what is missing, write the page, say what is still missing."""
-    # The study's file is its config: `frugalign study recipes/studies/X.yaml`.
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", *argv]
     options: StudyOptions = parse(COMMAND, argv)
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--config", default=next((word for word in argv[:1] if not word.startswith("-")), "STUDY.yaml"))
+    recipe = named.parse_known_args(argv)[0].config
     from frugalign.study.judging import judge_study, judges_of
     from frugalign.study.page import write_study
     from frugalign.study.running import run_study
@@ -34,9 +35,6 @@ def run(argv: list[str]) -> int:
         found = run_study(options)
     finally:
         signal.signal(signal.SIGTERM, before)
-    named = argparse.ArgumentParser(add_help=False)
-    named.add_argument("--config", default="STUDY.yaml")
-    recipe = named.parse_known_args(argv)[0].config
     try:
         judge_study(found)
     finally:  # the page is worth having without a judge's verdicts

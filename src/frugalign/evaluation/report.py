@@ -261,4 +261,6 @@ def prompt_in_words(prompt: Any) -> str:
 
 def scores_in_words(rewards: Mapping[str, float | None]) -> str:
     """Rewards by name, a dash where one does not apply."""
-    return ", ".join(f"{name} {'—' if value is None else format(value, '.3g')}" for name, value in rewards.items())
+    return ", ".join(
+        f"{name} {'—' if value is None else format(value, '.3g').replace('-', '−')}" for name, value in rewards.items()
+    )

@@ -52,12 +52,7 @@ def load_model(
     Raises:
         FrugalignError: where the folder is missing or holds no causal language model.
     """
-    path = resolve_name(name_or_path)
-    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
-    if looks_local:
-        path = str(Path(path).expanduser())
-    if looks_local and not Path(path).joinpath("config.json").is_file():
-        raise FrugalignError(f"No model in {name_or_path}: the folder has no config.json.")
+    path = _place_of(name_or_path)
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
     arguments: dict[str, Any] = {
         "revision": revision,
@@ -89,6 +84,30 @@ def load_model(
     prepare_tokenizer(tokenizer)
     model.eval().requires_grad_(False)
     return LoadedModel(model=model, tokenizer=tokenizer, name=name_or_path, revision=revision)
+
+
+def check_model(name_or_path: str, *, revision: str | None = None) -> None:
+    """That there is a model of this name, by its config; its weights are not read.
+
+    Raises:
+        FrugalignError: a folder or hub id without one.
+    """
+    path = _place_of(name_or_path)
+    try:
+        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
+
+
+def _place_of(name_or_path: str) -> str:
+    """Folder or hub id."""
+    path = resolve_name(name_or_path)
+    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
+    if looks_local:
+        path = str(Path(path).expanduser())
+    if looks_local and not Path(path).joinpath("config.json").is_file():
+        raise FrugalignError(f"No model in {name_or_path}: the folder has no config.json.")
+    return path
 
 
 def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:

@@ -11,12 +11,13 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
@@ -45,26 +46,20 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         FrugalignError: whatever the user can mend; another process that works on this cell.
     """
     from frugalign.evaluation import evaluate
-    from frugalign.rewards import load_rewards
     from frugalign.study.task import prompt_splits
 
     asks: dict[str, Any] = json.loads((folder / ASKS_FILE).read_text(encoding="utf-8"))
     try:
-        lock = FileLock(folder / LOCK_FILE, timeout=0)
-        lock.acquire()
+        held = FileLock(folder / LOCK_FILE).acquire(timeout=0)
     except Timeout as error:
         raise FrugalignError("another process works on this cell.") from error
-    with lock:
+    with held:
         rows = prompt_splits(asks)["validation" if asks["kind"] == "choosing" else "test"]
         rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
         measures = list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
-        # A mistake in one of them is found before hours of training.
-        load_rewards(measures)
-        if "shift_reward" in asks["setting"]:
-            load_rewards([asks["setting"]["shift_reward"]])
         training = training_folder(asks, trainings)
         training.mkdir(parents=True, exist_ok=True)
-        with FileLock(training / LOCK_FILE):
+        with _waited_for(training):
             trained = _trained(asks, training, start)
         policy, costs = trained["policy"], trained["costs"]
         metrics = evaluate(
@@ -95,6 +90,16 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         write_json_atomic(folder / RESULT_FILE, result)
         (folder / FAILED_FILE).unlink(missing_ok=True)
     return result
+
+
+def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
+    """The training's lock; where another cell, of another study perhaps, is at work on the same, the log says so."""
+    lock = FileLock(training / LOCK_FILE)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Waiting for another process that trains the same in {training}.", flush=True)
+        return lock.acquire()
 
 
 def _trained(asks: dict[str, Any], folder: Path, start: Path) -> dict[str, Any]:
@@ -216,9 +221,17 @@ def machine(*, use_cpu: bool) -> dict[str, Any]:
     }
 
 
+def _end_with(runner: int) -> None:
+    """End this process as soon as its runner is gone: killed without a chance to stop its cells, it would leave them at work unseen."""
+    while os.getppid() == runner:
+        time.sleep(1.0)
+    os._exit(143)
+
+
 def main(folder: str, start: str, trainings: str, batch_size: str) -> int:
     """Run one cell; what goes wrong is left in `failed.json`."""
     began = time.perf_counter()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         run_cell(Path(folder), Path(start), Path(trainings), batch_size=int(batch_size))
     except Exception as error:

@@ -203,4 +203,8 @@ def _over_seeds(estimates: list[dict[str, Any] | None], *, share: bool = False) 
         only = known[0]
         return Estimate(only["mean"], only["ci_low"], only["ci_high"], only["n"])
     found = crossed_mean([[float(each["mean"])] for each in known], share=share)
-    return None if found is None else found.estimate
+    if found is None:
+        return None
+    # None of these can be below 0; of a mean that is, by the noise of a KL's samples, the interval says so.
+    estimate = found.estimate
+    return replace(estimate, ci_low=max(0.0, estimate.ci_low)) if estimate.mean >= 0 else estimate

@@ -156,6 +156,7 @@ def _curves(
         return None
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
+    axes.locator_params(axis="x", steps=[1, 2, 5, 10])
     legend_beside(axes)
     return Figure(title, data_uri(figure), caption)
 

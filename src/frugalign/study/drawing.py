@@ -29,11 +29,12 @@ BASE = "#8a8f98"
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing as a data URI, and its caption."""
+    """A drawing as a data URI, and its caption; one that is not `wide` is shown smaller."""
 
     title: str
     uri: str
     caption: str
+    wide: bool = True
 
 
 def colour_of(rows: Sequence[Row], row: Row) -> str:

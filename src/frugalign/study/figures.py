@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,6 @@ from frugalign.study.drawing import (
     style_of,
     values_of,
 )  # fmt: skip
-
-_NAMED_IN_PLACE = 9
-"""Points that can be named where they lie."""
 
 
 def figures_of(every: Sequence[Row], judge: str, reference: str) -> list[Figure]:
@@ -77,12 +75,13 @@ def cost_figure(points: Sequence[Point], base: float | None, judge: str) -> Any:
         [points[number][1] for number in front], [points[number][2].mean for number in front],
         color="#b9bec5", linewidth=1.2, zorder=1,
     )  # fmt: skip
-    axes.set_xscale("log")
+    _log_axis(axes)
     _draw(axes, points)
     if base is not None:
         axes.axhline(base, color=BASE, linestyle="--", linewidth=1.2)
     axes.set_xlabel("tokens fed through the language model in training (log)")
     axes.set_ylabel(judge)
+    _name(axes, points)
     return figure
 
 
@@ -93,11 +92,13 @@ def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
     if len(known) < 2:
         return None
     figure, axes = axes_of(7.4, 4.4)
-    _draw(axes, [_point_of(rows, row, max(kl.mean, 0.0)) for row, kl in known])
-    axes.set_xscale("symlog", linthresh=0.1)
+    points = [_point_of(rows, row, max(kl.mean, 0.0)) for row, kl in known]
+    _log_axis(axes, linear=0.1)
+    _draw(axes, points)
     axes.set_xlim(left=0)
     axes.set_xlabel("KL to the base, nats a response")
     axes.set_ylabel(judge)
+    _name(axes, points)
     return Figure(
         "Quality against distance from the base",
         data_uri(figure),
@@ -114,7 +115,7 @@ def wins(rows: Sequence[Row], judge: str, reference: str) -> Figure | None:
     for place, row in enumerate(reversed(shown)):
         for estimate, shift, marker, label in (
             (row.win_rate, 0.1, "o", "win rate"),
-            (row.length_controlled, -0.1, "D", "length-controlled"),
+            (row.length_controlled, -0.1, "D", "at equal length"),
         ):
             if estimate is None:
                 continue
@@ -164,18 +165,42 @@ def distributions(rows: Sequence[Row], judge: str) -> Figure | None:
     )
 
 
+def _log_axis(axes: Any, linear: float | None = None) -> None:
+    """A logarithmic x axis, named at 1, 2 and 5; where it has to begin at 0, linear below `linear`."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
+
+    parts = (1, 2, 5)
+    if linear is None:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=parts))
+    else:
+        axes.set_xscale("symlog", linthresh=linear)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=parts))
+    axes.xaxis.set_major_formatter("{x:g}" if linear is not None else EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _point_of(rows: Sequence[Row], row: Row, x: float) -> Point:
     return row.line.label, x, main_of(row), colour_of(rows, row), marker_of(rows, row)
 
 
 def _draw(axes: Any, points: Sequence[Point]) -> None:
-    """The points with their intervals; a few are named where they lie, many beside the axes, where no name covers another."""
-    few = len(points) <= _NAMED_IN_PLACE
+    """The points with their intervals."""
     for label, x, value, colour, marker in points:
         axes.errorbar(
             x, value.mean, yerr=bars_of(value), fmt=marker, color=colour, markersize=6, capsize=2, zorder=2, label=label
         )
-        if few:
-            axes.annotate(label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
-    if not few:
+
+
+def _name(axes: Any, points: Sequence[Point]) -> None:
+    """Each point's label where it lies, or all beside the axes where one would cover another; last, as it needs the limits."""
+    names = [
+        axes.annotate(label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
+        for label, x, value, _, _ in points
+    ]
+    axes.figure.draw_without_rendering()
+    boxes = [name.get_window_extent() for name in names]
+    if any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2)):
+        for name in names:
+            name.remove()
         legend_beside(axes)

@@ -30,6 +30,7 @@ _DECODING: dict[str, dict[str, str]] = {
     "reward_guided": {"top_k": "guiding_top_k", "weight": "guiding_weight"},
 }
 """Methods that train nothing: their options, and what `evaluate` calls them."""
+UNTRAINED = tuple(_DECODING)
 _IN_PSLES_FRAME = ("psle", "raft", "context_distillation")
 _ON_RERANK = ("dpo", "conservative_dpo", "rerank", "online_dpo")
 _THE_STUDYS = {
@@ -54,7 +55,7 @@ _THE_STUDYS = {
     *("loss_type", "report_to", "eval_reward", "eval_prompts", "reward_dataset_name"),
 }
 """Options that are the study's, the same for every line."""
-_WATCHES = {"eval_steps": ("proxy",), "shift_reward": ("rerank", "online_dpo")}
+WATCHES = {"eval_steps": ("proxy",), "shift_reward": ("rerank", "online_dpo")}
 """Options that look at a training as it goes, and the methods that a study lets have them."""
 _THE_BUDGETS = {"max_steps", "prompts_per_round"}
 
@@ -74,8 +75,8 @@ def check_options(lines: Sequence[Line], budget: dict[str, Any] | None = None) -
                 raise FrugalignError(f"{said} it does not have{f'; did you mean {near[0]}?' if near else '.'}")
             if name in _THE_STUDYS:
                 raise FrugalignError(f"{said} is the study's, the same for every line.")
-            if line.method not in _WATCHES.get(name, (line.method,)):
-                raise FrugalignError(f"{said} a study has for {' and '.join(_WATCHES[name])} only.")
+            if line.method not in WATCHES.get(name, (line.method,)):
+                raise FrugalignError(f"{said} a study has for {' and '.join(WATCHES[name])} only.")
             if budget and name in _THE_BUDGETS:
                 raise FrugalignError(f"{said} follows from the budget.")
         smoothing = line.setting.get("label_smoothing", 0.0)

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from frugalign.artifacts import read_json, read_lines, write_atomic, write_json_atomic
 from frugalign.evaluation.pages import render
 from frugalign.evaluation.report import prompt_in_words, scores_in_words
@@ -15,6 +17,7 @@ from frugalign.metrics import Estimate
 from frugalign.study.cell import TRACE_FILE, shown_rows
 from frugalign.study.comparing import Row, rows_of
 from frugalign.study.figures import figures_of
+from frugalign.study.methods import WATCHES
 from frugalign.study.plan import METHODS, STAND_FOR_PPO
 from frugalign.study.run_figures import run_figures_of
 from frugalign.study.running import Finished, Outcome
@@ -33,6 +36,9 @@ _DECODING = (
     ("reward calls", "reward_calls", 1),
     ("ms", "seconds", 1000),
 )
+_LEVEL = 0.05
+_UNMOVED = 0.005
+"""Nats a response below which a training has not moved the model: 0.00 in the table."""
 _OTHERS = (("KL, nats", "kl_per_sequence"), ("length", "mean_length"), ("refusals", "refusal_rate"))
 
 
@@ -53,6 +59,8 @@ def write_study(found: Finished, recipe: str) -> Path:
         table=table(summary),
         wins=wins_table(summary),
         costs=cost_table(summary),
+        cost_note=cost_note(summary),
+        in_words=_in_words,
         figures=[asdict(figure) for figure in [*figures_of(rows, judge, reference), *run_figures_of(rows)]],
         samples=_samples(rows),
         commands=[(outcome.cell.name, command(outcome, recipe)) for outcome in found.outcomes],
@@ -135,29 +143,47 @@ def headline(summary: dict[str, Any]) -> list[str]:
         return []
     best = max(tried, key=lambda line: float(_main(summary, line)["value"]["mean"]))
     gap, corrected = _main(summary, best)["difference"], _main(summary, best)["p_holm"]
+    if not any(_main(summary, line)["difference"]["mean"] for line in tried):
+        return [f"By {judge}, no line differs from {reference}."]
     found = [
         f"By {judge}, {best['label']} is highest{'' if gap['mean'] > 0 else f' of those that are compared, and not above {reference}'}: {_number(_main(summary, best)['value']['mean'])}, {_signed(gap['mean'])} "
         f"[{_signed(gap['ci_low'])}, {_signed(gap['ci_high'])}] to {reference}"
         + ("." if corrected is None else f", p = {corrected:.2g} after Holm's correction over {len(tried)} lines.")
     ]
     trained = [line for line in tried if line["costs"]["lm_forward_tokens"] > 0]
-    gained = [line for line in trained if _main(summary, line)["difference"]["ci_low"] > 0]
+    gained = [line for line in trained if _tells(summary, line) > 0 and not _is_control(line)]
     if gained:
         cheap = min(gained, key=lambda line: line["costs"]["lm_forward_tokens"])
         found.append(
             f"The cheapest that gains, among those that train, is {cheap['label']}: {_signed(_main(summary, cheap)['difference']['mean'])} for "
             f"{cheap['costs']['lm_forward_tokens']:,.0f} tokens fed through the model."
         )
-    level = [
-        line["label"]
-        for line in tried
-        if _main(summary, line)["difference"]["ci_low"] <= 0 <= _main(summary, line)["difference"]["ci_high"]
-    ]
+    level = [line["label"] for line in tried if _tells(summary, line) == 0]
     if level:
-        found.append(f"Not told apart from {reference}: {', '.join(level)}.")
+        found.append(f"Not told apart from {reference} after the correction: {', '.join(level)}.")
+    still = [
+        line["label"] for line in trained if (kl := line["others"]["kl_per_sequence"]) and abs(kl["mean"]) < _UNMOVED
+    ]
+    if still:
+        found.append(f"Hardly moved, so that its training did next to nothing: {', '.join(still)}.")
+    if not summary["options"].get("eval_do_sample", True):
+        found.append("Responses are decoded greedily, those of best-of-n are sampled.")
     if any(line["method"] in STAND_FOR_PPO for line in tried):
         found.append("RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has.")
     return found
+
+
+def _tells(summary: dict[str, Any], line: dict[str, Any]) -> int:
+    """1 where a line is surely above what it is compared with, -1 where below, 0 where neither: by Holm's p, without one by the interval."""
+    main = _main(summary, line)
+    gap = main["difference"]
+    sure = main["p_holm"] < _LEVEL if main["p_holm"] is not None else not gap["ci_low"] <= 0 <= gap["ci_high"]
+    return (1 if gap["mean"] > 0 else -1) if sure else 0
+
+
+def _is_control(line: dict[str, Any]) -> bool:
+    """A line that is there to be beaten: a proxy that does not read the state."""
+    return bool(line["setting"].get("candidate_features") == "token_bias")
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -211,7 +237,7 @@ def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         share = line["trainable_share"]
         rows.append(
             [
-                line["label"],
+                f"{line['label']} †" if _is_watched(line) else line["label"],
                 *(f"{line['costs'][name]:,.0f}" for _, name in _COSTS),
                 f"{line['trainable_parameters'] or 0:,}",
                 "—" if share is None else f"{share:.2%}",
@@ -221,6 +247,17 @@ def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def cost_note(summary: dict[str, Any]) -> str:
+    """What the daggers of the cost table mean; empty without one."""
+    if not any(_is_watched(line) for line in summary["lines"]):
+        return ""
+    return "† With what its looks at the training cost (eval_steps, shift_reward), which another training would not need: tokens, reward calls and seconds."
+
+
+def _is_watched(line: dict[str, Any]) -> bool:
+    return not WATCHES.keys().isdisjoint(line["setting"])
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """The study as Markdown: headline, the tables, what is missing, and the command."""
     parts = [f"# {summary['name']}", *headline(summary)]
@@ -228,6 +265,7 @@ def markdown(summary: dict[str, Any]) -> str:
     for title, (head, rows) in shown.items():
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
         parts += [f"## {title}", "\n".join(lines)]
+    parts += [note] if (note := cost_note(summary)) else []
     failed = [f"- {name} failed: {why}" for what in summary["chosen"].values() for name, why in what["failed"].items()]
     if failed:
         parts += ["## Settings that could not be tried", "\n".join(failed)]
@@ -253,6 +291,13 @@ def reference_in_words(summary: dict[str, Any]) -> str:
     return str(summary["options"].get("reference", "the base"))
 
 
+def _in_words(value: Any) -> str:
+    """A setting or an option as the YAML has it."""
+    if value is None:
+        return "—"
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).removesuffix("...\n").strip()
+
+
 def _main(summary: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
     """The main judge's numbers of a line; empty where it has none."""
     main: dict[str, Any] = line["measures"].get(summary["judge"], {})
@@ -267,7 +312,8 @@ def _verdicts(said: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def _number(value: float) -> str:
-    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}").replace("-", "−")
+    said = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return said.removeprefix("-") if float(said.replace(",", "")) == 0 else said.replace("-", "−")
 
 
 def _signed(value: float) -> str:

@@ -7,12 +7,20 @@ from pathlib import Path
 
 from frugalign.artifacts import read_json, read_lines
 from frugalign.evaluation.reward_report import layers_figure, reliability_figure
-from frugalign.evaluation.round_figures import LEARNED_FROM, learned_from_figures
+from frugalign.evaluation.round_figures import learned_from_figures
 from frugalign.evaluation.rounds import read_rounds
 from frugalign.evaluation.shifting import read_shift
 from frugalign.study.comparing import Row
 from frugalign.study.drawing import Figure
 from frugalign.study.plan import RUN_FOLDER
+
+_SEE = (
+    ("tokens", "RAFT, which learns from each prompt's best response alone, leaves the rest of what was sampled without a gradient."),
+    ("(Σw)²", "How many of the responses count, by their weights: 1 is all of them alike. RAFT counts the best of each prompt."),
+    ("branch", "Couples whose gain is above the threshold are ranked, the others imitated by their reward. The ranked part shrinks as the principles are learned."),
+    ("reward", "The mean gain of answers under the principles, and the threshold that a couple has to pass to be ranked."),
+)  # fmt: skip
+"""What a title of `learned_from_figures` speaks of, and what to see there."""
 
 
 def run_figures_of(rows: Sequence[Row]) -> list[Figure]:
@@ -29,7 +37,11 @@ def probes(row: Row, training: Path) -> list[Figure]:
     if not report:
         return []
     named = (("probe layers", layers_figure(report)), ("calibration of the probes", reliability_figure(report)))
-    return [Figure(f"{row.line.label}: {name}", drawn[1], drawn[0]) for name, drawn in named if drawn is not None]
+    return [
+        Figure(f"{row.line.label}: {name}", drawn[1], drawn[0], wide=False)
+        for name, drawn in named
+        if drawn is not None
+    ]
 
 
 def shift(row: Row, training: Path) -> list[Figure]:
@@ -43,4 +55,7 @@ def rounds(row: Row, training: Path) -> list[Figure]:
     """What PSLE's rounds learned from: gain and threshold, branches, the use of the responses beside RAFT's."""
     read = read_rounds(training / RUN_FOLDER) if row.line.method == "psle" else None
     drawn = [] if read is None else learned_from_figures(read)
-    return [Figure(f"{row.line.label}: {text}", uri, LEARNED_FROM) for text, uri in drawn]
+    return [
+        Figure(f"{row.line.label}: {text}", uri, next(said for part, said in _SEE if part in text), wide=False)
+        for text, uri in drawn
+    ]

@@ -15,10 +15,10 @@ from typing import Any
 
 from frugalign.artifacts import read_json, write_json_atomic
 from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE, TRAINED_FILE
-from frugalign.study.methods import check_options
+from frugalign.study.checks import check_study
+from frugalign.study.methods import UNTRAINED
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Cell, Line, cell_of, cells_of, choosing_cells, is_wanted, lines_of, swept
-from frugalign.study.task import prompt_splits
+from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
 
 CHOSEN_FILE, START_FOLDER, TRAININGS_FOLDER = "chosen.json", "start", "trainings"
 _POLL = 0.2
@@ -78,8 +78,7 @@ def run_study(options: StudyOptions) -> Finished:
         FrugalignError: a study that cannot be run at all; a cell that fails is an outcome.
     """
     study = Path(options.output_dir)
-    check_options(lines_of(options), options.budget)
-    prompt_splits(cell_of(lines_of(options)[0], options.seeds[0], "test", options).asks)  # said once, not by every cell
+    check_study(options, lines_of(options))
     if options.choose is not None:
         frozen = read_json(study / CHOSEN_FILE)
         sweeps = [
@@ -169,7 +168,7 @@ def outcome_of(cell: Cell, options: StudyOptions) -> Outcome:
         return Outcome(cell, folder, training, json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), None)
     if (folder / FAILED_FILE).is_file():
         said = json.loads((folder / FAILED_FILE).read_text(encoding="utf-8"))["error"]
-        return Outcome(cell, folder, training, None, str(said))
+        return Outcome(cell, folder, training, None, str(said).rstrip("."))  # a part of other sentences
     return Outcome(cell, folder, training, None, NOT_RUN)
 
 
@@ -184,8 +183,10 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     left = [each.cell for each in open_ones]
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
-    if trained := sum((each.training / TRAINED_FILE).is_file() for each in open_ones):
-        print(f"{trained} of the {len(left)} others are trained already.", flush=True)
+    to_train = [each for each in open_ones if each.cell.line.method not in UNTRAINED]
+    trained = sum((each.training / TRAINED_FILE).is_file() for each in to_train)
+    if trained or (to_train and options.trainings_dir is not None):
+        print(f"{trained} of {len(to_train)} trainings of the other cells are there already.", flush=True)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
     try:
         while waiting or running:
