@@ -29,6 +29,7 @@ _PARTS = (("methods", "{}", "o", _POINT), ("ablations", "PSLE, {}", "s", "#c2571
 def quality_against_cost(result: Mapping[str, Any], file: Path) -> None:
     """A study's main judge over the tokens that training fed through the model."""
     values = {line["label"]: line["measures"].get(result["judge"], {}).get("value") for line in result["lines"]}
+    lines = [line for line in result["lines"] if line["method"] != "base"]
     points = [
         (
             line["label"],
@@ -36,7 +37,7 @@ def quality_against_cost(result: Mapping[str, Any], file: Path) -> None:
             Estimate(**values[line["label"]]),
             *mark_of(number),
         )
-        for number, line in enumerate(result["lines"])
+        for number, line in enumerate(lines)
         if line["costs"]["lm_forward_tokens"] > 0 and values[line["label"]] is not None
     ]
     base = next((line["label"] for line in result["lines"] if line["method"] == "base"), None)

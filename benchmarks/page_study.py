@@ -29,12 +29,15 @@ def study(result: dict[str, Any]) -> str:
     budget = ", ".join(
         f"{value:,} {name.replace('_', ' ')}" for name, value in result["options"].get("budget", {}).items()
     )
+    # Those of real models read the trials' folder.
+    needs = "FRUGALIGN_TRIALS=folder " if str(result["options"]["model_name_or_path"]).startswith("benchmarks.") else ""
+    jobs = "" if any("jobs" in each for each in result["machines"]) else f" Jobs: {result['options']['jobs']}."
     return "\n".join(
         [
             f"## Study: {result['name']}\n",
-            f"```console\n{result['command']}\n```\n",
+            f"```console\n{needs}{result['command']}\n```\n",
             f"Machine: {'; '.join(', '.join(f'{name} {value}' for name, value in each.items()) for each in result['machines'])}. Seeds: "
-            f"{', '.join(map(str, result['options']['seeds']))}. Cells at a time: {result['options']['jobs']}. Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
+            f"{', '.join(map(str, result['options']['seeds']))}.{jobs} Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
             *(f"{sentence}\n" for sentence in [*headline(result), *missing]),
             table(*quality_table(result)),
             f"![Quality against cost: {result['name']}](img/study_{result['name']}.png)\n",

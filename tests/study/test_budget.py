@@ -30,6 +30,14 @@ def test_tokens_and_steps_give_the_size_of_a_rollout() -> None:
     assert budget.on_policy(128, group=8, steps_per_rollout=4) == {"completions": 48, "max_steps": 40}
 
 
+def test_rollouts_are_never_more_than_the_tokens_are_enough_for() -> None:
+    """50 responses: one rollout of 48, not of 128; and not 64 rollouts of 16."""
+    budget = Budget(generated_tokens=1000, mean_length=20)
+    assert budget.on_policy(128, group=16, steps_per_rollout=2) == {"completions": 48, "max_steps": 2}
+    with pytest.raises(FrugalignError, match="not enough for 16 responses of 20 tokens in each of 64 rollouts"):
+        Budget(1000, 128, mean_length=20).on_policy(128, group=16, steps_per_rollout=2)
+
+
 def test_steps_alone_leave_the_size_to_the_setting() -> None:
     found = Budget(optimizer_steps=10).on_policy(32, group=8, steps_per_rollout=4)
     assert found == {"completions": 32, "max_steps": 8}

@@ -1,5 +1,6 @@
 """Cells with real trainings on the sandbox, a few steps each: every kind of method runs within its budget and leaves what the page needs."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from frugalign.cli.main import main
 from frugalign.errors import FrugalignError
 from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
+from frugalign.study.budget import Budget
 from frugalign.study.cell import TRACE_FILE, run_cell, shown_rows
 from frugalign.study.comparing import rows_of
 from frugalign.study.curves import on_test
@@ -24,6 +26,8 @@ from frugalign.study.page import write_study
 from frugalign.study.plan import Line, cell_of
 from frugalign.study.run_figures import run_figures_of
 from frugalign.study.running import Outcome, outcome_of, read_study
+from frugalign.study.sampled import sampled_groups
+from frugalign.study.task import Task
 
 LEFT = {
     "rerank": ["rerank: probe layers", "rerank: calibration of the probes", "rerank: shift"],
@@ -200,6 +204,19 @@ def test_the_tokens_are_spent_where_the_prompts_run_out(data: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_clock_leaves_time_to_learn_from_what_was_sampled(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six seconds, a chunk of 16 prompts each: three chunks, not all 80 prompts."""
+    cell = asked_cell(data, tmp_path, "dpo", {}, preferences=None, budget={"wall_clock_seconds": 6.0})
+    task = Task(cell.cell.asks, tmp_path / "training", Budget(wall_clock_seconds=6.0))
+    clock = (task.started + seconds for seconds in itertools.count())
+    monkeypatch.setattr("frugalign.study.sampled.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("frugalign.study.sampled._CHUNK", 16)
+    assert len(read_lines(sampled_groups(task, 4))) == 48
+
+
+@pytest.mark.slow
 def test_a_clock_ends_a_run_between_its_rounds(data: Path, tmp_path: Path) -> None:
     setting = {"rounds": 50, "prompts_per_round": 4, "max_steps": 1}
     result, cell = run(data, tmp_path, "psle", setting, budget={"wall_clock_seconds": 2.0})
@@ -215,9 +232,9 @@ def test_a_cell_ends_with_its_runner(tmp_path: Path) -> None:
             sys.executable,
             "-c",
             "import subprocess, sys; from pathlib import Path\n"
-            "code = 'import os, threading, time; from frugalign.study import cell; '\\\n"
-            "    'threading.Thread(target=cell._end_with, args=(os.getppid(),), daemon=True).start(); '\\\n"
-            "    'print(os.getpid(), flush=True); time.sleep(60)'\n"
+            "code = 'import os, time; from frugalign.study import cell; '\\\n"
+            "    'cell.run_cell = lambda *_, **__: [print(os.getpid(), flush=True), time.sleep(60)]; '\\\n"
+            "    'cell.main(*\\'abc\\', \\'1\\', \\'1\\')'\n"
             "subprocess.run([sys.executable, '-c', code])",
         ],
         stdout=subprocess.PIPE,
@@ -239,6 +256,14 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_file_that_has_changed_since_the_study_began_is_not_taken_for_the_old_one(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text("def judge(**_): return [0.0]\n")
+    cell = asked_cell(data, tmp_path / "study", "base", {}, judges=[f"{tmp_path}/judge.py:judge"])
+    (tmp_path / "judge.py").write_text("def judge(**_): return [100.0]\n")
+    with pytest.raises(FrugalignError, match=r"judge.py:judge has changed since the study began"):
+        run_cell(cell.folder, tmp_path / "start", tmp_path / "trainings")
 
 
 @pytest.mark.slow
@@ -312,6 +337,10 @@ def test_the_command_runs_cells_in_processes_and_says_what_failed(
     )
     assert "The page is out/report.html." in said.out and "guiding_top_k is -1" in Path("out/report.html").read_text()
     assert main(["study", "study.yaml", "--only", "base:1"]) == 0, "what is asked for is there"
+    assert main(["study", "study.yaml", "--only", "base:1", "--judges", "broken.py:reward", "--jobs", "1"]) == 2
+    assert "base, seed 1" in (said := capsys.readouterr().out) and "by zero" in said
+    page = Path("out/report.html").read_text()
+    assert "frugalign study study.yaml --judges broken.py:reward --jobs 1 --only &#34;base:1&#34;" in page
 
 
 @pytest.mark.slow

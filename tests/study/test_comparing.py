@@ -121,8 +121,9 @@ def test_the_headline_goes_by_the_corrected_p() -> None:
         line_of("still", 0.0, 1.0, 50.0, others={"kl_per_sequence": {"mean": 0.001}}),
     ]
     summary = {"judge": "gold", "lines": lines, "options": {"eval_do_sample": False}}
-    best, cheapest, level, still, greedy = headline(summary)
+    best, cheapest, below, level, still, greedy = headline(summary)
     assert best.startswith("By gold, control is highest") and "is dear: +0.40 for 100 tokens" in cheapest
+    assert below == "Below the base: worse."
     assert level == "Not told apart from the base after the correction: cheap, still."
     assert still.endswith("next to nothing: still.") and "decoded greedily" in greedy
 
@@ -133,7 +134,7 @@ def test_lines_that_do_not_differ_have_no_best() -> None:
         "lines": [line_of("dpo", 0.0, None, 1.0), line_of("sft", 0.0, None, 1.0)],
         "options": {},
     }
-    assert headline(summary) == ["By gold, no line differs from the base."]
+    assert headline(summary)[0] == "By gold, no line differs from the base."
 
 
 def test_a_line_whose_seed_has_no_reference_is_compared_on_the_others(tmp_path: Path) -> None:

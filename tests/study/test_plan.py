@@ -73,6 +73,10 @@ def test_a_folder_follows_what_is_asked_and_nothing_else() -> None:
         folder(preferences="pairs"),
     ]
     assert len({same, *others}) == 7
+    # What a method does not read is no part of its question.
+    assert folder(principles="others") == same
+    rloo = Line("rloo", "rloo", {})
+    assert folder(line=rloo, preferences="pairs") == folder(line=rloo)
 
 
 def test_a_training_follows_what_it_depends_on_and_no_test(tmp_path: Path) -> None:

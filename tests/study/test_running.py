@@ -193,6 +193,7 @@ SANDBOX: dict[str, Any] = {
         ({"principles": "harmles"}, "There are no principles harmles"),
         ({"preferences": "./no-such-pairs"}, "no-such-pairs"),
         ({"representation_reward": "./no-such-probes"}, "no reward at ./no-such-probes"),
+        ({"model_judge": "./no-such-judge"}, "No model in ./no-such-judge"),
         ({"trainings_dir": "no-such-folder"}, "trainings_dir names no-such-folder, which is no folder"),
         ({"methods": {"rerank": {"shift_reward": "frugalign.sandbox:godl"}}}, "has no 'godl'"),
     ],
@@ -208,8 +209,57 @@ def test_what_a_study_names_is_looked_up_before_its_first_cell(
 def test_a_study_whose_names_all_stand_for_something_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge may be watched, and be the reward; nothing is wrong with that."""
     monkeypatch.setattr(running, "run_cells", lambda cells, options: None)
-    methods = {"base": None, "psle": {}, "rerank": {"shift_reward": "frugalign.sandbox:gold"}}
-    assert len(run_study(study(tmp_path, methods, **SANDBOX)).missing) == 6
+    watched = {"shift_reward": ["frugalign.sandbox:gold", "frugalign.sandbox:rude"]}
+    methods = {"base": None, "psle": {}, "rerank": watched}
+    assert len(run_study(study(tmp_path, methods, **SANDBOX)).missing) == 8
+
+
+def test_two_commands_do_not_run_one_study(tmp_path: Path, started: list[str]) -> None:
+    """The second would take what the first is at work on for failed, and choose without it."""
+    code = f"import filelock, time; lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"\n"
+        try:
+            with pytest.raises(FrugalignError, match="Another command works on the study in"):
+                run_study(study(tmp_path, {"base": None}))
+        finally:
+            other.kill()
+    assert not started and not run_study(study(tmp_path, {"base": None})).missing
+
+
+def test_cells_that_choose_can_be_run_alone(tmp_path: Path, started: list[str]) -> None:
+    def asked(*only: str) -> StudyOptions:
+        methods = {"base": None, "dpo": {"good": [1, 2]}, "dpo long": {"method": "dpo", "good": [3, 4]}}
+        return study(tmp_path, methods, choose={"seed": 9}, seeds=[1], only=list(only))
+
+    found = run_study(asked("dpo good=1"))
+    assert started == ["dpo good=1, seed 9, choosing"] and not found.wanted_missing
+    run_study(asked("dpo good=2:9"))
+    assert started[1:] == ["dpo good=2, seed 9, choosing"]
+    found = run_study(asked("dpo"))
+    assert started[2:] == ["dpo, seed 1"] and not found.wanted_missing
+    assert [outcome.cell.line.label for outcome in found.missing if outcome.cell.kind == "choosing"] == [
+        "dpo long good=3",
+        "dpo long good=4",
+    ]
+
+
+def test_a_runner_that_is_told_to_stop_stops_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: list[subprocess.Popen[bytes]] = []
+
+    def start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
+        cells.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return cells[-1]
+
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_start", start)
+    monkeypatch.setattr(running, "check_study", lambda options, lines: None)
+    monkeypatch.setattr("frugalign.study.running.time.sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study(tmp_path, {"base": None, "dpo": None}))
+    assert len(cells) == 2 and all(cell.returncode is not None for cell in cells)
 
 
 def test_it_says_how_many_trainings_are_there(

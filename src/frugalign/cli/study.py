@@ -21,9 +21,7 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Run what is missing, write the page, say what is still missing."""
     options: StudyOptions = parse(COMMAND, argv)
-    named = argparse.ArgumentParser(add_help=False)
-    named.add_argument("--config", default=next((word for word in argv[:1] if not word.startswith("-")), "STUDY.yaml"))
-    recipe = named.parse_known_args(argv)[0].config
+    recipe, flags = _recipe(argv)
     from frugalign.study.judging import judge_study, judges_of
     from frugalign.study.page import write_study
     from frugalign.study.running import run_study
@@ -38,7 +36,17 @@ def run(argv: list[str]) -> int:
     try:
         judge_study(found)
     finally:  # the page is worth having without a judge's verdicts
-        print(f"The page is {write_study(found, recipe)}.")
+        print(f"The page is {write_study(found, recipe, flags)}.")
     for outcome in found.missing:
         print(f"Missing: {outcome.cell.name}, {outcome.error}.")
     return 2 if found.wanted_missing else 0
+
+
+def _recipe(argv: list[str]) -> tuple[str, list[str]]:
+    """The study's file and the flags beside it, but for which cells are run."""
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--config", default="STUDY.yaml")
+    named.add_argument("--only", nargs="+", action="extend")
+    first = [word for word in argv[:1] if not word.startswith("-")]
+    known, flags = named.parse_known_args(argv[len(first) :])
+    return (*first, known.config)[0], flags

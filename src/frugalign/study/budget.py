@@ -37,14 +37,23 @@ class Budget:
 
         Args:
             completions: of a rollout, where the budget leaves it open.
+
+        Raises:
+            FrugalignError: a budget that is not enough for one group in every rollout.
         """
         found: dict[str, int] = {}
         if self.responses is not None:
+            completions = min(completions, self.responses)
             rollouts = self.responses / completions
             if self.steps is not None:
                 rollouts = max(1, self.steps // steps_per_rollout)
                 completions = int(self.responses / rollouts)
-            completions = max(group, completions // group * group)
+            if completions < group:
+                raise FrugalignError(
+                    f"The budget of {self.generated_tokens:,.0f} generated tokens is not enough for {group} responses "
+                    f"of {self.mean_length:.0f} tokens in each of {rollouts:.0f} rollouts."
+                )
+            completions = completions // group * group
             found["max_steps"] = max(1, int(rollouts)) * steps_per_rollout
         elif self.steps is not None:
             found["max_steps"] = max(1, self.steps // steps_per_rollout) * steps_per_rollout

@@ -21,7 +21,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
-from frugalign.study.plan import RUN_FOLDER, training_folder
+from frugalign.study.plan import RUN_FOLDER, hashes_of, training_folder
 
 ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
 TRAINED_FILE, TRACE_FILE, LOCK_FILE = "trained.json", "trace.json", ".lock"
@@ -34,13 +34,14 @@ _TEST_SEED = 1000
 """Added to a cell's seed: the test's noise is not the training's, and is the same for every method."""
 
 
-def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64) -> dict[str, Any]:
+def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64, jobs: int = 1) -> dict[str, Any]:
     """Train and evaluate what `asks.json` asks for, and write `cell.json`; a training that is done already is not done again.
 
     Args:
         start: a folder beside the cells that keeps what is known of the base.
         trainings: the folder of the trainings; one that another cell is at work on is waited for.
         batch_size: responses sampled at once in the test; no result depends on it.
+        jobs: cells that the runner has at work at once, for the record of the machine.
 
     Raises:
         FrugalignError: whatever the user can mend; another process that works on this cell.
@@ -54,13 +55,19 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
     except Timeout as error:
         raise FrugalignError("another process works on this cell.") from error
     with held:
+        if changed := [
+            name for name, digest in hashes_of(asks["contents"]).items() if digest != asks["contents"][name]
+        ]:
+            raise FrugalignError(
+                f"{changed[0]} has changed since the study began; the same command asks for what it holds now."
+            )
         rows = prompt_splits(asks)["validation" if asks["kind"] == "choosing" else "test"]
         rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
         measures = list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
         training = training_folder(asks, trainings)
         training.mkdir(parents=True, exist_ok=True)
         with _waited_for(training):
-            trained = _trained(asks, training, start)
+            trained = _trained(asks, training, start, jobs)
         policy, costs = trained["policy"], trained["costs"]
         metrics = evaluate(
             asks["model_name_or_path"],
@@ -84,7 +91,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             "metrics": metrics,
             "costs": costs,
             "evaluation_costs": json.loads((folder / "evaluation" / "costs.json").read_text()),
-            "machine": machine(use_cpu=bool(asks.get("use_cpu"))),
+            "machine": machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs),
             "training_machine": trained.get("machine"),
         }
         write_json_atomic(folder / RESULT_FILE, result)
@@ -102,7 +109,7 @@ def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
         return lock.acquire()
 
 
-def _trained(asks: dict[str, Any], folder: Path, start: Path) -> dict[str, Any]:
+def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> dict[str, Any]:
     """What `evaluate` is to measure (`policy`), what its training cost and on which machine: of a training in this folder that ended, else of a new one."""
     from frugalign.study.budget import Budget
     from frugalign.study.methods import train
@@ -123,7 +130,8 @@ def _trained(asks: dict[str, Any], folder: Path, start: Path) -> dict[str, Any]:
     length = mean_length(asks, start) if "generated_tokens" in given else 1.0
     task = Task(asks, folder, Budget(**given, mean_length=length))
     policy = train(task)
-    found = {"policy": policy, "costs": task.ledger.to_dict(), "machine": machine(use_cpu=bool(asks.get("use_cpu")))}
+    where = machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs)
+    found = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where}
     stored = {name: RUN_FOLDER if name in run else value for name, value in policy.items()}
     write_json_atomic(marker, found | {"policy": stored})
     return found
@@ -170,16 +178,10 @@ def shown_rows(size: int) -> list[int]:
 
 def mean_length(asks: dict[str, Any], start: Path) -> float:
     """Tokens of a response of the base, over 64 training prompts; measured once for everything that it depends on, and kept in `start`."""
-    names = (
-        "model_name_or_path",
-        "dataset_name",
-        "contents",
-        "holds_out",
-        "max_new_tokens",
-        "temperature",
-        "prompt_format",
-    )
-    digest = hashlib.sha256(json.dumps({name: asks.get(name) for name in names}, sort_keys=True).encode()).hexdigest()
+    sources = ("model_name_or_path", "dataset_name")
+    names = (*sources, "holds_out", "max_new_tokens", "temperature", "prompt_format")
+    asked = [asks.get(name) for name in names] + [asks["contents"].get(asks[name]) for name in sources]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     path = start / f"length-{digest[:8]}.json"
     if path.is_file():
         return float(json.loads(path.read_text())["mean_length"])
@@ -198,8 +200,8 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
     return length
 
 
-def machine(*, use_cpu: bool) -> dict[str, Any]:
-    """The machine and the versions behind a result."""
+def machine(*, use_cpu: bool, jobs: int) -> dict[str, Any]:
+    """The machine and the versions behind a result, and how many cells shared it."""
     import platform
 
     import torch
@@ -214,6 +216,7 @@ def machine(*, use_cpu: bool) -> dict[str, Any]:
         "device": device,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "jobs": jobs,
         "frugalign": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -228,12 +231,12 @@ def _end_with(runner: int) -> None:
     os._exit(143)
 
 
-def main(folder: str, start: str, trainings: str, batch_size: str) -> int:
+def main(folder: str, start: str, trainings: str, batch_size: str, jobs: str) -> int:
     """Run one cell; what goes wrong is left in `failed.json`."""
     began = time.perf_counter()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        run_cell(Path(folder), Path(start), Path(trainings), batch_size=int(batch_size))
+        run_cell(Path(folder), Path(start), Path(trainings), batch_size=int(batch_size), jobs=int(jobs))
     except Exception as error:
         traceback.print_exc()
         said = str(error) if isinstance(error, FrugalignError) else f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ from frugalign.psle.principles import load_principles
 from frugalign.rewards import load_rewards
 from frugalign.study.methods import check_options
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import NEED_PRINCIPLES, Line, cell_of
+from frugalign.study.plan import NEED_PRINCIPLES, Line, cell_of, swept
 from frugalign.study.task import prompt_splits
 
 
@@ -28,12 +28,15 @@ def check_study(options: StudyOptions, lines: Sequence[Line]) -> None:
     check_model(str(options.model_name_or_path))
     prompt_splits(cell_of(lines[0], options.seeds[0], "test", options).asks)
     measures = list(dict.fromkeys([*options.judges, *options.reward]))
-    watching = [line.setting["shift_reward"] for line in lines if "shift_reward" in line.setting]
+    settings = [each.setting for line in lines for each in swept(line)]
+    watching = dict.fromkeys(setting["shift_reward"] for setting in settings if "shift_reward" in setting)
     # Each by itself: what is watched may be a judge too, and two of one name are no mistake there.
     for rewards in (measures, *([each] for each in watching)):
         load_rewards(rewards)
     if options.representation_reward is not None:
         load_rewards(options.representation_reward)
+    if options.model_judge is not None:
+        check_model(options.model_judge)
     if options.preferences is not None:
         load_splits(options.preferences, kind="preference")
     if options.principles is not None and any(line.method in NEED_PRINCIPLES for line in lines):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,11 +43,11 @@ _UNMOVED = 0.005
 _OTHERS = (("KL, nats", "kl_per_sequence"), ("length", "mean_length"), ("refusals", "refusal_rate"))
 
 
-def write_study(found: Finished, recipe: str) -> Path:
-    """Write the study's three files into its folder and return the page's path. `recipe`: the YAML, for the commands."""
+def write_study(found: Finished, recipe: str, flags: Sequence[str] = ()) -> Path:
+    """Write the study's three files into its folder and return the page's path. `recipe`: the YAML, and `flags` beside it, for the commands."""
     folder = Path(found.options.output_dir)
     rows = rows_of(found)
-    summary = summary_of(found, rows, recipe)
+    summary = summary_of(found, rows, recipe, flags)
     write_json_atomic(folder / SUMMARY_FILE, summary)
     write_atomic(folder / MARKDOWN_FILE, markdown(summary))
     judge, reference = rows[0].judge if rows else "", reference_in_words(summary)
@@ -63,14 +64,14 @@ def write_study(found: Finished, recipe: str) -> Path:
         in_words=_in_words,
         figures=[asdict(figure) for figure in [*figures_of(rows, judge, reference), *run_figures_of(rows)]],
         samples=_samples(rows),
-        commands=[(outcome.cell.name, command(outcome, recipe)) for outcome in found.outcomes],
+        commands=[(each.cell.name, command(each, summary)) for each in (*found.unchosen, *found.outcomes)],
         methods=[(line["label"], METHODS[line["method"]]) for line in summary["lines"]],
     )
     write_atomic(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
 
 
-def summary_of(found: Finished, rows: Sequence[Row], recipe: str) -> dict[str, Any]:
+def summary_of(found: Finished, rows: Sequence[Row], recipe: str, flags: Sequence[str] = ()) -> dict[str, Any]:
     """Everything that the page says in numbers, JSON-ready."""
     machines = {
         json.dumps(machine, sort_keys=True)
@@ -87,7 +88,7 @@ def summary_of(found: Finished, rows: Sequence[Row], recipe: str) -> dict[str, A
     asked = {name: value for name, value in vars(found.options).items() if value not in (None, []) and name != "only"}
     return {
         "name": Path(recipe).stem,
-        "command": f"frugalign study {recipe}",
+        "command": shlex.join(["frugalign", "study", recipe, *flags]),
         "judge": rows[0].judge if rows else None,
         "lines": [_line(row) for row in rows],
         "chosen": found.chosen,
@@ -143,10 +144,10 @@ def headline(summary: dict[str, Any]) -> list[str]:
         return []
     best = max(tried, key=lambda line: float(_main(summary, line)["value"]["mean"]))
     gap, corrected = _main(summary, best)["difference"], _main(summary, best)["p_holm"]
-    if not any(_main(summary, line)["difference"]["mean"] for line in tried):
-        return [f"By {judge}, no line differs from {reference}."]
     found = [
-        f"By {judge}, {best['label']} is highest{'' if gap['mean'] > 0 else f' of those that are compared, and not above {reference}'}: {_number(_main(summary, best)['value']['mean'])}, {_signed(gap['mean'])} "
+        f"By {judge}, no line differs from {reference}."
+        if not any(_main(summary, line)["difference"]["mean"] for line in tried)
+        else f"By {judge}, {best['label']} is highest{'' if gap['mean'] > 0 else f' of those that are compared, and not above {reference}'}: {_number(_main(summary, best)['value']['mean'])}, {_signed(gap['mean'])} "
         f"[{_signed(gap['ci_low'])}, {_signed(gap['ci_high'])}] to {reference}"
         + ("." if corrected is None else f", p = {corrected:.2g} after Holm's correction over {len(tried)} lines.")
     ]
@@ -158,6 +159,9 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"The cheapest that gains, among those that train, is {cheap['label']}: {_signed(_main(summary, cheap)['difference']['mean'])} for "
             f"{cheap['costs']['lm_forward_tokens']:,.0f} tokens fed through the model."
         )
+    below = [line["label"] for line in tried if _tells(summary, line) < 0]
+    if below:
+        found.append(f"Below {reference}: {', '.join(below)}.")
     level = [line["label"] for line in tried if _tells(summary, line) == 0]
     if level:
         found.append(f"Not told apart from {reference} after the correction: {', '.join(level)}.")
@@ -232,6 +236,7 @@ def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of training costs, medians over the seeds."""
     head = ["method", *(title for title, _ in _COSTS), "trainable parameters", "… of the base"]
     head += [f"a response: {title}" if not place else f"… {title}" for place, (title, _, _) in enumerate(_DECODING)]
+    head.append("tokens a second")
     rows = []
     for line in summary["lines"]:
         share = line["trainable_share"]
@@ -242,9 +247,16 @@ def cost_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{line['trainable_parameters'] or 0:,}",
                 "—" if share is None else f"{share:.2%}",
                 *(f"{factor * line['decoding'].get(name, 0.0):,.0f}" for _, name, factor in _DECODING),
+                _speed(line),
             ]
         )
     return head, rows
+
+
+def _speed(line: dict[str, Any]) -> str:
+    """Tokens of the responses for each second that they took, in the test's batches; what best-of-n throws away is none of them."""
+    length, seconds = line["others"]["mean_length"], line["decoding"].get("seconds")
+    return f"{length['mean'] / seconds:,.0f}" if length and seconds else "—"
 
 
 def cost_note(summary: dict[str, Any]) -> str:
@@ -281,9 +293,9 @@ def _machine(machine: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 
-def command(outcome: Outcome, recipe: str) -> str:
+def command(outcome: Outcome, summary: dict[str, Any]) -> str:
     """What runs one cell alone."""
-    return f'frugalign study {recipe} --only "{outcome.cell.line.label}:{outcome.cell.seed}"'
+    return f'{summary["command"]} --only "{outcome.cell.line.label}:{outcome.cell.seed}"'
 
 
 def reference_in_words(summary: dict[str, Any]) -> str:

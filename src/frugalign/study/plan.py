@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,6 +63,12 @@ _NOT_ASKED = {
     "reference",
 }
 
+_READ_BY = {
+    "principles": NEED_PRINCIPLES,
+    "preferences": LEARN_FROM_PREFERENCES,
+    "representation_reward": ("rerank", "online_dpo"),
+}
+"""What is asked of the methods that read it alone."""
 _TESTS_ALONE = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
 """What is asked of a cell that its training has nothing to do with."""
 _LEARNS_ALONE = {"method", "setting", "principles", "preferences", "representation_reward"}
@@ -162,9 +168,10 @@ def lines_of(options: StudyOptions) -> list[Line]:
         raise FrugalignError(
             f"reference names {options.reference!r}, which is no line of the table; there are {', '.join(sorted(shown))}."
         )
+    seeds = [*options.seeds, *([] if options.choose is None else [options.choose.get("seed", 0)])]
     for name in options.only:
         label, _, seed = name.partition(":")
-        if label not in labels or (seed and seed not in map(str, options.seeds)):
+        if label not in labels or (seed and int(seed) not in seeds if seed.isdecimal() else seed):
             raise FrugalignError(
                 f"only names {name!r}, which is no line of the study; there are {', '.join(options.methods or {})}."
             )
@@ -203,7 +210,11 @@ def is_wanted(line: Line, given: Line, seed: int, options: StudyOptions) -> bool
 
 def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: StudyOptions) -> Cell:
     """The cell of a line, a seed and a kind, and what its result depends on."""
-    asked = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED and value not in (None, [])}
+    asked = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in _NOT_ASKED and value not in (None, []) and _is_read(name, line)
+    }
     asked["contents"] = contents_of(options, line)
     asked |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
     if options.choose is not None:
@@ -214,19 +225,28 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
 
 
 def contents_of(options: StudyOptions, line: Line) -> dict[str, str]:
-    """Hashes of the local files and folders that the study names for a line, by the name that it gives them; of `package.module:attribute`, the module's file.
+    """Hashes of what the study names for a line, as `hashes_of` has them."""
+    named = [options.model_name_or_path, options.dataset_name, *options.reward, *options.judges]
+    named += [getattr(options, name) for name in _READ_BY if _is_read(name, line)]
+    return hashes_of([str(name) for name in (*named, line.setting.get("shift_reward")) if name])
+
+
+def _is_read(name: str, line: Line) -> bool:
+    return line.method in _READ_BY.get(name, (line.method,))
+
+
+def hashes_of(names: Iterable[str]) -> dict[str, str]:
+    """Hashes of the local files and folders among these names, by name; of `package.module:attribute`, the module's file.
 
     What frugalign itself ships is known by its version, which the page shows.
     """
-    named = [options.model_name_or_path, options.dataset_name, options.principles, options.preferences]
-    named += [options.representation_reward, *options.reward, *options.judges, line.setting.get("shift_reward")]
     found = {}
-    for name in named:
-        path = _source_of(str(name)) if name else None
-        if path is not None and path.exists():
+    for name in names:
+        path = _source_of(name)
+        if path.exists():
             files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
             states = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)
-            found[str(name)] = _digest(states)
+            found[name] = _digest(states)
     return found
 
 

@@ -16,10 +16,14 @@ def is_reference(outcome: Outcome, found: Finished) -> bool:
 
 def reference_of(outcome: Outcome, found: Finished) -> str:
     """What a cell is compared with, by the folder that holds it; the cell's own base where there is no such folder."""
-    for other in found.outcomes:
-        if other.result is not None and other.cell.seed == outcome.cell.seed and is_reference(other, found):
-            return other.folder.name
-    return "its base"
+    other = _beside(outcome, found)
+    return "its base" if other is None else other.folder.name
+
+
+def _beside(outcome: Outcome, found: Finished) -> Outcome | None:
+    """The finished cell of the reference with the same seed."""
+    same = (each for each in found.outcomes if each.result is not None and each.cell.seed == outcome.cell.seed)
+    return next((each for each in same if is_reference(each, found)), None)
 
 
 def responses_of(outcome: Outcome) -> list[dict[str, Any]]:
@@ -31,16 +35,11 @@ def compared(outcome: Outcome, found: Finished) -> list[dict[str, Any]]:
     """The cell's responses with `base` and `base_rewards` of what they are compared with; none where that is the cell itself or not there."""
     if is_reference(outcome, found):
         return []
-    own = responses_of(outcome)
-    others = [
-        other
-        for other in found.outcomes
-        if other.result is not None and other.cell.seed == outcome.cell.seed and is_reference(other, found)
-    ]
-    if not others:
+    own, other = responses_of(outcome), _beside(outcome, found)
+    if other is None:
         # A study without a line for the base has the base's responses in every cell.
         return own if found.options.reference is None else []
     return [
         mine | {"base": theirs["policy"], "base_rewards": theirs["rewards"]}
-        for mine, theirs in zip(own, responses_of(others[0]), strict=True)
+        for mine, theirs in zip(own, responses_of(other), strict=True)
     ]

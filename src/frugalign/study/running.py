@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from frugalign.artifacts import read_json, write_json_atomic
-from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOG_FILE, RESULT_FILE, TRAINED_FILE
+from frugalign.errors import FrugalignError
+from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOCK_FILE, LOG_FILE, RESULT_FILE, TRAINED_FILE
 from frugalign.study.checks import check_study
 from frugalign.study.methods import UNTRAINED
 from frugalign.study.options import StudyOptions
@@ -53,10 +56,8 @@ class Finished:
     @property
     def missing(self) -> list[Outcome]:
         """Cells without a result, those that choose included where nothing is chosen yet."""
-        undecided = {label for label, what in self.chosen.items() if what["setting"] is None}
-        choosing = [
-            each for each in self.unchosen if any(each.cell.line.label.startswith(f"{name} ") for name in undecided)
-        ]
+        given = _lines_by_label(self.options)
+        choosing = [each for each in self.unchosen if self.chosen[given[each.cell.line.label].label]["setting"] is None]
         return [*choosing, *(outcome for outcome in self.outcomes if outcome.result is None)]
 
     @property
@@ -66,8 +67,11 @@ class Finished:
         return [
             each
             for each in self.missing
-            if is_wanted(each.cell.line, given[each.cell.line.label], each.cell.seed, self.options)
-            or (each.cell.kind == "choosing" and _is_needed(given[each.cell.line.label], self.options))
+            if (
+                each.cell in _to_choose_by(given[each.cell.line.label], self.options)
+                if each.cell.kind == "choosing"
+                else is_wanted(each.cell.line, given[each.cell.line.label], each.cell.seed, self.options)
+            )
         ]
 
 
@@ -75,20 +79,23 @@ def run_study(options: StudyOptions) -> Finished:
     """Decide the sweeps where `choose` says so, then run every cell that is not done.
 
     Raises:
-        FrugalignError: a study that cannot be run at all; a cell that fails is an outcome.
+        FrugalignError: a study that cannot be run at all, or that another command is at; a cell that fails is an outcome.
     """
     study = Path(options.output_dir)
-    check_study(options, lines_of(options))
-    if options.choose is not None:
-        frozen = read_json(study / CHOSEN_FILE)
-        sweeps = [
-            line for line in sweeps_of(options) if _is_needed(line, options) and not _is_frozen(line, frozen, options)
-        ]
-        run_cells([cell for line in sweeps for cell in choosing_cells(line, options)], options)
-        write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)
-    given = _lines_by_label(options)
-    cells = cells_of(read_study(options).lines, options)
-    run_cells([cell for cell in cells if is_wanted(cell.line, given[cell.line.label], cell.seed, options)], options)
+    if read_study(options).missing:
+        check_study(options, lines_of(options))
+    study.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(study / LOCK_FILE).acquire(timeout=0)
+    except Timeout as error:
+        raise FrugalignError(f"Another command works on the study in {study}.") from error
+    with held:
+        if options.choose is not None:
+            run_cells([cell for line in sweeps_of(options) for cell in _to_choose_by(line, options)], options)
+            write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)
+        given = _lines_by_label(options)
+        cells = cells_of(read_study(options).lines, options)
+        run_cells([cell for cell in cells if is_wanted(cell.line, given[cell.line.label], cell.seed, options)], options)
     return read_study(options)
 
 
@@ -214,6 +221,7 @@ def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
     given = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
     given |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     words = [str(folder), str(study / START_FOLDER), str(trainings_of(options)), str(options.eval_batch_size)]
+    words.append(str(options.jobs))
     with (folder / LOG_FILE).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "frugalign.study.cell", *words],
@@ -246,6 +254,11 @@ def main_judge(result: dict[str, Any]) -> float | None:
     return None if found is None else float(found["mean"])
 
 
-def _is_needed(sweep: Line, options: StudyOptions) -> bool:
-    """Whether any cell that is asked for waits for this sweep to be decided."""
-    return any(is_wanted(sweep, sweep, seed, options) for seed in options.seeds)
+def _to_choose_by(sweep: Line, options: StudyOptions) -> list[Cell]:
+    """The cells that choose among a sweep's settings, as far as they are asked for: all of them where a cell that is asked for waits for the choice; none once it is made."""
+    if _is_frozen(sweep, read_json(Path(options.output_dir) / CHOSEN_FILE), options):
+        return []
+    cells = choosing_cells(sweep, options)
+    if any(is_wanted(sweep, sweep, seed, options) for seed in options.seeds):
+        return cells
+    return [cell for cell in cells if is_wanted(cell.line, cell.line, cell.seed, options)]

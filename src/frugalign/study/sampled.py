@@ -31,7 +31,7 @@ def sampled_groups(task: Task, size: int) -> Path:
     """A file of groups: `size` responses of the base to a prompt, with the training reward.
 
     Prompts come in an order that the seed gives and come round again, with other samples, until the tokens of the budget are spent (without
-    such a budget: once); a clock that runs out ends it as well. What several methods would sample alike is sampled once, and each of them pays for it.
+    such a budget: once); of a clock it takes half of what is left at most. What several methods would sample alike is sampled once, and each of them pays for it.
 
     Raises:
         FrugalignError: no response that has a reward.
@@ -60,6 +60,8 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
     wanted = task.budget.prompts(size) or len(rows)
     params = SamplingParams(int(task.asks["max_new_tokens"]), float(task.asks["temperature"]))
     found: list[Groups] = []
+    began = time.perf_counter()
+    until = began + (task.deadline - began) / 2  # the rest is for learning from them
     for start in range(0, wanted, _CHUNK):
         places = [place % len(rows) for place in range(start, min(start + _CHUNK, wanted))]
         with ledger.phase("rollout"):
@@ -76,7 +78,7 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
                 ledger=ledger,
             )
         found.append(_ranked(task, groups, rows.select(places), ledger))
-        if time.perf_counter() >= task.deadline:
+        if time.perf_counter() >= until:
             break
     every = _joined(found)
     if not len(every):

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ class Task:
     paid: set[Path] = field(default_factory=set)
     started: float = field(default_factory=time.perf_counter)
 
+    @cached_property
+    def splits(self) -> dict[str, Dataset]:
+        """The study's prompts, read once."""
+        return prompt_splits(self.asks)
+
     @property
     def run(self) -> Path:
         """The training's own run folder."""
@@ -135,8 +141,7 @@ class Task:
         folder = self.folder / name
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            parts = prompt_splits(self.asks)
-            tested = parts["test"]
+            parts, tested = self.splits, self.splits["test"]
             shown = {"validation": tested.select(range(min(len(tested), _WATCHED)))} if watch else {}
             # The training's last: a folder without it is not finished.
             for split, rows in {**shown, "test": tested, "train": parts["train"]}.items():
@@ -152,7 +157,7 @@ class Task:
         folder = self.folder / "preferences"
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            unseen = _heard_in(prompt_splits(self.asks))
+            unseen = _heard_in(self.splits)
             splits = load_splits(name, kind="preference")
             # The training's last: a folder without it is not finished.
             for split, rows in sorted(splits.items(), key=lambda item: item[0] == "train"):
