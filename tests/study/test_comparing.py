@@ -9,12 +9,13 @@ import pytest
 from frugalign.metrics import Estimate
 from frugalign.metrics.crossed import crossed_mean
 from frugalign.study.comparing import _over_seeds, by_prompt, rows_of
-from frugalign.study.curves import sweeps
+from frugalign.study.curves import _prompts_a_step, sweeps
 from frugalign.study.figures import figures_of, pareto
 from frugalign.study.options import StudyOptions
 from frugalign.study.page import headline, markdown, summary_of
 from frugalign.study.plan import cells_of, lines_of, swept
 from frugalign.study.running import read_study
+from frugalign.training.run_folder import CONFIG_FILE
 
 COSTS = {"generated_tokens": 10, "lm_forward_tokens": 100, "wall_clock_seconds": 2.0}
 DECODING = {"generated_tokens": 5.0, "lm_forward_tokens": 9.0, "reward_calls": 0.0, "seconds": 0.01}
@@ -163,6 +164,23 @@ def test_what_cannot_be_negative_has_no_interval_below_zero() -> None:
 
 def test_several_samples_of_a_prompt_are_one_value() -> None:
     assert by_prompt([1.0, 3.0, None, 5.0, None, None], 2) == [2.0, 5.0, None]
+
+
+def test_a_training_that_is_gone_is_said(tmp_path: Path) -> None:
+    options = study(tmp_path, {"base": None, "dpo": {"beta": 0.1}})
+    finish(options, GOLD)
+    found = read_study(options)
+    for outcome in found.outcomes[:3]:
+        outcome.training.mkdir(parents=True)
+    (left,) = summary_of(found, rows_of(found), "x.yaml")["missing"]
+    assert left["cell"] == "dpo, seed 2" and "is gone, and with it figures" in left["why"]
+
+
+def test_prompts_that_a_proxy_has_seen(tmp_path: Path) -> None:
+    """A rollout of 32 completions, four to a prompt, is 8 prompts; two passes over two minibatches are 4 steps: 2 prompts each."""
+    config = "per_device_train_batch_size: 32\nnum_generations: 4\nnum_iterations: 2\nnum_mini_batches: 2\n"
+    (tmp_path / CONFIG_FILE).write_text(config)
+    assert _prompts_a_step(tmp_path) == 2.0
 
 
 def test_the_front_is_what_nothing_beats_at_its_cost() -> None:
