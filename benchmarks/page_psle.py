@@ -93,7 +93,10 @@ def _rows(task: str, part: Mapping[str, Any], *, with_base: bool = False) -> str
 
 def psle(task: str, result: dict[str, Any]) -> str:
     """One task: methods, ablations and the number of prompts, as far as they are measured."""
-    text = [_TITLES[task], source(result)]
+    # What is not of the sandbox reads the trials' folder.
+    command = f"{'' if task == 'sandbox' else 'FRUGALIGN_TRIALS=folder '}{result['command']}"
+    parts = [part for part in ("methods", "ablations", "prompts") if part in result]
+    text = [_TITLES[task], source(result | {"command": "\n".join(f"{command} --part {part}" for part in parts)})]
     if "methods" in result:
         text.append(_rows(task, result["methods"], with_base=True))
         settings = "; ".join(

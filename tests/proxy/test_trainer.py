@@ -429,6 +429,23 @@ def test_an_interrupted_run_resumed_in_the_same_process_is_the_uninterrupted_one
         assert torch.equal(value, found.model.state_dict()[name]), name
 
 
+def test_a_checkpoint_is_not_resumed_with_another_reward_or_other_prompts(base: LoadedModel, tmp_path: Path) -> None:
+    """The two halves would be no run; the first one's names may be others, what they stand for not."""
+    trainer(base, tmp_path, save_steps=2, max_steps=2).train()
+
+    def other(completions: list[Any], **_: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    prompts = Dataset.from_dict({"prompt": dataset()["prompt"][::-1]})
+    for again, words in (
+        (trainer(base, tmp_path, other), "rewards \\['short'\\], not \\['other'\\]"),
+        (trainer(base, tmp_path, data=prompts), "was made with other prompts: resume"),
+    ):
+        with pytest.raises(FrugalignError, match=words):
+            again.train(resume_from_checkpoint=True)
+    assert trainer(base, tmp_path).train(resume_from_checkpoint=True).global_step == 4
+
+
 def test_a_run_whose_first_round_failed_begins_again(base: LoadedModel, tmp_path: Path) -> None:
     fails = [True]
 

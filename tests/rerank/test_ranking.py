@@ -153,6 +153,18 @@ def test_a_step_limit_that_is_lifted_goes_on(tmp_path: Path) -> None:
     assert Path("run/adapter_model.safetensors").read_bytes() == before and lines()[-1]["step"] == 10
 
 
+def test_a_checkpoint_is_not_resumed_on_other_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"sample": 0, "num_train_epochs": 1, "save_steps": 2}
+    assert main(command(**flags, dataset_name="pairs.jsonl", max_steps=2)) == 0
+    turned = Path("pairs.jsonl").read_text().splitlines()[::-1]
+    Path("turned.jsonl").write_text("\n".join(turned) + "\n")
+    Path("moved.jsonl").write_text(Path("pairs.jsonl").read_text())
+    capsys.readouterr()
+    assert main(command(**flags, dataset_name="turned.jsonl", resume_from_checkpoint="true")) == 2
+    assert "was made with other pairs: resume with the same settings" in capsys.readouterr().err
+    assert main(command(**flags, dataset_name="moved.jsonl", resume_from_checkpoint="true")) == 0
+
+
 def test_an_adapter_does_not_outlive_its_run(capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"sample": 0, "dataset_name": "pairs.jsonl", "max_steps": 2, "save_strategy": "no"}
     assert main(command(**flags)) == 0

@@ -139,6 +139,13 @@ def rows_fingerprint(dataset: Dataset) -> str:
     return hashlib.sha256(json.dumps([keys, [float(each) for each in weights]]).encode()).hexdigest()[:32]
 
 
+def pairs_fingerprint(dataset: Dataset) -> str:
+    """A hash of preference pairs in their order, of what weighs them too."""
+    names = [name for name in ("prompt", "chosen", "rejected", "weight", "confidence") if name in dataset.column_names]
+    said = json.dumps([names, *(list(dataset[name]) for name in names)])
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
 def distinct(prompts: Iterable[Any]) -> list[Any]:
     """Each prompt once, in the order of their first places."""
     return list({prompt_key(prompt): prompt for prompt in prompts}.values())

@@ -39,6 +39,11 @@ class BaseFingerprint:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it the same base, wherever it lies and whatever it is called."""
+        return {name: getattr(self, name) for name in ("architecture", "tokenizer", "weights", "layers")}
+
     def differences(self, other: BaseFingerprint) -> list[str]:
         """What differs, in words, `self` being the base that an artefact was made for."""
         words = {

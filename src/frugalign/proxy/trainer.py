@@ -1,6 +1,6 @@
 """`ProxyTrainer`: Proxy-RLHF on `transformers.Trainer`. The mathematics is in `overseer` and `losses`; this file moves data.
 
-`Trainer` receives the proxy alone, so it wraps, optimises and saves kilobytes; the frozen LM is a plain attribute and in no state
+`Trainer` receives the proxy alone, so it wraps, optimises and saves little; the frozen LM is a plain attribute and in no state
 dict. One round = one rollout, shared by `steps_per_rollout` optimiser steps; round and prompts follow from `global_step`, noise
 from (seed, epoch, prompt, sample, position), so a resumed run repeats the interrupted one bit by bit. The data loader only counts steps.
 """
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from frugalign.data import encode_prompts
+from frugalign.data.loading import rows_fingerprint
 from frugalign.errors import FrugalignError
 from frugalign.generation import row_keys
 from frugalign.ledger import Ledger
@@ -96,6 +97,11 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         else:
             check_proxy(proxy, args.network(), base)
         proxy.config.base, proxy.config.trained_on = base.to_dict(), trained_on
+        self._learns_from = {
+            "base": base.identity,
+            "prompts": rows_fingerprint(train_dataset),
+            "rewards": [named.name for named in self.rewards],
+        }
         # A reward that reads this very model's states gets those of the rollout, and no second copy of the model.
         self._state_layers = share_base(
             [reward.function for reward in self.rewards],
@@ -379,7 +385,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
 
     def run_settings(self) -> dict[str, Any]:
-        return self.args.settings_of_a_run()
+        return self.args.settings_of_a_run() | self._learns_from
 
     def run_state(self) -> dict[str, Any]:
         return {"beta": self.beta, "last_kl": self._last_kl, "logs": self._logs, "loss_sum": self._loss_sum}

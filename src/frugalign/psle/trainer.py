@@ -193,10 +193,9 @@ class PSLETrainer:
     def _about(self) -> dict[str, Any]:
         """What a run is begun with and goes on with."""
         held_out = self.watch and dataset_fingerprint(self.watch.dataset)
-        base = asdict(self.base)
         return {
             **self.args.settings_of_a_run(),
-            "base": {name: base[name] for name in ("architecture", "tokenizer", "weights", "layers")},
+            "base": self.base.identity,
             "prompts": rows_fingerprint(self.sampler.dataset),
             "held-out prompts": held_out,
             "principles": self._told(),

@@ -21,7 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import use_adapter
 
+from frugalign.artifacts import hash_weights
 from frugalign.data.groups import Dropped, Groups, pair_groups
+from frugalign.data.loading import pairs_fingerprint, rows_fingerprint
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
 from frugalign.models.forward import base_parameters, causal_lm
@@ -110,6 +112,10 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             peft_config = lora_of(args)
         self._start = model
         self.ledger = ledger or Ledger()
+        self._learns_from: dict[str, Any] = {
+            "base": fingerprint(model, processing_class).identity,
+            "probes": None if self.probes is None else hash_weights(self.probes),
+        }
         callbacks = [RunFolder(self.ledger, args.resolved()), *(callbacks or [])]
         groups = train_dataset if isinstance(train_dataset, Groups) else None
         if groups is not None:
@@ -119,6 +125,12 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
             callbacks.append(EpochRanking(self, groups))
             train_dataset, dropped = pair_groups(groups)
         assert isinstance(train_dataset, Dataset)
+        # Of groups the prompts: their responses may be sampled anew.
+        self._learns_from |= (
+            {"pairs": pairs_fingerprint(train_dataset)}
+            if groups is None
+            else {"prompts": rows_fingerprint(Dataset.from_dict({"prompt": groups.prompts}))}
+        )
         multiple: Any = args.pad_to_multiple_of  # a number or None by now
         every_weight = peft_config is None and not is_adapted and not args.precompute_ref_log_probs
         super().__init__(
@@ -233,7 +245,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         self._metrics["train"].clear()
 
     def run_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.args.settings_of_a_run()
+        settings: dict[str, Any] = self.args.settings_of_a_run() | self._learns_from
         return settings
 
     def run_state(self) -> dict[str, Any]:

@@ -196,6 +196,10 @@ def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+_BY_HASH = {"base", "prompts", "held-out prompts", "pairs", "probes"}
+"""Settings whose values say nothing to a reader."""
+
+
 def check_settings(checkpoint: str | Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with other settings than those that the checkpoint was made with: the two halves would be no run.
 
@@ -203,7 +207,9 @@ def check_settings(checkpoint: str | Path, stored: dict[str, Any], now: dict[str
         FrugalignError: naming what differs.
     """
     different = [
-        f"{name} {stored[name]}, not {now[name]}" for name in now if name in stored and stored[name] != now[name]
+        f"other {name}" if name in _BY_HASH else f"{name} {stored[name]}, not {now[name]}"
+        for name in now
+        if name in stored and stored[name] != now[name]
     ]
     if different:
         raise FrugalignError(
