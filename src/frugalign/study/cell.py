@@ -15,13 +15,16 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.errors import FrugalignError
 from frugalign.study.plan import RUN_FOLDER, hashes_of, training_folder
+
+if TYPE_CHECKING:
+    from frugalign.models.loading import LoadedModel
 
 ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
 TRAINED_FILE, TRACE_FILE, LOCK_FILE = "trained.json", "trace.json", ".lock"
@@ -47,6 +50,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         FrugalignError: whatever the user can mend; another process that works on this cell.
     """
     from frugalign.evaluation import evaluate
+    from frugalign.evaluation.policies import load_base
     from frugalign.study.task import prompt_splits
 
     asks: dict[str, Any] = json.loads((folder / ASKS_FILE).read_text(encoding="utf-8"))
@@ -69,8 +73,10 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         with _waited_for(training):
             trained = _trained(asks, training, start, jobs)
         policy, costs = trained["policy"], trained["costs"]
+        device = "cpu" if asks.get("use_cpu") else None
+        base = load_base(asks["model_name_or_path"], proxy=policy.get("proxy"), device_map=device)
         metrics = evaluate(
-            asks["model_name_or_path"],
+            base,
             dataset_name=rows,
             reward=measures,
             output_dir=folder / "evaluation",
@@ -81,11 +87,10 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             num_samples=asks["eval_samples"],
             batch_size=batch_size,
             seed=_TEST_SEED + asks["seed"],
-            device_map="cpu" if asks.get("use_cpu") else None,
             **policy,
         )
         if "proxy" in policy and asks["eval_do_sample"]:
-            write_json_atomic(folder / "evaluation" / TRACE_FILE, traces(asks, policy["proxy"], rows))
+            write_json_atomic(folder / "evaluation" / TRACE_FILE, traces(asks, base, policy["proxy"], rows))
         result = {
             "asks": asks,
             "metrics": metrics,
@@ -137,16 +142,15 @@ def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> dict
     return found
 
 
-def traces(asks: dict[str, Any], proxy: str, rows: Any) -> dict[str, list[dict[str, Any]]]:
+def traces(asks: dict[str, Any], base: LoadedModel, proxy: str, rows: Any) -> dict[str, list[dict[str, Any]]]:
     """The proposals behind a proxy's first answers to the prompts that the page shows, the very answers that are tested: by row a list of
     token texts and what was rejected before each."""
     from frugalign.data import encode_prompts
     from frugalign.evaluation.completing import token_texts
-    from frugalign.evaluation.policies import load_base, load_policy
+    from frugalign.evaluation.policies import load_policy
     from frugalign.generation.loop import SamplingParams, generate
     from frugalign.generation.noise import row_keys
 
-    base = load_base(asks["model_name_or_path"], proxy=proxy, device_map="cpu" if asks.get("use_cpu") else None)
     guide, shown = load_policy(base, proxy=proxy).guide, shown_rows(len(rows))
     ids = encode_prompts(
         rows.select(shown)["prompt"], base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]

@@ -95,7 +95,7 @@ def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
     points = [_point_of(rows, row, max(kl.mean, 0.0)) for row, kl in known]
     _log_axis(axes, linear=0.1)
     _draw(axes, points)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.01)  # the base whole
     axes.set_xlabel("KL to the base, nats a response")
     axes.set_ylabel(judge)
     _name(axes, points)
@@ -130,7 +130,7 @@ def wins(rows: Sequence[Row], judge: str, reference: str) -> Figure | None:
     return Figure(
         f"Win rate against {reference}",
         data_uri(figure),
-        "Right of the dashed line a method wins more than it loses. Where the open mark lies left of the full one, part of the win was length.",
+        "Right of the dashed line a method wins more than it loses. Where the open mark lies left of the full one, part of the win was length; right of it, length cost wins.",
     )
 
 
