@@ -39,6 +39,7 @@ def study(result: dict[str, Any]) -> str:
             f"Machine: {'; '.join(', '.join(f'{name} {value}' for name, value in each.items()) for each in result['machines'])}. Seeds: "
             f"{', '.join(map(str, result['options']['seeds']))}.{jobs} Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
             *(f"{sentence}\n" for sentence in [*headline(result), *missing]),
+            *_chosen(result),
             table(*quality_table(result)),
             f"![Quality against cost: {result['name']}](img/study_{result['name']}.png)\n",
             table(*wins_table(result)),
@@ -52,6 +53,19 @@ def study(result: dict[str, Any]) -> str:
 def excludes_zero(estimate: Mapping[str, float]) -> bool:
     """Whether an interval has zero outside."""
     return not estimate["ci_low"] <= 0 <= estimate["ci_high"]
+
+
+def _chosen(result: dict[str, Any]) -> list[str]:
+    """Of every sweep what was tried on the validation prompts, the best in bold; nothing where there was no choice."""
+    said = []
+    for label, what in result["chosen"].items():
+        best = max(what["tried"].values())
+        tried = [
+            f"{name.removeprefix(label).strip()} {'**' if value == best else ''}{value:.2f}{'**' if value == best else ''}"
+            for name, value in what["tried"].items()
+        ]
+        said.append(f"{label}: {', '.join(tried)}")
+    return [f"Chosen by {result['judge']} on validation prompts: {'; '.join(said)}.\n"] if said else []
 
 
 def nulls(result: dict[str, Any]) -> str:

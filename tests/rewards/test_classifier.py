@@ -95,10 +95,11 @@ def alone(reward: ClassifierReward, prompt: Any, completion: Any) -> torch.Tenso
     ids=["llama", "llama-pad-is-eos", "llama-no-pad", "gpt2-no-pad", "bert"],
 )
 def test_scores_do_not_depend_on_batch_size_padding_or_order(model: Any) -> None:
-    """Also where the model has no pad token, which transformers refuses to batch, or pads with the end token."""
+    """Also where the model has no pad token, which transformers refuses to batch, or pads with the end token. In double precision, as another batch
+    may round otherwise."""
     expected = None
     for size in (1, 2, 3, 7):
-        reward = ClassifierReward(model, tokenizer(), batch_size=size)
+        reward = ClassifierReward(model.double(), tokenizer(), batch_size=size)
         scores = reward(prompts=PROMPTS, completions=COMPLETIONS)
         if expected is None:
             expected = scores

@@ -161,15 +161,15 @@ def headline(summary: dict[str, Any]) -> list[str]:
         )
     below = [line["label"] for line in tried if _tells(summary, line) < 0]
     if below:
-        found.append(f"Below {reference}: {', '.join(below)}.")
+        found.append(f"Below {reference}: {'; '.join(below)}.")
     level = [line["label"] for line in tried if _tells(summary, line) == 0]
     if level:
-        found.append(f"Not told apart from {reference} after the correction: {', '.join(level)}.")
+        found.append(f"Not told apart from {reference} after the correction: {'; '.join(level)}.")
     still = [
         line["label"] for line in trained if (kl := line["others"]["kl_per_sequence"]) and abs(kl["mean"]) < _UNMOVED
     ]
     if still:
-        found.append(f"Hardly moved, so that its training did next to nothing: {', '.join(still)}.")
+        found.append(f"Hardly moved, so that its training did next to nothing: {'; '.join(still)}.")
     if not summary["options"].get("eval_do_sample", True):
         found.append("Responses are decoded greedily, those of best-of-n are sampled.")
     if any(line["method"] in STAND_FOR_PPO for line in tried):
