@@ -52,7 +52,7 @@ def load_model(
     Raises:
         FrugalignError: where the folder is missing or holds no causal language model.
     """
-    path = _place_of(name_or_path)
+    path = check_model(name_or_path, revision=revision)
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
     arguments: dict[str, Any] = {
         "revision": revision,
@@ -68,7 +68,6 @@ def load_model(
 
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     try:
-        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -86,27 +85,22 @@ def load_model(
     return LoadedModel(model=model, tokenizer=tokenizer, name=name_or_path, revision=revision)
 
 
-def check_model(name_or_path: str, *, revision: str | None = None) -> None:
-    """That there is a model of this name, by its config; its weights are not read.
+def check_model(name_or_path: str, *, revision: str | None = None) -> str:
+    """The folder or hub id of a model, which is there by its config; its weights are not read.
 
     Raises:
         FrugalignError: a folder or hub id without one.
     """
-    path = _place_of(name_or_path)
-    try:
-        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
-
-
-def _place_of(name_or_path: str) -> str:
-    """Folder or hub id."""
     path = resolve_name(name_or_path)
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
     if looks_local:
         path = str(Path(path).expanduser())
     if looks_local and not Path(path).joinpath("config.json").is_file():
         raise FrugalignError(f"No model in {name_or_path}: the folder has no config.json.")
+    try:
+        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
     return path
 
 

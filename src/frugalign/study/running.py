@@ -63,12 +63,12 @@ class Finished:
     @property
     def wanted_missing(self) -> list[Outcome]:
         """Those of them that `only` asks for."""
-        given = _lines_by_label(self.options)
+        given, to_choose_by = _lines_by_label(self.options), _to_choose_by(self.options)
         return [
             each
             for each in self.missing
             if (
-                each.cell in _to_choose_by(given[each.cell.line.label], self.options)
+                each.cell in to_choose_by
                 if each.cell.kind == "choosing"
                 else is_wanted(each.cell.line, given[each.cell.line.label], each.cell.seed, self.options)
             )
@@ -91,7 +91,7 @@ def run_study(options: StudyOptions) -> Finished:
         raise FrugalignError(f"Another command works on the study in {study}.") from error
     with held:
         if options.choose is not None:
-            run_cells([cell for line in sweeps_of(options) for cell in _to_choose_by(line, options)], options)
+            run_cells(_to_choose_by(options), options)
             write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)
         given = _lines_by_label(options)
         cells = cells_of(read_study(options).lines, options)
@@ -254,11 +254,13 @@ def main_judge(result: dict[str, Any]) -> float | None:
     return None if found is None else float(found["mean"])
 
 
-def _to_choose_by(sweep: Line, options: StudyOptions) -> list[Cell]:
-    """The cells that choose among a sweep's settings, as far as they are asked for: all of them where a cell that is asked for waits for the choice; none once it is made."""
-    if _is_frozen(sweep, read_json(Path(options.output_dir) / CHOSEN_FILE), options):
-        return []
-    cells = choosing_cells(sweep, options)
-    if any(is_wanted(sweep, sweep, seed, options) for seed in options.seeds):
-        return cells
-    return [cell for cell in cells if is_wanted(cell.line, cell.line, cell.seed, options)]
+def _to_choose_by(options: StudyOptions) -> list[Cell]:
+    """The cells that choose among settings, as far as they are asked for: all of a sweep's where a cell that is asked for waits for the choice; none once it is made."""
+    frozen = read_json(Path(options.output_dir) / CHOSEN_FILE)
+    found: list[Cell] = []
+    for sweep in sweeps_of(options):
+        if not _is_frozen(sweep, frozen, options):
+            every = any(is_wanted(sweep, sweep, seed, options) for seed in options.seeds)
+            cells = choosing_cells(sweep, options)
+            found += [cell for cell in cells if every or is_wanted(cell.line, cell.line, cell.seed, options)]
+    return found
