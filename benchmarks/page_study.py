@@ -59,11 +59,12 @@ def _chosen(result: dict[str, Any]) -> list[str]:
     """Of every sweep what was tried on the validation prompts, the best in bold; nothing where there was no choice."""
     said = []
     for label, what in result["chosen"].items():
-        best = max(what["tried"].values())
+        best = max(what["tried"].values(), default=None)
         tried = [
             f"{name.removeprefix(label).strip()} {'**' if value == best else ''}{value:.2f}{'**' if value == best else ''}"
             for name, value in what["tried"].items()
         ]
+        tried += [f"{name.removeprefix(label).strip()} failed" for name in what["failed"]]
         said.append(f"{label}: {', '.join(tried)}")
     return [f"Chosen by {result['judge']} on validation prompts: {'; '.join(said)}.\n"] if said else []
 
