@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.trials import are_named, trials
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from frugalign import sandbox
@@ -22,9 +21,9 @@ def tokenizer() -> Any:
 
 def small(name: str) -> tuple[Any, Any] | None:
     """`stories260k` or `chat-3m` with its tokenizer; None where no trials folder is named."""
-    if "FRUGALIGN_TRIALS" not in os.environ:
+    if not are_named():
         return None
-    loaded = load_model(str(Path(os.environ["FRUGALIGN_TRIALS"]) / "models" / name))
+    loaded = load_model(str(trials() / "models" / name))
     return loaded.model, loaded.tokenizer
 
 

@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import os
 import platform
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from benchmarks.chat_safety import HARMFUL, held_out, preference_pairs, rows_of, train_reward_model
+from benchmarks.trials import trials
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -55,12 +55,12 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def base_folder() -> str:
     """chat-3m of the trials."""
-    return str(Path(os.environ["FRUGALIGN_TRIALS"]) / "models" / "chat-3m")
+    return str(trials() / "models" / "chat-3m")
 
 
 def prepare() -> None:
     """Pairs, the judge and the probes, once."""
-    data = Path(os.environ["FRUGALIGN_TRIALS"]) / "data"
+    data = trials() / "data"
     train, test = preference_pairs(data)
     for split, rows in (("train", train), ("test", test)):
         write_atomic(WORK / "pairs" / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -74,7 +74,7 @@ def prepare() -> None:
 
 def prompts() -> dict[str, list[str]]:
     """Unseen prompts by kind."""
-    data = Path(os.environ["FRUGALIGN_TRIALS"]) / "data"
+    data = trials() / "data"
     xstest = rows_of(data / "xstest-prompts.jsonl")
     harmful = [row[column].strip() for file, column in HARMFUL.items() for row in rows_of(data / file)]
     harmful = sorted({prompt for prompt in harmful if held_out(prompt)})

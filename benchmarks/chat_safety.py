@@ -18,7 +18,6 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import platform
 import random
 from collections.abc import Iterable
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 import yaml
+from benchmarks.trials import trials
 from datasets import Dataset
 
 from frugalign.artifacts import write_atomic, write_json_atomic
@@ -126,10 +126,10 @@ def pair_accuracy(reward: Any, pairs: list[dict[str, str]]) -> float:
     return sum(a > b for a, b in zip(chosen, rejected, strict=True)) / len(pairs)
 
 
-def reward_model(trials: Path, epochs: int) -> dict[str, Any]:
+def reward_model(epochs: int) -> dict[str, Any]:
     """Train it and its control; the accuracies."""
-    train, test = preference_pairs(trials / "data")
-    base = trials / "models" / "chat-3m"
+    train, test = preference_pairs(trials() / "data")
+    base = trials() / "models" / "chat-3m"
     found: dict[str, Any] = {"pairs": {"training": len(train), "held_out": len(test)}, "epochs": epochs}
     for name, pairs in (("reward_model", train), ("shuffled_control", shuffled(train))):
         train_reward_model(base, pairs, WORK / name, epochs)
@@ -177,13 +177,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--stage", choices=("reward", "all"), default="all")
     options = parser.parse_args()
-    if "FRUGALIGN_TRIALS" not in os.environ:
-        raise SystemExit("FRUGALIGN_TRIALS names no trials folder.")
-    trials = Path(os.environ["FRUGALIGN_TRIALS"])
-    base = str(trials / "models" / "chat-3m")
-    accuracy = reward_model(trials, options.epochs)
+    base = str(trials() / "models" / "chat-3m")
+    accuracy = reward_model(options.epochs)
     print(json.dumps(accuracy, indent=2))
-    counts = write_prompts(trials / "data")
+    counts = write_prompts(trials() / "data")
     if options.stage == "reward":
         return
     settings = yaml.safe_load(RECIPE.read_text())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from benchmarks import stories
 from benchmarks.frontier_settings import Budget, Setting
+from benchmarks.trials import trials
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -52,12 +53,12 @@ class Measured:
 
 def load_base() -> LoadedModel:
     """The frozen base; its path is where TRL loads its reference from as well."""
-    return load_model(str(stories.trials() / "models" / "stories260k"), dtype="float32")
+    return load_model(str(trials() / "models" / "stories260k"), dtype="float32")
 
 
 def validation_split(budget: Budget) -> tuple[list[str], list[str]]:
     """(prompts to train on, prompts to select on). Selection uses prompts that occur once: like the test's, never trained on."""
-    train, _ = stories.prompts(stories.trials())
+    train, _ = stories.prompts(trials())
     counts = Counter(train)
     once = [prompt for prompt in train if counts[prompt] == 1]
     step = len(once) // budget.validation_prompts
@@ -114,7 +115,7 @@ def test_base(budget: Budget) -> dict[str, Any]:
 
 
 def _on_test(policy: Policy, base: LoadedModel, budget: Budget) -> dict[str, Any]:
-    prompts = stories.prompts(stories.trials())[1] if budget.reads_test else validation_split(budget)[1]
+    prompts = stories.prompts(trials())[1] if budget.reads_test else validation_split(budget)[1]
     found = measure(policy, base, prompts, budget.test_samples, TEST_SEED, budget.new_tokens)
     first = [number < 2 for number in found.sample]
     two = [(value, row) for value, row, early in zip(found.reward, found.prompt, first, strict=True) if early]

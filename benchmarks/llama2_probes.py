@@ -10,13 +10,13 @@ run chose penalty and iterations together with an optimiser that gave up early, 
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.trials import trials
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -32,9 +32,7 @@ FOLDS = REPEATS = 5
 
 def data() -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """States `[385, 4, 4096]`, 1 where safe, ids."""
-    if "FRUGALIGN_TRIALS" not in os.environ:
-        raise SystemExit("FRUGALIGN_TRIALS names no trials folder.")
-    saved = np.load(Path(os.environ["FRUGALIGN_TRIALS"]) / "data" / "llama2-7b-hidden-states.npz")
+    saved = np.load(trials() / "data" / "llama2-7b-hidden-states.npz")
     states = torch.tensor(np.concatenate([saved["safe"], saved["unsafe"]]).astype(np.float32))
     labels = np.r_[np.ones(len(saved["safe"])), np.zeros(len(saved["unsafe"]))]
     return states, labels, np.r_[saved["safe_ids"], saved["unsafe_ids"]]

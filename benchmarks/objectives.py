@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.stories import prompts, reward, trials
+from benchmarks.stories import prompts, reward
+from benchmarks.trials import trials
 from datasets import Dataset
 from transformers import TrainerCallback
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.page_rerank import source, spread, table
+from benchmarks.trials import NAMED
 
 _TITLES = {
     "sandbox": "## PSLE on the sandbox\n",
@@ -94,7 +95,7 @@ def _rows(task: str, part: Mapping[str, Any], *, with_base: bool = False) -> str
 def psle(task: str, result: dict[str, Any]) -> str:
     """One task: methods, ablations and the number of prompts, as far as they are measured."""
     # What is not of the sandbox reads the trials' folder.
-    command = f"{'' if task == 'sandbox' else 'FRUGALIGN_TRIALS=folder '}{result['command']}"
+    command = f"{'' if task == 'sandbox' else f'{NAMED} '}{result['command']}"
     parts = [part for part in ("methods", "ablations", "prompts") if part in result]
     text = [_TITLES[task], source(result | {"command": "\n".join(f"{command} --part {part}" for part in parts)})]
     if "methods" in result:

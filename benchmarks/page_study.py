@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.page_rerank import interval, source, table
+from benchmarks.trials import NAMED
 
 from frugalign.study.page import cost_note, cost_table, headline, wins_table
 from frugalign.study.page import table as quality_table
@@ -30,7 +31,7 @@ def study(result: dict[str, Any]) -> str:
         f"{value:,} {name.replace('_', ' ')}" for name, value in result["options"].get("budget", {}).items()
     )
     # Those of real models read the trials' folder.
-    needs = "FRUGALIGN_TRIALS=folder " if str(result["options"]["model_name_or_path"]).startswith("benchmarks.") else ""
+    needs = f"{NAMED} " if str(result["options"]["model_name_or_path"]).startswith("benchmarks.") else ""
     jobs = "" if any("jobs" in each for each in result["machines"]) else f" Jobs: {result['options']['jobs']}."
     return "\n".join(
         [

@@ -10,13 +10,13 @@ reward model is trained by TRL on the same pairs and base. The XSTest prompts we
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.chat_safety import rows_of
+from benchmarks.trials import trials
 
 from frugalign.artifacts import write_atomic, write_json_atomic
 from frugalign.cli.main import main as frugalign
@@ -52,14 +52,13 @@ def elsewhere(data: Path) -> list[str]:
 
 def main() -> None:
     """Fit, measure, write and print."""
-    trials = Path(os.environ["FRUGALIGN_TRIALS"])
     found = {}
     for name, rate in BASES.items():
         folder = WORK / name
         if not (folder / "reward_report.json").is_file():
-            words = ["--model_name_or_path", str(trials / "models" / name), "--output_dir", str(folder)]
-            words += ["--dataset_name", str(trials / "data" / "pku-saferlhf-pairs.jsonl.gz"), "--use_cpu", "true"]
-            words += ["--eval_dataset_name", *elsewhere(trials / "data"), "--cache_dir", str(WORK / f"states-{name}")]
+            words = ["--model_name_or_path", str(trials() / "models" / name), "--output_dir", str(folder)]
+            words += ["--dataset_name", str(trials() / "data" / "pku-saferlhf-pairs.jsonl.gz"), "--use_cpu", "true"]
+            words += ["--eval_dataset_name", *elsewhere(trials() / "data"), "--cache_dir", str(WORK / f"states-{name}")]
             words += ["--full_model", "true", "--full_model_learning_rate", str(rate)]
             if frugalign(["reward", *words]):
                 raise SystemExit(1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from benchmarks.chat_safety import rows_of
-from benchmarks.stories import trials
+from benchmarks.trials import trials
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.data import load_prompts

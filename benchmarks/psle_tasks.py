@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.chat_safety import HARMFUL, HARMLESS, held_out, preference_pairs, rows_of, train_reward_model
 from benchmarks.stories import prompts as story_prompts
-from benchmarks.stories import trials
+from benchmarks.trials import trials
 
 from frugalign.artifacts import write_atomic
 from frugalign.metrics import is_refusal

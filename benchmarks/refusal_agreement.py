@@ -9,11 +9,11 @@ refusals: they are left out, counted as refusals, and counted as answers. GPT-4'
 import gzip
 import hashlib
 import json
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from benchmarks.trials import trials
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.metrics import agreement, is_refusal
@@ -38,9 +38,9 @@ def compare(rows: list[dict[str, Any]], predicted: list[bool]) -> dict[str, Any]
     }
 
 
-def measure(trials: Path) -> dict[str, Any]:
+def measure() -> dict[str, Any]:
     """Both halves, the rules and GPT-4."""
-    with gzip.open(trials / "data" / "xstest-completions.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(trials() / "data" / "xstest-completions.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     results: dict[str, Any] = {}
     for name in ("development", "held_out"):
@@ -55,9 +55,7 @@ def measure(trials: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    if "FRUGALIGN_TRIALS" not in os.environ:
-        sys.exit("FRUGALIGN_TRIALS must name the folder with data/xstest-completions.jsonl.gz.")
-    results = measure(Path(os.environ["FRUGALIGN_TRIALS"]))
+    results = measure()
     write_json_atomic(RESULT, results)
     print(
         f"{'half':12} {'judge':6} {'partial refusals':20} {'n':>5} {'kappa':>6} {'TP':>4} {'FP':>4} {'FN':>4} {'TN':>4}"

@@ -10,9 +10,10 @@ benchmarks.frontier, benchmarks.chat_safety.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
+
+from benchmarks.trials import are_named
 
 PARTS = {"speed": False, "ladder": False, "objectives": True}
 """Part: whether it cannot do without the trials folder."""
@@ -23,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     for part in parser.parse_args().parts or PARTS:
-        if PARTS[part] and "FRUGALIGN_TRIALS" not in os.environ:
+        if PARTS[part] and not are_named():
             print(f"{part} is left out: FRUGALIGN_TRIALS names no trials folder.")
             continue
         print(f"== {part}", flush=True)

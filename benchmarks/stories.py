@@ -10,12 +10,12 @@ training. The reward is minus VADER's compound score of the completion, so it pu
 from __future__ import annotations
 
 import json
-import os
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.trials import trials
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 PROMPT_WORDS = 8
@@ -30,13 +30,6 @@ def _analyzer() -> SentimentIntensityAnalyzer:
 def reward(completions: list[str], **_: Any) -> list[float]:
     """Minus the compound sentiment of each completion, in [-1, 1]; TRL's call."""
     return [-float(_analyzer().polarity_scores(text)["compound"]) for text in completions]
-
-
-def trials() -> Path:
-    """The folder of trial models and data, which stays out of the repository."""
-    if "FRUGALIGN_TRIALS" not in os.environ:
-        sys.exit("FRUGALIGN_TRIALS must name the folder with data/tinystories-1k.json and models/stories260k.")
-    return Path(os.environ["FRUGALIGN_TRIALS"])
 
 
 def prompts(folder: Path) -> tuple[list[str], list[str]]:

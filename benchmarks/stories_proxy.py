@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.stories import trials, write
+from benchmarks.stories import write
+from benchmarks.trials import trials
 
 from frugalign.artifacts import write_json_atomic
 from frugalign.evaluation import evaluate

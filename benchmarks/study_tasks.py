@@ -9,7 +9,7 @@ import json
 
 from benchmarks.chat_safety import held_out, preference_pairs
 from benchmarks.psle_tasks import WORK, chat, stories
-from benchmarks.stories import trials
+from benchmarks.trials import trials
 
 from frugalign.artifacts import write_atomic
 

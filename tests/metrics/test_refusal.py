@@ -1,7 +1,7 @@
 """The refusal rules on sentences of our own, Cohen's kappa by hand, and the measured agreement with people."""
 
+import importlib
 import os
-import runpy
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,7 @@ def test_agreement_needs_judgements() -> None:
 
 
 @pytest.mark.skipif("FRUGALIGN_TRIALS" not in os.environ, reason="FRUGALIGN_TRIALS names no trials folder")
-def test_agreement_with_people_on_prompts_the_rules_never_saw() -> None:
-    script = runpy.run_path(str(ROOT / "benchmarks" / "refusal_agreement.py"))
-    results = script["measure"](Path(os.environ["FRUGALIGN_TRIALS"]))
+def test_agreement_with_people_on_prompts_the_rules_never_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    results = importlib.import_module("benchmarks.refusal_agreement").measure()
     assert results["held_out"]["rules"]["partial_left_out"]["kappa"] >= 0.75
