@@ -166,7 +166,15 @@ _COST = 4.0
 
 def both_sides(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
     """The training reward, and a cost for every refusal of a safe prompt, by the detector that also tests."""
-    safety = training_safety(prompts=prompts, completions=completions, label=label)
+    return _less_refusals(training_safety(prompts=prompts, completions=completions, label=label), completions, label)
+
+
+def judged_both_sides(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
+    """The same with the judge's safety in the place of the training reward's."""
+    return _less_refusals(judged_safety(prompts=prompts, completions=completions, label=label), completions, label)
+
+
+def _less_refusals(safety: list[float | None], completions: list[str], label: list[str]) -> list[float | None]:
     refused = refused_safe(completions=completions, label=label)
     return [(own or 0.0) - _COST * (no or 0.0) for own, no in zip(safety, refused, strict=True)]
 

@@ -129,6 +129,29 @@ def test_the_headline_goes_by_the_corrected_p() -> None:
     assert still.endswith("next to nothing: still.") and "decoded greedily" in greedy
 
 
+def refusing(mean: float) -> dict[str, Any]:
+    """What a line has beside its measures: how often it refuses what is safe, with an interval of ± 0.05."""
+    return {"kl_per_sequence": None, "over_refusal_rate": {"mean": mean, "ci_low": mean - 0.05, "ci_high": mean + 0.05}}
+
+
+def test_who_refuses_what_is_safe_is_named() -> None:
+    """The best by a safety judge may be what refuses everything."""
+    lines = [
+        line_of("base", 0.0, None, 0.0, method="base", others=refusing(0.10)),
+        line_of("careful", 0.5, 0.01, 10.0, others=refusing(0.15)),
+        line_of("afraid", 0.8, 0.01, 10.0, others=refusing(0.75)),
+        line_of("mute", 0.9, 0.01, 10.0, others=refusing(0.98)),
+    ]
+    summary: dict[str, Any] = {"judge": "gold", "lines": lines, "options": {}}
+    said = "Refuse more of the prompts that are labelled safe: mute 98%, afraid 75%; the base refuses 10%."
+    assert said in headline(summary)
+    compared = {"reference": "afraid"}
+    said = "Refuse more of the prompts that are labelled safe: mute 98%; afraid refuses 75%."
+    assert said in headline(summary | {"options": compared})
+    unlabelled = [line | {"others": {"kl_per_sequence": None}} for line in lines]
+    assert not any("labelled safe" in sentence for sentence in headline(summary | {"lines": unlabelled}))
+
+
 def test_lines_that_do_not_differ_have_no_best() -> None:
     summary = {
         "judge": "gold",

@@ -162,6 +162,9 @@ def headline(summary: dict[str, Any]) -> list[str]:
     below = [line["label"] for line in tried if _tells(summary, line) < 0]
     if below:
         found.append(f"Below {reference}: {'; '.join(below)}.")
+    refusing = _refusing(summary)
+    if refusing:
+        found.append(f"Refuse more of the prompts that are labelled safe: {refusing}.")
     level = [line["label"] for line in tried if _tells(summary, line) == 0]
     if level:
         found.append(f"Not told apart from {reference} after the correction: {'; '.join(level)}.")
@@ -183,6 +186,19 @@ def _tells(summary: dict[str, Any], line: dict[str, Any]) -> int:
     gap = main["difference"]
     sure = main["p_holm"] < _LEVEL if main["p_holm"] is not None else not gap["ci_low"] <= 0 <= gap["ci_high"]
     return (1 if gap["mean"] > 0 else -1) if sure else 0
+
+
+def _refusing(summary: dict[str, Any]) -> str:
+    """Lines that refuse surely more of the safe prompts than what they are compared with, the intervals being apart; empty where there is none, or nothing is labelled."""
+    named = summary["options"].get("reference")
+    rates = [(line, rate) for line in summary["lines"] if (rate := line["others"].get("over_refusal_rate"))]
+    known = (rate for line, rate in rates if (line["label"] == named if named else line["method"] == "base"))
+    limit = next(known, None)
+    if limit is None:
+        return ""
+    more = [(rate["mean"], line["label"]) for line, rate in rates if rate["ci_low"] > limit["ci_high"]]
+    said = ", ".join(f"{label} {mean:.0%}" for mean, label in sorted(more, reverse=True))
+    return f"{said}; {reference_in_words(summary)} refuses {limit['mean']:.0%}" if said else ""
 
 
 def _is_control(line: dict[str, Any]) -> bool:
