@@ -16,6 +16,7 @@ from tests.rerank.random_reward import random_probes
 
 from frugalign.cli.main import main
 from frugalign.data.groups import Groups, pair_groups, read_groups
+from frugalign.models import load_model
 from frugalign.rewards.representation import RepresentationReward
 from frugalign.sandbox.cached import sample_pairs
 
@@ -84,6 +85,32 @@ def test_responses_are_sampled_once_and_ranked_by_the_moving_policy() -> None:
     assert sum("ranking/best_changed_share" in line for line in lines()) == 2
     costs = json.loads(Path("run/costs.json").read_text())
     assert costs["reward_calls"] == 3 * 4 * N_PROMPTS and costs["generated_tokens"] > 0
+
+
+def test_cut_responses_can_be_ranked_last(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a reward that knows whole answers alone the value of a cut one says nothing: with the penalty whatever ended is above, in every epoch's ranking."""
+    assert main(command(output_dir="plain", resample="true", max_new_tokens=20, num_train_epochs=1)) == 0
+    assert "are cut at max_new_tokens (20)" in caplog.text
+    caplog.clear()
+    flags = {"output_dir": "less", "resample": "true", "max_new_tokens": 20, "missing_eos_penalty": -100}
+    assert main(command(**flags, num_train_epochs=2)) == 0
+    assert "are cut" not in caplog.text
+    plain, *less = (
+        read_groups(Path(name))
+        for name in ("plain/groups/epoch-000.jsonl", "less/groups/epoch-000.jsonl", "less/groups/epoch-001.jsonl")
+    )
+    assert plain.completion_ids == less[0].completion_ids
+    end = load_model("frugalign.sandbox:model").tokenizer.eos_token_id
+    cut = [each[-1] != end for each in plain.flat()[2] or []]
+    assert 0 < sum(cut) < len(cut), "some are cut and some end"
+    flat = [[each for group in groups.rewards or [] for each in group] for groups in (plain, less[0])]
+    assert flat[1] == pytest.approx([reward - 100 * is_cut for reward, is_cut in zip(flat[0], cut, strict=True)])
+    for number, groups in enumerate(less):
+        every = zip(groups.flat()[2] or [], [each for group in groups.rewards or [] for each in group], strict=True)
+        assert all((reward < -50) == (ids[-1] != end) for ids, reward in every), f"epoch {number}"
+    assert next(line for line in lines("less") if "ranking/cut_share" in line)["ranking/cut_share"] == sum(cut) / len(
+        cut
+    )
 
 
 def test_a_ranking_is_a_data_set_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

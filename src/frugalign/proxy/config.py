@@ -77,6 +77,10 @@ class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
         demand(0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1, "adam_beta1 and adam_beta2 must be in [0, 1).")
         for name, reason in _NOT_CARRIED_OVER.items():
             demand(not getattr(self, name), f"{name} is not carried over: {reason}.")
+        demand(
+            -math.inf < self.missing_eos_penalty <= 0,
+            f"missing_eos_penalty is {self.missing_eos_penalty}; it is added to a reward, so it must be a finite number of at most 0.",
+        )
         demand(self.temperature > 0, f"temperature is {self.temperature}; the proposals need one above 0.")
         demand(0 <= self.p_t < 1, f"p_t is {self.p_t}; a threshold on probability lies in [0, 1).")
         demand(self.target_kl is None or self.target_kl > 0, "target_kl must be above 0.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -89,6 +90,10 @@ class RerankConfig(RunOptions, RerankOptions, DPOConfig):
         for name in ("temperature", "reward_learning_rate"):
             if not getattr(self, name) > 0:
                 raise FrugalignError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if not -math.inf < self.missing_eos_penalty <= 0:
+            raise FrugalignError(
+                f"missing_eos_penalty is {self.missing_eos_penalty}; it is added to a reward, so it must be a finite number of at most 0."
+            )
         if not self.sft_weight >= 0:
             raise FrugalignError(f"sft_weight is {self.sft_weight}; it must be at least 0.")
         if self.reward_refresh_steps < 0:

@@ -112,6 +112,10 @@ class RerankOptions:
     )
     resample: bool = option(False, "Sample the responses anew at every epoch: online DPO.")
     max_new_tokens: int = option(128, "Most tokens of a sampled response.")
+    missing_eos_penalty: float = option(
+        0.0,
+        "Added to the reward of a sampled response that is cut at max_new_tokens: probes fitted on whole answers may give one anything.",
+    )
     temperature: float = option(1.0, "Temperature of sampling.")
     sampling_batch_size: int = option(64, "Responses sampled at once.")
     reward_refresh_steps: int = option(

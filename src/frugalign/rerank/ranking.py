@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.errors import FrugalignError
 from frugalign.ledger import Ledger
+from frugalign.models.loading import end_token_ids
 from frugalign.models.states import endpoint_states
 from frugalign.rerank.options import RerankOptions
 from frugalign.rewards.representation import RepresentationModel, exchanges_for
@@ -52,8 +53,13 @@ def rank_groups(
     probes: RepresentationModel,
     options: RerankOptions,
     ledger: Ledger,
+    *,
+    missing_eos_penalty: float = 0.0,
 ) -> Groups:
-    """The groups with calibrated rewards from the states of the model as it is: one forward pass over every response."""
+    """The groups with calibrated rewards from the states of the model as it is: one forward pass over every response.
+
+    `missing_eos_penalty` is added to the rewards of those that were cut before an end token.
+    """
     prompts, texts, given_ids = groups.flat()
     mine = my_rows(len(texts))
     counted = Ledger()
@@ -71,7 +77,22 @@ def rank_groups(
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
     counted.count(reward_calls=len(mine))
     count_all(ledger, counted)
-    return groups.ranked([reward for _, reward in shared(list(zip(mine, rewards, strict=True)))])
+    every = [reward for _, reward in shared(list(zip(mine, rewards, strict=True)))]
+    cut = are_cut(groups, model, tokenizer)
+    return groups.ranked([reward + missing_eos_penalty * is_cut for reward, is_cut in zip(every, cut, strict=True)])
+
+
+def are_cut(groups: Groups, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[bool]:
+    """Of every response, in the order of `Groups.flat`, whether it was cut before an end token; False for texts without ids, of which nothing is known."""
+    _, texts, ids = groups.flat()
+    ends = end_token_ids(model, tokenizer)
+    return [False] * len(texts) if ids is None else [not each or each[-1] not in ends for each in ids]
+
+
+def cut_share(groups: Groups, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of the responses that were cut before an end token."""
+    cut = are_cut(groups, model, tokenizer)
+    return sum(cut) / max(1, len(cut))
 
 
 class EpochPairs(TorchDataset[dict[str, Any]]):
@@ -130,19 +151,23 @@ class EpochRanking(TrainerCallback):
         pairs, dropped = pair_groups(ranked)
         self.trainer.replace_pairs(pairs.shuffle(seed=args.seed + epoch))
         if not part_way:  # else it was noted when the epoch began
-            self.trainer.note_ranking(len(pairs), dropped, _changed(self.groups, ranked))
+            self.trainer.note_ranking(ranked, len(pairs), dropped, _changed(self.groups, ranked))
         self.groups = ranked
 
     def _rank(self, epoch: int) -> Groups:
         trainer = self.trainer
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        common = (trainer.args, trainer.ledger)
+        common, penalty = (trainer.args, trainer.ledger), trainer.args.missing_eos_penalty
         if not trainer.args.resample:
-            return rank_groups(self.groups, policy, trainer.processing_class, trainer.probes, *common)
+            return rank_groups(
+                self.groups, policy, trainer.processing_class, trainer.probes, *common, missing_eos_penalty=penalty
+            )
         fresh = sample_for(self.groups.prompts, policy, trainer.processing_class, trainer.args, epoch, trainer.ledger)
         # By the probes as they were fitted, on the model that they were fitted on: a reward that its own policy cannot move.
         with trainer.starting_model() as start:
-            return rank_groups(fresh, start, trainer.processing_class, trainer.reward, *common)
+            return rank_groups(
+                fresh, start, trainer.processing_class, trainer.reward, *common, missing_eos_penalty=penalty
+            )
 
     def _keep(self, groups: Groups, epoch: int) -> None:
         path = ranking_path(self.trainer.args.output_dir, epoch)

@@ -7,6 +7,7 @@ and log-probabilities of its own forward passes by hooks, and replaces the loss.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from frugalign.rerank.confidence import (
 )
 from frugalign.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.rerank.following import FollowPolicy, ProbeFollower
-from frugalign.rerank.ranking import EpochPairs, EpochRanking, rank_groups
+from frugalign.rerank.ranking import EpochPairs, EpochRanking, cut_share, rank_groups
 from frugalign.rewards.representation import RepresentationModel, load_probes
 from frugalign.training.checkpoints import WholeCheckpoints
 from frugalign.training.options import policy_arguments
@@ -47,6 +48,8 @@ from frugalign.training.policy import lora_of
 from frugalign.training.run_folder import RunFolder
 
 _BINS = 10
+_MANY_CUT = 0.1
+_log = logging.getLogger(__name__)
 
 
 class RerankTrainer(WholeCheckpoints, DPOTrainer):
@@ -121,7 +124,11 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         if groups is not None:
             self._check_groups(args)
             if groups.rewards is None and self.probes is not None:
-                groups = rank_groups(groups, model, processing_class, self.probes, args, self.ledger)
+                groups = rank_groups(
+                    *(groups, model, processing_class, self.probes, args, self.ledger),
+                    missing_eos_penalty=args.missing_eos_penalty,
+                )
+                _warn_of_cut_responses(cut_share(groups, model, processing_class), args)
             callbacks.append(EpochRanking(self, groups))
             train_dataset, dropped = pair_groups(groups)
         assert isinstance(train_dataset, Dataset)
@@ -148,7 +155,7 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         prepared: Any = self.train_dataset
         if groups is not None:
             self.train_dataset: Any = EpochPairs(prepared)
-            self.note_ranking(len(prepared), dropped, None)
+            self.note_ranking(groups, len(prepared), dropped, None)
         self.follower: ProbeFollower | None = None
         if args.reward_refresh_steps:
             self._follow(prepared, labelled_dataset, is_labelled=groups is None)
@@ -222,9 +229,11 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         every: Any = self.train_dataset
         every.pairs = self._prepare_dataset(pairs, self.processing_class, self.args, "train")
 
-    def note_ranking(self, size: int, dropped: Dropped, changed: float | None) -> None:
-        """Pairs, what was left out, and the share of groups with another best response: for the next log line."""
-        noted = {"pairs": size, **asdict(dropped)}
+    def note_ranking(self, groups: Groups, size: int, dropped: Dropped, changed: float | None) -> None:
+        """Pairs, what was left out, and the shares of cut responses and of groups with another best response: for the next log line."""
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        tokenizer: Any = self.processing_class
+        noted = {"pairs": size, **asdict(dropped), "cut_share": cut_share(groups, policy, tokenizer)}
         self._ranking = {f"ranking/{name}": float(value) for name, value in noted.items()}
         if changed is not None:
             self._ranking["ranking/best_changed_share"] = changed
@@ -344,6 +353,17 @@ class RerankTrainer(WholeCheckpoints, DPOTrainer):
         policy: Any = self.model
         mode = "train" if policy.training else "eval"
         self._metrics[mode][name].append(float(self.accelerator.gather(values.float().mean()).mean()))
+
+
+def _warn_of_cut_responses(share: float, args: RerankConfig) -> None:
+    """Probes read a response's last token. Of whole answers that is an end; the middle of a sentence they never saw, and rank it anyhow."""
+    if share > _MANY_CUT and args.missing_eos_penalty == 0:
+        _log.warning(
+            "%.0f %% of the sampled responses are cut at max_new_tokens (%s), where probes that were fitted on whole answers may give any reward: raise max_new_tokens, or give "
+            "missing_eos_penalty (say -10).",
+            100 * share,
+            args.max_new_tokens,
+        )
 
 
 def _check_definition(probes: RepresentationModel, args: RerankConfig, tokenizer: PreTrainedTokenizerBase) -> None:
