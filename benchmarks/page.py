@@ -343,7 +343,7 @@ def frontier(result: dict[str, Any]) -> str:
     return section(result)
 
 
-STUDIES = ("sandbox-core", "sandbox-full", "stories", "stories-greedy", "chat")
+STUDIES = ("sandbox-core", "sandbox-full", "stories", "stories-greedy", "chat", "chat-both-sides")
 SECTIONS = {
     "sandbox": sandbox,
     "stories_proxy": stories_proxy,

@@ -23,6 +23,12 @@ _SHOWN = {
     "over_refusal": ("lawful refused, %", 100, 1),
 }
 
+_NOTES = {
+    "chat": "The reward sees safety alone, and answers to harmful prompts alone: what gains most refuses XSTest's safe prompts, too, and nothing here speaks against it. The judge also likes refusals in broken "
+    "English, so read it beside the KL: at 29 nats online DPO writes little else. Online DPO's `missing_eos_penalty` was set after the test of its first seed had been read (0.27 without it): its probes, fitted on whole "
+    "answers, gave responses that are cut at 96 tokens 3.3 and the others 0.3, and it had learned never to end. The other lines were as they are.",
+}
+
 
 def study(result: dict[str, Any]) -> str:
     """One study: headline, quality and cost."""
@@ -41,6 +47,7 @@ def study(result: dict[str, Any]) -> str:
             f"{', '.join(map(str, result['options']['seeds']))}.{jobs} Budget of each cell: {budget}. Intervals are t-intervals over seeds and prompts.\n",
             *(f"{sentence}\n" for sentence in [*headline(result), *missing]),
             *_chosen(result),
+            *([f"{_NOTES[result['name']]}\n"] if result["name"] in _NOTES else []),
             table(*quality_table(result)),
             f"![Quality against cost: {result['name']}](img/study_{result['name']}.png)\n",
             table(*wins_table(result)),
