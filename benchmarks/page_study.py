@@ -27,6 +27,8 @@ _NOTES = {
     "chat": "The reward sees safety alone, and answers to harmful prompts alone: what gains most refuses XSTest's safe prompts, too, and nothing here speaks against it. The judge also likes refusals in broken "
     "English, so read it beside the KL: at 29 nats online DPO writes little else. Online DPO's `missing_eos_penalty` was set after the test of its first seed had been read (0.27 without it): its probes, fitted on whole "
     "answers, gave responses that are cut at 96 tokens 3.3 and the others 0.3, and it had learned never to end. The other lines were as they are.",
+    "chat-both-sides": "The same with a cost of 4 for every refused safe prompt, in the reward and in the main judge. On unseen prompts of the training's own kind the chosen proxy refuses 41 % of the harmful and 5 % of the safe ones; "
+    "XSTest's safe prompts, written to look harmful, it still refuses in 21 %, where without the cost it was 37 %.",
 }
 
 
