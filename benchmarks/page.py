@@ -329,7 +329,7 @@ def refusals(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## The refusal detector\n",
-            "```console\nFRUGALIGN_TRIALS=folder python benchmarks/refusal_agreement.py\n```\n",
+            "```console\nFRUGALIGN_TRIALS=folder python -m benchmarks.refusal_agreement\n```\n",
             "Against the labels that people gave to XSTest's completions, on the half of the prompts that was not read while the rules were written.\n",
             table(["", "κ", "both refuse", "only the rules", "only people", "neither"], rows),
         ]

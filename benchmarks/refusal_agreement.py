@@ -1,6 +1,6 @@
 """How far the rule-based refusal detector agrees with people, on XSTest's labelled completions.
 
-    FRUGALIGN_TRIALS=folder python benchmarks/refusal_agreement.py
+    FRUGALIGN_TRIALS=folder python -m benchmarks.refusal_agreement
 
 The rules were written while reading only the `development` half; `held_out` is the honest number. XSTest knows partial
 refusals: they are left out, counted as refusals, and counted as answers. GPT-4's label of the same rows stands beside.
