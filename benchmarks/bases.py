@@ -9,7 +9,7 @@ from benchmarks.trials import are_named, trials
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from frugalign import sandbox
-from frugalign.models import load_model
+from frugalign.engines import load_model
 
 PROMPT_TOKENS = 32
 

@@ -25,20 +25,20 @@ from benchmarks.trials import trials
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.base.files import write_atomic, write_json_atomic
+from frugalign.base.ledger import Ledger
 from frugalign.cli.main import main as frugalign
 from frugalign.data import encode_prompts
 from frugalign.data.groups import Groups
-from frugalign.generation import SamplingParams, generate, row_keys
-from frugalign.generation.scoring import sequence_kl
-from frugalign.ledger import Ledger
+from frugalign.decoding import SamplingParams, generate, row_keys
+from frugalign.decoding.log_probs import sequence_kl
+from frugalign.engines import load_model
+from frugalign.methods.rerank.config import RerankConfig
+from frugalign.methods.rerank.groups import sample_for
+from frugalign.methods.rerank.trainer import RerankTrainer
 from frugalign.metrics import is_refusal, mean_interval
-from frugalign.models import load_model
-from frugalign.rerank.config import RerankConfig
-from frugalign.rerank.ranking import sample_for
-from frugalign.rerank.trainer import RerankTrainer
 from frugalign.rewards import load_reward
-from frugalign.rewards.representation import load_probes
+from frugalign.rewards.representation.network import load_probes
 
 RESULT = Path(__file__).parent / "results" / "chat_rerank.json"
 WORK = Path("runs/chat-rerank")

@@ -30,10 +30,10 @@ import yaml
 from benchmarks.trials import trials
 from datasets import Dataset
 
-from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.evaluation import evaluate
+from frugalign.methods.proxy_rlhf import ProxyConfig, train_proxy
 from frugalign.metrics import is_refusal, mean_interval
-from frugalign.proxy import ProxyConfig, train_proxy
 from frugalign.rewards import load_reward
 
 ROOT = Path(__file__).resolve().parents[1]

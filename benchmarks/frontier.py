@@ -144,7 +144,7 @@ def main() -> None:
         run_missing(settings, work, args.quick)
     from benchmarks.frontier_figure import draw
 
-    from frugalign.artifacts import write_json_atomic
+    from frugalign.base.files import write_json_atomic
 
     names = {setting.name for setting in settings}
     runs = [entry for entry in lines(work / "runs.jsonl") if entry["name"] in names]

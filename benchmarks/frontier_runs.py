@@ -23,17 +23,17 @@ from benchmarks.trials import trials
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 
+from frugalign.base.ledger import Ledger
 from frugalign.data import encode_prompts
-from frugalign.evaluation.asked import Asked
-from frugalign.evaluation.policies import Policy, divergence, load_policy, sample_policy
-from frugalign.generation.loop import SamplingParams
-from frugalign.generation.noise import row_keys
-from frugalign.ledger import Ledger
+from frugalign.decoding.loop import SamplingParams
+from frugalign.decoding.noise import row_keys
+from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 from frugalign.metrics import mean_interval
-from frugalign.models.loading import LoadedModel, load_model
-from frugalign.proxy.config import ProxyConfig
+from frugalign.policies.policy import Policy, divergence, load_policy, sample_policy
+from frugalign.policies.prompt_rows import Asked
 from frugalign.proxy.network import ProxyModel, new_proxy
-from frugalign.proxy.trainer import ProxyTrainer
 
 VALIDATION_SEED, TEST_SEED = 11, 12
 

@@ -27,19 +27,20 @@ from datasets import Dataset
 from scipy.stats import t as student_t
 from transformers import TrainerCallback
 
-from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.base.files import write_atomic, write_json_atomic
+from frugalign.base.ledger import Ledger
 from frugalign.cli.main import main as frugalign
 from frugalign.data import encode_prompts
 from frugalign.data.groups import Groups
-from frugalign.generation import SamplingParams, generate, row_keys
-from frugalign.generation.groups import sample_groups
-from frugalign.generation.scoring import sequence_kl, sequence_log_probs
-from frugalign.ledger import Ledger
-from frugalign.models import load_model
-from frugalign.rerank.config import RerankConfig
-from frugalign.rerank.ranking import rank_groups
-from frugalign.rerank.trainer import RerankTrainer
-from frugalign.rewards.representation import exchanges_for, load_probes
+from frugalign.decoding import SamplingParams, generate, row_keys
+from frugalign.decoding.log_probs import sequence_kl, sequence_log_probs
+from frugalign.decoding.sample_groups import sample_groups
+from frugalign.engines import load_model
+from frugalign.engines.encode import exchanges_for
+from frugalign.methods.rerank.config import RerankConfig
+from frugalign.methods.rerank.groups import rank_groups
+from frugalign.methods.rerank.trainer import RerankTrainer
+from frugalign.rewards.representation.network import load_probes
 from frugalign.sandbox.annotating import AnnotatingSettings, sample_comparison
 from frugalign.sandbox.judging import judge, sandbox_metrics
 from frugalign.sandbox.world import make_prompts

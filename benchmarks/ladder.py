@@ -27,8 +27,8 @@ from benchmarks.bases import PROMPT_TOKENS, random_gpt2_124m, random_llama_30m, 
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.ledger import Ledger
+from frugalign.base.files import write_json_atomic
+from frugalign.base.ledger import Ledger
 
 RESULT = Path(__file__).parent / "results" / "ladder.json"
 BASES = ("0.26M", "3M", "30M", "124M")
@@ -85,7 +85,7 @@ def _prompts(tok: Any) -> Dataset:
 
 def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeats: int, folder: str) -> list[float]:
     """Seconds of each rollout with its optimisation."""
-    from frugalign.proxy import ProxyConfig, ProxyTrainer
+    from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 
     args = ProxyConfig(
         output_dir=folder,

@@ -20,8 +20,8 @@ from benchmarks.trials import trials
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.rerank.fitting import Examples, Fit, fit, label_loss
+from frugalign.base.files import write_json_atomic
+from frugalign.rewards.representation.fit import Examples, Fit, fit, label_loss
 
 RESULT = Path(__file__).parent / "results" / "llama2_probes.json"
 LAYERS = [8, 16, 24, 32]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from benchmarks.page_study import excludes_zero
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.study.comparing import Row, rows_of
+from frugalign.base.files import write_json_atomic
 from frugalign.study.options import StudyOptions
-from frugalign.study.running import run_study
+from frugalign.study.runner import run_study
+from frugalign.study.table import Row, rows_of
 
 RESULT = Path(__file__).parent / "results" / "null_studies.json"
 WORK = Path("runs/null-studies")

@@ -22,10 +22,10 @@ from benchmarks.trials import trials
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.models import load_model
-from frugalign.proxy import ProxyConfig, ProxyTrainer
-from frugalign.training.run_folder import read_metrics
+from frugalign.base.files import write_json_atomic
+from frugalign.engines import load_model
+from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
+from frugalign.runs.folder import read_metrics
 
 RESULT = Path(__file__).parent / "results" / "objectives.json"
 WORK = Path("runs/objectives")

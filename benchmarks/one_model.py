@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from frugalign.artifacts import write_json_atomic
+from frugalign.base.files import write_json_atomic
 
 RESULT = Path(__file__).parent / "results" / "one_model.json"
 WORK = Path("runs/one-model")

@@ -12,8 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from frugalign.metrics import Estimate
-from frugalign.study.drawing import mark_of
-from frugalign.study.figures import cost_figure
+from frugalign.reports.study_figures import cost_figure
+from frugalign.reports.study_style import mark_of
 
 _POINT, _BASE = "#0b6e4f", "#8a8f98"
 _TASKS = {

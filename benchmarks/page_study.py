@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.page_rerank import interval, source, table
 from benchmarks.trials import NAMED
 
-from frugalign.study.page import cost_note, cost_table, headline, wins_table
-from frugalign.study.page import table as quality_table
+from frugalign.reports.study_page import cost_note, cost_table, headline, wins_table
+from frugalign.reports.study_page import table as quality_table
 
 BLOCK = re.compile(r"(<!-- study: (?P<name>[\w-]+) -->\n).*?(<!-- end of study -->)", re.S)
 _SHOWN = {

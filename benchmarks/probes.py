@@ -18,7 +18,7 @@ import torch
 from benchmarks.chat_safety import rows_of
 from benchmarks.trials import trials
 
-from frugalign.artifacts import write_atomic, write_json_atomic
+from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.cli.main import main as frugalign
 
 RESULT = Path(__file__).parent / "results" / "probes.json"

@@ -24,10 +24,10 @@ from benchmarks.cells import result_in, run_cells
 from benchmarks.label_noise import interval
 from benchmarks.psle_tasks import TASKS
 
-from frugalign.artifacts import write_json_atomic
+from frugalign.base.files import write_json_atomic
 from frugalign.evaluation import evaluate
-from frugalign.psle.config import PSLEConfig
-from frugalign.psle.run import train_psle
+from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.run import train_psle
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs/psle-methods")

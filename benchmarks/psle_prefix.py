@@ -17,13 +17,13 @@ import torch
 from benchmarks.chat_safety import rows_of
 from benchmarks.trials import trials
 
-from frugalign.artifacts import write_json_atomic
+from frugalign.base.files import write_json_atomic
+from frugalign.base.ledger import Ledger
 from frugalign.data import load_prompts
-from frugalign.generation import SamplingParams
-from frugalign.generation.groups import sample_groups
-from frugalign.ledger import Ledger
-from frugalign.models import load_model
-from frugalign.psle.principles import load_principles, under_principles
+from frugalign.decoding import SamplingParams
+from frugalign.decoding.sample_groups import sample_groups
+from frugalign.engines import load_model
+from frugalign.policies.principles import load_principles, under_principles
 
 RESULT = Path(__file__).parent / "results" / "psle_prefix.json"
 N, REPEATS = 128, 3

@@ -18,7 +18,7 @@ from benchmarks.chat_safety import HARMFUL, HARMLESS, held_out, preference_pairs
 from benchmarks.stories import prompts as story_prompts
 from benchmarks.trials import trials
 
-from frugalign.artifacts import write_atomic
+from frugalign.base.files import write_atomic
 from frugalign.metrics import is_refusal
 from frugalign.rewards import load_reward
 from frugalign.sandbox.world import Split, make_prompts

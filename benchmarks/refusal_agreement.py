@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.trials import trials
 
-from frugalign.artifacts import write_json_atomic
+from frugalign.base.files import write_json_atomic
 from frugalign.metrics import agreement, is_refusal
 
 FULL, PARTIAL = "2_full_refusal", "3_partial_refusal"

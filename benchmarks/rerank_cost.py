@@ -24,14 +24,14 @@ from benchmarks.bases import random_gpt2_124m, random_llama_30m, random_prompts,
 from benchmarks.label_noise import stock_trainer
 from datasets import Dataset
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.generation import SamplingParams, generate
-from frugalign.models.loading import load_model
-from frugalign.models.states import endpoint_states, n_layers
-from frugalign.rerank.confidence import pair_confidence
-from frugalign.rerank.config import RerankConfig
-from frugalign.rerank.trainer import RerankTrainer
-from frugalign.rewards.representation import RepresentationConfig, RepresentationModel
+from frugalign.base.files import write_json_atomic
+from frugalign.decoding import SamplingParams, generate
+from frugalign.engines.loading import load_model
+from frugalign.engines.states import endpoint_states, n_layers
+from frugalign.methods.rerank.config import RerankConfig
+from frugalign.methods.rerank.loss import pair_confidence
+from frugalign.methods.rerank.trainer import RerankTrainer
+from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 from frugalign.sandbox.cached import sample_pairs
 
 RESULT = Path(__file__).parent / "results" / "rerank_cost.json"

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from frugalign.artifacts import write_json_atomic
+from frugalign.base.files import write_json_atomic
+from frugalign.cli.demo_run import BASE, MEASURES, PROMPTS, SETTINGS
 from frugalign.data import encode_prompts, load_prompts
+from frugalign.decoding import SamplingParams, generate, row_keys
+from frugalign.engines import load_model
 from frugalign.evaluation import evaluate
-from frugalign.evaluation.demo import BASE, MEASURES, PROMPTS, SETTINGS
-from frugalign.generation import SamplingParams, generate, row_keys
+from frugalign.methods.proxy_rlhf import ProxyConfig, train_proxy
 from frugalign.metrics.intervals import mean_interval, paired_difference
-from frugalign.models import load_model
-from frugalign.proxy import ProxyConfig, train_proxy
 from frugalign.sandbox import learned, measures
 from frugalign.sandbox.world import make_prompts
 

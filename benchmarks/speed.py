@@ -21,9 +21,10 @@ import torch
 from benchmarks.bases import random_gpt2_124m, random_prompts, small, tokenizer
 from datasets import Dataset
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.generation import SamplingParams, generate
-from frugalign.proxy import ProxyConfig, ProxyTrainer, attach
+from frugalign.base.files import write_json_atomic
+from frugalign.decoding import SamplingParams, generate
+from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
+from frugalign.proxy import attach
 from frugalign.proxy.network import ProxyModel, new_proxy
 
 RESULT = Path(__file__).parent / "results" / "speed.json"

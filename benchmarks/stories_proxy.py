@@ -24,7 +24,7 @@ import torch
 from benchmarks.stories import write
 from benchmarks.trials import trials
 
-from frugalign.artifacts import write_json_atomic
+from frugalign.base.files import write_json_atomic
 from frugalign.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from benchmarks.chat_safety import held_out, preference_pairs
 from benchmarks.psle_tasks import WORK, chat, stories
 from benchmarks.trials import trials
 
-from frugalign.artifacts import write_atomic
+from frugalign.base.files import write_atomic
 
 
 def chat_model() -> str:

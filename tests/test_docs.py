@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from frugalign.cli.parser import read_config
-from frugalign.proxy.options import ProxyOptions
-from frugalign.psle.options import PSLEOptions
-from frugalign.rerank.options import RerankOptions
-from frugalign.study.methods import check_options
+from frugalign.methods.proxy_rlhf.options import ProxyOptions
+from frugalign.methods.psle.options import PSLEOptions
+from frugalign.methods.rerank.options import RerankOptions
+from frugalign.study.budgeted import check_options
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, cell_of, lines_of, swept
 
@@ -48,7 +48,7 @@ def test_snippets_name_what_exists(page: Path, runnable: bool, code: str) -> Non
                 if not hasattr(module, alias.name):
                     importlib.import_module(f"{node.module}.{alias.name}")
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "ProxyConfig":
-            config = importlib.import_module("frugalign.proxy.config").ProxyConfig
+            config = importlib.import_module("frugalign.methods.proxy_rlhf.config").ProxyConfig
             assert {k.arg for k in node.keywords} <= {f.name for f in fields(config)}
 
 
@@ -138,7 +138,7 @@ def test_the_results_page_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_paper_map_names_functions_that_exist() -> None:
-    rooms = "proxy|rerank|psle|rewards|generation|data|models|metrics|evaluation|study"
+    rooms = "proxy|rewards|decoding|data|engines|metrics|policies|evaluation|methods|study"
     names = re.findall(rf"`((?:{rooms})\.[\w.]+)`", (ROOT / "docs" / "paper-map.md").read_text("utf-8"))
     assert len(names) > 30
     for name in names:

@@ -5,36 +5,36 @@ Importing this package imports no torch; every public name is fetched when it is
 
 from typing import TYPE_CHECKING
 
-from frugalign.names import fetched_on_use
+from frugalign.base.specs import fetched_on_use
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from frugalign.errors import FrugalignError as FrugalignError
+    from frugalign.base.errors import FrugalignError as FrugalignError
+    from frugalign.base.ledger import Ledger as Ledger
     from frugalign.evaluation import evaluate as evaluate
-    from frugalign.ledger import Ledger as Ledger
+    from frugalign.methods.proxy_rlhf.config import ProxyConfig as ProxyConfig
+    from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer as ProxyTrainer
+    from frugalign.methods.psle.config import PSLEConfig as PSLEConfig
+    from frugalign.methods.psle.trainer import PSLETrainer as PSLETrainer
+    from frugalign.methods.rerank.config import RerankConfig as RerankConfig
+    from frugalign.methods.rerank.trainer import RerankTrainer as RerankTrainer
     from frugalign.proxy.attachment import GuidedModel as GuidedModel
-    from frugalign.proxy.config import ProxyConfig as ProxyConfig
     from frugalign.proxy.network import ProxyModel as ProxyModel
-    from frugalign.proxy.trainer import ProxyTrainer as ProxyTrainer
-    from frugalign.psle.config import PSLEConfig as PSLEConfig
-    from frugalign.psle.trainer import PSLETrainer as PSLETrainer
-    from frugalign.rerank.config import RerankConfig as RerankConfig
-    from frugalign.rerank.trainer import RerankTrainer as RerankTrainer
-    from frugalign.rewards.representation import RepresentationReward as RepresentationReward
+    from frugalign.rewards.representation.network import RepresentationReward as RepresentationReward
 
 _HOME = {
-    "FrugalignError": "errors",
+    "FrugalignError": "base.errors",
     "GuidedModel": "proxy",
-    "Ledger": "ledger",
-    "PSLEConfig": "psle",
-    "PSLETrainer": "psle",
-    "ProxyConfig": "proxy",
+    "Ledger": "base.ledger",
+    "PSLEConfig": "methods.psle",
+    "PSLETrainer": "methods.psle",
+    "ProxyConfig": "methods.proxy_rlhf",
     "ProxyModel": "proxy",
-    "ProxyTrainer": "proxy",
+    "ProxyTrainer": "methods.proxy_rlhf",
     "RepresentationReward": "rewards",
-    "RerankConfig": "rerank",
-    "RerankTrainer": "rerank",
+    "RerankConfig": "methods.rerank",
+    "RerankTrainer": "methods.rerank",
     "evaluate": "evaluation",
 }
 __all__ = [*_HOME, "__version__"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from frugalign.cli import demo_run as demo
 from frugalign.cli.demo import cost, quality
 from frugalign.cli.main import VERBS, main
-from frugalign.evaluation import demo
 
 NAMES = list(demo.MEASURES)
 

@@ -8,8 +8,8 @@ import torch
 
 from frugalign import sandbox
 from frugalign.cli.main import main
-from frugalign.models.identity import fingerprint
-from frugalign.models.loading import load_model
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import load_model
 from frugalign.proxy.network import new_proxy
 
 BASE = ["--model_name_or_path", "frugalign.sandbox:model"]

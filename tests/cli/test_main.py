@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from frugalign import __version__
+from frugalign.base.errors import FrugalignError
 from frugalign.cli.main import VERBS, main
-from frugalign.errors import FrugalignError
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,9 @@ from typing import Literal
 
 import pytest
 
+from frugalign.base.errors import FrugalignError
 from frugalign.cli.parser import Command, parse
-from frugalign.errors import FrugalignError
-from frugalign.proxy.options import ProxyOptions
+from frugalign.methods.proxy_rlhf.options import ProxyOptions
 
 
 @dataclass

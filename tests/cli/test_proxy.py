@@ -246,7 +246,7 @@ def test_what_was_trained_with_an_adapter_and_a_cut_is_used_with_them(capsys: py
     from peft import LoraConfig, get_peft_model
 
     from frugalign import GuidedModel
-    from frugalign.models.loading import load_model
+    from frugalign.engines.loading import load_model
 
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     torch.manual_seed(0)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from frugalign.base.errors import FrugalignError
 from frugalign.data.groups import Groups, groups_of, pair_groups, read_groups, save_groups
-from frugalign.errors import FrugalignError
 
 
 def test_best_with_worst_by_hand() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from frugalign.base.errors import FrugalignError
 from frugalign.data import dataset_fingerprint, held_out_split, load_prompts, load_splits, training_prompts
 from frugalign.data.loading import about_training, rows_fingerprint
-from frugalign.errors import FrugalignError
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from frugalign.base.errors import FrugalignError
 from frugalign.data import encode_prompts, render_prompt
-from frugalign.errors import FrugalignError
 
 WORDS = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", "<system>", "a", "b", "c", "d", "e"]
 A, B, C, D, E = range(6, 11)

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from frugalign.errors import FrugalignError
-from frugalign.models.identity import fingerprint
+from frugalign.base.errors import FrugalignError
+from frugalign.engines.fingerprints import fingerprint
 from frugalign.proxy.network import ProxyModel, load_proxy, new_proxy
 
 

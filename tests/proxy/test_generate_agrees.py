@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from frugalign.errors import FrugalignError
-from frugalign.generation import SamplingParams, generate
+from frugalign.base.errors import FrugalignError
+from frugalign.decoding import SamplingParams, generate
 from frugalign.proxy import attach
 from frugalign.proxy.attachment import ProxyLogitsProcessor
 from frugalign.proxy.network import ProxyModel, new_proxy

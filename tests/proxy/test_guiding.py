@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from frugalign.errors import FrugalignError
-from frugalign.generation.guide import Emission
-from frugalign.generation.noise import Noise, row_keys
+from frugalign.base.errors import FrugalignError
+from frugalign.decoding.chooser import Emission
+from frugalign.decoding.noise import Noise, row_keys
 from frugalign.proxy.candidates import candidates, intersect
 from frugalign.proxy.guide import Decision, ProxyGuide
 

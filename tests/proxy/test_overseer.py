@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chi2, ncx2
 
-from frugalign.generation.noise import Noise, draw, row_keys
+from frugalign.decoding.noise import Noise, draw, row_keys
 from frugalign.proxy import overseer
 
 

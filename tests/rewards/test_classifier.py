@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 from frugalign.rewards import ClassifierReward, load_reward
 
 WORDS = ["<pad>", "</s>", "<user>", "<assistant>", *"abcdefgh"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 from frugalign.rewards import load_reward
 
 SOURCE = """

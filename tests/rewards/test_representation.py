@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import frugalign.sandbox as sandbox
-from frugalign.errors import FrugalignError
-from frugalign.generation import SamplingParams, generate
-from frugalign.models.identity import fingerprint
-from frugalign.models.loading import LoadedModel, load_model
+from frugalign.base.errors import FrugalignError
+from frugalign.decoding import SamplingParams, generate
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.rewards import StateReward, load_reward, load_rewards, score
-from frugalign.rewards.representation import (
+from frugalign.rewards.representation.network import (
     RepresentationConfig,
     RepresentationModel,
     RepresentationReward,
@@ -107,7 +107,9 @@ def test_one_model_in_memory(folder: Path, base: LoadedModel, monkeypatch: pytes
     rewards: list[Any] = [RepresentationReward.from_pretrained(folder), len]
     own = state_fingerprint(fingerprint(base.model, base.tokenizer).to_dict())
     assert share_base(rewards, base, "another") == []
-    monkeypatch.setattr("frugalign.rewards.representation.load_model", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr(
+        "frugalign.rewards.representation.network.load_model", lambda *_, **__: pytest.fail("loaded again")
+    )
     assert share_base(rewards, base, own) == [2, 5] and rewards[0].base is base
     assert len(rewards[0](prompts=PROMPTS, completions=ANSWERS)) == 3
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from frugalign.errors import FrugalignError
-from frugalign.ledger import Ledger
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
 from frugalign.rewards import NamedReward, Scores, score
 
 PROMPTS = ["first prompt", "second prompt", "third prompt"]

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import frugalign.sandbox as sandbox
-from frugalign.sandbox.annotating import AnnotatingSettings, comparison_accuracy, sample_comparison
-from frugalign.sandbox.build import SIZES, build_prompts
-from frugalign.sandbox.criteria import (
+from tools.sandbox.build import SIZES, build_prompts
+from tools.sandbox.criteria import (
     Bench,
     best_of,
     best_state_free,
@@ -23,7 +20,10 @@ from frugalign.sandbox.criteria import (
     refusal_probability,
     sample,
 )
-from frugalign.sandbox.frozen import HERE, current_hashes, read_hashes
+from tools.sandbox.frozen import HERE, current_hashes, read_hashes
+
+import frugalign.sandbox as sandbox
+from frugalign.sandbox.annotating import AnnotatingSettings, comparison_accuracy, sample_comparison
 from frugalign.sandbox.judging import sandbox_metrics
 from frugalign.sandbox.preference import load_reward_model
 from frugalign.sandbox.pretraining import PretrainingSettings, sample_conversation

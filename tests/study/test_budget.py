@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 from frugalign.study.budget import Budget, StopAfter, batch_of
 
 

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from frugalign.artifacts import read_lines
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import read_lines
 from frugalign.cli.main import main
-from frugalign.errors import FrugalignError
+from frugalign.reports.study_curves import on_test
+from frugalign.reports.study_page import write_study
+from frugalign.reports.study_run_figures import run_figures_of
 from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
+from frugalign.study.base_samples import sampled_groups
 from frugalign.study.budget import Budget
 from frugalign.study.cell import TRACE_FILE, run_cell, shown_rows
-from frugalign.study.comparing import rows_of
-from frugalign.study.curves import on_test
 from frugalign.study.options import StudyOptions
-from frugalign.study.page import write_study
 from frugalign.study.plan import Line, cell_of
-from frugalign.study.run_figures import run_figures_of
-from frugalign.study.running import Outcome, outcome_of, read_study
-from frugalign.study.sampled import sampled_groups
+from frugalign.study.runner import Outcome, outcome_of, read_study
+from frugalign.study.table import rows_of
 from frugalign.study.task import Task
 
 LEFT = {
@@ -176,7 +176,7 @@ def test_a_study_without_stored_preferences_samples_its_own(
     every = {json.loads(line)["prompt"] for line in (data / "prompts" / "train.jsonl").read_text().splitlines()}
     assert trained < every and len(every - trained) >= 0.05 * len(every)
     assert {group["prompt"] for group in groups} <= trained
-    monkeypatch.setattr("frugalign.study.sampled.sample_groups", lambda *_, **__: pytest.fail("sampled again"))
+    monkeypatch.setattr("frugalign.study.base_samples.sample_groups", lambda *_, **__: pytest.fail("sampled again"))
     other, _ = run(data, tmp_path, "ipo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
     counted = ("generated_tokens", "reward_calls")
     assert [other["costs"][name] for name in counted] == [result["costs"][name] for name in counted]
@@ -211,8 +211,8 @@ def test_a_clock_leaves_time_to_learn_from_what_was_sampled(
     cell = asked_cell(data, tmp_path, "dpo", {}, preferences=None, budget={"wall_clock_seconds": 6.0})
     task = Task(cell.cell.asks, tmp_path / "training", Budget(wall_clock_seconds=6.0))
     clock = (task.started + seconds for seconds in itertools.count())
-    monkeypatch.setattr("frugalign.study.sampled.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    monkeypatch.setattr("frugalign.study.sampled._CHUNK", 16)
+    monkeypatch.setattr("frugalign.study.base_samples.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("frugalign.study.base_samples._CHUNK", 16)
     assert len(read_lines(sampled_groups(task, 4))) == 48
 
 
@@ -275,7 +275,7 @@ def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, m
     first, cell = run(data, Path("study"), "proxy", setting)
     (cell.folder / "cell.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr("frugalign.study.methods.train", lambda task: pytest.fail("trained again"))
+        patched.setattr("frugalign.study.budgeted.train", lambda task: pytest.fail("trained again"))
         again = run_cell(cell.folder, Path("study/start"), Path("study/trainings"))
         assert again["costs"] == first["costs"] and again["training_machine"] == first["training_machine"]
         # Another judge and fewer prompts.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, contents_of, lines_of, swept
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 from frugalign.study.budget import Budget
 from frugalign.study.task import Task, prompt_splits
 

@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
     completer = load_completer(options)
     from rich.console import Console
 
-    from frugalign.evaluation.completing import colour_trace
+    from frugalign.policies.answer import colour_trace
 
     console = Console(highlight=False)
     if options.show_rejections:

@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from frugalign.evaluation.demo import run_demo
+    from frugalign.cli.demo_run import run_demo
 
     console = Console(highlight=False)
     console.print(

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from frugalign.base.errors import FrugalignError
 from frugalign.cli.parser import Command, parse
-from frugalign.errors import FrugalignError
 
 
 @dataclass

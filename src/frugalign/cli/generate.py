@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from frugalign.base.errors import FrugalignError
 from frugalign.cli.parser import Command, parse
-from frugalign.errors import FrugalignError
 
 if TYPE_CHECKING:
-    from frugalign.evaluation.completing import Completer
+    from frugalign.policies.answer import Completer
 
 
 @dataclass(kw_only=True)
@@ -64,11 +64,11 @@ def run(argv: list[str]) -> int:
     completer = load_completer(options)
     from rich.console import Console
 
-    from frugalign.evaluation.completing import colour_trace
+    from frugalign.policies.answer import colour_trace
 
     prompt: Any = options.prompt
     if options.principles is not None:
-        from frugalign.psle.principles import load_principles, under_principles
+        from frugalign.policies.principles import load_principles, under_principles
 
         told = load_principles(options.principles)
         prompt = under_principles(told, [prompt], completer.tokenizer, options.prompt_format or "auto")[0]
@@ -99,7 +99,7 @@ def load_completer(options: AnswerOptions) -> Completer:
         raise FrugalignError("A proxy brings the temperature it was trained at; leave --temperature out.")
     if options.temperature is not None and options.temperature <= 0:
         raise FrugalignError("temperature must be above 0; use --no_do_sample for greedy decoding.")
-    from frugalign.evaluation.completing import Completer
+    from frugalign.policies.answer import Completer
 
     return Completer(
         options.model_name_or_path,

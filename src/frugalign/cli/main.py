@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from frugalign import __version__
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 
 VERBS = {
     "demo": "see a frozen model aligned by a proxy, in minutes, on this machine",

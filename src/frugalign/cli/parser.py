@@ -20,7 +20,7 @@
 
 The dataclass must be light to import: `--help` reads it alone. A verb whose full config needs torch names it by string,
 
-    COMMAND = Command("proxy", "Train a proxy.", ProxyOptions, full="frugalign.proxy.config:ProxyConfig")
+    COMMAND = Command("proxy", "Train a proxy.", ProxyOptions, full="frugalign.methods.proxy_rlhf.config:ProxyConfig")
 
 and `parse` then returns a `ProxyConfig`; flags that the light class does not know are looked up in the full one,
 which `--help_all` lists. Every verb takes `--config FILE.yaml`; flags override it. Each mistake is one
@@ -36,9 +36,9 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
+from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import load_attribute
 from frugalign.cli.values import choices, describe, from_text, from_yaml, list_item, members, scalar
-from frugalign.errors import FrugalignError
-from frugalign.names import load_attribute
 
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", dict: "JSON"}
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from frugalign.cli.parser import Command, parse
-from frugalign.proxy.options import ProxyOptions
+from frugalign.methods.proxy_rlhf.options import ProxyOptions
 
 COMMAND = Command(
     "proxy",
     "Train a proxy of under 1 % of a frozen model's parameters that accepts or rejects every token it proposes.",
     ProxyOptions,
-    full="frugalign.proxy.config:ProxyConfig",
+    full="frugalign.methods.proxy_rlhf.config:ProxyConfig",
 )
 
 
 def run(argv: list[str]) -> int:
     """Train, save, say what it cost and what comes next."""
     config = parse(COMMAND, argv)
-    from frugalign.proxy.run import train_proxy
+    from frugalign.methods.proxy_rlhf.run import train_proxy
 
     trainer = train_proxy(config)
     if not trainer.is_world_process_zero():

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from frugalign.cli.parser import Command, parse
-from frugalign.psle.options import PSLEOptions
+from frugalign.methods.psle.options import PSLEOptions
 
 COMMAND = Command(
     "psle",
     "Rounds of answering plainly and under principles: clear gains become ranking pairs, everything else demonstrations by its reward.",
     PSLEOptions,
-    full="frugalign.psle.config:PSLEConfig",
+    full="frugalign.methods.psle.config:PSLEConfig",
 )
 
 
 def run(argv: list[str]) -> int:
     """Run the rounds, save, say what it cost and what comes next."""
     config = parse(COMMAND, argv)
-    from frugalign.psle.run import train_psle
+    from frugalign.methods.psle.run import train_psle
 
     trainer = train_psle(config)
     if config.process_index != 0:

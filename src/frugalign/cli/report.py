@@ -22,7 +22,7 @@ COMMAND = Command("report", "Write report.html into a run folder: curves, qualit
 def run(argv: list[str]) -> int:
     """Write the page and say where it is."""
     options: ReportOptions = parse(COMMAND, argv)
-    from frugalign.evaluation.report import write_report
+    from frugalign.reports.run_page import write_report
 
     print(f"Written: {write_report(options.run)}")
     return 0

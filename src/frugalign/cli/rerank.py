@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from frugalign.cli.parser import Command, parse
-from frugalign.rerank.options import RerankOptions
+from frugalign.methods.rerank.options import RerankOptions
 
 COMMAND = Command(
     "rerank",
     "DPO on stored preferences whose labels are weighed by a representation reward on the current policy's own hidden states.",
     RerankOptions,
-    full="frugalign.rerank.config:RerankConfig",
+    full="frugalign.methods.rerank.config:RerankConfig",
 )
 
 
 def run(argv: list[str]) -> int:
     """Train, save, say what it cost and what comes next."""
     config = parse(COMMAND, argv)
-    from frugalign.rerank.run import train_reranked
+    from frugalign.methods.rerank.run import train_reranked
 
     trainer = train_reranked(config)
     if not trainer.is_world_process_zero():

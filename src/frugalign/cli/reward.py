@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from frugalign.cli.parser import Command, parse
-from frugalign.rerank.options import RewardOptions
+from frugalign.methods.representation_reward.options import RewardOptions
 
 COMMAND = Command(
     "reward",
@@ -18,8 +18,8 @@ def run(argv: list[str]) -> int:
     """Train, save, write the report, say how good it is beside its controls."""
     options: RewardOptions = parse(COMMAND, argv)
     options.output_dir = options.output_dir or "runs/reward"
-    from frugalign.evaluation.reward_report import write_reward_report
-    from frugalign.rerank.probing import train_reward
+    from frugalign.methods.representation_reward.run import train_reward
+    from frugalign.reports.reward_page import write_reward_report
 
     report = train_reward(options)
     page = write_reward_report(options.output_dir)

@@ -22,9 +22,9 @@ def run(argv: list[str]) -> int:
     """Run what is missing, write the page, say what is still missing."""
     options: StudyOptions = parse(COMMAND, argv)
     recipe, flags = _recipe(argv)
-    from frugalign.study.judging import judge_study, judges_of
-    from frugalign.study.page import write_study
-    from frugalign.study.running import run_study
+    from frugalign.reports.study_page import write_study
+    from frugalign.study.runner import run_study
+    from frugalign.study.verdicts import judge_study, judges_of
 
     judges_of(options)  # a mistake there is said before hours of running
     # A runner that is told to stop takes its cells with it.

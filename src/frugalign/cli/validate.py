@@ -30,7 +30,7 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Print the problems; 0 where there are none, else 2."""
     options: ValidateOptions = parse(COMMAND, argv)
-    from frugalign.data.validation import validate_files
+    from frugalign.data.validate import validate_files
 
     report = validate_files(options.dataset_name, options.kind)
     for problem in report.problems[: options.max_problems]:

@@ -3,7 +3,7 @@ torch nor datasets."""
 
 from typing import TYPE_CHECKING
 
-from frugalign.names import fetched_on_use
+from frugalign.base.specs import fetched_on_use
 
 if TYPE_CHECKING:
     from frugalign.data.loading import dataset_fingerprint as dataset_fingerprint
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from frugalign.data.loading import load_prompts as load_prompts
     from frugalign.data.loading import load_splits as load_splits
     from frugalign.data.loading import training_prompts as training_prompts
-    from frugalign.data.reading import Problem as Problem
+    from frugalign.data.read_files import Problem as Problem
     from frugalign.data.templating import EncodedPrompts as EncodedPrompts
     from frugalign.data.templating import encode_prompts as encode_prompts
     from frugalign.data.templating import render_prompt as render_prompt
-    from frugalign.data.validation import ValidationReport as ValidationReport
-    from frugalign.data.validation import validate_files as validate_files
+    from frugalign.data.validate import ValidationReport as ValidationReport
+    from frugalign.data.validate import validate_files as validate_files
 
 _HOME = {
     "EncodedPrompts": "templating",
-    "Problem": "reading",
-    "ValidationReport": "validation",
+    "Problem": "read_files",
+    "ValidationReport": "validate",
     "dataset_fingerprint": "loading",
     "encode_prompts": "templating",
     "held_out_split": "loading",
@@ -29,7 +29,7 @@ _HOME = {
     "load_splits": "loading",
     "render_prompt": "templating",
     "training_prompts": "loading",
-    "validate_files": "validation",
+    "validate_files": "validate",
 }
 __all__ = list(_HOME)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from frugalign.artifacts import write_atomic
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import write_atomic
 
 
 @dataclass(frozen=True)

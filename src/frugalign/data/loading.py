@@ -10,9 +10,9 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from frugalign.data.reading import Rows, read_splits
-from frugalign.data.validation import check_rows, stop_at
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
+from frugalign.data.read_files import Rows, read_splits
+from frugalign.data.validate import check_rows, stop_at
 
 HELD_OUT = 0.1
 """The share of the prompts that is held out where a data set has no test split."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

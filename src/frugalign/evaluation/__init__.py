@@ -1,15 +1,14 @@
-"""Policies against their base: metrics with intervals, costs, and the page that shows them. Importing loads no
+"""Policies against their base: metrics with intervals, and costs. Importing loads no
 torch."""
 
 from typing import TYPE_CHECKING
 
-from frugalign.names import fetched_on_use
+from frugalign.base.specs import fetched_on_use
 
 if TYPE_CHECKING:
-    from frugalign.evaluation.measuring import evaluate as evaluate
-    from frugalign.evaluation.report import write_report as write_report
+    from frugalign.evaluation.measure import evaluate as evaluate
 
-_HOME = {"evaluate": "measuring", "write_report": "report"}
+_HOME = {"evaluate": "measure"}
 __all__ = list(_HOME)
 
 

@@ -1,6 +1,6 @@
-"""Proxy-RLHF (arXiv 2403.04283): a tiny network accepts or rejects every token that a frozen language model proposes."""
+"""The proxy as an artefact: a tiny network that accepts or rejects every token that a frozen language model proposes."""
 
-from frugalign.names import fetched_on_use
+from frugalign.base.specs import fetched_on_use
 
 _HOME = {
     "GuidedModel": "attachment",
@@ -9,10 +9,6 @@ _HOME = {
     "ProxyModel": "network",
     "ProxyModelConfig": "network",
     "load_proxy": "network",
-    "ProxyConfig": "config",
-    "ProxyOptions": "options",
-    "ProxyTrainer": "trainer",
-    "train_proxy": "run",
 }
 __all__ = list(_HOME)
 

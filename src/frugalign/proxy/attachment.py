@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalign.artifacts import load_config
-from frugalign.errors import FrugalignError
-from frugalign.generation.loop import lookahead_on
-from frugalign.models.forward import Forward, causal_lm, output_embeddings
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import load_config
+from frugalign.decoding.loop import lookahead_on
+from frugalign.engines.transformers import Forward, causal_lm, output_embeddings
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, ProxyModelConfig, load_proxy
 
@@ -188,7 +188,7 @@ class GuidedModel:
         cls, folder: str | Path, *, strength: float = 1.0, base: str | None = None, **model_arguments: Any
     ) -> GuidedModel:
         """Load the proxy in `folder` and the base it names (or `base`), and check that they belong together."""
-        from frugalign.models.loading import load_model
+        from frugalign.engines.loading import load_model
 
         stored = load_config(folder, ProxyModelConfig, "proxy").base
         loaded = load_model(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from frugalign.errors import FrugalignError
-from frugalign.generation.guide import (
+from frugalign.base.errors import FrugalignError
+from frugalign.decoding.chooser import (
     STREAM_ACCEPT,
     STREAM_EMIT,
     STREAM_ORDER,
@@ -20,8 +20,8 @@ from frugalign.generation.guide import (
     Lookahead,
     TokenTrace,
 )
-from frugalign.generation.noise import Noise, draw
-from frugalign.models.forward import embedding_rows
+from frugalign.decoding.noise import Noise, draw
+from frugalign.engines.transformers import embedding_rows
 from frugalign.proxy import overseer
 from frugalign.proxy.candidates import Candidates, candidates, intersect
 from frugalign.proxy.network import ProxyModel

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
-from frugalign.artifacts import hash_weights, load_config, load_weights
-from frugalign.errors import FrugalignError
-from frugalign.models.forward import embedding_rows
-from frugalign.models.identity import BaseFingerprint, check_base, fingerprint
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import hash_weights, load_config, load_weights
+from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerprint
+from frugalign.engines.transformers import embedding_rows
 from frugalign.proxy.overseer import Objective
 
 CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
@@ -219,7 +219,7 @@ class ProxyModel(PreTrainedModel):
         return ProxyGuide.build([self], model, [strength])
 
     def attach(self, model: PreTrainedModel, strength: float = 1.0) -> Any:
-        """`with proxy.attach(model): model.generate(…)`; see `frugalign.proxy.attach`."""
+        """`with proxy.attach(model): model.generate(…)`; see `frugalign.proxy.attachment`."""
         from frugalign.proxy.attachment import attach
 
         return attach(model, self, strength=strength)

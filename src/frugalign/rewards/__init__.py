@@ -3,7 +3,7 @@ imports no torch."""
 
 from typing import TYPE_CHECKING
 
-from frugalign.names import fetched_on_use
+from frugalign.base.specs import fetched_on_use
 
 if TYPE_CHECKING:
     from frugalign.rewards.classifier import ClassifierReward as ClassifierReward
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from frugalign.rewards.loading import load_rewards as load_rewards
     from frugalign.rewards.protocols import Reward as Reward
     from frugalign.rewards.protocols import StateReward as StateReward
-    from frugalign.rewards.representation import RepresentationReward as RepresentationReward
+    from frugalign.rewards.representation.network import RepresentationReward as RepresentationReward
     from frugalign.rewards.scoring import Scores as Scores
     from frugalign.rewards.scoring import score as score
 
 _HOME = {
     "ClassifierReward": "classifier",
     "NamedReward": "loading",
-    "RepresentationReward": "representation",
+    "RepresentationReward": "representation.network",
     "Reward": "protocols",
     "RewardSpec": "loading",
     "Scores": "scoring",

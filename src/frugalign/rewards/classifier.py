@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalign.base.errors import FrugalignError
 from frugalign.data.templating import apply_template
-from frugalign.errors import FrugalignError
 
 _log = logging.getLogger(__name__)
 

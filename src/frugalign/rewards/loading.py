@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from frugalign.errors import FrugalignError
-from frugalign.names import is_attribute, load_attribute
+from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import is_attribute, load_attribute
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<spec>.+)", re.DOTALL)
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>\w+)")
@@ -95,7 +95,7 @@ def _classifier(name: str, device: str) -> Callable[..., Any]:
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FrugalignError(f"There is no reward at {name}.")
     from frugalign.rewards.classifier import ClassifierReward
-    from frugalign.rewards.representation import RepresentationReward, is_representation_reward
+    from frugalign.rewards.representation.network import RepresentationReward, is_representation_reward
 
     if is_representation_reward(name):
         return RepresentationReward.from_pretrained(path, device=device)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from frugalign.errors import FrugalignError
-from frugalign.ledger import Ledger
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
 from frugalign.rewards.loading import NamedReward
 from frugalign.rewards.protocols import StateReward
 

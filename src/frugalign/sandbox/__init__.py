@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frugalign.names import fetched_on_use
+from frugalign.base.specs import fetched_on_use
 
 _HERE = Path(__file__).parent
 

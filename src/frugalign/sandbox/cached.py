@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from frugalign.artifacts import write_atomic
+from frugalign.base.files import write_atomic
 from frugalign.sandbox.annotating import AnnotatingSettings, sample_comparison
 from frugalign.sandbox.world import Split, make_prompts
 

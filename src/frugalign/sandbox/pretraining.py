@@ -19,7 +19,7 @@ from frugalign.sandbox.world import sample_request
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """What `python -m frugalign.sandbox.build` trains with. Sizes in units, rates per step."""
+    """What `python -m tools.sandbox.build` trains with. Sizes in units, rates per step."""
 
     hidden_size: int = 128
     layers: int = 5

@@ -1,13 +1,12 @@
-"""Studies: every method on one base, prompts, reward and budget, and the page about it. Importing this package imports no torch."""
+"""Studies: every method on one base, prompts, reward and budget. Importing this package imports no torch."""
 
-from frugalign.names import fetched_on_use
+from frugalign.base.specs import fetched_on_use
 
 _HOME = {
     "StudyOptions": "options",
-    "Finished": "running",
-    "read_study": "running",
-    "run_study": "running",
-    "write_study": "page",
+    "Finished": "runner",
+    "read_study": "runner",
+    "run_study": "runner",
 }
 __all__ = list(_HOME)
 

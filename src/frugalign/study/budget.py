@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from frugalign.artifacts import write_json_atomic
-from frugalign.errors import FrugalignError
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import write_json_atomic
 from frugalign.study.plan import RUN_FOLDER, hashes_of, training_folder
 
 if TYPE_CHECKING:
-    from frugalign.models.loading import LoadedModel
+    from frugalign.engines.loading import LoadedModel
 
 ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
 TRAINED_FILE, TRACE_FILE, LOCK_FILE = "trained.json", "trace.json", ".lock"
@@ -50,7 +50,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         FrugalignError: whatever the user can mend; another process that works on this cell.
     """
     from frugalign.evaluation import evaluate
-    from frugalign.evaluation.policies import load_base
+    from frugalign.policies.policy import load_base
     from frugalign.study.task import prompt_splits
 
     asks: dict[str, Any] = json.loads((folder / ASKS_FILE).read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
 def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> dict[str, Any]:
     """What `evaluate` is to measure (`policy`), what its training cost and on which machine: of a training in this folder that ended, else of a new one."""
     from frugalign.study.budget import Budget
-    from frugalign.study.methods import train
+    from frugalign.study.budgeted import train
     from frugalign.study.task import Task
 
     marker = folder / TRAINED_FILE
@@ -146,10 +146,10 @@ def traces(asks: dict[str, Any], base: LoadedModel, proxy: str, rows: Any) -> di
     """The proposals behind a proxy's first answers to the prompts that the page shows, the very answers that are tested: by row a list of
     token texts and what was rejected before each."""
     from frugalign.data import encode_prompts
-    from frugalign.evaluation.completing import token_texts
-    from frugalign.evaluation.policies import load_policy
-    from frugalign.generation.loop import SamplingParams, generate
-    from frugalign.generation.noise import row_keys
+    from frugalign.decoding.loop import SamplingParams, generate
+    from frugalign.decoding.noise import row_keys
+    from frugalign.policies.answer import token_texts
+    from frugalign.policies.policy import load_policy
 
     guide, shown = load_policy(base, proxy=proxy).guide, shown_rows(len(rows))
     ids = encode_prompts(
@@ -190,8 +190,8 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
     if path.is_file():
         return float(json.loads(path.read_text())["mean_length"])
     from frugalign.data import encode_prompts
-    from frugalign.generation.loop import SamplingParams, generate
-    from frugalign.models.loading import load_model
+    from frugalign.decoding.loop import SamplingParams, generate
+    from frugalign.engines.loading import load_model
     from frugalign.study.task import prompt_splits
 
     prompts = prompt_splits(asks)["train"]["prompt"][:_LENGTH_PROMPTS]

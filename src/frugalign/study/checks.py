@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from frugalign.base.errors import FrugalignError
 from frugalign.data import load_splits
-from frugalign.errors import FrugalignError
-from frugalign.models.loading import check_model
-from frugalign.psle.principles import load_principles
+from frugalign.engines.loading import check_model
+from frugalign.policies.principles import load_principles
 from frugalign.rewards import load_rewards
-from frugalign.study.methods import check_options
+from frugalign.study.budgeted import check_options
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import NEED_PRINCIPLES, Line, cell_of, swept
 from frugalign.study.task import prompt_splits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from frugalign.training.options import option
+from frugalign.options.run import option
 
 
 @dataclass

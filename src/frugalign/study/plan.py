@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from frugalign.errors import FrugalignError
-from frugalign.names import is_attribute, source_of
+from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import is_attribute, source_of
 from frugalign.study.options import StudyOptions
 
 METHODS: dict[str, str] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from frugalign.artifacts import read_lines
-from frugalign.study.running import Finished, Outcome
+from frugalign.base.files import read_lines
+from frugalign.study.runner import Finished, Outcome
 
 
 def is_reference(outcome: Outcome, found: Finished) -> bool:

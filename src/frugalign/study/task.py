@@ -12,12 +12,12 @@ from typing import Any
 
 from datasets import Dataset
 
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
 from frugalign.data import held_out_split, load_splits
-from frugalign.data.judged import with_prompt
+from frugalign.data.labelled import with_prompt
 from frugalign.data.loading import HELD_OUT, distinct, prompt_key, training_split
-from frugalign.errors import FrugalignError
-from frugalign.ledger import Ledger
-from frugalign.models.loading import LoadedModel, load_model
+from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.study.budget import Budget, StopAfter
 from frugalign.study.plan import RUN_FOLDER
 

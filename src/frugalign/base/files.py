@@ -1,0 +1,341 @@
+"""Writing and checking files: atomic writes, the safetensors check, and the card that every artefact carries.
+
+A file is written beside its place and moved there whole, so a killed run leaves the old file or the new one, never
+half of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+
+_DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+_MAX_HEADER = 100_000_000
+_REASONS = {
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "a folder stands in its place",
+}
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into one sentence; for any code that saves files.
+
+    Raises:
+        FrugalignError: for a full disk, a missing permission and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
+        raise FrugalignError(f"Cannot write {path}: {reason}.") from error
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; missing folders are made. A write that fails leaves what was there before.
+
+    Raises:
+        FrugalignError: when it cannot be written, with the reason.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(staged).chmod(0o666 & ~_umask())  # mkstemp makes private files; an artefact is as public as its folder
+            os.replace(staged, path)
+        except BaseException:
+            Path(staged).unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Write JSON, indented, whole or not at all; NaN and infinity are refused, since they are not JSON.
+
+    Raises:
+        FrugalignError: when it cannot be written; ValueError: for a NaN or an infinity in `value`.
+    """
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty where there is no such file.
+
+    Raises:
+        FrugalignError: for a file that is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FrugalignError(f"{path} is not valid JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; one that a crash cut short is left out."""
+    found: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue
+    return found
+
+
+def check_safetensors(path: str | Path) -> None:
+    """Check a safetensors file's header against its length before anything is loaded from it.
+
+    The header is a little-endian u64 length and that many bytes of JSON: per tensor its dtype, shape and byte
+    offsets. All of it must agree: every tensor's bytes with its shape, all tensors together with the data, without
+    gap or overlap. Changed weights under a sound header cannot be seen here.
+
+    Raises:
+        FrugalignError: one sentence for a missing, truncated or tampered file.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER):
+                raise FrugalignError(f"{path} is truncated or no safetensors file: its header is longer than the file.")
+            raw = file.read(length)
+    except FileNotFoundError as error:
+        raise FrugalignError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise FrugalignError(f"Cannot read {path}: {error.strerror or error}.") from error
+    try:
+        header = json.loads(raw)
+        tensors = {str(name): entry for name, entry in header.items() if name != "__metadata__"}
+        spans = sorted(_span(entry) for entry in tensors.values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FrugalignError(f"{path} has been tampered with or damaged: its header cannot be read.") from error
+    end = 0
+    for begin, stop, expected in spans:
+        if begin != end or stop - begin != expected:
+            raise FrugalignError(
+                f"{path} has been tampered with or damaged: its header does not fit the tensors' shapes."
+            )
+        end = stop
+    if size - 8 - length < end:
+        raise FrugalignError(f"{path} is truncated: it holds {size - 8 - length:,} of {end:,} bytes of weights.")
+    if size - 8 - length > end:
+        raise FrugalignError(
+            f"{path} has been tampered with: {size - 8 - length - end:,} bytes follow its last tensor."
+        )
+
+
+def _span(entry: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(begin, end, bytes that dtype and shape ask for) of one tensor in a header."""
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    count = 1
+    for extent in entry["shape"]:
+        if not isinstance(extent, int) or extent < 0:
+            raise ValueError(f"extent {extent!r}")
+        count *= extent
+    return begin, end, count * _DTYPE_BITS[entry["dtype"]] // 8
+
+
+_CARD = """\
+---
+library_name: frugalign
+{% if base_model %}
+base_model: {{ base_model }}
+{% endif %}
+{% if datasets %}
+datasets:
+{% for name in datasets %}
+- {{ name }}
+{% endfor %}
+{% endif %}
+tags:
+{% for tag in tags %}
+- {{ tag }}
+{% endfor %}
+---
+
+# {{ title }}
+
+{{ description }}
+{% if settings %}
+
+## Settings
+
+| setting | value |
+|---|---|
+{% for key, value in settings.items() %}
+| `{{ key }}` | {{ value }} |
+{% endfor %}
+{% endif %}
+{% if results %}
+
+## Results
+
+| measure | value |
+|---|---|
+{% for key, value in results.items() %}
+| {{ key }} | {{ value }} |
+{% endfor %}
+{% endif %}
+{% if costs %}
+
+## What it cost
+
+| what | value |
+|---|---|
+{% for key, value in costs %}
+| {{ key }} | {{ value }} |
+{% endfor %}
+{% endif %}
+{% if usage %}
+
+## Use
+
+```python
+{{ usage }}
+```
+{% endif %}
+"""
+
+
+def model_card(
+    *,
+    title: str,
+    description: str,
+    base_model: str = "",
+    datasets: list[str] | None = None,
+    tags: list[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    costs: list[tuple[str, str]] | None = None,
+    usage: str = "",
+) -> str:
+    """The README.md of an artefact. Parts that are not given are left out; `costs` is a `Ledger.table()`.
+
+    A base model that is a local folder stays out of the metadata, which the hub would reject, and is named in the text.
+    """
+    from jinja2 import Environment
+
+    is_hub_id = _is_hub_id(base_model)
+    if base_model and not is_hub_id:
+        description = f"{description.rstrip()}\n\nBase model: `{base_model}`."
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
+    return environment.from_string(_CARD).render(
+        title=title,
+        description=description.strip(),
+        base_model=base_model if is_hub_id else "",
+        datasets=[name for name in datasets or [] if _is_hub_id(name)],
+        tags=["frugalign", *(tags or [])],
+        settings={key: _cell(value) for key, value in (settings or {}).items()},
+        results={_cell(key): _cell(value) for key, value in (results or {}).items()},
+        costs=[(_cell(key), _cell(value)) for key, value in costs or []],
+        usage=usage.strip(),
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    plain = all(part and not part.startswith((".", "~")) and ":" not in part and " " not in part for part in parts)
+    return (
+        plain
+        and len(parts) <= 2
+        and not Path(name).exists()
+        and not name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz"))
+    )
+
+
+def _cell(value: Any) -> str:
+    """A value in a Markdown table: one line, pipes escaped, floats short."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def hash_weights(model: Any) -> str:
+    """SHA-256 over names, shapes and float32 values of a module's weights: a safetensors header cannot show that bytes under it were changed."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_config(folder: str | Path, config_class: Any, what: str) -> Any:
+    """The config of an artefact of ours, a local folder's weights checked by their header first.
+
+    Raises:
+        FrugalignError: no such artefact, one of another kind, or a damaged file.
+    """
+    path = Path(folder)
+    if path.is_dir() or str(folder).startswith((".", "/", "~")):
+        path = path.expanduser()
+        if not (path / "config.json").is_file():
+            raise FrugalignError(f"No {what} in {folder}: the folder has no config.json.")
+        check_safetensors(path / "model.safetensors")
+    try:
+        config = config_class.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FrugalignError(f"Cannot load the {what} in {folder}: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(config.base, dict) or config.to_dict().get("model_type") != config_class.model_type:
+        raise FrugalignError(f"{folder} is not a frugalign {what}: its config.json names no base.")
+    return config
+
+
+def load_weights(folder: str | Path, model_class: Any, config: Any, what: str) -> Any:
+    """An artefact's network in float32, nothing missing, nothing left over, nothing changed.
+
+    Raises:
+        FrugalignError: a file that cannot be read, does not fit `config`, or was changed.
+    """
+    import torch
+
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise FrugalignError(f"Cannot load the {what} in {folder}: {' '.join(str(error).split())[:300]}") from error
+    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value and key != "error_msgs"}
+    if wrong or info.get("error_msgs"):
+        raise FrugalignError(f"The weights in {folder} do not fit its config.json: {wrong or info['error_msgs']}.")
+    if config.weights_sha256 not in (None, hash_weights(model)):
+        raise FrugalignError(
+            f"The weights in {folder} have been changed since they were saved: their hash is not the one in config.json."
+        )
+    return model

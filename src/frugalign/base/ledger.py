@@ -1,0 +1,164 @@
+"""What a run costs: the one small object with which every trainer, generator and evaluator counts.
+
+Tokens, calls and steps are exact counts; seconds are wall-clock by phase; memory is the process's peak. Nothing here
+imports torch: device memory is read only where torch is loaded already.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frugalign.base.files import write_json_atomic
+
+PHASES = ("load", "rollout", "reward", "optimise", "evaluate", "save")
+_COUNTERS = ("lm_forward_tokens", "generated_tokens", "reward_calls", "optimizer_steps")
+
+
+@dataclass
+class Ledger:
+    """Counters of one run.
+
+    `lm_forward_tokens`: real (unpadded) positions fed through a language model; `generated_tokens`: tokens emitted;
+    `reward_calls`: completions scored, once per reward; `seconds`: wall-clock by phase, where a phase inside another is
+    counted in both.
+    """
+
+    lm_forward_tokens: int = 0
+    generated_tokens: int = 0
+    reward_calls: int = 0
+    optimizer_steps: int = 0
+    trainable_parameters: int | None = None
+    base_parameters: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    _peak_memory_mb: float = 0.0
+    _wall_clock_before: float = 0.0
+    _started: float = field(default_factory=time.perf_counter)
+
+    def count(
+        self, lm_forward_tokens: int = 0, generated_tokens: int = 0, reward_calls: int = 0, optimizer_steps: int = 0
+    ) -> None:
+        """Add to the counters."""
+        self.lm_forward_tokens += lm_forward_tokens
+        self.generated_tokens += generated_tokens
+        self.reward_calls += reward_calls
+        self.optimizer_steps += optimizer_steps
+
+    def add(self, other: Ledger, wall_clock: float = 0.0) -> None:
+        """Add another one's counters and seconds by phase; the memory's peak is the higher one. `wall_clock`: seconds of it that are not on this one's clock."""
+        self.count(other.lm_forward_tokens, other.generated_tokens, other.reward_calls, other.optimizer_steps)
+        for name, seconds in other.seconds.items():
+            self.add_seconds(name, seconds)
+        self._wall_clock_before += wall_clock
+        self._peak_memory_mb = max(self._peak_memory_mb, other._peak_memory_mb)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the wall-clock seconds of the block to `seconds[name]`, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_seconds(name, time.perf_counter() - started)
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add seconds that were measured elsewhere to a phase."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def set_parameters(self, *, trainable: int | None = None, base: int | None = None) -> None:
+        """How many numbers the run trains, and how many the frozen base holds."""
+        if trainable is not None:
+            self.trainable_parameters = trainable
+        if base is not None:
+            self.base_parameters = base
+
+    @property
+    def wall_clock_seconds(self) -> float:
+        """Seconds since this ledger was opened, and those of the runs that it resumed."""
+        return self._wall_clock_before + time.perf_counter() - self._started
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """Trainable parameters as a share of the base, of full fine-tuning, and of PPO (two networks of base size)."""
+        share = None
+        if self.trainable_parameters is not None and self.base_parameters:
+            share = self.trainable_parameters / self.base_parameters
+        return {"of_base": share, "of_full_finetuning": share, "of_ppo": None if share is None else share / 2}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready values: what `costs.json` holds."""
+        self._peak_memory_mb = max(self._peak_memory_mb, _peak_memory_mb())
+        return {
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "trainable_parameters": self.trainable_parameters,
+            "base_parameters": self.base_parameters,
+            "shares": self.shares,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "wall_clock_seconds": round(self.wall_clock_seconds, 3),
+            "peak_memory_mb": round(self._peak_memory_mb, 1),
+        }
+
+    def load_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what `to_dict` gave: counters and seconds go on, the memory's peak is the higher one."""
+        for name in _COUNTERS:
+            setattr(self, name, int(saved.get(name, 0)))
+        self.set_parameters(trainable=saved.get("trainable_parameters"), base=saved.get("base_parameters"))
+        self.seconds = {str(name): float(value) for name, value in saved.get("seconds", {}).items()}
+        self._wall_clock_before = float(saved.get("wall_clock_seconds", 0.0))
+        self._started = time.perf_counter()
+        self._peak_memory_mb = float(saved.get("peak_memory_mb", 0.0))
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON, atomically.
+
+        Raises:
+            FrugalignError: when the file cannot be written.
+        """
+        write_json_atomic(path, self.to_dict())
+
+    def table(self) -> list[tuple[str, str]]:
+        """The rows that reports and the terminal show: (what, value)."""
+        costs = self.to_dict()
+        rows = [
+            ("LM forward tokens", f"{self.lm_forward_tokens:,}"),
+            ("Generated tokens", f"{self.generated_tokens:,}"),
+            ("Reward calls", f"{self.reward_calls:,}"),
+            ("Optimizer steps", f"{self.optimizer_steps:,}"),
+        ]
+        if self.trainable_parameters is not None:
+            rows.append(("Trainable parameters", f"{self.trainable_parameters:,}"))
+            labels = {"of_base": "base", "of_full_finetuning": "full fine-tuning", "of_ppo": "PPO"}
+            rows += [(f"… of {labels[key]}", f"{share:.3%}") for key, share in self.shares.items() if share is not None]
+        rows += [(f"Seconds, {name}", f"{value:,.1f}") for name, value in costs["seconds"].items()]
+        rows += [
+            ("Seconds, all", f"{costs['wall_clock_seconds']:,.1f}"),
+            ("Peak memory", f"{costs['peak_memory_mb']:,.0f} MB"),
+        ]
+        return rows
+
+
+def _peak_memory_mb() -> float:
+    """The process's peak resident memory, and the accelerator's peak on top, in MB (2^20 bytes)."""
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        megabytes = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    except ImportError:  # not a Unix
+        megabytes = 0.0
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        megabytes += sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())) / 2**20
+    return float(megabytes)
+
+
+def read_costs(path: str | Path) -> dict[str, Any]:
+    """A saved `costs.json`."""
+    costs: dict[str, Any] = json.loads(Path(path).read_text())
+    return costs

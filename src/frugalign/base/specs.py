@@ -1,0 +1,82 @@
+"""Names that stand for something in a Python module: `package.module:attribute`, the one grammar for rewards, models
+and data."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_attribute(spec: str) -> bool:
+    """Whether `spec` reads as `package.module:attribute` (and is not a path that exists)."""
+    return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
+
+
+def load_attribute(spec: str) -> Any:
+    """The attribute that `package.module:attribute` names.
+
+    Raises:
+        FrugalignError: where the module cannot be imported or lacks the attribute.
+    """
+    module_name, attribute = spec.split(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code, which can fail in any way
+        raise FrugalignError(f"Cannot import {module_name!r} for {spec!r}: {type(error).__name__}: {error}.") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise FrugalignError(f"The module {module_name!r} has no {attribute!r} (asked for as {spec!r}).") from error
+
+
+def source_of(module_name: str) -> Path | None:
+    """The file of a module, which is not imported (its packages are); None where there is none."""
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+
+
+def resolve_name(name: str) -> str:
+    """A path or hub id: what `package.module:attribute` names (called where it is a function), any other name as it is.
+
+    Raises:
+        FrugalignError: where it names something else, such as a reward.
+    """
+    if not is_attribute(name):
+        return name
+    found = load_attribute(name)
+    if callable(found):
+        try:
+            found = found()
+        except Exception as error:  # the user's code, or a function that is no name at all
+            raise FrugalignError(f"{name!r} cannot be called for a path: {type(error).__name__}: {error}.") from error
+    if not isinstance(found, (str, Path)):
+        raise FrugalignError(f"{name!r} is a {type(found).__name__}, not a path or a hub id.")
+    return str(found)
+
+
+def fetched_on_use(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__` (PEP 562) that imports the module of a public name when the name is first used.
+
+    Importing the package itself stays fast that way: torch and transformers take seconds. `home` maps a name to its module.
+    """
+
+    def fetch(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return fetch

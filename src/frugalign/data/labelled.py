@@ -1,0 +1,120 @@
+"""Answers that somebody judged: preference pairs, or single answers labelled good or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from frugalign.base.errors import FrugalignError
+from frugalign.data.loading import load_splits, prompt_key
+from frugalign.data.read_files import read_splits
+from frugalign.data.validate import detect_kind
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers and their judgement. `prompts[i]` and `answers[i]` belong together; equal ones are kept once.
+
+    `pairs`: (row of the better answer, row of the worse); or `labels`: (row, 1.0 good or 0.0). `n_dropped`: pairs of equal texts.
+    """
+
+    prompts: list[Any]
+    answers: list[Any]
+    pairs: list[tuple[int, int]]
+    labels: list[tuple[int, float]]
+    n_dropped: int = 0
+
+    @property
+    def is_paired(self) -> bool:
+        return bool(self.pairs)
+
+    def __len__(self) -> int:
+        """Examples, not answers."""
+        return len(self.pairs) or len(self.labels)
+
+    def better_and_worse(self, examples: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Rows of the better and of the worse answers of examples: a pair's two sides, or what is labelled good and what is not."""
+        if self.pairs:
+            return [self.pairs[example][0] for example in examples], [self.pairs[example][1] for example in examples]
+        labelled = [self.labels[example] for example in examples]
+        return [row for row, label in labelled if label], [row for row, label in labelled if not label]
+
+    def prompt_of(self, example: int) -> str:
+        """The prompt of an example as one string: what splits go by."""
+        row = self.pairs[example][0] if self.pairs else self.labels[example][0]
+        return prompt_key(self.prompts[row])
+
+
+def load_judged(name: str) -> dict[str, Judged]:
+    """Every split of a data set of preference pairs or labelled answers (TRL's `preference` and `unpaired_preference`).
+
+    Args:
+        name: as for `load_splits`.
+
+    Raises:
+        FrugalignError: no such data, a row that cannot be used, a set of another kind, or one without a usable example.
+    """
+    kinds = {detect_kind(rows) for files in read_splits(name).values() for rows in files}
+    kind = next(iter(kinds)) if len(kinds) == 1 else "mixed"
+    if kind not in ("preference", "unpaired-preference"):
+        raise FrugalignError(
+            f"{name} holds no judged answers: it needs prompt, chosen and rejected, or prompt, completion and a label of true and false."
+        )
+    judge = _pairs if kind == "preference" else _labels
+    found = {split: judge(dataset) for split, dataset in load_splits(name, kind=kind).items()}
+    for split, judged in found.items():
+        if not len(judged):
+            raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
+    return found
+
+
+class _Answers:
+    """Answers by (prompt, answer), each kept once."""
+
+    def __init__(self) -> None:
+        self.prompts: list[Any] = []
+        self.answers: list[Any] = []
+        self._rows: dict[tuple[str, str], int] = {}
+
+    def row(self, prompt: Any, answer: Any) -> int:
+        key = (prompt_key(prompt), prompt_key(answer))
+        if key not in self._rows:
+            self._rows[key] = len(self.answers)
+            self.prompts.append(prompt)
+            self.answers.append(answer)
+        return self._rows[key]
+
+
+def _pairs(dataset: Dataset) -> Judged:
+    kept, pairs, dropped = _Answers(), [], 0
+    for row in dataset:
+        prompt, chosen, rejected = with_prompt(row)
+        better, worse = kept.row(prompt, chosen), kept.row(prompt, rejected)
+        if better == worse:
+            dropped += 1
+        else:
+            pairs.append((better, worse))
+    return Judged(kept.prompts, kept.answers, pairs, [], dropped)
+
+
+def _labels(dataset: Dataset) -> Judged:
+    kept = _Answers()
+    labels = [(kept.row(row["prompt"], row["completion"]), float(row["label"])) for row in dataset]
+    return Judged(kept.prompts, kept.answers, [], labels)
+
+
+def with_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Prompt and both answers; where the prompt stands within both (TRL's implicit prompts), what they share is the prompt."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if row.get("prompt") is not None:
+        return row["prompt"], chosen, rejected
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if isinstance(chosen, str):
+        # Whole words: both answers may begin with the same ones.
+        shared = chosen.rfind(" ", 0, shared) + 1 if shared < len(chosen) else shared
+    return chosen[:shared], chosen[shared:], rejected[shared:]

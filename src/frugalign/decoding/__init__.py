@@ -1,0 +1,20 @@
+"""One decoding loop for rollouts, evaluation and serving; a proxy is known here only as a `Guide`."""
+
+from frugalign.base.specs import fetched_on_use
+
+_HOME = {
+    "Emission": "chooser",
+    "Guide": "chooser",
+    "Generation": "loop",
+    "SamplingParams": "loop",
+    "Step": "loop",
+    "generate": "loop",
+    "Noise": "noise",
+    "row_keys": "noise",
+    "sequence_kl": "log_probs",
+    "sequence_log_probs": "log_probs",
+}
+__all__ = list(_HOME)
+
+
+__getattr__ = fetched_on_use(__name__, _HOME)

@@ -1,0 +1,125 @@
+"""What the decoding loop asks of a proxy (or anything else that chooses tokens), and the plain base as the simplest guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from frugalign.decoding.noise import Noise, draw
+
+STREAM_EMIT = 0
+STREAM_ORDER = 1
+STREAM_ACCEPT = 2
+STREAM_REJECTIONS = 3
+STREAM_TAIL = 4
+
+_HEAD = 64
+
+Lookahead = Callable[[Tensor], Tensor]
+"""`candidate_ids [B, K]` -> hidden states after feeding each candidate, `[B, K, D]` float32."""
+
+
+@dataclass
+class Emission:
+    """What a guide chose at one position.
+
+    `token [B]`; `kl_restriction [B]` = −log p_T(C) and `kl_choice [B]` = KL(π ‖ p) in nats, exact over the full vocabulary;
+    `details`: whatever the guide wants its observer to see.
+    """
+
+    token: Tensor
+    kl_restriction: Tensor | None = None
+    kl_choice: Tensor | None = None
+    details: Any = None
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One emitted token, and the proposals that were turned down before it.
+
+    `acceptance`: of the emitted token, None where nobody had a choice; `rejected`: (token, acceptance) in no order.
+    """
+
+    token: int
+    acceptance: float | None
+    rejected: tuple[tuple[int, float], ...]
+
+
+class Chooser(Protocol):
+    """Chooses tokens for the decoding loop from the LM head's input and logits."""
+
+    needs_lookahead: bool
+
+    def emit(
+        self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
+    ) -> Emission:
+        """Choose one token a row; greedy where `do_sample` is false."""
+        ...
+
+    def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
+        """The proposals behind an emission, a row each, for display."""
+        ...
+
+
+class Guide(Chooser, Protocol):
+    """A chooser whose distribution the LM head's input and logits determine, so that hooks on a model can ask for it, too."""
+
+    temperature: float
+
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
+        """`h [B, D]`, `logits [B, V]` -> candidate ids `[B, K]` and the normalised log π over them `[B, K]` (−inf: padding)."""
+        ...
+
+
+class BaseGuide:
+    """The base model itself: `p_T` over its whole vocabulary.
+
+    Drawn by the Gumbel-max trick, whose noise belongs to tokens: rounding that differs from batch to batch changes a draw some thirty times
+    more rarely than with an inverse CDF, where every boundary between two tokens moves, and a guided model on the same noise stays
+    close to its base. The vocabulary beyond the 64 likeliest tokens is one entry, which the maximum of its Gumbels
+    permits, and is drawn from by its CDF when it wins.
+    """
+
+    needs_lookahead = False
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
+        ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+        return ids, torch.log_softmax(logits / self.temperature, -1)
+
+    def emit(
+        self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
+    ) -> Emission:
+        if not do_sample:
+            return Emission(token=logits.argmax(-1))
+        zero = torch.zeros(logits.shape[0], device=logits.device)
+        return Emission(self._draw(logits / self.temperature, noise), kl_restriction=zero, kl_choice=zero)
+
+    def _draw(self, scores: Tensor, noise: Noise) -> Tensor:
+        """`scores [B, V]`, the unnormalised log-probabilities -> token ids `[B]`."""
+        vocabulary = scores.shape[-1]
+        head, ids = scores.topk(min(_HEAD, vocabulary), -1)
+        if vocabulary > _HEAD:
+            # log(total − head), from the head's share of the total.
+            total, within = scores.logsumexp(-1, keepdim=True), head.logsumexp(-1, keepdim=True)
+            tail = total + torch.log(-torch.expm1((within - total).double().clamp(max=-1e-12)))
+            head, ids = (
+                torch.cat([head.double(), tail], -1),
+                torch.cat([ids, torch.full_like(ids[:, :1], vocabulary)], -1),
+            )
+        column = (head + noise.gumbel(STREAM_EMIT, ids)).argmax(-1, keepdim=True)
+        token = ids.gather(-1, column).squeeze(-1)
+        beyond = (token == vocabulary).nonzero().squeeze(-1)
+        if len(beyond):
+            rest = scores[beyond].scatter(-1, ids[beyond, :_HEAD], -torch.inf).softmax(-1)
+            token[beyond] = draw(rest, noise.uniform(STREAM_TAIL)[beyond])
+        return token
+
+    def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
+        return [TokenTrace(token=int(token), acceptance=None, rejected=()) for token in emission.token]

@@ -1,0 +1,98 @@
+"""Teacher-forced scoring of finished completions: log-probabilities, and the exact divergence between two full models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from frugalign.base.ledger import Ledger
+from frugalign.engines.transformers import Forward, device_of, evaluating
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    batch_size: int = 16,
+    ledger: Ledger | None = None,
+) -> list[Tensor]:
+    """`log p_T` of every completion token given all before it: a float32 tensor of the completion's length, a row each."""
+    found: list[Tensor] = [torch.empty(0)] * len(prompt_ids)
+    with evaluating(model), Forward(model) as forward:
+        for row, logits in _completion_logits(forward, prompt_ids, completion_ids, batch_size, ledger):
+            ids = torch.tensor(list(completion_ids[row]), device=logits.device)
+            log_p = torch.log_softmax(logits / temperature, -1)
+            found[row] = log_p.gather(-1, ids[:, None]).squeeze(-1).cpu()
+    return found
+
+
+@torch.no_grad()
+def sequence_kl(
+    policy_model: PreTrainedModel,
+    base_model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+    batch_size: int = 16,
+    ledger: Ledger | None = None,
+    base_context: Callable[[], Any] | None = None,
+) -> Tensor:
+    """`Σ_t KL(π_T(·|s_t) ‖ p_T(·|s_t))` over the full vocabulary, nats a sequence, `[B]` float64.
+
+    Args:
+        base_context: entered around the base's passes (a PEFT policy's `disable_adapter`, when both are one model).
+    """
+    from contextlib import nullcontext
+
+    total = torch.zeros(len(prompt_ids), dtype=torch.float64)
+    enter = base_context or nullcontext
+    order = _by_length(prompt_ids, completion_ids)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        prompts, completions = [prompt_ids[row] for row in chosen], [completion_ids[row] for row in chosen]
+        with evaluating(policy_model), Forward(policy_model) as forward:
+            policy = dict(_completion_logits(forward, prompts, completions, batch_size, ledger))
+        with enter(), evaluating(base_model), Forward(base_model) as forward:
+            for index, logits in _completion_logits(forward, prompts, completions, batch_size, ledger):
+                log_pi = torch.log_softmax(policy[index].to(logits.device) / temperature, -1)
+                log_p = torch.log_softmax(logits / temperature, -1)
+                total[chosen[index]] = (log_pi.exp() * (log_pi - log_p)).sum(-1).double().sum().cpu()
+    return total
+
+
+def _by_length(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]) + len(completion_ids[row]))
+
+
+def _completion_logits(
+    forward: Forward,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    batch_size: int,
+    ledger: Ledger | None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields (row, logits `[n, V]` that predicted the row's n completion tokens)."""
+    device = device_of(forward.model)
+    order = [row for row in _by_length(prompt_ids, completion_ids) if completion_ids[row]]
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        # The last token predicts nothing that is scored: leave it out.
+        texts = [list(prompt_ids[row]) + list(completion_ids[row])[:-1] for row in rows]
+        width = max(len(text) for text in texts)
+        input_ids = torch.tensor([[0] * (width - len(text)) + text for text in texts], device=device)
+        mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        keep = max(len(completion_ids[row]) for row in rows)
+        output = forward(input_ids, attention_mask=mask, position_ids=positions, use_cache=False, keep=keep)
+        if ledger is not None:
+            ledger.count(lm_forward_tokens=sum(len(text) for text in texts))
+        for index, row in enumerate(rows):
+            yield row, output.logits[index, -len(completion_ids[row]) :]

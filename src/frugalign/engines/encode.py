@@ -1,0 +1,59 @@
+"""Prompts and answers as one model reads them: its tokenizer, its end token, its context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalign.data.encode import Exchanges, encode_exchanges
+from frugalign.engines.loading import context_length, end_token_ids
+
+
+def exchanges_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    *,
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    max_length: int | None = None,
+    prompt_format: str = "auto",
+) -> Exchanges:
+    """`encode_exchanges` with this model's end token and, where no `max_length` is given, its context: for fitting, scoring and alignment."""
+    return encode_exchanges(
+        prompts,
+        completions,
+        tokenizer,
+        end_id=next(iter(end_token_ids(model, tokenizer)), None),
+        completion_ids=completion_ids,
+        max_length=max_length or context_length(model),
+        prompt_format=prompt_format,
+    )
+
+
+def tokenised_pairs(
+    pairs: Dataset, model: Any, tokenizer: Any, *, max_length: int | None = None, prompt_format: str = "auto"
+) -> dict[str, Any]:
+    """`prompt_ids`, `chosen_ids`, `rejected_ids` by the one definition of an exchange; a sampled answer keeps its own ids
+    (`chosen_completion_ids`, `rejected_completion_ids`)."""
+    sides = [
+        exchanges_for(
+            model,
+            tokenizer,
+            pairs["prompt"],
+            pairs[side],
+            completion_ids=pairs[ids] if (ids := f"{side}_completion_ids") in pairs.column_names else None,
+            max_length=max_length,
+            prompt_format=prompt_format,
+        )
+        for side in ("chosen", "rejected")
+    ]
+    return {
+        # Both sides share the shorter of their prompts: one may have been cut for its answer's length.
+        "prompt_ids": [min(both, key=len) for both in zip(*(side.prompt_ids for side in sides), strict=True)],
+        "chosen_ids": list(sides[0].completion_ids),
+        "rejected_ids": list(sides[1].completion_ids),
+    }

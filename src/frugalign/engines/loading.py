@@ -1,0 +1,190 @@
+"""Load a frozen causal language model and its tokenizer, from a hub id, a folder or a `package.module:attribute`.
+
+Safetensors only, adapters too, and no code of a model's repository is run: a base that needs either is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import resolve_name
+from frugalign.engines.transformers import causal_lm
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model in evaluation mode, and the tokenizer that pads on the left."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    load_in_4bit: bool = False,
+    adapter: str | None = None,
+) -> LoadedModel:
+    """Load a base for guidance.
+
+    Args:
+        name_or_path: hub id, local folder, or `package.module:attribute` that names a folder.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"auto"` (as saved). Default: float32 without a GPU, as saved with one.
+        device_map: as in transformers; default: the GPU where there is one, else the CPU.
+        load_in_4bit: NF4 weights through bitsandbytes (has to be installed).
+        adapter: a PEFT adapter that belongs to the frozen base.
+
+    Raises:
+        FrugalignError: where the folder is missing or holds no causal language model.
+    """
+    path = check_model(name_or_path, revision=revision)
+    on_gpu = torch.cuda.is_available() and device_map != "cpu"
+    arguments: dict[str, Any] = {
+        "revision": revision,
+        "dtype": resolve_dtype(dtype, on_gpu),
+        "use_safetensors": True,
+        # Not left out: transformers would ask on the terminal.
+        "trust_remote_code": False,
+    }
+    if device_map is not None or on_gpu:
+        arguments["device_map"] = device_map or default_device()
+    if load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left", trust_remote_code=False)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        raise FrugalignError(
+            f"The model {name_or_path!r} is not whole: its files lack {len(missing)} weights, {missing[0]} first."
+        )
+    if adapter is not None:
+        model = attach_adapter(model, adapter)
+    prepare_tokenizer(tokenizer)
+    model.eval().requires_grad_(False)
+    return LoadedModel(model=model, tokenizer=tokenizer, name=name_or_path, revision=revision)
+
+
+def check_model(name_or_path: str, *, revision: str | None = None) -> str:
+    """The folder or hub id of a model, which is there by its config; its weights are not read.
+
+    Raises:
+        FrugalignError: a folder or hub id without one.
+    """
+    path = resolve_name(name_or_path)
+    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
+    if looks_local:
+        path = str(Path(path).expanduser())
+    if looks_local and not Path(path).joinpath("config.json").is_file():
+        raise FrugalignError(f"No model in {name_or_path}: the folder has no config.json.")
+    try:
+        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
+    return path
+
+
+def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """The model with a PEFT adapter from a local folder or the hub on it, frozen.
+
+    Raises:
+        FrugalignError: where there is no adapter, or it does not fit.
+    """
+    from huggingface_hub import snapshot_download
+    from peft import PeftModel
+
+    try:
+        folder = adapter
+        if not Path(adapter).is_dir():
+            # PEFT would take weights of another format where there are no others.
+            folder = snapshot_download(adapter, allow_patterns=["adapter_config.json", "*.safetensors"])
+        if not Path(folder).joinpath("adapter_model.safetensors").is_file():
+            raise FrugalignError(f"No adapter in {adapter}: it has no adapter_model.safetensors.")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            adapted: Any = PeftModel.from_pretrained(model, folder)
+            # Loaded again for the report that `from_pretrained` keeps to itself.
+            report = adapted.load_adapter(folder, "default")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise FrugalignError(f"Cannot load the adapter {adapter!r}: {_first_sentence(error)}") from error
+    if odd := sorted(report.missing_keys) + sorted(report.unexpected_keys):
+        raise FrugalignError(
+            f"The adapter {adapter!r} does not fit this model: {len(odd)} weights of one have no place in the other, {odd[0]} first."
+        )
+    adapted.eval().requires_grad_(False)
+    frozen: PreTrainedModel = adapted
+    return frozen
+
+
+def default_device(use_cpu: bool = False) -> str:
+    """The GPU of this process where there is one, else the CPU."""
+    return "cpu" if use_cpu or not torch.cuda.is_available() else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad on the left, with the end token where the tokenizer has no pad token of its own (in place)."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def resolve_dtype(dtype: str | None, on_gpu: bool) -> torch.dtype | str:
+    """The dtype to load weights in: as asked for, else as saved on a GPU and float32 on the CPU."""
+    if dtype is None:
+        return "auto" if on_gpu else torch.float32
+    if dtype == "auto":
+        return "auto"
+    resolved = getattr(torch, dtype, None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise FrugalignError(f"--dtype {dtype} is not a floating-point type; use float32, bfloat16, float16 or auto.")
+    return resolved
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a completion: those of the generation config, else the tokenizer's."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The number of positions the model was built for, or None where its config does not say."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def has_classifier(model: PreTrainedModel) -> bool:
+    """Whether transformers has a sequence classifier of this architecture."""
+    return causal_lm(model).config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES

@@ -1,0 +1,106 @@
+"""Hidden states at the endpoint of a text: what a probe reads.
+
+One pass in batches of a bounded number of tokens; only the chosen layers' endpoint rows are kept. A causal model's state does
+not depend on what follows, so texts are padded on the right and the endpoint is each text's own last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.engines.transformers import causal_lm, device_of, evaluating
+
+_TOKENS = 8192
+"""Padded tokens of one batch."""
+
+
+def n_layers(model: PreTrainedModel) -> int:
+    """`L`: Hugging Face's `hidden_states` has `L + 1` entries, the embeddings first and the state after the final norm last."""
+    layers: int = causal_lm(model).config.get_text_config().num_hidden_layers
+    return layers
+
+
+def resolve_layers(model: PreTrainedModel, layers: Sequence[int] | None) -> list[int]:
+    """Indices into `hidden_states`: those given (negative ones from the end), or all of 1…L.
+
+    Raises:
+        FrugalignError: an index that the model does not have, or one given twice.
+    """
+    last = n_layers(model)
+    if layers is None:
+        return list(range(1, last + 1))
+    found = [layer if layer >= 0 else last + 1 + layer for layer in layers]
+    for given, layer in zip(layers, found, strict=True):
+        if not 0 <= layer <= last:
+            raise FrugalignError(f"The model has no layer {given}: hidden_states go from 0 (embeddings) to {last}.")
+    if len(set(found)) < len(found) or not found:
+        raise FrugalignError(f"layers {list(layers)} are none, or name one twice.")
+    return sorted(found)
+
+
+@torch.no_grad()
+def endpoint_states(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    max_tokens: int = _TOKENS,
+    ledger: Ledger | None = None,
+) -> Tensor:
+    """`hidden_states[l]` at each text's last token, float32 on the CPU, `[N, len(layers), D]`, in the order of the texts.
+
+    Args:
+        sequences: token ids, none empty.
+        layers: indices into `hidden_states`, as `resolve_layers` gives them.
+        max_tokens: padded tokens of one batch; the states do not depend on it.
+
+    Raises:
+        FrugalignError: an empty text.
+    """
+    device = device_of(model)
+    width: int = causal_lm(model).config.get_text_config().hidden_size
+    states = torch.empty(len(sequences), len(layers), width)
+    # Without its LM head where it can be: the logits of a long text are larger than all its states.
+    lm = causal_lm(model)
+    body: Any = getattr(lm, lm.base_model_prefix, None) or lm
+    for rows in _batches(sequences, max_tokens):
+        longest = max(len(sequences[row]) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            text = torch.tensor(list(sequences[row]), device=device)
+            ids[place, : len(text)], mask[place, : len(text)] = text, 1
+        with evaluating(model):
+            output = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        if ledger is not None:
+            ledger.count(lm_forward_tokens=int(mask.sum()))
+        end = mask.sum(-1) - 1
+        place_of = torch.arange(len(rows), device=device)
+        for column, layer in enumerate(layers):
+            found = output.hidden_states[layer]  # a model may be spread over devices
+            states[rows, column] = found[place_of.to(found.device), end.to(found.device)].float().cpu()
+    return states
+
+
+def _batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+    """Rows of about one length together, at most `max_tokens` padded tokens each (one row at least)."""
+    batch: list[int] = []
+    longest = 0
+    for row in sorted(range(len(sequences)), key=lambda row: len(sequences[row])):
+        length = len(sequences[row])
+        if length == 0:
+            raise FrugalignError(f"Text {row + 1} has no token, so it has no endpoint.")
+        if batch and max(longest, length) * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+        longest = length
+    if batch:
+        yield batch

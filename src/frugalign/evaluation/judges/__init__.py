@@ -1,0 +1,1 @@
+"""Judges of pairs of answers: a reward, a model on this machine, a model behind a server."""

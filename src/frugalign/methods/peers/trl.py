@@ -1,0 +1,284 @@
+"""The peers that TRL has: SFT, IPO, robust DPO, KTO, RLOO and GRPO, by TRL's own trainers and losses.
+
+What is ours: token ids by the same definition of an exchange as every other method here, rewards called as everywhere here, and the ledger's counts,
+taken at the model itself. Left out on purpose: any change to a loss. PPO is not in TRL any more; RLOO and GRPO stand for it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import (  # type: ignore[attr-defined]
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+
+from frugalign.base.ledger import Ledger
+from frugalign.data.encode import answer_text
+from frugalign.engines.encode import tokenised_pairs
+from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import base_parameters, causal_lm
+from frugalign.rewards import NamedReward, score
+from frugalign.runs.folder import RunFolder, saving
+from frugalign.runs.progress import TrainingProgress
+from frugalign.runs.save_policy import lora_of
+
+_PLAIN: dict[str, Any] = {
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "logging_steps": 10,
+}
+
+
+class _DPO(DPOTrainer):
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        return dataset
+
+
+class _KTO(KTOTrainer):
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        """Ids already; each batch's completions rotated by one for TRL's estimate of the KL."""
+        size = args.per_device_train_batch_size
+        every = dataset["completion_ids"][:]
+        rotated = [ids for start in range(0, len(every), size) for ids in _rotated(every[start : start + size])]
+        return dataset.add_column("KL_completion_ids", rotated)
+
+
+class _SFT(SFTTrainer):
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+
+class _RLOO(RLOOTrainer):
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+
+class _GRPO(GRPOTrainer):
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+
+def _rotated(rows: list[Any]) -> list[Any]:
+    return rows[-1:] + rows[:-1]
+
+
+CONFIGS: dict[str, Any] = {
+    "sft": SFTConfig,
+    "kto": KTOConfig,
+    "ipo": DPOConfig,
+    "robust_dpo": DPOConfig,
+    "rloo": RLOOConfig,
+    "grpo": GRPOConfig,
+}
+"""The config whose options a method takes."""
+
+
+# -- on stored pairs ----------------------------------------------------------------------------------------------------
+
+
+def train_on_pairs(
+    method: str,
+    base: LoadedModel,
+    pairs: Dataset,
+    folder: Path,
+    ledger: Ledger,
+    options: dict[str, Any],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> str:
+    """SFT on the chosen answers, IPO, robust DPO or KTO on pairs; leaves the policy in `folder` and returns its kind (adapter or policy).
+
+    Args:
+        pairs: prompt, chosen, rejected and, where they were sampled, both answers' token ids.
+        options: the TRL config's, and `lora_r`, `lora_alpha`, `use_peft`, `prompt_format` as everywhere here.
+    """
+    given = dict(options)
+    lora, prompt_format = _lora(given), given.pop("prompt_format", "auto")
+    common = {**_PLAIN, "output_dir": str(folder), "max_length": None, **given}
+    columns = tokenised_pairs(pairs, base.model, base.tokenizer, prompt_format=prompt_format)
+    base.model.requires_grad_(lora is None)
+    shared: dict[str, Any] = {"model": base.model, "processing_class": base.tokenizer, "peft_config": lora}
+    if method == "sft":
+        rows = [
+            {"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + [1] * len(answer)}
+            for prompt, answer in zip(columns["prompt_ids"], columns["chosen_ids"], strict=True)
+        ]
+        trainer: Any = _SFT(
+            args=SFTConfig(completion_only_loss=True, **common), train_dataset=Dataset.from_list(rows), **shared
+        )
+    elif method == "kto":
+        rows = [
+            {"prompt_ids": prompt, "completion_ids": answer, "label": side == "chosen"}
+            for side in ("chosen", "rejected")
+            for prompt, answer in zip(columns["prompt_ids"], columns[f"{side}_ids"], strict=True)
+        ]
+        # TRL takes the rows in their order.
+        random.Random(int(common.get("seed", 0))).shuffle(rows)
+        trainer = _KTO(args=KTOConfig(**common), train_dataset=Dataset.from_list(rows), **shared)
+    else:
+        loss: Any = {"ipo": "ipo", "robust_dpo": "robust"}[method]
+        trainer = _DPO(args=DPOConfig(loss_type=loss, **common), train_dataset=Dataset.from_dict(columns), **shared)
+    return _train(trainer, folder, ledger, lora is not None, base, callbacks)
+
+
+# -- on rewards ---------------------------------------------------------------------------------------------------------
+
+
+def train_on_rewards(
+    method: str,
+    base: LoadedModel,
+    prompts: Dataset,
+    rewards: Sequence[NamedReward],
+    folder: Path,
+    ledger: Ledger,
+    options: dict[str, Any],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> str:
+    """RLOO or GRPO, sampling from the whole distribution; leaves the policy in `folder` and returns its kind.
+
+    Args:
+        prompts: a column `prompt`; the other columns go to the rewards.
+        options: the TRL config's, and those of `train_on_pairs`.
+    """
+    given = dict(options)
+    lora, prompt_format = _lora(given), given.pop("prompt_format", "auto")
+    weights = given.pop("reward_weights", None)
+    config, trains = (RLOOConfig, _RLOO) if method == "rloo" else (GRPOConfig, _GRPO)
+    args: Any = config(**{**_PLAIN, "output_dir": str(folder), "top_k": 0, "top_p": 1.0, **given})
+    chat = prompt_format != "raw" and getattr(base.tokenizer, "chat_template", None) is not None
+    if chat and isinstance(prompts[0]["prompt"], str):
+        prompts = prompts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    base.model.requires_grad_(lora is None)
+    trainer: Any = trains(
+        model=base.model,
+        reward_funcs=_reward(rewards, weights, ledger),
+        args=args,
+        train_dataset=prompts,
+        processing_class=base.tokenizer,
+        peft_config=lora,
+    )
+    return _train(trainer, folder, ledger, lora is not None, base, callbacks)
+
+
+def _reward(rewards: Sequence[NamedReward], weights: list[float] | None, ledger: Ledger) -> Callable[..., list[Any]]:
+    """The rewards as one TRL reward; texts where the prompts were texts, and sampled tokens counted."""
+
+    def total(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
+        # Every token but a completion's last one is fed again; the prompts are counted as they are fed (see `counted`).
+        tokens = sum(map(len, completion_ids))
+        ledger.count(generated_tokens=tokens, lm_forward_tokens=tokens - len(completion_ids))
+        own = {
+            name: values for name, values in columns.items() if isinstance(values, list) and len(values) == len(prompts)
+        }
+        texts = [_text_of(prompt) for prompt in prompts]
+        with ledger.phase("reward"):
+            return score(
+                rewards,
+                prompts=texts,
+                completions=[answer_text(each) for each in completions],
+                completion_ids=completion_ids,
+                columns=own,
+                weights=weights,
+                ledger=ledger,
+            ).total
+
+    return total
+
+
+def _text_of(prompt: Any) -> Any:
+    """One user turn as its text; a longer conversation as it is."""
+    if isinstance(prompt, list) and len(prompt) == 1 and prompt[0].get("role") == "user":
+        return prompt[0]["content"]
+    return prompt
+
+
+# -- both ---------------------------------------------------------------------------------------------------------------
+
+
+def _lora(options: dict[str, Any]) -> Any:
+    """The LoRA that the options ask for, None for every weight; takes them out of the options."""
+    from types import SimpleNamespace
+
+    wanted = bool(options.pop("use_peft", True))
+    shape = SimpleNamespace(lora_r=options.pop("lora_r", 16), lora_alpha=options.pop("lora_alpha", 32))
+    return lora_of(shape) if wanted else None
+
+
+class _CountSteps(TrainerCallback):
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.ledger.count(optimizer_steps=1)
+
+
+@contextmanager
+def counted(models: Sequence[Any], ledger: Ledger) -> Iterator[None]:
+    """Count the real tokens of every forward pass through these models, padding and what a cache holds left out.
+
+    Single tokens after a cache are left out too: while sampling, `generate` goes on feeding padding to rows that have ended, and its mask
+    does not say so; what was really sampled is counted from the completions.
+    """
+
+    def count(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None or (ids.shape[1] == 1 and kwargs.get("past_key_values") is not None):
+            return
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            ledger.count(lm_forward_tokens=int(mask[:, -ids.shape[1] :].sum()))
+        else:
+            ledger.count(lm_forward_tokens=ids.numel())
+
+    hooks = [causal_lm(model).register_forward_pre_hook(count, with_kwargs=True) for model in models]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _train(
+    trainer: Any, folder: Path, ledger: Ledger, adapted: bool, base: LoadedModel, callbacks: Sequence[TrainerCallback]
+) -> str:
+    policy = trainer.model
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    ledger.set_parameters(trainable=trained, base=base_parameters(policy))
+    trainer.add_callback(RunFolder(ledger, {"trainer": type(trainer).__mro__[1].__name__}))
+    trainer.add_callback(_CountSteps(ledger))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    TrainingProgress("training", ("loss", "reward")).replace_defaults(trainer)
+    models = [policy, *([trainer.ref_model] if getattr(trainer, "ref_model", None) is not None else [])]
+    with counted(models, ledger), ledger.phase("train"):
+        trainer.train()
+    with saving(folder / "model.safetensors"):
+        whole = trainer.accelerator.unwrap_model(trainer.model)
+        whole.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+    return "adapter" if adapted else "policy"

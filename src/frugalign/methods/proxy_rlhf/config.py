@@ -1,0 +1,151 @@
+"""`ProxyConfig`: the proxy's options on transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from frugalign.base.errors import FrugalignError
+from frugalign.methods.proxy_rlhf.options import ProxyOptions
+from frugalign.options.run import RunOptions, refused_settings
+
+_AT_LEAST = {
+    "learning_rate": 0,
+    "per_device_train_batch_size": 1,
+    "num_iterations": 1,
+    "num_mini_batches": 1,
+    "max_new_tokens": 1,
+    "max_prompt_length": 1,
+    "max_candidates": 1,
+    "hidden": 1,
+    "dim": 1,
+    "beta": 0,
+    "epsilon": 0,
+    "gae_lambda": 0,
+    "vf_coef": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "num_train_epochs": 0,
+    "seed": 0,
+}
+_NOT_CARRIED_OVER = {
+    "gradient_checkpointing": "the frozen LM has no gradients, and the proxy is small",
+    "load_best_model_at_end": "choose a checkpoint by its eval_reward and load it from its folder",
+    "auto_find_batch_size": "a rollout's size is part of what is trained",
+}
+
+
+@dataclass
+class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
+    """All that a run needs; every field of `ProxyOptions` and of `TrainingArguments`.
+
+    Raises:
+        FrugalignError: values that contradict each other, in one sentence.
+    """
+
+    own: ClassVar[type] = ProxyOptions
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"log_completions"})
+
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            self.output_dir = "runs/proxy"
+        if self.eval_steps is not None:
+            self.eval_strategy = "steps"
+        # The proxy trains in float32 whatever the base is; the data are made in the loop, one rollout a batch.
+        self.bf16 = self.fp16 = False
+        self.remove_unused_columns = False
+        self.dataloader_num_workers = 0
+        self.disable_tqdm = bool(self.disable_tqdm) if self.disable_tqdm is not None else None
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise refused_settings(error) from error
+        self._check()
+
+    def _check(self) -> None:
+        def demand(condition: bool, sentence: str) -> None:
+            if not condition:
+                raise FrugalignError(sentence)
+
+        self.check_values(_AT_LEAST)
+        demand(self.seed < 2**32, f"seed is {self.seed}; it must be below 2^32.")
+        demand(0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1, "adam_beta1 and adam_beta2 must be in [0, 1).")
+        for name, reason in _NOT_CARRIED_OVER.items():
+            demand(not getattr(self, name), f"{name} is not carried over: {reason}.")
+        demand(
+            -math.inf < self.missing_eos_penalty <= 0,
+            f"missing_eos_penalty is {self.missing_eos_penalty}; it is added to a reward, so it must be a finite number of at most 0.",
+        )
+        demand(self.temperature > 0, f"temperature is {self.temperature}; the proposals need one above 0.")
+        demand(0 <= self.p_t < 1, f"p_t is {self.p_t}; a threshold on probability lies in [0, 1).")
+        demand(self.target_kl is None or self.target_kl > 0, "target_kl must be above 0.")
+        demand(
+            self.target_kl is None or self.beta > 0, "target_kl adapts beta by a factor, so beta must start above 0."
+        )
+        demand(
+            self.num_generations >= 2,
+            "num_generations must be at least 2: the baseline is the prompt's other completions.",
+        )
+        demand(
+            self.per_device_train_batch_size % self.num_generations == 0,
+            f"per_device_train_batch_size ({self.per_device_train_batch_size}) counts completions and must be a multiple of "
+            f"num_generations ({self.num_generations}).",
+        )
+        demand(
+            self.gradient_accumulation_steps == 1,
+            "gradient_accumulation_steps must be 1: num_mini_batches splits a rollout, and memory is bounded by the frozen LM.",
+        )
+        prompts = self.per_device_train_batch_size // self.num_generations
+        demand(
+            prompts % self.num_mini_batches == 0,
+            f"A rollout's {prompts} prompts per device do not divide into num_mini_batches = {self.num_mini_batches}.",
+        )
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps that one rollout feeds."""
+        return self.num_iterations * self.num_mini_batches
+
+    def round_steps(self, rounds_per_epoch: int) -> None:
+        """Bring all counts of steps to whole rollouts (in place): max_steps from the epochs where it is -1, save_steps and
+        eval_steps from their share of max_steps where they are below 1, as in transformers."""
+
+        def whole(steps: float) -> int:
+            return max(1, math.ceil(steps / self.steps_per_rollout)) * self.steps_per_rollout
+
+        if self.max_steps <= 0:
+            self.max_steps = math.ceil(self.num_train_epochs * rounds_per_epoch) * self.steps_per_rollout
+        self.max_steps = whole(self.max_steps)
+        for name in ("save_steps", "eval_steps"):
+            steps = getattr(self, name)
+            if steps is not None:
+                setattr(self, name, whole(steps if steps >= 1 else steps * self.max_steps))
+
+    @property
+    def prompts_per_device(self) -> int:
+        """Distinct prompts of a rollout on one device."""
+        return self.per_device_train_batch_size // self.num_generations
+
+    def network(self) -> dict[str, Any]:
+        """The part of the options that the proxy's own config stores; None where a default depends on the base."""
+        bias = 0.0 if self.objective == "marginal" else 2.0
+        cap = 8 if self.candidate_features == "lookahead" else 256
+        return {
+            "hidden": self.hidden,
+            "dim": self.dim or self.hidden,
+            "objective": self.objective,
+            "candidate_features": self.candidate_features,
+            "temperature": self.temperature,
+            "p_t": self.p_t,
+            "max_candidates": self.max_candidates or cap,
+            "max_new_tokens": self.max_new_tokens,
+            "max_prompt_length": self.max_prompt_length,
+            "initial_bias": bias if self.initial_bias is None else self.initial_bias,
+            "value_head": self.advantage == "gae",
+            "prompt_format": self.prompt_format,
+        }

@@ -1,0 +1,210 @@
+"""From a scored rollout to minibatches: advantages, their common scale, and the split into optimiser steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from frugalign.base.ledger import Ledger
+from frugalign.data.encode import completions_of
+from frugalign.methods.proxy_rlhf import advantages as losses
+from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.methods.proxy_rlhf.loss import Minibatch, distinct, log_probabilities
+from frugalign.methods.proxy_rlhf.rollout import Rollout
+from frugalign.proxy.network import ProxyModel
+from frugalign.rewards import NamedReward, score
+
+_LOGGED_COMPLETIONS = 4
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A data set with its token ids; what a rollout draws from."""
+
+    dataset: Dataset
+    ids: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """Completions as text, without special tokens."""
+        texts: list[str] = self.tokenizer.batch_decode(rollout.generation.completion_ids, skip_special_tokens=True)
+        return texts
+
+    def write_completions(
+        self,
+        folder: Path,
+        step: int,
+        indices: list[int],
+        rollout: Rollout,
+        rewards: Tensor,
+        extra: dict[str, list[Any]],
+    ) -> None:
+        """Append a few completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = self.texts(rollout)
+        with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
+            for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS)):
+                entry = {
+                    "step": step,
+                    "prompt": self.dataset[indices[row]]["prompt"],
+                    "completion": texts[row],
+                    "reward": None if rewards[row].isnan() else float(rewards[row]),
+                } | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
+                file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """`rewards [S]`, NaN where skipped or not applicable; how many rows a failing reward lost; the mean of each reward where it
+    applies; what the rewards logged themselves (TRL's `log_metric` and `log_extra`)."""
+
+    rewards: Tensor
+    n_skipped: int
+    means: dict[str, float]
+    metrics: list[tuple[str, float]]
+    extra: dict[str, list[Any]]
+
+
+def score_rollout(
+    rewards: Sequence[NamedReward],
+    prompts: Prompts,
+    indices: list[int],
+    rollout: Rollout,
+    *,
+    weights: Sequence[float] | None,
+    on_error: str,
+    missing_eos_penalty: float,
+    state: Any,
+    ledger: Ledger,
+    batch_index: int,
+    state_layers: Sequence[int] = (),
+) -> ScoredRollout:
+    """Call the rewards on a rollout's completions, with the data set's other columns, and the states that were computed for them."""
+    rows = prompts.dataset[indices]
+    metrics: list[tuple[str, float]] = []
+    extra: dict[str, list[Any]] = {}
+
+    def log_metric(name: str, value: float) -> None:
+        metrics.append((name, float(value)))
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        extra[column] = list(values)
+
+    scored = score(
+        rewards,
+        prompts=rows["prompt"],
+        completions=completions_of(rows["prompt"], prompts.texts(rollout)),
+        completion_ids=rollout.generation.completion_ids,
+        columns={name: list(values) for name, values in rows.items() if name != "prompt"},
+        states=rollout.generation.states,
+        state_layers=state_layers,
+        weights=weights,
+        on_error=on_error,
+        trainer_state=state,
+        log_extra=log_extra,
+        log_metric=log_metric,
+        ledger=ledger,
+        batch_index=batch_index,
+    )
+    present = {name: [value for value in values if value is not None] for name, values in scored.by_name.items()}
+    means = {name: sum(found) / len(found) for name, found in present.items() if found}
+    values = torch.tensor(
+        [float("nan") if value is None else float(value) for value in scored.total], dtype=torch.float64
+    )
+    cut = torch.tensor([not ended for ended in rollout.generation.ended])
+    return ScoredRollout(values + missing_eos_penalty * cut, scored.n_skipped, means, metrics, extra)
+
+
+@dataclass
+class Experience:
+    """Minibatches of one rollout, and what to log about them."""
+
+    minibatches: list[Minibatch]
+    mean_reward: float
+    statistics: dict[str, float]
+
+    @classmethod
+    def build(
+        cls,
+        proxy: ProxyModel,
+        rollout: Rollout,
+        rewards: Tensor,
+        groups: Tensor,
+        args: ProxyConfig,
+        beta: float,
+        embeddings: Tensor | None,
+        reduce_sum: Callable[[Tensor], Tensor],
+    ) -> Experience:
+        """Advantages `A_t = r − (leave-one-out mean) − β Σ_{t'>t} KL_{t'}` (centred per position), or GAE; both and the KL term scaled
+        by one 1/std over all processes."""
+        device = rollout.kl.device
+        baseline_free, usable = losses.leave_one_out(rewards, groups)
+        if args.mask_truncated_completions:
+            usable = usable & torch.tensor(rollout.generation.ended)
+        n_usable = reduce_sum(usable.double().sum())
+        spread = _std(baseline_free[usable], reduce_sum)
+        scale = spread if spread > 1e-6 else 1.0  # where all advantages are the same there is nothing to scale
+        adv, use = baseline_free.float().to(device), usable.to(device)
+        if args.advantage == "gae":
+            values = _values(proxy, rollout)
+            matrix, returns = losses.gae(
+                rewards.nan_to_num(0.0).float().to(device), rollout.kl, values, rollout.valid, beta, args.gae_lambda
+            )
+        else:
+            to_go = losses.centre_by_position(
+                losses.kl_to_go(rollout.kl, rollout.valid), rollout.valid & use[:, None], reduce_sum
+            )
+            matrix, returns = adv[:, None] - beta * to_go, None
+        minibatches = []
+        for part in range(args.num_mini_batches):
+            mine = use & (groups.to(device) % args.num_mini_batches == part)
+            positions = rollout.positions.select(mine[rollout.positions.sequence])
+            rows, index = distinct(positions, embeddings)
+            where = (positions.sequence, positions.position)
+            score_ = proxy(positions.hidden, positions.ids, embeddings=rows, index=index, lookahead=positions.lookahead)
+            old, _ = log_probabilities(score_, positions, args.objective)
+            minibatches.append(
+                Minibatch(
+                    positions=positions,
+                    embeddings=rows,
+                    index=index,
+                    advantage=matrix[where] / scale,
+                    returns=None if returns is None else returns[where],
+                    old_log_prob=old,
+                    kl_weight=beta / scale,
+                    n_sequences=max(1, int(mine.sum())),
+                )
+            )
+        present = ~rewards.isnan()
+        sums = reduce_sum(torch.stack([rewards[present].sum(), present.double().sum()]))
+        statistics = {
+            "reward_std": spread,
+            "usable_share": float(n_usable / reduce_sum(torch.tensor(float(len(rewards))))),
+        }
+        return cls(minibatches, float(sums[0] / sums[1].clamp(min=1)), statistics)
+
+
+def _std(values: Tensor, reduce_sum: Callable[[Tensor], Tensor]) -> float:
+    """Standard deviation over all processes."""
+    sums = reduce_sum(
+        torch.stack([values.sum(), values.pow(2).sum(), torch.tensor(float(len(values)), dtype=values.dtype)])
+    )
+    mean = sums[0] / sums[2].clamp(min=1)
+    variance = float(sums[1] / sums[2].clamp(min=1) - mean.pow(2))
+    return math.sqrt(max(variance, 0.0))
+
+
+def _values(proxy: ProxyModel, rollout: Rollout) -> Tensor:
+    """`V(s_t)` at every position, `[S, n]`."""
+    matrix = torch.zeros_like(rollout.kl)
+    matrix[rollout.positions.sequence, rollout.positions.position] = proxy.value(rollout.positions.hidden)
+    return matrix

@@ -1,0 +1,104 @@
+"""The proxy's loss on a minibatch of judged positions: candidates' features, the three objectives, exact KL, PPO-clip (METHODS §1.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from frugalign.methods.proxy_rlhf.advantages import clipped_objective
+from frugalign.methods.proxy_rlhf.rollout import Positions
+from frugalign.proxy import overseer
+
+_CHUNK_ELEMENTS = 4_000_000
+"""Elements of `[N, K, nodes]` that the quadrature holds at once."""
+
+
+@dataclass
+class Minibatch:
+    """Judged positions with their training signal.
+
+    `embeddings [U, D]` and `index [N, K]`: the distinct candidates; `advantage [N]` and `kl_weight` already carry 1/std;
+    `returns [N]`: value targets (GAE) or None; `n_sequences`: what sums are divided by.
+    """
+
+    positions: Positions
+    embeddings: Tensor | None
+    index: Tensor | None
+    advantage: Tensor
+    returns: Tensor | None
+    old_log_prob: Tensor
+    kl_weight: float
+    n_sequences: int
+
+
+def log_probabilities(score: Tensor, positions: Positions, objective: overseer.Objective) -> tuple[Tensor, Tensor]:
+    """Log-probability of what was done at each position under the objective, and `KL(π‖p)` there: `[N]` each.
+
+    `score [N, K]`: the proxy's logits of acceptance.
+    """
+    log_a, log_1ma = overseer.log_acceptance(score)
+    if objective == "marginal":
+        log_pi = overseer.marginal_log_pi(positions.log_p, log_a, positions.mask)
+    else:
+        log_pi = _sequential(positions, log_a, log_1ma)
+    kl = overseer.kl_choice(log_pi, positions.log_p, positions.mask)
+    if objective == "sequential":
+        assert positions.rejected is not None and positions.asked is not None
+        path = overseer.sequential_path_log_prob(log_a, log_1ma, positions.rejected, positions.choice, positions.asked)
+        return path, kl
+    return log_pi.gather(-1, positions.choice[:, None]).squeeze(-1), kl
+
+
+def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
+    """The quadrature in chunks of positions with about as many candidates, each recomputed in the backward pass: `[N, K, nodes]`
+    never exists as a whole, and little of it is padding."""
+    n, width = log_a.shape
+    size = max(1, _CHUNK_ELEMENTS // (64 * width))
+    if n <= size:
+        return overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask)
+    counts = positions.mask.sum(-1)  # real candidates come first
+    log_pi = torch.full_like(log_a, -torch.inf)
+    for rows in counts.argsort(stable=True).split(size):
+        most = int(counts[rows[-1]])
+        part = (each[rows, :most] for each in (positions.log_p, log_a, log_1ma, positions.mask))
+        found = torch.utils.checkpoint.checkpoint(overseer.sequential_log_pi, *part, use_reentrant=False)
+        log_pi = log_pi.index_put((rows[:, None], torch.arange(most, device=rows.device)), found)
+    return log_pi
+
+
+def distinct(positions: Positions, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The minibatch's distinct candidates: their embedding rows `[U, D]` and the index `[N, K]` into them."""
+    if rows is None:
+        return None, None
+    ids, index = positions.ids.unique(return_inverse=True)
+    return rows[ids], index
+
+
+def proxy_loss(
+    proxy: nn.Module, batch: Minibatch, objective: overseer.Objective, epsilon: float, vf_coef: float
+) -> tuple[Tensor, dict[str, float]]:
+    """`−(1/S)·Σ_t min(ρ_t A_t, clip(ρ_t) A_t) + (β/std)·(1/S)·Σ_t KL_t (+ value loss)`, and what to log.
+
+    `proxy`: the network, or its data-parallel wrapper.
+    """
+    positions = batch.positions
+    found = proxy(
+        positions.hidden,
+        positions.ids,
+        embeddings=batch.embeddings,
+        index=batch.index,
+        lookahead=positions.lookahead,
+        with_value=batch.returns is not None,
+    )
+    score, values = found if batch.returns is not None else (found, None)
+    log_prob, kl = log_probabilities(score, positions, objective)
+    surrogate, clipped = clipped_objective(log_prob, batch.old_log_prob, batch.advantage, epsilon)
+    loss = (batch.kl_weight * kl - surrogate).sum() / batch.n_sequences
+    logs = {"clip_fraction": float(clipped.float().mean()) if len(clipped) else 0.0}
+    if values is not None:
+        value_loss = (values - batch.returns).pow(2).sum() / max(1, len(values))
+        loss = loss + vf_coef * value_loss
+        logs["value_loss"] = float(value_loss.detach())
+    return loss, logs

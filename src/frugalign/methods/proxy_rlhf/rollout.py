@@ -1,0 +1,196 @@
+"""One round of experience: completions under the current proxy, their rewards, and every judged position kept for the optimisation.
+
+The buffer holds the LM head's inputs, candidate ids and proposal log-probabilities, so the optimisation runs no LM forward. Positions with
+one candidate carry no choice: only their KL is kept (all positions are, where a value head needs their states).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalign.base.ledger import Ledger
+from frugalign.decoding.loop import Generation, SamplingParams, Step, generate
+from frugalign.proxy.guide import Decision, ProxyGuide
+from frugalign.proxy.overseer import entropy, expected_rejections, relative_acceptance
+
+
+@dataclass
+class Positions:
+    """`N` judged positions, padded to `K` candidates.
+
+    `sequence`, `position [N]`; `hidden [N, D]`; `ids [N, K]`, `log_p [N, K]` (proposals, −inf at padding), `mask [N, K]`; `choice [N]`;
+    `rejected [N, K]`, `asked [N]`: the coin flips of the sequential overseer; `lookahead [N, K, D]`.
+    """
+
+    sequence: Tensor
+    position: Tensor
+    hidden: Tensor
+    ids: Tensor
+    log_p: Tensor
+    mask: Tensor
+    choice: Tensor
+    rejected: Tensor | None
+    asked: Tensor | None
+    lookahead: Tensor | None
+
+    def select(self, rows: Tensor) -> Positions:
+        """The chosen positions, padding trimmed to what they need."""
+        width = max(1, int(self.mask[rows].sum(-1).max())) if len(rows) and rows.any() else 1
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value[rows][:, :width] if value.dim() > 1 else value[rows]
+
+        wide: dict[str, Any] = {
+            name: pick(getattr(self, name)) for name in ("ids", "log_p", "mask", "rejected", "lookahead")
+        }
+        narrow = {name: getattr(self, name)[rows] for name in ("sequence", "position", "hidden", "choice")}
+        asked = None if self.asked is None else self.asked[rows]
+        return replace(self, **wide, **narrow, asked=asked)
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+
+@dataclass
+class Rollout:
+    """Completions and judged positions of `S` sequences; `kl [S, n]` (restriction + choice) and `valid [S, n]` per position."""
+
+    generation: Generation
+    positions: Positions
+    kl: Tensor
+    valid: Tensor
+    statistics: dict[str, float]
+
+
+class _Recorder:
+    """The loop's observer: keeps what the optimisation needs."""
+
+    def __init__(self, n_sequences: int, n_positions: int, keep_all: bool) -> None:
+        self.kl = torch.zeros(n_sequences, n_positions)
+        self.valid = torch.zeros(n_sequences, n_positions, dtype=torch.bool)
+        self.keep_all = keep_all
+        self.parts: list[Positions] = []
+        self.sums: dict[str, float] = {}
+        self.n = 0
+
+    def __call__(self, step: Step) -> None:
+        details: Decision = step.emission.details
+        found = details.candidates
+        assert step.emission.kl_restriction is not None and step.emission.kl_choice is not None
+        rows = step.rows
+        self.kl[rows, step.position] = (step.emission.kl_restriction + step.emission.kl_choice).float().cpu()
+        self.valid[rows, step.position] = True
+        self._count(details)
+        judged = found.mask.sum(-1) >= 2
+        if self.keep_all:
+            judged = torch.ones_like(judged)
+        if not bool(judged.any()):
+            return
+        kept, device = details.select(judged), judged.device
+        self.parts.append(
+            Positions(
+                sequence=rows[judged.cpu()].to(device),
+                position=torch.full((int(judged.sum()),), step.position, device=device),
+                hidden=step.hidden[judged],
+                ids=kept.candidates.ids,
+                log_p=kept.candidates.log_p,
+                mask=kept.candidates.mask,
+                choice=kept.choice,
+                rejected=kept.rejected,
+                asked=kept.asked,
+                lookahead=kept.lookahead,
+            )
+        )
+
+    def _count(self, details: Decision) -> None:
+        found = details.candidates
+        accepted = relative_acceptance(details.log_a, found.mask).gather(-1, details.choice[:, None])
+        if details.rejected is not None:
+            rejections = details.rejected.sum(-1).float()
+        else:
+            rejections = expected_rejections(found.log_p, details.log_a, found.mask)
+        for name, values in {
+            "acceptance": accepted,
+            "rejections_per_token": rejections,
+            "entropy": entropy(details.log_pi, found.mask),
+            "candidates": found.mask.sum(-1),
+            "capped": found.capped,
+        }.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(values.float().sum())
+        self.n += len(found.ids)
+
+    def positions(self) -> Positions | None:
+        if not self.parts:
+            return None
+        width = max(part.ids.shape[1] for part in self.parts)
+
+        def join(name: str, fill: float = 0.0, wide: bool = True) -> Tensor | None:
+            values = [getattr(part, name) for part in self.parts]
+            if values[0] is None:
+                return None
+            if wide:
+                trailing = [0, 0] if values[0].dim() == 3 else []
+                values = [pad(value, [*trailing, 0, width - value.shape[1]], value=fill) for value in values]
+            return torch.cat(values)
+
+        narrow = {name: join(name, wide=False) for name in ("sequence", "position", "hidden", "choice", "asked")}
+        wide = {name: join(name) for name in ("ids", "mask", "rejected", "lookahead")}
+        return Positions(**narrow, **wide, log_p=join("log_p", -math.inf))  # type: ignore[arg-type]
+
+
+def roll_out(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    guide: ProxyGuide,
+    prompt_ids: list[list[int]],
+    keys: Tensor,
+    max_new_tokens: int,
+    *,
+    batch_size: int,
+    keep_all: bool = False,
+    state_layers: Sequence[int] = (),
+    ledger: Ledger | None = None,
+) -> Rollout | None:
+    """Sample a completion a row and keep its judged positions; None where no position had a choice to make."""
+    recorder = _Recorder(len(prompt_ids), max_new_tokens, keep_all)
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=guide.temperature)
+    generation = generate(
+        model,
+        tokenizer,
+        prompt_ids,
+        params,
+        keys=keys,
+        guide=guide,
+        batch_size=batch_size,
+        observer=recorder,
+        state_layers=state_layers,
+        ledger=ledger,
+    )
+    positions = recorder.positions()
+    if positions is None:
+        return None
+    longest = int(recorder.valid.any(0).sum())
+    assert generation.kl_restriction is not None and generation.kl_choice is not None
+    lengths = torch.tensor([float(len(ids)) for ids in generation.completion_ids])
+    ended = torch.tensor([float(done) for done in generation.ended])
+    statistics = {name: total / max(1, recorder.n) for name, total in recorder.sums.items()} | {
+        "kl": float((generation.kl_restriction + generation.kl_choice).mean()),
+        "kl_restriction": float(generation.kl_restriction.mean()),
+        "kl_choice": float(generation.kl_choice.mean()),
+        "completion_length": float(lengths.mean()),
+        "cut_share": float(1 - ended.mean()),
+    }
+    device = positions.hidden.device
+    return Rollout(
+        generation, positions, recorder.kl[:, :longest].to(device), recorder.valid[:, :longest].to(device), statistics
+    )

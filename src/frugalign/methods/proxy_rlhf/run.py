@@ -1,0 +1,81 @@
+"""What `frugalign proxy` does: load, hold out, train, save; callable from Python with a `ProxyConfig`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import model_card, write_atomic
+from frugalign.base.ledger import Ledger
+from frugalign.data import training_prompts
+from frugalign.engines.loading import default_device, load_model
+from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
+from frugalign.options.run import model_arguments
+from frugalign.rewards import load_rewards
+from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run
+from frugalign.runs.folder import COSTS_FILE, open_run_folder, saving
+from frugalign.runs.progress import TrainingProgress
+
+_SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
+
+
+def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> ProxyTrainer:
+    """Train a proxy as `config` says and leave the artefact, its card, `config.yaml`, `metrics.jsonl` and `costs.json` in its run folder.
+
+    The prompts trained on: the `train` split where the data set has one, else all but a held-out tenth (by prompt), which `evaluate`
+    recognises and uses. `eval_steps` evaluates on that tenth, or on `validation` where there is one.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    for name in ("model_name_or_path", "dataset_name", "reward"):
+        if not getattr(config, name):
+            raise FrugalignError(f"--{name} is missing.")
+    assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
+    checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    folder = open_run_folder(config.output_dir)
+    ledger = Ledger()
+    if checkpoint is None:
+        refuse_earlier_run(folder, config.overwrite_output_dir)
+    rewards = load_rewards(config.reward, device=default_device(config.use_cpu))
+    train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_steps is not None)
+    with ledger.phase("load"):
+        loaded = load_model(config.model_name_or_path, **model_arguments(config))
+    trainer = ProxyTrainer(
+        model=loaded.model,
+        reward_funcs=rewards,
+        args=config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=loaded.tokenizer,
+        callbacks=callbacks,
+        trained_on=trained_on,
+        base_name=loaded.name,
+        ledger=ledger,
+    )
+    TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_artefact(trainer, folder)
+    return trainer
+
+
+def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
+    """Write the proxy, its card and the costs into the run folder."""
+    if not trainer.is_world_process_zero():
+        return
+    proxy = trainer.accelerator.unwrap_model(trainer.model)
+    with saving(folder / "model.safetensors"):
+        proxy.save_pretrained(folder)
+    base = proxy.config.base
+    card = model_card(
+        title=f"Proxy for {base['name'] or 'a causal language model'}",
+        description="Accepts or rejects every token that its frozen base proposes (Proxy-RLHF, arXiv 2403.04283).",
+        base_model=base["name"],
+        settings=trainer.args.options(),
+        costs=trainer.ledger.table(),
+        usage=f"from frugalign import GuidedModel\n\nmodel = GuidedModel.from_pretrained({str(folder)!r})",
+    )
+    write_atomic(folder / "README.md", card)
+    trainer.ledger.save(folder / COSTS_FILE)

@@ -1,0 +1,400 @@
+"""`ProxyTrainer`: Proxy-RLHF on `transformers.Trainer`. The mathematics is in `overseer` and `losses`; this file moves data.
+
+`Trainer` receives the proxy alone, so it wraps, optimises and saves little; the frozen LM is a plain attribute and in no state
+dict. One round = one rollout, shared by `steps_per_rollout` optimiser steps; round and prompts follow from `global_step`, noise
+from (seed, epoch, prompt, sample, position), so a resumed run repeats the interrupted one bit by bit. The data loader only counts steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.data import encode_prompts
+from frugalign.data.loading import rows_fingerprint
+from frugalign.decoding import row_keys
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import LoadedModel, context_length, load_model, prepare_tokenizer
+from frugalign.engines.transformers import causal_lm, device_of, embedding_rows
+from frugalign.methods.proxy_rlhf.advantages import adapt_beta
+from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.methods.proxy_rlhf.experience import Experience, Prompts, ScoredRollout, score_rollout
+from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
+from frugalign.methods.proxy_rlhf.rollout import Rollout, roll_out
+from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
+from frugalign.options.run import model_arguments
+from frugalign.proxy.guide import ProxyGuide
+from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
+from frugalign.rewards import load_rewards
+from frugalign.rewards.representation.network import share_base, state_fingerprint
+from frugalign.runs.checkpoints import WholeCheckpoints
+from frugalign.runs.folder import RunFolder, open_run_folder
+
+_log = logging.getLogger(__name__)
+
+_EVAL_EPOCH = -1
+"""Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
+
+
+class ProxyTrainer(WholeCheckpoints, Trainer):
+    """Trains a proxy for a frozen language model.
+
+    Args:
+        model: the frozen LM, or its hub id or folder.
+        reward_funcs: one or several rewards with TRL's call, or strings as on the command line.
+        args: a `ProxyConfig`.
+        train_dataset: a data set with a `prompt` column; other columns are passed to the rewards.
+        eval_dataset: the same, to watch the training by.
+        processing_class: the tokenizer; needed where `model` is a module.
+        proxy: an untrained or trained proxy; default: a new one of a default size.
+
+    Raises:
+        FrugalignError: whatever the user can mend, in one sentence.
+    """
+
+    args: ProxyConfig
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        reward_funcs: Any,
+        args: ProxyConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        proxy: ProxyModel | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        trained_on: dict[str, Any] | None = None,
+        base_name: str = "",
+        ledger: Ledger | None = None,
+    ) -> None:
+        if isinstance(model, str):
+            loaded = load_model(model, **model_arguments(args))
+            model, processing_class, base_name = loaded.model, processing_class or loaded.tokenizer, loaded.name
+        if processing_class is None:
+            raise FrugalignError("ProxyTrainer needs processing_class (the tokenizer) where model is a module.")
+        prepare_tokenizer(processing_class)
+        self.lm = model.eval().requires_grad_(False)
+        self.ledger = ledger or Ledger()
+        self._uncounted = Ledger()
+        self.rewards = load_rewards(reward_funcs, device=str(device_of(model)))
+        self.beta = args.beta
+        base = fingerprint(model, processing_class, name=base_name, revision=args.revision, adapter=args.adapter)
+        if proxy is None:
+            proxy = new_proxy(model, args.network(), seed=args.seed)
+        else:
+            check_proxy(proxy, args.network(), base)
+        proxy.config.base, proxy.config.trained_on = base.to_dict(), trained_on
+        self._learns_from = {
+            "base": base.identity,
+            "prompts": rows_fingerprint(train_dataset),
+            "rewards": [named.name for named in self.rewards],
+        }
+        # A reward that reads this very model's states gets those of the rollout, and no second copy of the model.
+        self._state_layers = share_base(
+            [reward.function for reward in self.rewards],
+            LoadedModel(model, processing_class, base.name, base.revision),
+            state_fingerprint(base.to_dict()),
+        )
+        proxy.config.max_new_tokens, proxy.config.max_prompt_length = args.max_new_tokens, args.max_prompt_length
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            # Trainer aligns the trained module's special tokens with the tokenizer's, and warns where they differ.
+            setattr(proxy.config, token, getattr(processing_class, token))
+        nn.Module.to(proxy, device_of(model))
+        self._embeddings = embedding_rows(model) if proxy.config.candidate_features == "embedding" else None
+        self._train_prompts = self._encode(train_dataset, processing_class, args, proxy)
+        self._eval_prompts = (
+            self._encode(eval_dataset, processing_class, args, proxy) if eval_dataset is not None else None
+        )
+        self._last_kl: float | None = None
+        self._round = -1
+        self._minibatches: list[Minibatch] = []
+        self._logs: dict[str, list[float]] = {}
+        self._loss_sum = 0.0
+        open_run_folder(str(args.output_dir))
+        prompts = args.prompts_per_device * args.world_size
+        self.schedule = Schedule(len(train_dataset), prompts, args.seed)
+        args.round_steps(self.schedule.rounds_per_epoch)
+        try:
+            super().__init__(
+                model=proxy,
+                args=args,
+                data_collator=_no_data,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=[RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
+            )
+        except (ValueError, ImportError) as error:  # an unknown or missing tracker, say
+            raise FrugalignError(
+                f"transformers refuses these settings: {' '.join(str(error).split()).rstrip('.')}."
+            ) from error
+        self.ledger.set_parameters(
+            trainable=sum(p.numel() for p in proxy.parameters()), base=causal_lm(model).num_parameters()
+        )
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    def _encode(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: ProxyConfig, proxy: ProxyModel
+    ) -> Prompts:
+        if len(dataset) == 0:
+            raise FrugalignError("The data set holds no prompts.")
+        encoded = encode_prompts(
+            dataset["prompt"],
+            tokenizer,
+            max_prompt_length=args.max_prompt_length,
+            max_context=context_length(self.lm),
+            max_new_tokens=args.max_new_tokens,
+            prompt_format=proxy.config.prompt_format,
+        )
+        return Prompts(dataset, encoded.ids, tokenizer)
+
+    def _roll_out(self, prompts: Prompts, indices: list[int], epoch: int, numbers: list[int]) -> Rollout | None:
+        args = self.args
+        proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
+        guide = ProxyGuide.build([proxy], self.lm, [1.0])
+        with self.ledger.phase("rollout"):
+            return roll_out(
+                self.lm,
+                self.processing_class,
+                guide,
+                [prompts.ids[index] for index in indices],
+                row_keys(args.seed, epoch, indices, numbers),
+                args.max_new_tokens,
+                batch_size=args.per_device_train_batch_size,
+                keep_all=args.advantage == "gae",
+                state_layers=self._state_layers,
+                ledger=self._uncounted,
+            )
+
+    def _score(self, prompts: Prompts, indices: list[int], rollout: Rollout) -> ScoredRollout:
+        args = self.args
+        with self.ledger.phase("reward"):
+            scored = score_rollout(
+                self.rewards,
+                prompts,
+                indices,
+                rollout,
+                weights=args.reward_weights,
+                on_error=args.reward_on_error,
+                missing_eos_penalty=args.missing_eos_penalty,
+                state=self.state,
+                ledger=self._uncounted,
+                batch_index=self.state.global_step // args.steps_per_rollout,
+                state_layers=self._state_layers,
+            )
+        if scored.n_skipped:
+            self._note("reward_skipped", float(scored.n_skipped))
+        if len(self.rewards) > 1:
+            for name, value in scored.means.items():
+                self._note(f"rewards/{name}/mean", value)
+        for name, value in scored.metrics:
+            self._note(name, value)
+        return scored
+
+    def _new_round(self, round_: int) -> list[Minibatch]:
+        args = self.args
+        epoch, chosen = self.schedule.prompts(round_)
+        numbers = sample_numbers(chosen, args.num_generations)
+        indices = [index for index in chosen for _ in range(args.num_generations)]
+        size, rank = args.per_device_train_batch_size, self.accelerator.process_index
+        mine = slice(rank * size, (rank + 1) * size)
+        rollout = self._roll_out(self._train_prompts, indices[mine], epoch, numbers[mine])
+        # Asked of all processes: one that raised alone would leave the others waiting for it.
+        n_with_choice = self._sum(torch.tensor(float(rollout is not None)))
+        if rollout is None or n_with_choice < self.accelerator.num_processes:
+            raise FrugalignError(
+                f"No position had two candidates at p_t = {args.p_t} and T = {args.temperature}, so there is nothing to learn: lower p_t."
+            )
+        if round_ == 0 and args.target_kl is not None and rollout.statistics["kl_restriction"] > args.target_kl:
+            _log.warning(
+                "Restricting the candidates to p_t = %g costs %.1f nats a sequence, more than target_kl = %g leaves: lower p_t.",
+                args.p_t,
+                rollout.statistics["kl_restriction"],
+                args.target_kl,
+            )
+        scored = self._score(self._train_prompts, indices[mine], rollout)
+        rewards = scored.rewards
+        self._count()
+        groups = torch.arange(size) // args.num_generations
+        with self.ledger.phase("optimise"), torch.no_grad():
+            experience = Experience.build(
+                self.accelerator.unwrap_model(self.model),
+                rollout,
+                rewards,
+                groups,
+                args,
+                self.beta,
+                self._embeddings,
+                self._sum,
+            )
+        for name, value in {
+            **rollout.statistics,
+            **experience.statistics,
+            "reward": experience.mean_reward,
+            "beta": self.beta,
+        }.items():
+            self._note(name, value)
+        if args.log_completions:
+            self._train_prompts.write_completions(
+                Path(str(args.output_dir)), self.state.global_step, indices[mine], rollout, rewards, scored.extra
+            )
+        if args.target_kl is not None:
+            kl = self._sum(torch.tensor([rollout.statistics["kl"], 1.0]))
+            now = float(kl[0] / kl[1])
+            self.beta = adapt_beta(self.beta, now, now if self._last_kl is None else self._last_kl, args.target_kl)
+            self._last_kl = now
+        return experience.minibatches
+
+    def _count(self) -> None:
+        """Move what every process generated and scored since the last call into the ledger, which is the run's and not the process's."""
+        mine = self._uncounted
+        counts = torch.tensor([mine.lm_forward_tokens, mine.generated_tokens, mine.reward_calls], dtype=torch.float64)
+        self.ledger.count(*map(int, self._sum(counts)))
+        self._uncounted = Ledger()
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sum over processes, in float64 so that the split does not show."""
+        if self.accelerator.num_processes == 1:
+            return values
+        summed: Tensor = self.accelerator.reduce(values.double().to(self.accelerator.device), reduction="sum")
+        return summed.to(values)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (ValueError, TypeError) as error:
+            name = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise FrugalignError(
+                f"lr_scheduler_type {name} cannot be used: {' '.join(str(error).split()).rstrip('.')}."
+            ) from error
+
+    # -- what Trainer asks ---------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        steps = self.schedule.rounds_per_epoch * self.args.steps_per_rollout
+        numbers: Any = range(steps * self.accelerator.num_processes)
+        counter: DataLoader[Any] = DataLoader(numbers, batch_size=1, collate_fn=_no_data)
+        prepared: DataLoader[Any] = self.accelerator.prepare(counter)
+        return prepared
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        args = self.args
+        round_, within = divmod(self.state.global_step, args.steps_per_rollout)
+        if round_ != self._round:
+            self._minibatches = self._new_round(round_)
+            self._round = round_
+        started = time.perf_counter()
+        loss = super().training_step(
+            model, {"minibatch": self._minibatches[within % args.num_mini_batches]}, num_items_in_batch
+        )
+        self.ledger.add_seconds("optimise", time.perf_counter() - started)
+        self.ledger.count(optimizer_steps=1)
+        self._note("loss", float(loss))
+        self._loss_sum += float(loss)
+        return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        args = self.args
+        loss, logs = proxy_loss(model, inputs["minibatch"], args.objective, args.epsilon, args.vf_coef)
+        for name, value in logs.items():
+            self._note(name, value)
+        return (loss, None) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the ledger counts LM tokens; Trainer's estimate is for language models
+
+    def _note(self, name: str, value: float) -> None:
+        self._logs.setdefault(name, []).append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # Trainer forgets a loss that it has not logged yet, and the earlier part of a resumed run; what is noted here is saved.
+        if "loss" in logs:
+            logs = logs | self._means()
+            self._logs.clear()
+        if "train_loss" in logs:
+            total = self._sum(torch.tensor([self._loss_sum, float(self.state.global_step)], dtype=torch.float64))
+            logs = logs | {"train_loss": float(total[0] / total[1].clamp(min=1))}
+        super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        """Of what was noted since the last log, on all processes."""
+        noted: list[dict[str, list[float]]] = [self._logs]
+        if self.accelerator.num_processes > 1:
+            noted = gather_object(noted)
+        together: dict[str, list[float]] = {}
+        for part in noted:
+            for name, values in part.items():
+                together.setdefault(name, []).extend(values)
+        return {name: sum(values) / len(values) for name, values in together.items()}
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean reward, KL and length of one completion per held-out prompt, under fixed noise; each process takes its share."""
+        prompts = self._eval_prompts
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            prompts = self._encode(
+                eval_dataset, self.processing_class, self.args, self.accelerator.unwrap_model(self.model)
+            )
+        if prompts is None:
+            raise FrugalignError("There is no eval_dataset to evaluate on.")
+        indices = list(range(self.accelerator.process_index, len(prompts.ids), self.accelerator.num_processes))
+        waiting = self._logs
+        self._logs = {}
+        rollout = self._roll_out(prompts, indices, _EVAL_EPOCH, [0] * len(indices)) if indices else None
+        names = ("kl", "kl_restriction", "completion_length", "cut_share", "acceptance")
+        # Also a process without prompts adds its zeros: the others would wait for it.
+        sums = torch.zeros(3 + len(names), dtype=torch.float64)
+        if rollout is not None:
+            rewards = self._score(prompts, indices, rollout).rewards
+            present = ~rewards.isnan()
+            sums[:3] = torch.tensor([float(rewards[present].sum()), float(present.sum()), len(indices)])
+            sums[3:] = torch.tensor([rollout.statistics[name] * len(indices) for name in names])
+        reward, n_scored, n_prompts, *statistics = self._sum(sums).tolist()
+        metrics = {f"{metric_key_prefix}_reward": reward / n_scored} if n_scored else {}
+        for name, value in zip(names, statistics if n_prompts else [], strict=False):
+            metrics[f"{metric_key_prefix}_{name}"] = value / n_prompts
+        self._count()
+        self._logs = waiting
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
+
+    def run_settings(self) -> dict[str, Any]:
+        return self.args.settings_of_a_run() | self._learns_from
+
+    def run_state(self) -> dict[str, Any]:
+        return {"beta": self.beta, "last_kl": self._last_kl, "logs": self._logs, "loss_sum": self._loss_sum}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        self.beta, self._last_kl, self._loss_sum = float(state["beta"]), state["last_kl"], float(state["loss_sum"])
+        if self.accelerator.is_main_process:  # only its notes are saved
+            self._logs = state["logs"]
+
+
+def _no_data(batch: Any) -> dict[str, Any]:
+    return {}

@@ -1,0 +1,115 @@
+"""`PSLEConfig`: the options of PSLE on transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+
+from frugalign.base.errors import FrugalignError
+from frugalign.methods.psle.options import PSLEOptions
+from frugalign.options.run import RunOptions, is_resuming, refused_settings
+
+_AT_LEAST = {
+    **dict.fromkeys(("rounds", "num_generations", "max_new_tokens", "sampling_batch_size", "prompts_per_round"), 1),
+    **dict.fromkeys(("per_device_train_batch_size", "lora_r"), 1),
+    **dict.fromkeys(("tau", "tau_decay", "sft_weight", "kl_weight", "eval_prompts", "learning_rate", "from_round"), 0),
+}
+_ABOVE_ZERO = ("temperature", "ranking_temperature", "weight_temperature", "weight_cap", "beta", "num_train_epochs")
+_ABLATIONS: dict[str, Any] = {
+    "use_ranking": True,
+    "sft_weight": 1.0,
+    "weighting": "round",
+}
+"""What only the method itself has; its defaults."""
+_NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
+    "load_best_model_at_end": (False, "every round is kept: choose one by its evaluation and load it from its folder"),
+    "auto_find_batch_size": (False, "a step's couples are part of what is trained"),
+    "train_sampling_strategy": ("random", "the order of a round's couples is a function of the seed alone"),
+    "eval_strategy": ("no", "every round is measured on held-out prompts (eval_prompts)"),
+    "save_only_model": (False, "a killed round could not go on to the same end"),
+    "label_smoothing_factor": (0.0, "our loss does not take part in it"),
+    "push_to_hub": (False, "push the run's adapter when it is finished"),
+    "deepspeed": (None, "rounds sample from the model that they train"),
+}
+"""Options of TrainingArguments that must stay at these values, and why."""
+_TRAINING = (
+    *("max_steps", "gradient_accumulation_steps", "optim", "optim_args", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "neftune_noise_alpha", "bf16", "fp16"),
+    *("data_seed", "dataloader_drop_last"),
+)
+"""Options beside our own that decide what a round's training gives: they stay as they are in a run."""
+
+
+@dataclass
+class PSLEConfig(RunOptions, PSLEOptions, TrainingArguments):
+    """All of `PSLEOptions` and of `TrainingArguments`; steps, epochs and the learning-rate schedule are those of one round.
+
+    Raises:
+        FrugalignError: values that contradict each other, in one sentence.
+    """
+
+    own: ClassVar[type] = PSLEOptions
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"rounds", "principles", "eval_reward", "share_prefix"})
+
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            self.output_dir = "runs/psle"
+        self.remove_unused_columns = False
+        # Without an accelerator torch warns of it in every round.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu and torch.cuda.is_available()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise refused_settings(error) from error
+        self._check()
+
+    def _check(self) -> None:
+        def demand(condition: bool, sentence: str) -> None:
+            if not condition:
+                raise FrugalignError(sentence)
+
+        self.check_values(_AT_LEAST)
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            demand(math.isfinite(value) and value > 0, f"{name} is {value}; it must be above 0.")
+        for name, (default, reason) in _NOT_CARRIED_OVER.items():
+            value = getattr(self, name)
+            demand(getattr(value, "value", value) in (default, None), f"{name} is not carried over: {reason}.")
+        demand(
+            self.reward_weights is None or not self.reward or len(self.reward_weights) == len(self.reward),
+            f"There are {len(self.reward)} rewards, but {len(self.reward_weights or [])} reward_weights.",
+        )
+        for name, default in _ABLATIONS.items():
+            demand(
+                self.method == "psle" or getattr(self, name) == default,
+                f"{name} is an ablation of psle itself and has no part in method {self.method}.",
+            )
+        demand(
+            self.method != "context_distillation" or self.use_principles,
+            "method context_distillation learns from responses under the principles; no_use_principles leaves none.",
+        )
+        demand(
+            self.use_ranking or self.sft_weight > 0,
+            "no_use_ranking and sft_weight 0 together leave nothing to learn from.",
+        )
+        demand(
+            self.from_round is None or is_resuming(self.resume_from_checkpoint),
+            "from_round goes with resume_from_checkpoint true: it changes a run that is there.",
+        )
+
+    def settings_of_a_run(self) -> dict[str, Any]:
+        """Our options, and those of the training, that must stay as they are when a run is resumed; JSON-ready."""
+        values = {name: getattr(self, name) for name in _TRAINING}
+        return super().settings_of_a_run() | {name: getattr(value, "value", value) for name, value in values.items()}
+
+    @property
+    def needs_principles(self) -> bool:
+        """Whether some responses are sampled under the principles: RAFT samples all of them plainly."""
+        return self.use_principles and self.method != "raft"

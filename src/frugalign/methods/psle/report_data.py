@@ -1,0 +1,287 @@
+"""What a run of `frugalign psle` left, round by round, as plain values; `round_figures` draws them.
+
+A round is a folder `round-NNN` with a `manifest.json`; one without is not finished and left out. Read as files alone, so that
+a page can be made on a machine without the model. Rounds count from 0, as their folders do; held-out measures stand at the
+number of rounds done, so that 0 is the start.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frugalign.base.files import read_json, read_lines
+from frugalign.base.ledger import PHASES
+
+Points = tuple[str, list[int], list[tuple[float, float, float]]]
+"""A line: its label, the numbers of rounds, and (value, lower limit, upper limit) at each."""
+
+_START = "start"
+_BRANCHES = ("ranked", "imitated", "dropped", "unscored")
+_LOG_LIKELIHOODS = ("log_likelihood/ranked_guided", "log_likelihood/ranked_plain")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Held-out prompts after `done` rounds: means with intervals, and the completions; empty where the files are missing."""
+
+    done: int
+    measures: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FinishedRound:
+    """`plain`, `guided`: rewards of the couples both of whose responses have one, which `unscored` others lack."""
+
+    number: int
+    manifest: dict[str, Any]
+    costs: dict[str, Any]
+    log: list[dict[str, Any]]
+    plain: list[float]
+    guided: list[float]
+    unscored: int
+    trained_on: list[str]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """`unfinished`: folders that were left out; `missing`: files that a reader would look for, in words."""
+
+    done: list[FinishedRound]
+    looks: list[Look]
+    unfinished: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What the two halves of a prompt's responses are; without principles both are plain."""
+        if self.done and self.done[0].manifest.get("principles", "") is None:
+            return "plain, first half", "plain, second half"
+        return "plain", "under the principles"
+
+
+def read_rounds(folder: Path) -> Rounds | None:
+    """The finished rounds of a run folder; None where it has none.
+
+    Raises:
+        FrugalignError: for a file that is not JSON.
+    """
+    folders = sorted(
+        (int(path.name[6:]), path) for path in folder.glob("round-*") if re.fullmatch(r"\d+", path.name[6:])
+    )
+    finished = [(number, path) for number, path in folders if (path / "manifest.json").is_file()]
+    if not finished:
+        return None
+    seen = [(0, folder / _START), *((number + 1, path) for number, path in finished)]
+    rounds = Rounds(
+        [_round(number, path) for number, path in finished],
+        [Look(done, read_json(path / "evaluation.json"), read_lines(path / "evaluation.jsonl")) for done, path in seen],
+        [path.name for _, path in folders if not (path / "manifest.json").is_file()],
+    )
+    lacks: dict[str, list[str]] = {}
+    for (_, path), look in zip(seen, rounds.looks, strict=True):
+        for name, content in (("evaluation.json", look.measures), ("evaluation.jsonl", look.samples)):
+            if not content:
+                lacks.setdefault(name, []).append(path.name)
+    for (_, path), each in zip(finished, rounds.done, strict=True):
+        ranked = each.manifest.get("branches", {}).get("ranked")
+        unlogged = bool(ranked) and not _logged(each, _LOG_LIKELIHOODS[0])
+        for name, is_missing in (
+            ("responses.jsonl", not (each.plain or each.unscored)),
+            ("costs.json", not each.costs),
+            ("log-likelihoods of ranked couples in metrics.jsonl (a run logs them every logging_steps)", unlogged),
+        ):
+            if is_missing:
+                lacks.setdefault(name, []).append(path.name)
+    rounds.missing.extend(f"{name} of {', '.join(places)}" for name, places in lacks.items())
+    return rounds
+
+
+def _round(number: int, folder: Path) -> FinishedRound:
+    plain, guided, unscored = [], [], 0
+    lines = read_lines(folder / "responses.jsonl")
+    for line in lines:
+        rewards = line.get("rewards", [])
+        half = len(rewards) // 2
+        for first, second in zip(rewards[:half], rewards[half:], strict=False):
+            if _is_number(first) and _is_number(second):
+                plain.append(float(first))
+                guided.append(float(second))
+            else:
+                unscored += 1
+    return FinishedRound(
+        number,
+        read_json(folder / "manifest.json"),
+        read_json(folder / "costs.json"),
+        read_lines(folder / "metrics.jsonl"),
+        plain,
+        guided,
+        unscored,
+        list(lines[0].get("by_reward", {})) if lines else [],
+    )
+
+
+# -- lines of the figures ------------------------------------------------------------------------------------------------
+
+
+def measured(rounds: Rounds, label: str, *keys: str) -> Points:
+    """A held-out estimate, by its keys in evaluation.json, at 0, 1, … rounds done; where there is none, no point."""
+    found = [(look.done, estimate) for look in rounds.looks if (estimate := _at(look.measures, keys))]
+    values = [(float(each["mean"]), float(each["ci_low"]), float(each["ci_high"])) for _, each in found]
+    return label, [done for done, _ in found], values
+
+
+def accounted(rounds: Rounds, label: str, *keys: str) -> Points:
+    """A number, by its keys in the manifest, of every round that has it; its limits are the number itself."""
+    found = [(each.number, float(value)) for each in rounds.done if _is_number(value := _at(each.manifest, keys))]
+    return label, [number for number, _ in found], [(value, value, value) for _, value in found]
+
+
+def gains(rounds: Rounds, label: str) -> Points:
+    """By how much the mean reward of a prompt's second half of responses is above the first half's, in every round."""
+    means = [_at(each.manifest, ("rewards",)) or {} for each in rounds.done]
+    both = [(_at(mean, ("plain", "mean")), _at(mean, ("guided", "mean"))) for mean in means]
+    found = [
+        (each.number, float(guided - plain))
+        for each, (plain, guided) in zip(rounds.done, both, strict=True)
+        if _is_number(plain) and _is_number(guided)
+    ]
+    return label, [number for number, _ in found], [(gain, gain, gain) for _, gain in found]
+
+
+def branch_shares(rounds: Rounds) -> list[tuple[str, list[float]]]:
+    """For each branch that occurs, its share of the couples of every round."""
+    counts = [each.manifest.get("branches", {}) for each in rounds.done]
+    shares = [(name, [found.get(name, 0) / max(1, sum(found.values())) for found in counts]) for name in _BRANCHES]
+    return [(name, values) for name, values in shares if any(values)]
+
+
+def displacement(rounds: Rounds) -> tuple[list[tuple[str, list[tuple[list[int], list[float]]]]], list[int]]:
+    """Log-likelihoods of the two responses of ranked couples: for each a (steps, values) per round, steps counted through; and the last step of
+    every round but the last."""
+    ends = [0]
+    for each in rounds.done:
+        steps = each.manifest.get("optimizer_steps")
+        ends.append(
+            ends[-1] + int(max([line.get("step", 0) for line in each.log], default=0) if steps is None else steps)
+        )
+    series = []
+    for label, key in zip(reversed(rounds.sides), _LOG_LIKELIHOODS, strict=True):
+        parts = []
+        for each, begun in zip(rounds.done, ends, strict=False):
+            found = _logged(each, key)
+            if found:
+                parts.append(([begun + step for step, _ in found], [value for _, value in found]))
+        if parts:
+            series.append((label, parts))
+    return series, ends[1:-1]
+
+
+def displacement_verdict(rounds: Rounds) -> str:
+    """How far each log-likelihood went from the first to the second half of a round's lines (a mean over rounds), and what that says together;
+    empty where no round has two lines."""
+    moves = []
+    for key in _LOG_LIKELIHOODS:
+        lines = [[value for _, value in _logged(each, key)] for each in rounds.done]
+        halves = [(values[: len(values) // 2], values[len(values) // 2 :]) for values in lines if len(values) > 1]
+        moves.append([_mean(second) - _mean(first) for first, second in halves])
+    guided, plain = moves
+    if not guided or not plain:
+        return ""
+    said = {
+        (True, True): "both fall",
+        (False, True): "the worse response of a couple falls, the better one does not",
+        (True, False): "the better response of a couple falls, the worse one does not",
+        (False, False): "neither falls",
+    }[_mean(guided) < 0, _mean(plain) < 0]
+    parts = [
+        f"{_mean(changes):+.3f} {label} (down in {sum(change < 0 for change in changes)} of {len(changes)} rounds)"
+        for changes, label in zip(moves, reversed(rounds.sides), strict=True)
+    ]
+    return (
+        f"Over a round, from the first half of its logged lines to the second, the log-likelihood of ranked responses changes by {parts[0]} and "
+        f"{parts[1]}, in nats a token: {said}."
+    )
+
+
+def side_by_side(rounds: Rounds) -> tuple[int, list[dict[str, Any]]]:
+    """How many rounds the last look came after, and each held-out prompt with its completion at the start (`base`) and at that look (`policy`)."""
+    last = next((look for look in reversed(rounds.looks) if look.samples), None)
+    first = rounds.looks[0]
+    if last is None or last is first:
+        return 0, []
+    pairs = [
+        {
+            "prompt": before["prompt"],
+            "base": before["completion"],
+            "policy": after["completion"],
+            "base_rewards": before.get("by_reward", {}),
+            "rewards": after.get("by_reward", {}),
+        }
+        for before, after in zip(first.samples, last.samples, strict=False)
+        if before["prompt"] == after["prompt"]
+    ]
+    return last.done, pairs
+
+
+# -- the table -------------------------------------------------------------------------------------------------------------
+
+
+def table(rounds: Rounds) -> tuple[list[str], list[list[str]]]:
+    """Head and cells, a row per round; a dash where the round's files do not say."""
+    used = {name for each in rounds.done for name in each.costs.get("seconds", {})}
+    phases = [name for name in PHASES if name in used] + sorted(used - set(PHASES))
+    head = ["round", "τ", "threshold τ·σ₀", *_BRANCHES]
+    head += [f"mean reward, {side}" for side in rounds.sides]
+    head += ["optimiser steps", "tokens generated", *(f"seconds, {name}" for name in phases)]
+    rows = []
+    for each in rounds.done:
+        manifest, costs = each.manifest, each.costs
+        branches, rewards = manifest.get("branches", {}), manifest.get("rewards", {})
+        means = [rewards.get(side, {}).get("mean") for side in ("plain", "guided")]
+        rows.append(
+            [
+                str(each.number),
+                _cell(manifest.get("tau"), ".3f"),
+                _cell(manifest.get("threshold"), ".3f"),
+                *(_cell(branches.get(name), ",d") for name in _BRANCHES),
+                *(_cell(mean, ".3f") for mean in means),
+                _cell(manifest.get("optimizer_steps"), ",d"),
+                _cell(costs.get("generated_tokens"), ",d"),
+                *(_cell(costs.get("seconds", {}).get(name), ",.1f") for name in phases),
+            ]
+        )
+    return head, rows
+
+
+# -- small things ------------------------------------------------------------------------------------------------------------
+
+
+def _logged(each: FinishedRound, key: str) -> list[tuple[int, float]]:
+    """(step of the round, value) of the log's lines that have this key."""
+    return [(int(line["step"]), float(line[key])) for line in each.log if "step" in line and _is_number(line.get(key))]
+
+
+def _at(content: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """What lies under these keys, one below the other; None where one is missing."""
+    found: Any = content
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _cell(value: Any, form: str) -> str:
+    return format(value, form) if _is_number(value) else "—"

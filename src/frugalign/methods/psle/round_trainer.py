@@ -1,0 +1,285 @@
+"""One round's training: couples of responses to the plain prompt, one forward pass and one loss over a mixed batch.
+
+`RoundTrainer` is a `transformers.Trainer` with a fresh optimiser; `psle/trainer.py` makes one per round.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+
+from frugalign.base.ledger import Ledger
+from frugalign.data.templating import encode_prompts
+from frugalign.decoding.log_probs import sequence_log_probs
+from frugalign.methods.psle import loss as losses
+from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.responses import Round
+from frugalign.methods.psle.rules import IMITATED, RANKED
+from frugalign.runs.checkpoints import WholeCheckpoints
+from frugalign.runs.folder import RunFolder
+from frugalign.runs.processes import count_all, my_rows, shared
+
+SIDES = ("plain", "guided")
+
+
+def couples_of(
+    done: Round, tokenizer: PreTrainedTokenizerBase, *, row_weights: Sequence[float] | None, prompt_format: str
+) -> Dataset:
+    """The couples that are learned from, one row each: prompt and response ids, `is_ranked`, the responses' weights, and the row's own weight.
+
+    Args:
+        row_weights: by row of the prompts' data set; None: 1 each.
+    """
+    scored = done.scored
+    # The *plain* prompt: what the model is to do without being told.
+    prompts = encode_prompts(scored.prompts, tokenizer, max_new_tokens=0, prompt_format=prompt_format).ids
+    rows: list[dict[str, Any]] = []
+    for place, branches in enumerate(done.branches):
+        k = len(branches)
+        for j, branch in enumerate(branches):
+            if branch not in (RANKED, IMITATED):
+                continue
+            ids, weights = scored.completion_ids[place], done.weights[place].tolist()
+            rows.append(
+                {
+                    "prompt_ids": prompts[place],
+                    "plain_ids": ids[j],
+                    "guided_ids": ids[k + j],
+                    "is_ranked": branch == RANKED,
+                    "plain_weight": weights[j],
+                    "guided_weight": weights[k + j],
+                    "weight": 1.0 if row_weights is None else float(row_weights[scored.rows[place]]),
+                }
+            )
+    return Dataset.from_list(rows)
+
+
+def with_reference(
+    couples: Dataset, model: PreTrainedModel, ledger: Ledger, *, batch_size: int, temperature: float = 1.0
+) -> Dataset:
+    """The couples with `ref_plain` and `ref_guided`, the summed log-likelihoods under the model as it is; each process runs its share."""
+    mine, counted = my_rows(len(couples)), Ledger()
+    share = couples[mine]
+    for side in SIDES:
+        found = sequence_log_probs(
+            model,
+            share["prompt_ids"],
+            share[f"{side}_ids"],
+            temperature=temperature,
+            batch_size=batch_size,
+            ledger=counted,
+        )
+        every = shared(list(zip(mine, [float(each.sum()) for each in found], strict=True)))
+        couples = couples.add_column(f"ref_{side}", [value for _, value in every])
+    count_all(ledger, counted)
+    return couples
+
+
+class CoupleCollator:
+    """Responses that take part in the loss, one row each, padded on the right; a response of weight 0 is not run.
+
+    `input_ids`, `attention_mask`, `completion_mask` `[M, T]`; `couple`, `side` `[M]`: which entry of `[2, B]` a row belongs to, side 0 the plain one;
+    `is_ranked`, `weight` `[B]`, `weights` `[2, B]` and, where the couples have them, `reference` `[2, B]`.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, couples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        sides = [
+            (number, place)
+            for place, side in enumerate(SIDES)
+            for number, couple in enumerate(couples)
+            if couple["is_ranked"] or couple[f"{side}_weight"] > 0
+        ]
+        texts = [
+            (couples[number]["prompt_ids"], couples[number][f"{SIDES[place]}_ids"]) for number, place in sides
+        ] or [(couples[0]["prompt_ids"], couples[0]["plain_ids"])]
+        width = max(len(prompt) + len(answer) for prompt, answer in texts)
+        rest = [width - len(prompt) - len(answer) for prompt, answer in texts]
+        batch = {
+            "input_ids": torch.tensor(
+                [prompt + answer + [self.pad_id] * pad for (prompt, answer), pad in zip(texts, rest, strict=True)]
+            ),
+            "attention_mask": torch.tensor([[1] * (width - pad) + [0] * pad for pad in rest]),
+            "completion_mask": torch.tensor(
+                [
+                    [0] * len(prompt) + [1] * len(answer) + [0] * pad
+                    for (prompt, answer), pad in zip(texts, rest, strict=True)
+                ]
+            ),
+            "couple": torch.tensor([number for number, _ in sides] or [0]),
+            "side": torch.tensor([place for _, place in sides] or [0]),
+            "is_ranked": torch.tensor([bool(couple["is_ranked"]) for couple in couples]),
+            "weight": torch.tensor([float(couple["weight"]) for couple in couples]),
+            "weights": torch.tensor([[float(couple[f"{side}_weight"]) for couple in couples] for side in SIDES]),
+        }
+        if "ref_plain" in couples[0]:
+            batch["reference"] = torch.tensor([[float(couple[f"ref_{side}"]) for couple in couples] for side in SIDES])
+        return batch
+
+
+class LogTheEnd(TrainerCallback):
+    """A round may be shorter than `logging_steps`: its last step is logged in any case."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+class RoundTrainer(WholeCheckpoints, Trainer):
+    """Trains the policy on one round's couples.
+
+    Args:
+        model: the policy: with a LoRA on it, or whole.
+        args: as for the run, `output_dir` the round's folder.
+        couples: what `couples_of` gives (`with_reference` for method dpo).
+        start: the model before the first round where every weight is trained and `kl_weight` is set; a LoRA is switched off instead.
+    """
+
+    args: PSLEConfig
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: PSLEConfig,
+        couples: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        ledger: Ledger,
+        start: nn.Module | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.ledger, self.start = ledger, start
+        self._noted: dict[str, list[float]] = defaultdict(list)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=CoupleCollator(int(processing_class.pad_token_id or 0)),
+            train_dataset=couples,
+            callbacks=[RunFolder(ledger, args.resolved()), LogTheEnd(), *(callbacks or [])],
+        )
+        # The loss is a mean over couples: Trainer shall average the micro-batches of an accumulated step.
+        self.model_accepts_loss_kwargs = False
+
+    # -- the loss --------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the batch's couples, whichever branch each is in."""
+        args = self.args
+        logits, of_row = self._logits(model, inputs)
+        targets = inputs["input_ids"][:, 1:][inputs["completion_mask"][:, 1:].bool()]
+        log_probs = -cross_entropy(logits.float(), targets, reduction="none")
+        sums = log_probs.new_zeros(len(inputs["side"])).index_add(0, of_row, log_probs)
+        lengths = inputs["completion_mask"].sum(1)
+        place = (inputs["side"], inputs["couple"])
+        size = inputs["is_ranked"].shape[0]
+        if args.method == "dpo":
+            ratio = sums.new_zeros(2, size).index_put(place, sums) - inputs["reference"]
+            losses_of = losses.dpo_loss(ratio[1], ratio[0], args.beta)
+        per_token = sums.new_zeros(2, size).index_put(place, sums / lengths)
+        plain, guided = per_token
+        if args.method != "dpo":
+            weights = inputs["weights"]
+            losses_of = losses.couple_loss(
+                losses.ranking_loss(guided, plain, args.ranking_temperature),
+                losses.imitation_loss(guided, plain, weights[1], weights[0]),
+                inputs["is_ranked"],
+                args.sft_weight,
+            )
+        loss = (inputs["weight"] * losses_of).mean()
+        if args.kl_weight:
+            kl = self._kl_to_start(model, inputs, logits)
+            self._note("kl", kl)
+            loss = loss + args.kl_weight * kl
+        self._log_couples(plain.detach(), guided.detach(), inputs, losses_of.detach())
+        return (loss, {"per_token": per_token.detach()}) if return_outputs else loss
+
+    @staticmethod
+    def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits `[C, V]` that predict the batch's C completion tokens, prompts and padding left out, and the row `[C]` of each."""
+        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        keep = inputs["completion_mask"][:, 1:].bool()
+        return output.logits[:, :-1][keep], keep.nonzero()[:, 0]
+
+    def _kl_to_start(self, model: nn.Module, inputs: dict[str, Tensor], logits: Tensor) -> Tensor:
+        """Mean over completion tokens of `KL(π‖π_start)`, the whole vocabulary."""
+        policy: Any = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), policy.disable_adapter() if self.start is None else nullcontext():
+            before, _ = self._logits(policy if self.start is None else self.start, inputs)
+        log_pi, log_start = log_softmax(logits.float(), -1), log_softmax(before.float(), -1)
+        self.ledger.count(lm_forward_tokens=self._over_processes(inputs["attention_mask"].sum()))
+        return (log_pi.exp() * (log_pi - log_start)).sum(-1).mean()
+
+    # -- what is logged ----------------------------------------------------------------------------------------------------
+
+    def _log_couples(self, plain: Tensor, guided: Tensor, inputs: dict[str, Tensor], each: Tensor) -> None:
+        ranked = inputs["is_ranked"]
+        self._note("ranked_share", ranked.float().mean())
+        if ranked.any():
+            # Apart, as both may fall while their difference grows.
+            self._note("log_likelihood/ranked_guided", guided[ranked].mean())
+            self._note("log_likelihood/ranked_plain", plain[ranked].mean())
+            self._note("ranked_in_order", (guided > plain)[ranked].float().mean())
+            self._note("ranking_loss", each[ranked].mean())
+        if not ranked.all():
+            self._note("imitation_loss", each[~ranked].mean())
+
+    def _note(self, name: str, value: Tensor) -> None:
+        self._noted[name].append(float(value.detach()))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with the means since the last line; of this process alone."""
+        if "loss" in logs:
+            logs = logs | {name: sum(values) / len(values) for name, values in self._noted.items()}
+            self._noted.clear()
+        super().log(logs, start_time)
+
+    def _over_processes(self, count: Tensor) -> int:
+        return int(self.accelerator.reduce(count, "sum"))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        inputs = args[1]
+        with self.ledger.phase("optimise"):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        tokens = inputs["attention_mask"].sum().to(self.accelerator.device)
+        self.ledger.count(
+            lm_forward_tokens=self._over_processes(tokens), optimizer_steps=int(self.accelerator.sync_gradients)
+        )
+        return loss
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------------
+
+    def release(self, model: nn.Module) -> None:
+        """Undo what accelerate did to the model for mixed precision: the next round samples from it as a new process would."""
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(name, None)
+
+    def forget(self) -> None:
+        self._noted.clear()
+
+    def run_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = self.args.settings_of_a_run()
+        return settings
+
+    def run_state(self) -> dict[str, Any]:
+        return {"noted": dict(self._noted)}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        self._noted.update(state["noted"])

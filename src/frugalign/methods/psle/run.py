@@ -1,0 +1,65 @@
+"""What `frugalign psle` does: load, hold out, run the rounds, save; callable from Python with a `PSLEConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import TrainerCallback
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.data import training_prompts
+from frugalign.engines.loading import load_model
+from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.trainer import PSLETrainer
+from frugalign.options.run import policy_arguments
+from frugalign.rewards.loading import load_rewards
+from frugalign.runs.folder import open_run_folder
+from frugalign.runs.save_policy import save_policy
+
+
+def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) -> PSLETrainer:
+    """Align a model by its own responses under principles, as `config` says; leaves a folder per round and, in the run folder, the last round's
+    adapter (or model), its card, `config.yaml` and the costs.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    needed = ["model_name_or_path", "dataset_name", "reward", *(["principles"] * config.needs_principles)]
+    for name in needed:
+        if not getattr(config, name):
+            raise FrugalignError(f"--{name} is missing.")
+    assert config.model_name_or_path is not None and config.dataset_name is not None
+    ledger = Ledger()
+    train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_prompts > 0)
+    with ledger.phase("load"):
+        arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
+        loaded = load_model(config.model_name_or_path, **arguments)
+    rewards = load_rewards(config.reward, device=str(loaded.model.device))
+    judges = load_rewards(config.eval_reward, device=str(loaded.model.device)) if config.eval_reward else None
+    trainer = PSLETrainer(
+        loaded.model,
+        rewards,
+        config,
+        train,
+        eval_dataset=held_out,
+        eval_reward_funcs=judges,
+        processing_class=loaded.tokenizer,
+        peft_config="default" if config.use_peft else None,
+        callbacks=list(callbacks),
+        ledger=ledger,
+    )
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if config.process_index == 0:
+        folder = open_run_folder(str(config.output_dir))
+        save_policy(
+            trainer.model,
+            loaded.tokenizer,
+            config,
+            ledger,
+            folder,
+            trained_on=trained_on,
+            done="aligned by principles",
+            description=f"Self-enhancement under written principles, method {config.method} (PSLE, arXiv 2408.02599).",
+        )
+    return trainer

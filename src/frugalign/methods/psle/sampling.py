@@ -1,0 +1,187 @@
+"""A round's responses: sampled plainly and under the principles, then scored; both in chunks that outlive a kill."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.base.partial_files import Unfinished
+from frugalign.data.encode import completions_of
+from frugalign.data.groups import Groups
+from frugalign.data.templating import encode_prompts
+from frugalign.engines.loading import context_length
+from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.responses import Scored, joined
+from frugalign.policies.principles import Principles, under_principles
+from frugalign.rewards.loading import NamedReward
+from frugalign.rewards.scoring import score
+from frugalign.runs.folder import saving
+from frugalign.runs.processes import count_all, my_rows, shared
+from frugalign.runs.shared_sampling import my_partial, sample_together
+
+_CHUNK = 256
+"""Responses scored between two lines on the disk."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What does not change from round to round: the prompts' data set, with a column `prompt`, and what the model is told beside them."""
+
+    dataset: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    principles: Principles | None
+    args: PSLEConfig
+
+    def guided(self, rows: Sequence[int]) -> list[Any]:
+        """The prompts of these rows under the principles."""
+        assert self.principles is not None
+        prompts = self.dataset[list(rows)]["prompt"]
+        return under_principles(self.principles, prompts, self.tokenizer, self.args.prompt_format)
+
+    def fitting(self, model: PreTrainedModel) -> list[int]:
+        """The rows whose prompt, with the principles and a response of the longest kind, is within the context.
+
+        Raises:
+            FrugalignError: for one that is not, unless `skip_long_prompts`, and where none is.
+        """
+        rows = list(range(len(self.dataset)))
+        plain = self.dataset["prompt"]
+        forms = [("", list(plain))]
+        if self.principles is not None:
+            forms.append((" under the principles", self.guided(rows)))
+        limit = context_length(model)
+        too_long: set[int] = set()
+        for what, prompts in forms:
+            encoded = encode_prompts(prompts, self.tokenizer, max_new_tokens=0, prompt_format=self.args.prompt_format)
+            for row, ids in enumerate(encoded.ids):
+                if limit is None or len(ids) + self.args.max_new_tokens <= limit:
+                    continue
+                if not self.args.skip_long_prompts:
+                    raise FrugalignError(
+                        f"Prompt {row + 1} has {len(ids)} tokens{what}, and with max_new_tokens = {self.args.max_new_tokens} that exceeds the "
+                        f"model's context of {limit}; shorten the principles, lower max_new_tokens, or leave such prompts out by skip_long_prompts."
+                    )
+                too_long.add(row)
+        if len(too_long) == len(rows):
+            raise FrugalignError("No prompt fits into the model's context beside the principles and max_new_tokens.")
+        return [row for row in rows if row not in too_long]
+
+    def sample(self, model: PreTrainedModel, rows: Sequence[int], number: int, folder: Path, ledger: Ledger) -> Groups:
+        """`2k` responses to the prompts of these rows: `k` plain ones and `k` under the principles (all plain without any), of round `number`."""
+        k, plain = self.args.num_generations, self.dataset[list(rows)]["prompt"]
+
+        def sampled(prompts: Sequence[Any], size: int, epoch: int, stem: str, share_prefix: bool = False) -> Groups:
+            return sample_together(
+                model,
+                self.tokenizer,
+                prompts,
+                size,
+                self.args,
+                epoch=epoch,
+                stem=folder / stem,
+                ledger=ledger,
+                numbers=rows,
+                share_prefix=share_prefix,
+            )
+
+        if self.principles is None:
+            return sampled(plain, 2 * k, 2 * number, ".plain")
+        return joined(
+            sampled(plain, k, 2 * number, ".plain"),
+            sampled(self.guided(rows), k, 2 * number + 1, ".guided", self.args.share_prefix),
+        )
+
+    def score(
+        self,
+        rewards: Sequence[NamedReward],
+        groups: Groups,
+        rows: Sequence[int],
+        folder: Path,
+        ledger: Ledger,
+        state: TrainerState | None = None,
+    ) -> Scored:
+        """The rewards of every response, the prompts given to the rewards without the principles. `state`: what TRL's call hands to a reward.
+
+        Raises:
+            FrugalignError: a reward that fails (unless `reward_on_error` is skip), or nothing scored at all.
+        """
+        size = len(groups.completions[0])
+        mine = my_rows(len(rows))
+        partial = my_partial(folder / ".rewards")
+        counted = Ledger()
+        with ledger.phase("reward"), saving(partial):
+            found = self._score(rewards, groups, rows, mine, size, partial, counted, state)
+        count_all(ledger, counted)
+        every = shared(list(zip(mine, found, strict=True)))
+        total = [[float("nan") if value is None else value for value in each["total"]] for _, each in every]
+        by_name = {named.name: [each["by_name"][named.name] for _, each in every] for named in rewards}
+        prompts = self.dataset[list(rows)]["prompt"]
+        scored = Scored(
+            list(rows),
+            list(prompts),
+            groups.completions,
+            groups.completion_ids or [],
+            torch.tensor(total, dtype=torch.float64).reshape(len(rows), size),
+            by_name,
+            [each["logged"] for _, each in every] if any(each["logged"] for _, each in every) else [],
+        )
+        if not scored.is_scored.any():
+            raise FrugalignError("No response of this round has a reward, so there is nothing to learn from.")
+        return scored
+
+    def _score(
+        self,
+        rewards: Sequence[NamedReward],
+        groups: Groups,
+        rows: Sequence[int],
+        mine: list[int],
+        size: int,
+        partial: Path,
+        ledger: Ledger,
+        state: TrainerState | None,
+    ) -> list[dict[str, Any]]:
+        asked = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
+        finished = Unfinished(partial, asked, [rows[place] for place in mine], groups.completions)
+        per_chunk = max(1, _CHUNK // size)
+        for number, start in enumerate(range(len(finished.rows), len(mine), per_chunk)):
+            places = mine[start : start + per_chunk]
+            columns = self.dataset[[rows[place] for place in places]]
+            spread = {name: [value for value in values for _ in range(size)] for name, values in columns.items()}
+            prompts = spread.pop("prompt")
+            extra: dict[str, list[Any]] = {}
+            metrics: dict[str, list[float]] = defaultdict(list)
+            scores = score(
+                rewards,
+                prompts=prompts,
+                completions=completions_of(prompts, [text for place in places for text in groups.completions[place]]),
+                completion_ids=[ids for place in places for ids in (groups.completion_ids or [])[place]],
+                columns=spread,
+                weights=self.args.reward_weights,
+                on_error=self.args.reward_on_error,
+                trainer_state=state,
+                log_extra=lambda name, values, extra=extra: extra.update({name: list(values)}),
+                log_metric=lambda name, value, metrics=metrics: metrics[name].append(float(value)),
+                ledger=ledger,
+                batch_index=number,
+            )
+            shown = {name: values for name, values in extra.items() if len(values) == len(scores.total)}
+            means = {name: sum(values) / len(values) for name, values in metrics.items()}
+            parts = [slice(each * size, (each + 1) * size) for each in range(len(places))]
+            finished.add(
+                {
+                    "total": scores.total[part],
+                    "by_name": {name: values[part] for name, values in scores.by_name.items()},
+                    "logged": {name: values[part] for name, values in shown.items()} | means,
+                }
+                for part in parts
+            )
+        return finished.rows

@@ -1,0 +1,386 @@
+"""`PSLETrainer`: rounds of sampling, scoring, splitting and training; every round is a folder, and a run goes on where it was killed.
+
+`OUTPUT/round-000` holds `responses.jsonl` (everything that was generated, with rewards, branch and weight), `metrics.jsonl`, the policy,
+`evaluation.json` and, written last, `manifest.json`: a round without one is not finished.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
+from trl.trainer.utils import disable_dropout_in_model
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import read_json, write_atomic, write_json_atomic
+from frugalign.base.ledger import Ledger
+from frugalign.data.loading import dataset_fingerprint, rows_fingerprint
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import load_model, prepare_tokenizer
+from frugalign.engines.transformers import base_parameters
+from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.folders import (
+    MANIFEST_FILE,
+    RESPONSES_FILE,
+    RUN_FILE,
+    START_FOLDER,
+    account,
+    begin,
+    check_resumable,
+    ledger_of,
+    read_manifest,
+    reopen,
+    round_folder,
+    weights_digest,
+)
+from frugalign.methods.psle.responses import Round, Scored, read_round, save_round, split
+from frugalign.methods.psle.round_eval import EVALUATION_FILE, RoundWatch
+from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
+from frugalign.methods.psle.rules import RANKED, reward_scale, threshold
+from frugalign.methods.psle.sampling import Sampler
+from frugalign.options.run import is_resuming, policy_arguments
+from frugalign.policies.principles import Principles, load_principles
+from frugalign.rewards.loading import RewardSpec, load_rewards
+from frugalign.runs.checkpoints import checkpoints_in
+from frugalign.runs.folder import CONFIG_FILE, COSTS_FILE, open_run_folder, saving
+from frugalign.runs.progress import TrainingProgress
+from frugalign.runs.save_policy import lora_of
+
+_SHOWN = ("loss", "ranked_in_order", "log_likelihood/ranked_guided", "log_likelihood/ranked_plain")
+_log = logging.getLogger(__name__)
+
+
+class PSLETrainer:
+    """Principle-guided self-enhancement (METHODS §3) of a causal language model.
+
+    Args:
+        model: the policy to start from, or its hub id or folder.
+        reward_funcs: the rewards that are learned by: strings, functions, or a list of either.
+        args: a `PSLEConfig`.
+        train_dataset: a column `prompt` (strings or messages); `weight` weighs a row's couples; other columns go to the rewards.
+        principles: what `load_principles` gives, or its name; default `args.principles`.
+        eval_dataset: held-out prompts that every round is measured on.
+        eval_reward_funcs: judges, measured on them beside the rewards.
+        processing_class: the tokenizer; needed where `model` is a module.
+        peft_config: default a LoRA on all linear layers; None trains every weight.
+
+    Raises:
+        FrugalignError: whatever the user can mend, in one sentence.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        reward_funcs: RewardSpec | Sequence[RewardSpec],
+        args: PSLEConfig,
+        train_dataset: Dataset,
+        principles: Principles | str | None = None,
+        eval_dataset: Dataset | None = None,
+        eval_reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | Literal["default"] | None = "default",
+        callbacks: list[TrainerCallback] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.args, self.ledger, self.callbacks = args, ledger or Ledger(), callbacks or []
+        if isinstance(model, str):
+            every_weight = peft_config is None or not args.use_peft
+            loaded = load_model(model, **policy_arguments(args, trains_every_weight=every_weight))
+            model, processing_class = loaded.model, processing_class or loaded.tokenizer
+        if processing_class is None:
+            raise FrugalignError("PSLETrainer needs processing_class (the tokenizer) where model is a module.")
+        if peft_config == "default" and not args.use_peft:
+            peft_config = None
+        policy: Any = model
+        if isinstance(policy, PeftModel):
+            raise FrugalignError("The model has an adapter already; merge it first (merge_and_unload).")
+        prepare_tokenizer(processing_class)
+        self.processing_class = processing_class
+        if getattr(policy, "hf_device_map", None) is None:
+            policy.to(args.device)
+        # As TRL does: likelihoods under dropout are no reference for one another.
+        disable_dropout_in_model(policy)
+        if len(train_dataset) == 0:
+            raise FrugalignError("There are no prompts to train on.")
+        _check_row_weights(train_dataset)
+        self.principles = self._principles(principles)
+        self.rewards = load_rewards(reward_funcs, device=str(model.device))
+        self.sampler = Sampler(train_dataset, processing_class, self.principles, args)
+        self.fitting = self.sampler.fitting(model)
+        if len(self.fitting) < len(train_dataset):
+            _log.warning("Left out %d prompts that exceed the context.", len(train_dataset) - len(self.fitting))
+        self.base = fingerprint(model, processing_class, name=str(args.model_name_or_path or ""))
+        self.watch = None
+        if eval_dataset is not None and len(eval_dataset) and args.eval_prompts:
+            judges = load_rewards(eval_reward_funcs, device=str(model.device)) if eval_reward_funcs else []
+            load_rewards([*self.rewards, *judges])  # no two of one name
+            rows = Sampler(eval_dataset, processing_class, None, args).fitting(model)[: args.eval_prompts]
+            self.watch = RoundWatch(eval_dataset.select(rows), processing_class, self.rewards, judges, args)
+        set_seed(args.seed)
+        self.start: PreTrainedModel | None = None
+        if peft_config is None:
+            policy.requires_grad_(True)
+            if args.kl_weight or self.watch is not None:
+                self.start = copy.deepcopy(model).requires_grad_(False).eval()
+        else:
+            model.requires_grad_(False)
+            policy = get_peft_model(model, lora_of(args) if peft_config == "default" else peft_config)
+        self.model = policy
+        trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+        self._begun, self._counted = weights_digest(policy), set[Path]()
+        self.ledger.set_parameters(trainable=trained, base=base_parameters(policy))
+
+    def _principles(self, given: Principles | str | None) -> Principles | None:
+        found = given if given is not None else self.args.principles
+        if not self.args.needs_principles:
+            return None
+        if found is None:
+            raise FrugalignError("principles is missing: a shipped set, a file, or no_use_principles to do without.")
+        return load_principles(found) if isinstance(found, str) else found
+
+    def _told(self) -> str | None:
+        return None if self.principles is None else self.principles.fingerprint()
+
+    # -- the run ---------------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> list[dict[str, Any]]:
+        """Run the rounds that are not finished yet and return every round's manifest; a callback with a true `ran_out` ends the run after its round.
+
+        Raises:
+            FrugalignError: a run folder that holds an earlier run, unless it is resumed or `overwrite_output_dir`; other settings than the run began
+                with; whatever sampling, scoring and training find.
+        """
+        folder = open_run_folder(str(self.args.output_dir))
+        resuming = is_resuming(resume_from_checkpoint)
+        if self._is_main:
+            if resuming:
+                check_resumable(folder, self._about(), self.args.from_round, self.args.rounds)
+                if self.args.from_round is not None:
+                    reopen(folder, self.args.from_round)
+            else:
+                begin(folder, overwrite=self.args.overwrite_output_dir)
+                write_json_atomic(folder / RUN_FILE, self._about())
+            write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.args.resolved(), sort_keys=False))
+        self._wait()
+        self._first_look(folder / START_FOLDER)
+        manifests: list[dict[str, Any]] = []
+        for number in range(self.args.rounds):
+            there = round_folder(folder, number)
+            manifest = read_manifest(there)
+            if manifest is None:
+                if number:
+                    self._load(round_folder(folder, number - 1))
+                manifest = self._round(number, there, manifests)
+            else:
+                self._count(there, ledger_of(there), from_the_disk=True)
+            manifests.append(manifest)
+            if any(getattr(callback, "ran_out", False) for callback in self.callbacks):
+                break
+        self._load(round_folder(folder, len(manifests) - 1))
+        return manifests
+
+    def _about(self) -> dict[str, Any]:
+        """What a run is begun with and goes on with."""
+        held_out = self.watch and dataset_fingerprint(self.watch.dataset)
+        return {
+            **self.args.settings_of_a_run(),
+            "base": self.base.identity,
+            "prompts": rows_fingerprint(self.sampler.dataset),
+            "held-out prompts": held_out,
+            "principles": self._told(),
+            "rewards": [named.name for named in self.rewards],
+        }
+
+    # -- one round -------------------------------------------------------------------------------------------------------
+
+    def _round(self, number: int, folder: Path, before: list[dict[str, Any]]) -> dict[str, Any]:
+        args = self.args
+        self._make(folder)
+        begun = weights_digest(self.model)
+        if number == 0 and begun != self._begun:
+            raise FrugalignError(
+                "This trainer has trained already, and round 0 begins from the starting model: make a new one."
+            )
+        ledger = ledger_of(folder)
+        before_now = ledger.wall_clock_seconds
+        tau = threshold(args.tau, args.tau_decay, number)
+        done = self._responses(number, folder, tau, before, ledger)
+        scale = self._scale(done.scored, folder.parent)
+        if len({reward for reward in done.scored.rewards.flatten().tolist() if reward == reward}) == 1:
+            _log.warning(
+                "The rewards of round %d are all equal: it has no gains, and its demonstrations weigh the same.", number
+            )
+        elif args.method in ("psle", "dpo", "rejection") and args.use_ranking and not done.counts()[RANKED]:
+            _log.warning(
+                "Round %d has no couple to rank (a gain above %.3g, among those that the method ranks).",
+                number,
+                tau * scale,
+            )
+        steps = self._train(number, folder, done, ledger)
+        self._look(folder, folder.parent / START_FOLDER, ledger)
+        manifest = {
+            "round": number,
+            "start": {"base": asdict(self.base), "weights": begun},
+            "end": {"weights": weights_digest(self.model)},
+            "prompts": {
+                "name": args.dataset_name,
+                "fingerprint": dataset_fingerprint(self.sampler.dataset),
+                "too_long": len(self.sampler.dataset) - len(self.fitting),
+            },
+            "principles": self._told(),
+            **account(done, args, tau, scale),
+            "reward_calls": done.scored.rewards.numel() * len(self.rewards),
+            "optimizer_steps": steps,
+            "settings": args.settings_of_a_run(),
+        }
+        if self._is_main:
+            ledger.save(folder / COSTS_FILE)
+            write_json_atomic(folder / MANIFEST_FILE, manifest)
+            for path in [*checkpoints_in(folder), *folder.glob(".*.partial")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._count(folder, ledger, wall_clock=before_now)
+        self._wait()
+        return manifest
+
+    def _first_look(self, folder: Path) -> None:
+        """The starting model on the held-out prompts, once."""
+        if self.watch is None:
+            return
+        ledger, done = ledger_of(folder), (folder / EVALUATION_FILE).is_file()
+        if not done:
+            self._look(folder, None, ledger)
+            if self._is_main:
+                ledger.save(folder / COSTS_FILE)
+        self._count(folder, ledger, from_the_disk=done)
+
+    def _count(self, folder: Path, ledger: Ledger, *, wall_clock: float = 0.0, from_the_disk: bool = False) -> None:
+        """Add what a folder has cost to the run's, and save that; each folder once."""
+        if folder not in self._counted:
+            self._counted.add(folder)
+            self.ledger.add(ledger, wall_clock=ledger.wall_clock_seconds if from_the_disk else wall_clock)
+        if self._is_main:
+            self.ledger.save(folder.parent / COSTS_FILE)
+
+    def _responses(self, number: int, folder: Path, tau: float, before: list[dict[str, Any]], ledger: Ledger) -> Round:
+        """Those on the disk where the round was begun before, else new ones, which are kept whole before any training."""
+        path = folder / RESPONSES_FILE
+        if not path.is_file():
+            rows = self._rows(number)
+            groups = self.sampler.sample(self.model, rows, number, folder, ledger)
+            state = TrainerState(epoch=float(number), global_step=sum(each["optimizer_steps"] for each in before))
+            scored = self.sampler.score(self.rewards, groups, rows, folder, ledger, state)
+            scale = self._scale(scored, folder.parent)
+            found = split(scored, self.args, tau, scale)
+            if self._is_main:
+                # σ_0 is round 0's for good, also where its responses are edited later.
+                write_json_atomic(folder.parent / RUN_FILE, self._about() | {"reward_scale": scale})
+                ledger.save(folder / COSTS_FILE)
+                with saving(path):
+                    save_round(found, path)
+            self._wait()
+        return read_round(path)
+
+    def _scale(self, scored: Scored, folder: Path) -> float:
+        """`σ_0`, or what stands for it."""
+        known = read_json(folder / RUN_FILE).get("reward_scale")
+        if known is not None:
+            return float(known)
+        mine = scored.is_scored
+        return reward_scale(scored.plain[mine], scored.guided[mine]) if self.args.tau_scale == "std" else 1.0
+
+    def _rows(self, number: int) -> list[int]:
+        """The prompts of a round: all of them, or the next ones of an order that the seed gives."""
+        size = self.args.prompts_per_round
+        if size is None or size >= len(self.fitting):
+            return self.fitting
+        order = torch.randperm(len(self.fitting), generator=torch.Generator().manual_seed(self.args.seed)).tolist()
+        return sorted({self.fitting[order[(number * size + place) % len(order)]] for place in range(size)})
+
+    def _train(self, number: int, folder: Path, done: Round, ledger: Ledger) -> int:
+        dataset = self.sampler.dataset
+        couples = couples_of(
+            done,
+            self.processing_class,
+            row_weights=list(dataset["weight"]) if "weight" in dataset.column_names else None,
+            prompt_format=self.args.prompt_format,
+        )
+        if not len(couples):
+            _log.warning("Round %d has nothing to learn from, so the policy stays as it is.", number)
+            self._save(folder)
+            return 0
+        if self.args.method == "dpo":
+            size = self.args.per_device_train_batch_size
+            couples = with_reference(couples, self.model, ledger, batch_size=size)
+        args = copy.copy(self.args)
+        args.output_dir, args.overwrite_output_dir = str(folder), True
+        trainer = RoundTrainer(
+            self.model, args, couples, self.processing_class, ledger, self.start, list(self.callbacks)
+        )
+        TrainingProgress(f"round {number}", _SHOWN).replace_defaults(trainer)
+        found = checkpoints_in(folder)
+        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+        trainer.release(self.model)
+        self._save(folder)
+        return int(trainer.state.global_step)
+
+    def _look(self, folder: Path, first: Path | None, ledger: Ledger) -> None:
+        if self.watch is None or (folder / EVALUATION_FILE).is_file():
+            return
+        self._make(folder)
+        self.watch.look(self.model, folder, first, ledger, self._start())
+        self._wait()
+
+    def _start(self) -> tuple[PreTrainedModel, Callable[[], Any]]:
+        if self.start is not None:
+            return self.start, nullcontext
+        policy: Any = self.model
+        return policy, policy.disable_adapter
+
+    # -- small things ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_main(self) -> bool:
+        return bool(self.args.process_index == 0)
+
+    def _wait(self) -> None:
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+
+    def _make(self, folder: Path) -> None:
+        if self._is_main:
+            open_run_folder(folder)
+        self._wait()
+
+    def _save(self, folder: Path) -> None:
+        if self._is_main:
+            with saving(folder / "model.safetensors"):
+                self.model.save_pretrained(folder)
+                if not isinstance(self.model, PeftModel):  # a model of its own
+                    self.processing_class.save_pretrained(folder)
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the run's card is above
+        self._wait()
+
+    def _load(self, folder: Path) -> None:
+        """The policy as a finished round left it."""
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
+            return
+        found = load_model(str(folder), dtype="float32", device_map="cpu")
+        self.model.load_state_dict(found.model.state_dict())
+
+
+def _check_row_weights(dataset: Dataset) -> None:
+    for row, weight in enumerate(dataset["weight"] if "weight" in dataset.column_names else []):
+        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise FrugalignError(f"Row {row + 1} has the weight {weight}; it must be a number of at least 0.")

@@ -1,0 +1,173 @@
+"""The feature store: endpoint states of a model on a list of texts, computed once, kept in shards, read from disk.
+
+A folder per key (model, tokenizer, layers, texts); a shard is a safetensors file that is written aside and moved into place, so it
+is there whole or not at all, and a run that was killed goes on with the next one.
+The store is bounded: before it grows beyond `max_gib`, the keys that were used longest ago leave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import check_safetensors, write_atomic
+from frugalign.base.ledger import Ledger
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.states import endpoint_states
+from frugalign.engines.transformers import causal_lm
+
+_SHARD_BYTES = 64 * 2**20
+_IN_MEMORY = 512 * 2**20
+_USED = "last_used"
+
+
+@dataclass(frozen=True)
+class Features:
+    """`N` rows of states `[layers, D]` in shards; index with a list or a tensor of rows to get `[n, layers, D]` float32.
+
+    A small store is read into memory once (up to 512 MiB), a large one is mapped and read row by row.
+    """
+
+    shards: list[Path]
+    rows_per_shard: int
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Sequence[int] | Tensor) -> Tensor:
+        if self._memory is not None:
+            return self._memory[torch.as_tensor(rows, dtype=torch.long)]
+        wanted = [int(row) for row in rows]
+        out = torch.empty(len(wanted), *self.shape[1:])
+        by_shard: dict[int, list[int]] = {}
+        for place, row in enumerate(wanted):
+            by_shard.setdefault(row // self.rows_per_shard, []).append(place)
+        for shard, places in by_shard.items():
+            with safe_open(self.shards[shard], framework="pt") as file:
+                states = file.get_slice("states")
+                inside = [wanted[place] % self.rows_per_shard for place in places]
+                # One row or a few are cheaper slice by slice; many are cheaper at once.
+                if len(inside) * 4 < self.rows_per_shard:
+                    for place, row in zip(places, inside, strict=True):
+                        out[place] = states[row : row + 1][0].float()
+                else:
+                    out[places] = file.get_tensor("states")[inside].float()
+        return out
+
+    @cached_property
+    def _memory(self) -> Tensor | None:
+        """All rows, where they are few enough to be kept in memory once they are read."""
+        if math.prod(self.shape) * 4 > _IN_MEMORY:
+            return None
+        parts = [load_file(shard)["states"].float() for shard in self.shards]
+        return torch.cat(parts) if parts else torch.empty(self.shape)
+
+
+class FeatureStore:
+    """States on disk under `folder`.
+
+    Args:
+        folder: made where it does not exist.
+        max_gib: the most that all keys together may take.
+    """
+
+    def __init__(self, folder: str | Path, *, max_gib: float = 20.0) -> None:
+        self.folder, self.max_bytes = Path(folder), int(max_gib * 2**30)
+
+    def features(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sequences: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        *,
+        ledger: Ledger | None = None,
+        shard_bytes: int = _SHARD_BYTES,
+    ) -> Features:
+        """The states of `sequences` (token ids) at `layers`: read where they are stored, computed where they are not.
+
+        Raises:
+            FrugalignError: more than the store may hold, or a disk that refuses it.
+        """
+        width: int = causal_lm(model).config.get_text_config().hidden_size
+        row_bytes = len(layers) * width * 4
+        needed = row_bytes * len(sequences)
+        if needed > self.max_bytes:
+            raise FrugalignError(
+                f"The states of {len(sequences):,} texts take {needed / 2**30:.1f} GiB, and the store may hold "
+                f"{self.max_bytes / 2**30:.1f}: choose fewer layers, or raise its bound."
+            )
+        per_shard = max(1, shard_bytes // row_bytes)
+        place = self.folder / key_of(model, tokenizer, sequences, layers, per_shard)
+        self._make_room(place, needed)
+        shards = []
+        for start in range(0, len(sequences), per_shard):
+            shard = place / f"shard-{start // per_shard:05d}.safetensors"
+            shards.append(shard)
+            if _is_whole(shard):
+                continue
+            states = endpoint_states(model, sequences[start : start + per_shard], layers, ledger=ledger)
+            write_atomic(shard, save({"states": states}))
+        write_atomic(place / _USED, "")
+        return Features(shards, per_shard, (len(sequences), len(layers), width))
+
+    def _make_room(self, keep: Path, needed: int) -> None:
+        """Drop whole keys, the one that was used longest ago first, until `needed` more bytes fit."""
+        if not self.folder.is_dir():
+            return
+        others = [path for path in self.folder.iterdir() if path.is_dir() and path != keep]
+        sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
+        total = needed + sum(sizes.values())
+        for path in sorted(others, key=_last_used):
+            if total <= self.max_bytes:
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            total -= sizes[path]
+
+
+def key_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    per_shard: int,
+) -> str:
+    """A name that changes with everything the states depend on. The chat template shows in the token ids."""
+    digest = hashlib.sha256()
+    base = fingerprint(model, tokenizer)
+    trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    for part in (base.architecture, base.weights, base.layers, base.tokenizer, model.dtype, list(layers), per_shard):
+        digest.update(f"{part}\n".encode())
+    for parameter in trained:  # an adapter's every number, as it may have moved a little only
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    for ids in sequences:
+        digest.update(torch.tensor(list(ids), dtype=torch.int64).numpy().tobytes() + b"\n")
+    return digest.hexdigest()[:24]
+
+
+def _is_whole(shard: Path) -> bool:
+    if not shard.is_file():
+        return False
+    try:
+        check_safetensors(shard)
+    except FrugalignError:  # damaged: computed again
+        return False
+    return True
+
+
+def _last_used(place: Path) -> float:
+    marker = place / _USED
+    return (marker if marker.is_file() else place).stat().st_mtime

@@ -1,0 +1,137 @@
+"""The usual way, for comparison: a whole reward model trained with TRL on the same base, pairs and tokens (METHODS §2.1's report)."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainerCallback
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
+
+from frugalign.data.labelled import Judged
+from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import causal_lm, evaluating
+from frugalign.methods.representation_reward.examples import Split, exchange_ids
+from frugalign.methods.representation_reward.options import RewardOptions
+from frugalign.metrics import mean_interval
+
+_BATCH = 16
+
+
+def train_full_model(judged: Judged, base: LoadedModel, split: Split, options: RewardOptions) -> dict[str, Any]:
+    """Train every weight of a copy of the base with a scalar head on the training pairs, keep the epoch that orders most validation
+    pairs rightly, and measure it on the test pairs.
+
+    Returns:
+        Accuracy on the test pairs with its interval, the epochs' validation accuracies, and seconds and FLOPs (6 per parameter and
+        token) of the training per 1,000 pairs and epoch-by-epoch passes included.
+    """
+    ids = exchange_ids(judged, base, options)
+    model = classifier_of(base)
+    rows = [
+        {"chosen_ids": ids[better], "rejected_ids": ids[worse]}
+        for better, worse in (judged.pairs[number] for number in split.train)
+    ]
+    keep = _BestEpoch(judged, ids, split.validation)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _Quiet(
+            model=model,
+            args=RewardConfig(
+                output_dir=folder,
+                num_train_epochs=options.full_model_epochs,
+                per_device_train_batch_size=_BATCH,
+                learning_rate=options.full_model_learning_rate,
+                max_length=None,
+                seed=options.seed,
+                bf16=False,
+                gradient_checkpointing=False,
+                use_cpu=base.model.device.type == "cpu",
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=base.tokenizer,
+            callbacks=[keep],
+        )
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started - keep.seconds
+    model.load_state_dict(keep.best)
+    right = _right(model, judged, ids, split.test)
+    accuracy = mean_interval(right, [judged.prompt_of(number) for number in split.test])
+    assert accuracy is not None
+    tokens = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows) * options.full_model_epochs
+    thousands = len(rows) / 1000
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "accuracy": accuracy.to_dict(),
+        "validation_accuracy": keep.accuracies,
+        "epochs": options.full_model_epochs,
+        "learning_rate": options.full_model_learning_rate,
+        "parameters": parameters,
+        "seconds_training_per_1000": seconds / thousands,
+        "flops_training_per_1000": 6.0 * parameters * tokens / thousands,
+    }
+
+
+def classifier_of(base: LoadedModel) -> PreTrainedModel:
+    """A copy of the base with a new scalar head in place of its LM head, in float32."""
+    lm = causal_lm(base.model)
+    config = copy.deepcopy(lm.config)
+    config.num_labels, config.pad_token_id = 1, base.tokenizer.pad_token_id
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config).float().to(lm.device)
+    getattr(model, model.base_model_prefix).load_state_dict(getattr(lm, lm.base_model_prefix).state_dict())
+    return model
+
+
+class _Quiet(RewardTrainer):
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+
+class _BestEpoch(TrainerCallback):
+    """After every epoch: the share of validation pairs in order, and the weights where it is the highest."""
+
+    def __init__(self, judged: Judged, ids: Sequence[Sequence[int]], numbers: Sequence[int]) -> None:
+        self.judged, self.ids, self.numbers = judged, ids, list(numbers)
+        self.accuracies: list[float] = []
+        self.best: dict[str, Tensor] = {}
+        self.seconds = 0.0
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        started = time.perf_counter()
+        right = _right(model, self.judged, self.ids, self.numbers)
+        self.accuracies.append(sum(right) / len(right))
+        if self.accuracies[-1] == max(self.accuracies):
+            self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.seconds += time.perf_counter() - started
+
+
+@torch.no_grad()
+def _right(model: Any, judged: Judged, ids: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[float]:
+    """1 where the model prefers the better answer, 0 where it does not, ½ at a tie."""
+    rows = sorted({row for number in numbers for row in judged.pairs[number]}, key=lambda row: len(ids[row]))
+    scores: dict[int, float] = {}
+    pad = model.config.pad_token_id
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        longest = max(len(ids[row]) for row in part)
+        tokens = torch.full((len(part), longest), pad, device=model.device)
+        mask = torch.zeros_like(tokens)
+        for place, row in enumerate(part):
+            tokens[place, : len(ids[row])], mask[place, : len(ids[row])] = torch.tensor(list(ids[row])), 1
+        with evaluating(model):
+            found = model(input_ids=tokens, attention_mask=mask).logits[:, 0].tolist()
+        scores |= dict(zip(part, found, strict=True))
+    gaps = [scores[better] - scores[worse] for better, worse in (judged.pairs[number] for number in numbers)]
+    return [0.5 if gap == 0 else float(gap > 0) for gap in gaps]

@@ -1,0 +1,134 @@
+"""The honest numbers of a representation reward, its controls and baselines (METHODS §2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from frugalign.data.labelled import Judged
+from frugalign.methods.representation_reward import text_baselines as baselines
+from frugalign.methods.representation_reward.examples import Split, examples_of
+from frugalign.methods.representation_reward.feature_store import Features
+from frugalign.methods.representation_reward.options import RewardOptions
+from frugalign.metrics import mean_interval
+from frugalign.metrics.calibration import reliability
+from frugalign.rewards.representation.fit import Examples, Fit, Read, fit, rewards_of
+from frugalign.rewards.representation.network import RepresentationModel
+
+_CURVE = (0.125, 0.25, 0.5, 1.0)
+
+
+def measure(
+    probes: RepresentationModel,
+    judged: Judged,
+    features: Features,
+    split: Split,
+    layers: Sequence[int],
+    options: RewardOptions,
+    penalty: float,
+) -> dict[str, Any]:
+    """Everything the report says about the test prompts, with its controls and baselines (METHODS §2.1)."""
+    width, test = features.shape[2], split.test
+    settings = replace(fit_options(options), weight_decay=penalty)
+    validation = examples_of(judged, split.validation)
+
+    def refit(numbers: Sequence[int], flips: Tensor | None = None) -> RepresentationModel:
+        train, held_out = examples_of(judged, numbers), validation
+        if flips is not None:
+            train, held_out = _shuffled(train, flips[: len(train)]), _shuffled(held_out, flips[len(train) :])
+        return fit(features.__getitem__, train, held_out, layers, width, settings).model
+
+    rng = np.random.default_rng(options.seed)
+    shuffled = []
+    for _ in range(options.n_shuffles):
+        flips = torch.tensor(rng.random(len(split.train) + len(validation)) < 0.5)
+        shuffled.append(_accuracy(refit(split.train, flips), judged, features, test))
+    curve = []
+    order = [split.train[place] for place in rng.permutation(len(split.train))]
+    for share in _CURVE:
+        part = order[: max(2, round(share * len(order)))]
+        learned = probes if len(part) == len(order) else refit(part)
+        curve.append({"examples": len(part), "accuracy": _accuracy(learned, judged, features, test)})
+    per_layer = []
+    for column, layer in enumerate(layers):
+        read = _column(features, column)
+        found = fit(read, examples_of(judged, split.train), validation, [layer], width, settings)
+        scores = rewards_of(found.model, read, torch.arange(len(features)))
+        per_layer.append({"layer": layer, "accuracy": baselines.accuracy(judged, scores.double().numpy(), test)})
+    lengths, words = baselines.length_scores(judged, split.train), baselines.word_scores(judged, split.train)
+    states = features[sorted({row for example in test for row in baselines.rows_of(judged, example)})]
+    with torch.no_grad():
+        gates = probes.gates(probes.scores(states)).mean(0).tolist()
+    return {
+        "test": measured(probes, judged, features, test),
+        "shuffled": {"mean": float(np.mean(shuffled)) if shuffled else None, "each": shuffled},
+        "length_only": baselines.accuracy(judged, lengths, test),
+        "bag_of_words": baselines.accuracy(judged, words, test),
+        "per_layer": per_layer,
+        "gates": [{"layer": layer, "gate": gate} for layer, gate in zip(layers, gates, strict=True)],
+        "learning_curve": curve,
+        "calibration": {"mu": probes.config.mu, "scale": probes.config.scale},
+    }
+
+
+def measured(
+    probes: RepresentationModel, judged: Judged, features: Features, examples: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Accuracy with its interval (prompts resampled), AUROC, calibration before and after, and the rewards' histogram."""
+    numbers = list(range(len(judged))) if examples is None else list(examples)
+    raw = rewards_of(probes, features.__getitem__, torch.arange(len(features))).double().numpy()
+    calibrated = (raw - probes.config.mu) / probes.config.scale
+    good, bad = judged.better_and_worse(numbers)
+    threshold = 0.0 if judged.is_paired else probes.config.mu
+    right = baselines.outcomes(judged, raw, numbers, threshold)
+    estimate = mean_interval(right, [judged.prompt_of(number) for number in numbers])
+    assert estimate is not None
+    auroc = None
+    if good and bad:
+        auroc = float(roc_auc_score([1] * len(good) + [0] * len(bad), np.concatenate([raw[good], raw[bad]])))
+    found: dict[str, Any] = {
+        "accuracy": estimate.to_dict(),
+        "auroc": auroc,
+        "rewards": {"chosen": calibrated[good].tolist(), "rejected": calibrated[bad].tolist()},
+    }
+    if judged.is_paired:
+        for name, scores in (("before", raw), ("after", calibrated)):
+            gap = scores[good] - scores[bad]
+            confidence = 1 / (1 + np.exp(-np.abs(gap)))
+            found[f"calibration_{name}"] = asdict(reliability(confidence.tolist(), (gap > 0).tolist()))
+    return found
+
+
+def _column(features: Features, column: int) -> Read:
+    """One layer of the features alone."""
+
+    def read(rows: Tensor) -> Tensor:
+        return features[rows][:, column : column + 1]
+
+    return read
+
+
+def _accuracy(probes: RepresentationModel, judged: Judged, features: Features, examples: Sequence[int]) -> float:
+    rows = sorted({row for example in examples for row in baselines.rows_of(judged, example)})
+    scores = np.zeros(len(features))
+    scores[rows] = rewards_of(probes, features.__getitem__, torch.tensor(rows)).double().numpy()
+    return baselines.accuracy(judged, scores, examples)
+
+
+def _shuffled(examples: Examples, flips: Tensor) -> Examples:
+    """Pairs turned round, or labels replaced, by a coin."""
+    if examples.second is not None:
+        first = torch.where(flips, examples.second, examples.first)
+        return Examples(first, torch.where(flips, examples.first, examples.second))
+    return Examples(examples.first, labels=flips.float())
+
+
+def fit_options(options: RewardOptions) -> Fit:
+    """The settings of one fit, without the penalty."""
+    return Fit(max_iterations=options.max_iterations, patience=options.patience, margin=options.margin)

@@ -1,0 +1,171 @@
+"""Train a representation reward on judged answers and measure it honestly: `frugalign reward` in one function.
+
+Splits go by prompt. The validation prompts stop the fit, choose the penalty and calibrate; the test prompts are read once, for the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import model_card, write_atomic, write_json_atomic
+from frugalign.base.ledger import Ledger
+from frugalign.data.labelled import Judged, load_judged
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import LoadedModel, has_classifier, load_model
+from frugalign.engines.states import resolve_layers
+from frugalign.methods.representation_reward.examples import Split, examples_of, exchange_ids, joined, read_examples
+from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
+from frugalign.methods.representation_reward.measures import fit_options, measure, measured
+from frugalign.methods.representation_reward.options import RewardOptions
+from frugalign.options.run import model_arguments
+from frugalign.rewards.representation.fit import Fitted, calibrate, fit, rewards_of
+from frugalign.rewards.representation.network import RepresentationModel
+from frugalign.runs.checkpoints import refuse_earlier_run
+from frugalign.runs.folder import COSTS_FILE, open_run_folder, saving
+
+REPORT_FILE = "reward_report.json"
+
+
+def train_reward(options: RewardOptions) -> dict[str, Any]:
+    """Fit, calibrate and save a representation reward, and write `reward_report.json` and `costs.json` beside it.
+
+    Returns:
+        The report.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    for name in ("model_name_or_path", "dataset_name"):
+        if not getattr(options, name):
+            raise FrugalignError(f"--{name} is missing.")
+    assert options.model_name_or_path is not None and options.dataset_name is not None
+    folder = open_run_folder(options.output_dir or "runs/reward")
+    refuse_earlier_run(folder, options.overwrite_output_dir)
+    ledger = Ledger()
+    judged, split = read_examples(options.dataset_name, options)
+    if options.full_model and not judged.is_paired:
+        raise FrugalignError("full_model needs pairs: a whole reward model is trained on them.")
+    if options.full_model and (options.adapter is not None or options.load_in_4bit):
+        raise FrugalignError(
+            "full_model trains every weight of the model: it takes neither an adapter nor load_in_4bit."
+        )
+    elsewhere = {name: joined(load_judged(name)) for name in options.eval_dataset_name}
+    with ledger.phase("load"):
+        base = load_model(options.model_name_or_path, **model_arguments(options))
+    if options.full_model and not has_classifier(base.model):
+        raise FrugalignError(f"full_model: transformers has no sequence classifier for {base.model.config.model_type}.")
+    store = FeatureStore(
+        options.cache_dir or Path.home() / ".cache" / "frugalign" / "states", max_gib=options.max_cache_gib
+    )
+    layers = resolve_layers(base.model, options.layers)
+    with ledger.phase("rollout"):
+        features = states_of(judged, base, layers, options, store, ledger)
+    tokens = ledger.lm_forward_tokens  # of these answers; those from elsewhere are read later
+    with ledger.phase("optimise"):
+        fitted, penalty = fit_best(judged, features, split, layers, options)
+    probes = fitted.model
+    set_calibration(probes, judged, features, split)
+    probes.config.base = fingerprint(
+        base.model, base.tokenizer, name=base.name, revision=options.revision, adapter=options.adapter
+    ).to_dict()
+    probes.config.max_length, probes.config.prompt_format = options.max_length, options.prompt_format
+    probes.config.trained_on = {"name": options.dataset_name, "examples": len(split.train)}
+    ledger.set_parameters(trainable=sum(p.numel() for p in probes.parameters()), base=base.model.num_parameters())
+    with ledger.phase("evaluate"):
+        report = {
+            "settings": asdict(options) | {"layers": layers, "chosen_weight_decay": penalty},
+            "examples": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+            "answers": len(judged.answers),
+            "paired": judged.is_paired,
+            "dropped_equal_pairs": judged.n_dropped,
+            "fit": {"history": fitted.history, "best_iteration": fitted.best_iteration},
+            **measure(probes, judged, features, split, layers, options, penalty),
+            "elsewhere": {
+                name: measured(probes, other, states_of(other, base, layers, options, store, ledger))
+                for name, other in elsewhere.items()
+            },
+        }
+        if options.full_model:
+            from frugalign.methods.representation_reward.full_model_baseline import (
+                train_full_model,  # TRL, which nothing else here needs
+            )
+
+            report["full_model"] = train_full_model(judged, base, split, options)
+    report["cost"] = _cost(ledger, judged, base, tokens)
+    with saving(folder / "model.safetensors"):
+        probes.save_pretrained(folder)
+    write_json_atomic(folder / REPORT_FILE, report)
+    ledger.save(folder / COSTS_FILE)
+    card = model_card(
+        title=f"Representation reward for {base.name}",
+        description="Gated linear probes on the model's own hidden states (arXiv 2503.10093); the reward is calibrated to log-odds.",
+        base_model=base.name,
+        settings=asdict(options),
+        results={
+            "held-out accuracy": report["test"]["accuracy"]["mean"],
+            "shuffled labels": report["shuffled"]["mean"],
+        },
+        costs=ledger.table(),
+        usage=f"from frugalign.rewards import load_reward\n\nreward = load_reward({str(folder)!r}).function",
+    )
+    write_atomic(folder / "README.md", card)
+    return report
+
+
+def states_of(
+    judged: Judged,
+    base: LoadedModel,
+    layers: Sequence[int],
+    options: RewardOptions,
+    store: FeatureStore,
+    ledger: Ledger,
+) -> Features:
+    """Endpoint states of every answer, from the store."""
+    return store.features(base.model, base.tokenizer, exchange_ids(judged, base, options), layers, ledger=ledger)
+
+
+def fit_best(
+    judged: Judged, features: Features, split: Split, layers: Sequence[int], options: RewardOptions
+) -> tuple[Fitted, float]:
+    """Fit with every penalty; the one with the lowest validation loss, and which it was."""
+    width = features.shape[2]
+    train, validation = examples_of(judged, split.train), examples_of(judged, split.validation)
+    settings = fit_options(options)
+    found = [
+        (fit(features.__getitem__, train, validation, layers, width, replace(settings, weight_decay=penalty)), penalty)
+        for penalty in options.weight_decay
+    ]
+    return min(found, key=lambda each: each[0].validation_loss)
+
+
+def set_calibration(probes: RepresentationModel, judged: Judged, features: Features, split: Split) -> None:
+    """`μ` and `t̂` from the validation examples; labelled answers are paired across labels for it."""
+    if judged.is_paired:
+        pairs = [judged.pairs[example] for example in split.validation]
+    else:
+        good, bad = judged.better_and_worse(split.validation)
+        pairs = [(a, b) for a in good for b in bad][:100_000]
+    if not pairs:
+        raise FrugalignError(
+            "The validation prompts hold no better and worse answer, so the reward cannot be calibrated."
+        )
+    rows = sorted({row for pair in pairs for row in pair})
+    rewards = dict(zip(rows, rewards_of(probes, features.__getitem__, torch.tensor(rows)).tolist(), strict=True))
+    calibrate(probes, *(torch.tensor([rewards[pair[side]] for pair in pairs]) for side in (0, 1)))
+
+
+def _cost(ledger: Ledger, judged: Judged, base: LoadedModel, tokens: int) -> dict[str, Any]:
+    """Per 1,000 examples: seconds of extraction and of fitting, and FLOPs of the forward passes (2 per parameter and token)."""
+    thousands = max(1, len(judged)) / 1000
+    return {
+        "seconds_extracting_per_1000": ledger.seconds.get("rollout", 0.0) / thousands,
+        "seconds_fitting_per_1000": ledger.seconds.get("optimise", 0.0) / thousands,
+        "flops_extracting_per_1000": 2.0 * base.model.num_parameters() * tokens / thousands,
+        "tokens": tokens,
+    }

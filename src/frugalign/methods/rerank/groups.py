@@ -1,0 +1,196 @@
+"""Groups of responses while a policy trains: ranked by its own states anew each epoch, or sampled anew (online DPO), and paired.
+
+Every ranking is a file in the run folder, `groups/epoch-000.jsonl` and so on: it can be inspected, is a data set of its own, and is what a
+resumed run reads instead of ranking by a policy that has moved on since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
+from frugalign.engines.encode import exchanges_for
+from frugalign.engines.loading import end_token_ids
+from frugalign.engines.states import endpoint_states
+from frugalign.methods.rerank.options import RerankOptions
+from frugalign.rewards.representation.network import RepresentationModel
+from frugalign.runs.folder import saving
+from frugalign.runs.processes import count_all, my_rows, shared
+from frugalign.runs.shared_sampling import sample_together
+
+FOLDER = "groups"
+
+
+def ranking_path(output_dir: str | Path, epoch: int) -> Path:
+    """Where the ranking of an epoch (from 0) is kept."""
+    return Path(output_dir) / FOLDER / f"epoch-{epoch:03d}.jsonl"
+
+
+def sample_for(
+    prompts: Sequence[Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Any,
+    epoch: int,
+    ledger: Ledger,
+) -> Groups:
+    """`options.sample` responses to every prompt from the model as it is; processes share the prompts, a killed one goes on."""
+    stem = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}"
+    return sample_together(model, tokenizer, prompts, options.sample, options, epoch=epoch, stem=stem, ledger=ledger)
+
+
+def rank_groups(
+    groups: Groups,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: RepresentationModel,
+    options: RerankOptions,
+    ledger: Ledger,
+    *,
+    missing_eos_penalty: float = 0.0,
+) -> Groups:
+    """The groups with calibrated rewards from the states of the model as it is: one forward pass over every response.
+
+    `missing_eos_penalty` is added to the rewards of those that were cut before an end token.
+    """
+    prompts, texts, given_ids = groups.flat()
+    mine = my_rows(len(texts))
+    counted = Ledger()
+    with ledger.phase("reward"):
+        exchanges = exchanges_for(
+            model,
+            tokenizer,
+            [prompts[row] for row in mine],
+            [texts[row] for row in mine],
+            completion_ids=None if given_ids is None else [given_ids[row] for row in mine],
+            max_length=options.max_length,
+            prompt_format=options.prompt_format,
+        )
+        states = endpoint_states(model, exchanges.ids, probes.config.layers, ledger=counted)
+        rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
+    counted.count(reward_calls=len(mine))
+    count_all(ledger, counted)
+    every = [reward for _, reward in shared(list(zip(mine, rewards, strict=True)))]
+    cut = are_cut(groups, model, tokenizer)
+    return groups.ranked([reward + missing_eos_penalty * is_cut for reward, is_cut in zip(every, cut, strict=True)])
+
+
+def are_cut(groups: Groups, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[bool]:
+    """Of every response, in the order of `Groups.flat`, whether it was cut before an end token; False for texts without ids, of which nothing is known."""
+    _, texts, ids = groups.flat()
+    ends = end_token_ids(model, tokenizer)
+    return [False] * len(texts) if ids is None else [not each or each[-1] not in ends for each in ids]
+
+
+def cut_share(groups: Groups, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of the responses that were cut before an end token."""
+    cut = are_cut(groups, model, tokenizer)
+    return sum(cut) / max(1, len(cut))
+
+
+class EpochPairs(TorchDataset[dict[str, Any]]):
+    """The pairs of the current ranking, at a constant number: an epoch has as many pairs as the first ranking gave.
+
+    A ranking with fewer (more ties) repeats some, one with more leaves some out.
+    """
+
+    def __init__(self, pairs: Dataset) -> None:
+        self.pairs, self.size = pairs, len(pairs)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.pairs[index % len(self.pairs)]
+        return row
+
+
+class EpochRanking(TrainerCallback):
+    """Before every epoch but the first, groups are ranked anew and the trainer's pairs replaced. `trainer`: a `RerankTrainer`."""
+
+    def __init__(self, trainer: Any, groups: Groups) -> None:
+        self.trainer, self.groups = trainer, groups
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        epoch, part_way = _epoch_of(state)
+        if state.global_step == 0:
+            if state.is_world_process_zero:
+                self._keep(self.groups, 0)
+            return
+        # Later ones are of the run as it went on before; they are made again.
+        if state.is_world_process_zero:
+            for path in ranking_path(args.output_dir, 0).parent.glob("epoch-*.jsonl"):
+                if path.stem > ranking_path(args.output_dir, epoch if part_way else epoch - 1).stem:
+                    path.unlink()
+        self.trainer.accelerator.wait_for_everyone()
+        before = ranking_path(args.output_dir, epoch - 1)
+        if before.is_file():
+            self.groups = read_groups(before)
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        epoch, part_way = _epoch_of(state)
+        if epoch == 0 or not (args.resample or args.rerank_groups):
+            return
+        path = ranking_path(args.output_dir, epoch)
+        if part_way and not path.is_file():
+            raise FrugalignError(f"{path} is missing: the epoch that is to be resumed was trained on it.")
+        if path.is_file():
+            ranked = read_groups(path)
+        else:
+            ranked = self._rank(epoch)
+            self.trainer.accelerator.wait_for_everyone()
+            if state.is_world_process_zero:
+                self._keep(ranked, epoch)
+        pairs, dropped = pair_groups(ranked)
+        self.trainer.replace_pairs(pairs.shuffle(seed=args.seed + epoch))
+        if not part_way:  # else it was noted when the epoch began
+            self.trainer.note_ranking(ranked, len(pairs), dropped, _changed(self.groups, ranked))
+        self.groups = ranked
+
+    def _rank(self, epoch: int) -> Groups:
+        trainer = self.trainer
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        common, penalty = (trainer.args, trainer.ledger), trainer.args.missing_eos_penalty
+        if not trainer.args.resample:
+            return rank_groups(
+                self.groups, policy, trainer.processing_class, trainer.probes, *common, missing_eos_penalty=penalty
+            )
+        fresh = sample_for(self.groups.prompts, policy, trainer.processing_class, trainer.args, epoch, trainer.ledger)
+        # By the probes as they were fitted, on the model that they were fitted on: a reward that its own policy cannot move.
+        with trainer.starting_model() as start:
+            return rank_groups(
+                fresh, start, trainer.processing_class, trainer.reward, *common, missing_eos_penalty=penalty
+            )
+
+    def _keep(self, groups: Groups, epoch: int) -> None:
+        path = ranking_path(self.trainer.args.output_dir, epoch)
+        with saving(path):
+            save_groups(groups, path)
+            for partial in path.parent.glob(".epoch-*.partial"):
+                partial.unlink()
+
+
+def _epoch_of(state: TrainerState) -> tuple[int, bool]:
+    """The epoch (from 0) that a run is in or about to begin, and whether it is part-way through it."""
+    epoch = int((state.epoch or 0.0) + 1e-6)
+    return epoch, (state.epoch or 0.0) - epoch > 1e-6
+
+
+def _changed(before: Groups, after: Groups) -> float | None:
+    """The share of groups whose best response is another one; None where the responses are others."""
+    if before.completions != after.completions:
+        return None
+    old, new = (
+        [max(range(len(rewards)), key=rewards.__getitem__) for rewards in groups.rewards or []]
+        for groups in (before, after)
+    )
+    changed = sum(first != second for first, second in zip(old, new, strict=True))
+    return changed / max(1, len(after))

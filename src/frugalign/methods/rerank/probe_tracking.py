@@ -1,0 +1,184 @@
+"""Probes that follow the policy's moving states: now and then a margin step on labelled pairs, and μ, t̂ after them (METHODS §2.3).
+
+The pairs are usually those that the probes were fitted on, so that fresh temperatures would be those of memorised labels. What is
+followed is therefore the *change* since the start: t̂ by the ratio of the pairs' best temperatures now and then, μ by the shift of their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from frugalign.engines.states import endpoint_states
+from frugalign.rewards.representation.fit import Standard, best_temperature, pair_loss
+from frugalign.rewards.representation.network import RepresentationModel
+
+States = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+"""Numbers of labelled pairs to the current policy's states of their better and worse answers, `[n, layers, D]` each."""
+
+_WINDOW = 256
+"""Pairs by which the temperature is followed."""
+
+
+class ProbeFollower:
+    """Keeps `probes` abreast of a policy whose states move.
+
+    Args:
+        n_pairs: labelled pairs there are.
+        learning_rate: share of the margin that a step would make good if all pairs wanted the same (a normalised step on standardised
+            states, so that it does not depend on their number or scale).
+        batch_size: pairs of a step.
+    """
+
+    def __init__(
+        self,
+        probes: RepresentationModel,
+        n_pairs: int,
+        *,
+        learning_rate: float,
+        margin: float,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.probes, self.n_pairs = probes, n_pairs
+        self.learning_rate, self.margin, self.batch_size, self.seed = learning_rate, margin, batch_size, seed
+        self.steps = 0
+        self.standard: Standard | None = None
+        self.start = (probes.config.mu, probes.config.scale, 0.0, 1.0)
+        self.window: list[tuple[float, float]] = []
+
+    def begin(self, states: States) -> None:
+        """Measure the labelled pairs before the policy has moved."""
+        better, worse = states(self._numbers(min(_WINDOW, self.n_pairs)))
+        both = torch.cat([better, worse])
+        self.standard = Standard.of(both.__getitem__, torch.arange(len(both)))
+        self._remember(better, worse)
+        self.start = (self.probes.config.mu, self.probes.config.scale, *self._level())
+
+    def step(self, states: States) -> dict[str, float]:
+        """One margin step, and the calibration after it; the accuracy and loss of the pairs before they were learned from."""
+        better, worse = states(self._numbers(self.batch_size))
+        self.steps += 1
+        with torch.no_grad():
+            gap = self.probes(better) - self.probes(worse)
+        found = {
+            "probe/accuracy": float((gap > 0).float().mean()),
+            "probe/loss": float(pair_loss(gap, 0 * gap, self.margin)),
+        }
+        self._remember(better, worse)
+        self._learn(better, worse)
+        mu, scale, mean, temperature = self.start
+        mean_now, temperature_now = self._level()
+        self.probes.config.mu = mu + mean_now - mean
+        self.probes.config.scale = scale * temperature_now / temperature
+        return found | {"probe/mu": self.probes.config.mu, "probe/scale": self.probes.config.scale}
+
+    @torch.enable_grad()
+    def _learn(self, better: Tensor, worse: Tensor) -> None:
+        assert self.standard is not None
+        probes, standard = self.probes, self.standard
+        better, worse = standard(better), standard(worse)
+        standard.unfold(probes)
+        probes.requires_grad_(True)
+        probes.zero_grad()
+        pair_loss(probes(better), probes(worse), self.margin).backward()
+        with torch.no_grad():
+            # A gate is at most 1, so a pair's gap moves by at most |Δx|² for a unit step along its own gradient.
+            step = self.learning_rate / float((better - worse).pow(2).sum((1, 2)).mean().clamp(min=1e-12))
+            for parameter in probes.parameters():
+                assert parameter.grad is not None
+                parameter.sub_(step * parameter.grad)
+        probes.zero_grad()
+        probes.requires_grad_(False)
+        standard.fold(probes)
+
+    def _numbers(self, size: int) -> list[int]:
+        """The next pairs, in an order of the seed's that all are visited in before one comes again."""
+        first = self.steps * self.batch_size
+        found: list[int] = []
+        while len(found) < min(size, self.n_pairs):
+            place = first + len(found)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place // self.n_pairs)
+            order = torch.randperm(self.n_pairs, generator=generator).tolist()
+            found += order[place % self.n_pairs :][: min(size, self.n_pairs) - len(found)]
+        return found
+
+    @torch.no_grad()
+    def _remember(self, better: Tensor, worse: Tensor) -> None:
+        rewards = zip(self.probes(better).tolist(), self.probes(worse).tolist(), strict=True)
+        self.window = (self.window + list(rewards))[-_WINDOW:]
+
+    def _level(self) -> tuple[float, float]:
+        """Mean raw reward and best temperature of the window."""
+        rewards = torch.tensor(self.window, dtype=torch.float64)
+        return float(rewards.mean()), best_temperature(rewards[:, 0] - rewards[:, 1])
+
+    def state(self) -> dict[str, Any]:
+        """What moves, JSON-ready."""
+        assert self.standard is not None
+        return {
+            "steps": self.steps,
+            "start": list(self.start),
+            "window": self.window,
+            "standard": [self.standard.mean.tolist(), self.standard.scale.tolist()],
+            "probes": {name: value.tolist() for name, value in self.probes.state_dict().items()},
+            "calibration": [self.probes.config.mu, self.probes.config.scale],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.steps, self.window = int(state["steps"]), [(a, b) for a, b in state["window"]]
+        mu, scale, mean, temperature = state["start"]
+        self.start = (mu, scale, mean, temperature)
+        device = self.probes.weight.device
+        self.standard = Standard(*(torch.tensor(values, device=device) for values in state["standard"]))
+        self.probes.load_state_dict({name: torch.tensor(value) for name, value in state["probes"].items()})
+        self.probes.config.mu, self.probes.config.scale = state["calibration"]
+
+
+class FollowPolicy(TrainerCallback):
+    """Lets a follower take its step every `args.reward_refresh_steps` optimiser steps, and logs it.
+
+    Args:
+        trainer: a `RerankTrainer` with probes.
+        labelled: pairs as the trainer prepares them.
+    """
+
+    def __init__(self, trainer: Any, labelled: Dataset) -> None:
+        args = trainer.args
+        self.trainer, self.labelled, self.every = trainer, labelled, args.reward_refresh_steps
+        self.follower = ProbeFollower(
+            trainer.probes.to(trainer.accelerator.device),
+            len(labelled),
+            learning_rate=args.reward_learning_rate,
+            margin=args.margin,
+            # As many as the policy's own step has, on every process the same ones.
+            batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.seed,
+        )
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.follower.begin(self.states)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            with self.trainer.ledger.phase("reward"):
+                for name, value in self.follower.step(self.states).items():
+                    self.trainer.note(name, value)
+
+    def states(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The current policy's endpoint states of labelled pairs, better and worse, `[n, layers, D]` each."""
+        trainer = self.trainer
+        policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+        rows, layers = self.labelled.select(numbers), self.follower.probes.config.layers
+        better, worse = (
+            endpoint_states(policy, [row["prompt_ids"] + row[side] for row in rows], layers, ledger=trainer.ledger)
+            for side in ("chosen_ids", "rejected_ids")
+        )
+        return better.to(trainer.accelerator.device), worse.to(trainer.accelerator.device)

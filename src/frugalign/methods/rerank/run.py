@@ -1,0 +1,210 @@
+"""What `frugalign rerank` does: load, hold out, train, save; callable from Python with a `RerankConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.data import held_out_split, load_splits
+from frugalign.data.groups import Groups, groups_of, read_groups
+from frugalign.data.labelled import with_prompt
+from frugalign.data.loading import HELD_OUT, about_training, distinct, training_split
+from frugalign.data.read_files import read_splits
+from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.methods.rerank.collator import COLUMNS
+from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
+from frugalign.methods.rerank.groups import ranking_path, sample_for
+from frugalign.methods.rerank.shift_monitor import ShiftWatch
+from frugalign.methods.rerank.trainer import RerankTrainer
+from frugalign.options.run import policy_arguments
+from frugalign.rewards.loading import NamedReward, load_reward
+from frugalign.rewards.representation.network import load_probes
+from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run
+from frugalign.runs.folder import open_run_folder
+from frugalign.runs.progress import TrainingProgress
+from frugalign.runs.save_policy import save_policy
+
+_SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "confidence/mean")
+_SHIFT_SIZE = 8
+
+
+def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = ()) -> RerankTrainer:
+    """Align a model on preference pairs, or on ranked responses, as `config` says; leaves the adapter (or the model), its card, log and costs in the run folder.
+
+    `eval_steps` evaluates on the `test` or `validation` split where there is one, else on a held-out tenth of the prompts.
+
+    Raises:
+        FrugalignError: whatever the user can mend.
+    """
+    for name in ("model_name_or_path", "dataset_name"):
+        if not getattr(config, name):
+            raise FrugalignError(f"--{name} is missing.")
+    if config.reward is None and config.confidence != "constant":
+        raise FrugalignError("--reward is missing: a representation reward of this model, or --confidence constant.")
+    assert config.model_name_or_path is not None and config.dataset_name is not None
+    checkpoint = find_checkpoint(str(config.output_dir), config.resume_from_checkpoint)
+    folder = open_run_folder(str(config.output_dir))
+    if checkpoint is None:
+        refuse_earlier_run(folder, config.overwrite_output_dir)
+    ledger = Ledger()
+    watch = config.eval_steps is not None
+    stored_groups = "completions" in columns_of(config.dataset_name)
+    if stored_groups and config.sample:
+        raise FrugalignError(f"{config.dataset_name} holds completions already; sample would draw others.")
+    ranked = config.sample > 0 or stored_groups
+    _check_labelled(config, ranked=ranked)
+    train: Dataset | Groups | None = None
+    held_out = labelled = None
+    if not ranked:
+        train, held_out, trained_on = preference_pairs(config.dataset_name, watch=watch)
+    if config.reward_dataset_name is not None:
+        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, watch=watch)
+        held_out = held_out_labelled if ranked else held_out
+    probes = load_probes(config.reward) if config.reward is not None else None
+    with ledger.phase("load"):
+        arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
+        loaded = load_model(config.model_name_or_path, **arguments)
+    shift_reward = _shift_reward(config, loaded)
+    loaded.model.requires_grad_(not config.use_peft)
+    if ranked:
+        train = first_groups(config, loaded, ledger, resuming=checkpoint is not None)
+        trained_on = about_training(config.dataset_name, prompts_in(config.dataset_name), held_out_fraction=0.0)
+    assert train is not None
+    trainer = RerankTrainer(
+        loaded.model,
+        probes,
+        config,
+        train,
+        held_out,
+        processing_class=loaded.tokenizer,
+        peft_config="default" if config.use_peft else None,
+        callbacks=list(callbacks),
+        ledger=ledger,
+        labelled_dataset=labelled,
+    )
+    if shift_reward is not None:
+        trainer.add_callback(shift_watch(config, trainer, shift_reward))
+    TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        save_policy(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            config,
+            trainer.ledger,
+            folder,
+            trained_on=trained_on,
+            done="re-ranked",
+            description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",
+        )
+    return trainer
+
+
+def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
+    """Pairs to train on, pairs to watch the training by (None unless `watch`), and what an artefact stores to know them again."""
+    splits: dict[str, Dataset] = {}
+    for split, rows in load_splits(name, kind="preference").items():
+        columns: dict[str, list[Any]] = {}
+        for row in rows:
+            prompt, chosen, rejected = with_prompt(row)
+            if chosen != rejected:
+                pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected} | {
+                    name: row[name] for name in COLUMNS if name in row
+                }
+                for key, value in pair.items():
+                    columns.setdefault(key, []).append(value)
+        if not columns:
+            raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
+        splits[split] = Dataset.from_dict(columns)
+    train = training_split(splits)
+    watched = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    holds_out = watch and watched is None
+    trained_on = about_training(name, train, held_out_fraction=HELD_OUT if holds_out else 0.0)
+    if holds_out:
+        train, watched = held_out_split(train, HELD_OUT, 0)
+    return train, watched if watch else None, trained_on
+
+
+def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:
+    """Labelled pairs are there where they are needed, and used where they are given; said before anything is sampled."""
+    uses = config.reward_refresh_steps > 0 or (ranked and config.eval_steps is not None)
+    if ranked and uses and config.reward_dataset_name is None:
+        raise FrugalignError(
+            "eval_steps and reward_refresh_steps with groups of responses need labelled pairs: reward_dataset_name."
+        )
+    if config.reward_dataset_name is not None and not uses:
+        raise FrugalignError(
+            "reward_dataset_name is for reward_refresh_steps, or eval_steps with groups; neither is set."
+        )
+    if ranked:
+        check_reward_of_groups(config, has_reward=config.reward is not None)
+
+
+def _shift_reward(config: RerankConfig, loaded: LoadedModel) -> NamedReward | None:
+    if config.shift_reward is None:
+        return None
+    if config.reward is None:
+        raise FrugalignError(
+            "shift_reward needs reward: what the frozen probes say of stored responses is half of the picture."
+        )
+    return load_reward(config.shift_reward, device=str(loaded.model.device))
+
+
+def shift_watch(config: RerankConfig, trainer: RerankTrainer, reward: NamedReward) -> ShiftWatch:
+    """The watch that `shift_reward` asks for, on held-out prompts where the data has them."""
+    assert config.dataset_name is not None
+    kind = "prompt-only" if "prompt" in columns_of(config.dataset_name) else "preference"
+    splits = load_splits(config.dataset_name, kind=kind)
+    first = next(iter(splits))
+    rows = splits[next((name for name in ("test", "validation", "train") if name in splits), first)]
+    asked = rows["prompt"] if kind == "prompt-only" else [with_prompt(row)[0] for row in rows]
+    return ShiftWatch(
+        trainer,
+        distinct(asked)[: config.shift_prompts],
+        reward,
+        size=config.sample or _SHIFT_SIZE,
+        every=config.shift_steps,
+    )
+
+
+def columns_of(name: str) -> set[str]:
+    """The columns of a data set, over all its files."""
+    return {column for files in read_splits(name).values() for rows in files for column in rows.columns}
+
+
+def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, resuming: bool) -> Groups:
+    """The responses to start with: those of the run that is resumed, those that the data set holds, or samples of the model.
+
+    Stored rewards are only taken where there is no reward to rank by.
+    """
+    kept = ranking_path(str(config.output_dir), 0)
+    if resuming and kept.is_file():
+        return read_groups(kept)
+    assert config.dataset_name is not None
+    rows = prompts_in(config.dataset_name)
+    if "completions" in rows.column_names:
+        found = groups_of(rows, config.dataset_name)
+        if found.completion_ids is not None and not _is_mine(found, loaded):
+            found = replace(found, completion_ids=None)
+        return found if config.reward is None else replace(found, rewards=None)
+    return sample_for(distinct(rows["prompt"]), loaded.model, loaded.tokenizer, config, 0, ledger)
+
+
+def prompts_in(name: str) -> Dataset:
+    """The rows with prompts that are sampled for, or that groups are stored of: the split `train`, or the only one."""
+    return training_split(load_splits(name, kind="prompt-only"))
+
+
+def _is_mine(groups: Groups, loaded: LoadedModel) -> bool:
+    """Whether token ids say what the texts say: another model's tokenizer gave them otherwise."""
+    _, texts, ids = groups.flat()
+    try:
+        return ids is not None and loaded.tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
+    except (IndexError, OverflowError, TypeError):  # ids that this tokenizer does not have
+        return False

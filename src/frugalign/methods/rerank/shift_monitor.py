@@ -1,0 +1,185 @@
+"""Does training change how a policy *ranks*, or what it *says*? (METHODS §2.4)
+
+The hypothesis behind re-ranking: the order of stored responses changes (Spearman within a prompt, of their likelihood and of their reward
+under frozen probes, before and now), while the policy's own samples stay where they were (Wasserstein distance under a reward that training
+never saw, beside the distance of two sample sets of the starting model). Where the second fails, stored responses no longer
+stand for the policy's own, and sampling anew is what is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr, wasserstein_distance
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from frugalign.base.files import write_json_atomic
+from frugalign.data.encode import completions_of
+from frugalign.data.groups import Groups, read_groups, save_groups
+from frugalign.decoding.log_probs import sequence_log_probs
+from frugalign.decoding.loop import SamplingParams
+from frugalign.decoding.sample_groups import sample_groups
+from frugalign.engines.encode import exchanges_for
+from frugalign.methods.rerank.groups import rank_groups
+from frugalign.metrics.intervals import mean_interval
+from frugalign.rewards.loading import NamedReward
+from frugalign.rewards.scoring import score
+from frugalign.runs.folder import saving
+
+SHIFT_FILE = "shift.json"
+_SPLITS = 500
+_EPOCH = -100
+"""The samples' noise comes from epochs of their own: two of the starting model, then one for every look."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Wasserstein distances of two sample sets of one model: their mean, and what 97.5 % of them stay below."""
+
+    mean: float
+    high: float
+
+
+def within_prompt_spearman(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> list[float]:
+    """Spearman's ρ of each group's values before and now; groups where either does not vary are left out."""
+    found = []
+    for old, new in zip(before, now, strict=True):
+        if len(set(old)) > 1 and len(set(new)) > 1:
+            found.append(float(spearmanr(old, new).statistic))
+    return found
+
+
+def noise_floor(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Floor:
+    """What two sample sets of one model are apart by chance: the distances of random halves of both together.
+
+    Both sets answer the same prompts, prompt by prompt, so a half keeps as many values of every prompt: prompts differ more than the
+    answers to one, and halves that mixed them would be further apart than two sample sets ever are.
+    """
+    rng, found = np.random.default_rng(seed), []
+    both = [(np.array([*one, *other]), len(one)) for one, other in zip(first, second, strict=True)]
+    for _ in range(_SPLITS):
+        shuffled = [(rng.permutation(values), size) for values, size in both]
+        halves = [values[:size] for values, size in shuffled], [values[size:] for values, size in shuffled]
+        found.append(wasserstein_distance(*map(np.concatenate, halves)))
+    return Floor(float(np.mean(found)), float(np.quantile(found, 0.975)))
+
+
+class ShiftWatch(TrainerCallback):
+    """Logs the shift at the start, every so many steps and at the end, as `shift/…` in metrics.jsonl.
+
+    Args:
+        trainer: a `RerankTrainer` with probes.
+        prompts: those to watch, best ones that training does not use.
+        reward: a reward that training never saw.
+        size: responses per prompt.
+    """
+
+    def __init__(self, trainer: Any, prompts: Sequence[Any], reward: NamedReward, *, size: int, every: int) -> None:
+        self.trainer, self.prompts, self.size, self.every = trainer, list(prompts), size, every
+        self.reward = reward
+        self.probes = copy.deepcopy(trainer.probes)
+        self.stored: Groups | None = None
+        self.start: dict[str, list[list[float]]] = {}
+        self.samples: list[list[float]] = []
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir)
+        kept, groups = folder / SHIFT_FILE, folder / "groups" / "shift.jsonl"
+        with self.trainer.ledger.phase("evaluate"), self.trainer.starting_model() as start:
+            if state.global_step > 0 and groups.is_file():
+                self.stored = read_groups(groups)
+            else:
+                self.stored = self._sample(_EPOCH, start)
+                if state.is_world_process_zero:
+                    with saving(groups):
+                        save_groups(self.stored, groups)
+            self.start = self._measured(start)
+            self.samples = self._rewards(self.stored)
+            floor = noise_floor(self.samples, self._rewards(self._sample(_EPOCH - 1, start)))
+        if state.is_world_process_zero:
+            about = {"reward": self.reward.name, "prompts": len(self.prompts), "responses": self.size}
+            write_json_atomic(kept, {"floor": asdict(floor), **about})
+        if state.global_step == 0:
+            self._look(0)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._look(state.global_step)
+
+    def _look(self, step: int) -> None:
+        with self.trainer.ledger.phase("evaluate"):
+            policy: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            now = self._measured(policy)
+            samples = self.samples if step == 0 else self._rewards(self._sample(_EPOCH - 2 - step, policy))
+        found: dict[str, float] = {}
+        for name in ("log_likelihood", "probe_reward"):
+            estimate = mean_interval(within_prompt_spearman(self.start[name], now[name]))
+            if estimate is not None:
+                found |= {f"shift/{name}_spearman": estimate.mean}
+                found |= {
+                    f"shift/{name}_spearman_low": estimate.ci_low,
+                    f"shift/{name}_spearman_high": estimate.ci_high,
+                }
+        before, after = np.concatenate(self.samples), np.concatenate(samples)
+        found["shift/wasserstein"] = float(wasserstein_distance(before, after))
+        found["shift/reward"] = float(after.mean())
+        self.trainer.log_apart(found)
+
+    def _measured(self, model: Any) -> dict[str, list[list[float]]]:
+        """Log-likelihoods of the stored responses, and their rewards by the probes as they were."""
+        assert self.stored is not None
+        trainer, args = self.trainer, self.trainer.args
+        prompts, texts, ids = self.stored.flat()
+        exchanges = exchanges_for(
+            model,
+            trainer.processing_class,
+            prompts,
+            texts,
+            completion_ids=ids,
+            max_length=args.max_length,
+            prompt_format=args.prompt_format,
+        )
+        each = sequence_log_probs(
+            model,
+            exchanges.prompt_ids,
+            exchanges.completion_ids,
+            batch_size=args.sampling_batch_size,
+            ledger=trainer.ledger,
+        )
+        ranked = rank_groups(self.stored, model, trainer.processing_class, self.probes, args, trainer.ledger)
+        likelihoods = self.stored.ranked([float(row.double().sum()) for row in each]).rewards
+        assert likelihoods is not None and ranked.rewards is not None
+        return {"log_likelihood": likelihoods, "probe_reward": ranked.rewards}
+
+    def _sample(self, epoch: int, model: Any) -> Groups:
+        trainer, args = self.trainer, self.trainer.args
+        return sample_groups(
+            model,
+            trainer.processing_class,
+            self.prompts,
+            self.size,
+            SamplingParams(args.max_new_tokens, args.temperature),
+            seed=args.seed,
+            epoch=epoch,
+            batch_size=args.sampling_batch_size,
+            prompt_format=args.prompt_format,
+            ledger=trainer.ledger,
+        )
+
+    def _rewards(self, groups: Groups) -> list[list[float]]:
+        """Those that apply, prompt by prompt."""
+        prompts, texts, ids = groups.flat()
+        found = score(
+            [self.reward],
+            prompts=prompts,
+            completions=completions_of(prompts, texts),
+            completion_ids=ids or [],
+            ledger=self.trainer.ledger,
+        )
+        totals = iter(found.total)
+        return [[value for _ in group if (value := next(totals)) is not None] for group in groups.completions]

@@ -1,0 +1,1 @@
+"""What the commands' options share. No torch: every `--help` reads these files."""

@@ -1,0 +1,218 @@
+"""Written principles, read from a file, and a prompt put under them.
+
+As YAML: `preamble` (a text), `principles` (a list of texts), `demonstrations` (a list of {prompt, response}); one of them at least. As Markdown:
+the text before the first list is the preamble, its items are the principles, and under a heading `Demonstrations` lines that begin with
+`Prompt:` and `Response:` follow each other. A `.txt` file, and a text that is an attribute of a module, is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import is_attribute, load_attribute
+from frugalign.data.templating import Prompt, apply_template, is_chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SETS = Path(__file__).parent / "sets"
+_ITEM = re.compile(r"(?:[-*+]|\d+[.)])\s+(.*)")
+_HEADING = re.compile(r"#+\s+(.*)")
+_RULE = re.compile(r"([-*_] ?){3,}")
+_TURN = re.compile(r"(?:\*\*)?(Prompt|Response):(?:\*\*)?\s*(.*)", re.IGNORECASE)
+_MARK = "a mark that no template writes by itself"
+
+
+@dataclass(frozen=True)
+class Principles:
+    """A preamble, the principles in their order, and demonstrations as (prompt, response)."""
+
+    preamble: str = ""
+    principles: tuple[str, ...] = ()
+    demonstrations: tuple[tuple[str, str], ...] = ()
+
+    def text(self) -> str:
+        """Preamble and numbered principles."""
+        numbered = "\n".join(f"{number}. {text}" for number, text in enumerate(self.principles, start=1))
+        return "\n\n".join(part for part in (self.preamble, numbered) if part)
+
+    def fingerprint(self) -> str:
+        """Changes with every word."""
+        content = [self.preamble, self.principles, self.demonstrations]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def shipped() -> list[str]:
+    """The names of the sets that come with the package."""
+    return sorted(path.stem for path in _SETS.glob("*.yaml"))
+
+
+def load_principles(name: str) -> Principles:
+    """The principles that a string names: a shipped set, a .yaml, .yml, .md or .txt file, or `package.module:attribute` (a text or such a path).
+
+    Raises:
+        FrugalignError: nothing of this name, a file without a principle, or one that is not as described above.
+    """
+    if name in shipped():
+        return _from_yaml(_SETS / f"{name}.yaml")
+    if is_attribute(name):
+        found = load_attribute(name)
+        if isinstance(found, Principles):
+            return found
+        if not isinstance(found, (str, Path)):
+            raise FrugalignError(f"The principles {name} are a {type(found).__name__}; they must be a text or a path.")
+        if isinstance(found, Path) or Path(found).suffix in (".yaml", ".yml", ".md", ".txt"):
+            return load_principles(str(found))
+        return _something(Principles(preamble=found.strip()), name)
+    path = Path(name).expanduser()
+    if not os.path.isfile(path):  # not is_file, which raises where the name is too long, as of a text in its place
+        raise FrugalignError(f"There are no principles {name}: neither a file nor one of {', '.join(shipped())}.")
+    if path.suffix in (".yaml", ".yml"):
+        return _from_yaml(path)
+    text = _read(path)
+    return _something(_from_markdown(text, name) if path.suffix == ".md" else Principles(preamble=text.strip()), name)
+
+
+def under_principles(
+    principles: Principles, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto"
+) -> list[Prompt]:
+    """Every prompt with the principles before it, as messages where it goes through a chat template, else as text.
+
+    In messages the principles are the system message, before whatever the prompt's own says, and demonstrations earlier turns; where the template
+    has no system role they open the first user turn. In raw text they come first, then the demonstrations, then the prompt.
+
+    Raises:
+        FrugalignError: messages that do not begin with the system or the user.
+    """
+    text, shown = principles.text(), principles.demonstrations
+    system: bool | None = None
+    found: list[Prompt] = []
+    for row, prompt in enumerate(prompts):
+        if not is_chat(prompt, tokenizer, prompt_format):
+            parts = [text] * bool(text) + [f"{asked}\n{answer}" for asked, answer in shown] + [str(prompt)]
+            found.append("\n\n".join(parts))
+            continue
+        if system is None:
+            system = has_system_role(tokenizer)
+        own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        told = text
+        if not all(isinstance(turn["content"], str) for turn in own):
+            raise FrugalignError(f"Prompt {row + 1} has contents that are no text; principles go before text alone.")
+        if own and own[0]["role"] in ("system", "developer"):
+            told = "\n\n".join(part for part in (text, own.pop(0)["content"]) if part)
+        if not own or own[0]["role"] != "user":
+            raise FrugalignError(f"Prompt {row + 1} does not begin with the user, so no principles fit before it.")
+        turns: list[dict[str, Any]] = []
+        for asked, answer in shown:
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        turns += own
+        if told and system:
+            turns.insert(0, {"role": "system", "content": told})
+        elif told:
+            turns[0] = turns[0] | {"content": f"{told}\n\n{turns[0]['content']}"}
+        found.append(turns)
+    return found
+
+
+def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes a system message; some refuse it, some leave it out in silence."""
+    messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "-"}]
+    try:
+        return _MARK in apply_template(messages, tokenizer, add_generation_prompt=True)
+    except FrugalignError:
+        if not tokenizer.chat_template:
+            raise
+        return False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FrugalignError(f"{path} is no UTF-8 text.") from error
+
+
+def _something(found: Principles, name: str) -> Principles:
+    if not (found.text() or found.demonstrations):
+        raise FrugalignError(f"{name} holds no principles.")
+    return found
+
+
+def _from_yaml(path: Path) -> Principles:
+    try:
+        content = yaml.safe_load(_read(path))
+    except yaml.YAMLError as error:
+        raise FrugalignError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if isinstance(content, list):
+        content = {"principles": content}
+    if not isinstance(content, dict):
+        raise FrugalignError(f"{path} holds no principles.")
+    if unknown := sorted(set(map(str, content)) - {"preamble", "principles", "demonstrations"}):
+        raise FrugalignError(f"{path} has {unknown[0]!r}; it takes preamble, principles and demonstrations.")
+    preamble, items, shown = (content.get(key) for key in ("preamble", "principles", "demonstrations"))
+    if not isinstance(preamble or "", str):
+        raise FrugalignError(f"{path}: `preamble` is no text.")
+    for number, item in enumerate(_list(items, path, "principles"), start=1):
+        if not isinstance(item, str) or not item.strip():
+            raise FrugalignError(f"{path}: principle {number} is no text.")
+    pairs = []
+    for number, item in enumerate(_list(shown, path, "demonstrations"), start=1):
+        pair = [item.get(key) for key in ("prompt", "response")] if isinstance(item, dict) else []
+        texts = [each.strip() for each in pair if isinstance(each, str) and each.strip()]
+        if len(texts) < 2:
+            raise FrugalignError(f"{path}: demonstration {number} needs the texts `prompt` and `response`.")
+        pairs.append((texts[0], texts[1]))
+    lines = tuple(" ".join(item.split()) for item in items or [])
+    return _something(Principles((preamble or "").strip(), lines, tuple(pairs)), str(path))
+
+
+def _list(value: Any, path: Path, name: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise FrugalignError(f"{path}: `{name}` is no list.")
+    return value or []
+
+
+def _from_markdown(text: str, name: str) -> Principles:
+    preamble: list[str] = []
+    items: list[str] = []
+    turns: list[tuple[str, str]] = []
+    part, follows = "principles", False
+    for line in text.splitlines():
+        line = line.strip()
+        in_item, follows = follows, False
+        if _RULE.fullmatch(line):
+            continue
+        if heading := _HEADING.fullmatch(line):
+            part = "demonstrations" if heading[1].lower().startswith("demonstration") else "principles"
+        elif part == "demonstrations":
+            if turn := _TURN.fullmatch(line):
+                turns.append((turn[1].lower(), turn[2]))
+            elif line:
+                role, said = turns.pop() if turns else ("", "")
+                turns.append((role, f"{said}\n{line}".strip()))
+        elif item := _ITEM.fullmatch(line):
+            items.append(item[1])
+            follows = True
+        elif in_item and line:
+            items[-1] += f" {line}"
+            follows = True
+        elif not items:
+            preamble.append(line)
+        elif line:
+            raise FrugalignError(
+                f"{name}: {line[:40]!r} stands after the list and belongs to no principle; put it before the list, or make it an item."
+            )
+    if [role if said else None for role, said in turns] != ["prompt", "response"] * (len(turns) // 2):
+        raise FrugalignError(f"{name}: a demonstration is a line `Prompt: …` and then a line `Response: …`.")
+    pairs = tuple((asked, answer) for (_, asked), (_, answer) in zip(turns[::2], turns[1::2], strict=True))
+    return Principles("\n".join(preamble).strip(), tuple(items), pairs)

@@ -1,0 +1,165 @@
+"""The section "Rounds" of a report: what `rounds` read, as figures, tables and sentences for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from frugalign.methods.psle.report_data import (
+    Points,
+    Rounds,
+    accounted,
+    branch_shares,
+    displacement,
+    displacement_verdict,
+    gains,
+    measured,
+    table,
+)
+from frugalign.reports import figures
+
+Figure = tuple[str, str]
+"""Alternative text and data URI."""
+
+LEARNED_FROM = (
+    "What became of each couple; psle ranks those whose gain is above the threshold and imitates the others. Beside it, the use "
+    "that RAFT, which learns from each prompt's best response alone, would make of the same responses."
+)
+"""What to see in `learned_from_figures`."""
+
+_USES = (("this run", "use"), ("RAFT on the same responses", "use_of_raft"))
+_SHARES = (
+    ("tokens with a gradient, share", "tokens"),
+    ("(Σw)²/(n·Σw²) of the responses", "responses"),
+)
+_DRIFT = (
+    ("KL to the start, nats a sequence", (("", "kl"),)),
+    ("tokens a completion", (("", "tokens"),)),
+    ("distinct bigrams, share", (("", "distinct_2"),)),
+    (
+        "refusals, share",
+        (("all prompts", "refused"), ("safe (over-refusals)", "refused_safe"), ("unsafe", "refused_unsafe")),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class RoundsSection:
+    """`groups`: (heading, what it says, figures), those without figures left out; `head`, `rows`: the table."""
+
+    number: int
+    unfinished: list[str]
+    head: list[str]
+    rows: list[list[str]]
+    groups: list[tuple[str, str, list[Figure]]]
+
+
+def section(rounds: Rounds) -> RoundsSection:
+    """Everything of the section but the samples."""
+    head, rows = table(rounds)
+    groups = [
+        (
+            "Held-out prompts",
+            "Asked plainly, with the same noise every time; 0 is the start. Bands are 95 % intervals.",
+            held_out_figures(rounds),
+        ),
+        (
+            "What the rounds learn from",
+            LEARNED_FROM,
+            learned_from_figures(rounds),
+        ),
+        ("Rewards of the responses", "Before each round's training; one scale for all rounds.", reward_figures(rounds)),
+        (
+            "Distance from the start",
+            "On the held-out prompts. Refusals are told by their wording.",
+            drift_figures(rounds),
+        ),
+        (
+            "Displacement",
+            f"{displacement_verdict(rounds)} Each point is of other couples; at a dotted line a round ends.".strip(),
+            displacement_figures(rounds),
+        ),
+    ]
+    return RoundsSection(len(rounds.done), rounds.unfinished, head, rows, [group for group in groups if group[2]])
+
+
+def held_out_figures(rounds: Rounds) -> list[Figure]:
+    """The reward that is trained on, each other reward by itself (their scales differ), the win rate."""
+    names: list[str] = []
+    for look in rounds.looks:
+        names += [name for name in look.measures.get("by_reward", {}) if name not in names]
+    trained_on = next((each.trained_on for each in rounds.done if each.trained_on), [])
+    what = f"reward {trained_on[0]}, trained on" if len(trained_on) == 1 else "reward, trained on"
+    lines: list[tuple[str, Points, float | None]] = [(what, measured(rounds, "", "reward"), None)]
+    for name in names:
+        if trained_on == [name]:
+            continue  # it is the first figure
+        kind = "reward" if name in trained_on else "judge"
+        lines.append((f"{kind} {name}", measured(rounds, "", "by_reward", name), None))
+    lines.append(("win rate against the start", measured(rounds, "", "win_rate"), 0.5))
+    return _drawn([(ylabel, [line], level) for ylabel, line, level in lines], "rounds done")
+
+
+def learned_from_figures(rounds: Rounds) -> list[Figure]:
+    """The threshold beside the mean gain, the branches' shares, the use of the data beside RAFT's."""
+    gain = [accounted(rounds, "threshold τ·σ₀", "threshold"), gains(rounds, "mean gain")]
+    uses = [(ylabel, [accounted(rounds, label, use, key) for label, use in _USES], None) for ylabel, key in _SHARES]
+    found = _drawn([("reward", gain, None)], "round")
+    shares = branch_shares(rounds)
+    if shares:
+        labels = [str(each.number) for each in rounds.done]
+        found.append(
+            (
+                "share of couples in each branch over rounds",
+                figures.stacked(shares, labels, "round", "share of couples"),
+            )
+        )
+    return found + _drawn(uses, "round", bottom=0.0)
+
+
+def reward_figures(rounds: Rounds) -> list[Figure]:
+    """A histogram for every round: the first and the second half of a prompt's responses, on bins that all rounds share."""
+    every = [reward for each in rounds.done for reward in (*each.plain, *each.guided)]
+    found = []
+    for each in rounds.done:
+        if not each.plain:
+            continue
+        left_out = f", {each.unscored} couples without a reward left out" if each.unscored else ""
+        uri = figures.distributions(
+            each.plain,
+            each.guided,
+            f"reward in round {each.number}",
+            rounds.sides,
+            "responses",
+            (min(every), max(every)),
+        )
+        found.append((f"rewards of the responses of round {each.number}{left_out}", uri))
+    return found
+
+
+def drift_figures(rounds: Rounds) -> list[Figure]:
+    """KL to the start, length, distinct bigrams, refusals."""
+    lines = [(ylabel, [measured(rounds, label, key) for label, key in keys], None) for ylabel, keys in _DRIFT]
+    return _drawn(lines, "rounds done")
+
+
+def displacement_figures(rounds: Rounds) -> list[Figure]:
+    """The log-likelihoods of both responses of ranked couples over the steps of all rounds."""
+    series, borders = displacement(rounds)
+    if not series:
+        return []
+    text = "log-likelihood of the responses of ranked couples over the steps of all rounds"
+    return [(text, figures.interrupted(series, borders, "log-likelihood, nats a token"))]
+
+
+def _drawn(
+    lines: Sequence[tuple[str, Sequence[Points], float | None]], xlabel: str, bottom: float | None = None
+) -> list[Figure]:
+    """A figure for each (y label, lines, dashed level); none where no line has a point."""
+    found = []
+    for ylabel, points, level in lines:
+        shown = [line for line in points if line[1]]
+        if shown:
+            uri = figures.over_rounds(shown, ylabel, xlabel, level=level, bottom=bottom)
+            found.append((f"{ylabel}, over rounds", uri))
+    return found

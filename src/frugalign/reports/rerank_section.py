@@ -1,0 +1,59 @@
+"""What a run's log says of the hypothesis behind re-ranking (METHODS §2.4): one figure and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frugalign.reports import figures
+
+_SERIES = (("log-likelihood", "log_likelihood"), ("reward, frozen probes", "probe_reward"))
+_CHANGED = 0.9
+"""A ranking counts as changed where the interval of its correlation with the start stays below this."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """`figure`: a data URI; `verdict`: what it shows at the last look."""
+
+    figure: str
+    verdict: str
+
+
+def read_shift(log: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Shift | None:
+    """From the lines of metrics.jsonl and the content of shift.json; None where the run was not watched."""
+    looks = [line for line in log if "shift/wasserstein" in line]
+    if not looks or "floor" not in about:
+        return None
+    rankings = []
+    for label, name in _SERIES:
+        key = f"shift/{name}_spearman"
+        found = [line for line in looks if key in line]
+        if found:
+            values = [(line[key], line[f"{key}_low"], line[f"{key}_high"]) for line in found]
+            rankings.append((label, [line["step"] for line in found], values))
+    floor = (about["floor"]["mean"], about["floor"]["high"])
+    steps, distances = [line["step"] for line in looks], [line["shift/wasserstein"] for line in looks]
+    figure = figures.shift(rankings, steps, distances, floor, str(about["reward"]))
+    return Shift(figure, verdict([(label, values[-1]) for label, _, values in rankings], distances[-1], floor))
+
+
+def verdict(
+    rankings: Sequence[tuple[str, tuple[float, float, float]]], distance: float, floor: tuple[float, float]
+) -> str:
+    """One sentence on the last look: rankings as (label, (mean, low, high))."""
+    changed = [label for label, (_, _, high) in rankings if high < _CHANGED]
+    stayed = distance <= floor[1]
+    said = ", ".join(f"{label} {mean:.2f} [{low:.2f}, {high:.2f}]" for label, (mean, low, high) in rankings)
+    numbers = f"(rank correlations with the start: {said}; distance {distance:.3f}, two sample sets of the start {floor[0]:.3f}, at most {floor[1]:.3f})"
+    if changed and stayed:
+        return f"The hypothesis holds for this run: rankings changed, and the policy's own samples stayed where they were {numbers}."
+    if changed:
+        return (
+            f"The hypothesis does not hold for this run: rankings changed, and so did the policy's own samples {numbers}; "
+            "stored responses stand for the policy's own less and less."
+        )
+    if stayed:
+        return f"Nothing to decide in this run: neither rankings nor samples moved much {numbers}."
+    return f"The hypothesis does not hold for this run: the samples moved, the rankings hardly {numbers}."

@@ -1,0 +1,171 @@
+"""`report.html` of a representation reward, from the numbers that its training left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import write_atomic
+from frugalign.methods.representation_reward.run import REPORT_FILE
+from frugalign.reports import figures
+from frugalign.reports.render import render
+
+
+def write_reward_report(folder: str | Path) -> Path:
+    """Write `report.html` beside a reward's `reward_report.json`.
+
+    Raises:
+        FrugalignError: a folder without one.
+    """
+    source = Path(folder) / REPORT_FILE
+    if not source.is_file():
+        raise FrugalignError(f"{folder} holds no {REPORT_FILE}, so there is nothing to report.")
+    report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    page = render(
+        "reward_report.html",
+        title=Path(folder).resolve().name,
+        settings=report["settings"],
+        examples=report["examples"],
+        rows=_rows(report),
+        costs=_costs(report),
+        figures=_figures(report),
+    )
+    target = Path(folder) / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    shuffled = report["shuffled"]
+    spread = f" ({100 * min(shuffled['each']):.1f} to {100 * max(shuffled['each']):.1f})" if shuffled["each"] else ""
+    full = report.get("full_model")
+    whole = [] if full is None else [("a whole reward model, trained with TRL", _percent(full["accuracy"]), "—")]
+    return [
+        ("the probes", _percent(report["test"]["accuracy"]), _number(report["test"]["auroc"])),
+        *whole,
+        *(
+            (f"the probes, on {name}", _percent(other["accuracy"]), _number(other["auroc"]))
+            for name, other in report["elsewhere"].items()
+        ),
+        (
+            f"probes trained on shuffled labels, mean of {len(shuffled['each'])}",
+            "—" if shuffled["mean"] is None else f"{100 * shuffled['mean']:.1f}{spread}",
+            "—",
+        ),
+        ("the words of the answer alone", f"{100 * report['bag_of_words']:.1f}", "—"),
+        ("the length of the answer alone", f"{100 * report['length_only']:.1f}", "—"),
+    ]
+
+
+def _percent(estimate: Mapping[str, float]) -> str:
+    return f"{100 * estimate['mean']:.1f} [{100 * estimate['ci_low']:.1f}, {100 * estimate['ci_high']:.1f}]"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
+
+
+def _costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    cost, full = report["cost"], report.get("full_model")
+    whole = []
+    if full is not None:
+        whole = [
+            (
+                f"Seconds per 1,000 pairs, a whole reward model ({full['epochs']} epochs)",
+                f"{full['seconds_training_per_1000']:.1f}",
+            ),
+            ("FLOPs per 1,000 pairs, a whole reward model", f"{full['flops_training_per_1000']:.2e}"),
+        ]
+    return [
+        ("Seconds per 1,000 examples, reading states", f"{cost['seconds_extracting_per_1000']:.1f}"),
+        ("Seconds per 1,000 examples, fitting", f"{cost['seconds_fitting_per_1000']:.1f}"),
+        ("FLOPs per 1,000 examples, reading states", f"{cost['flops_extracting_per_1000']:.2e}"),
+        *whole,
+        ("Tokens through the model", f"{cost['tokens']:,}"),
+    ]
+
+
+Figure = tuple[str, str]
+"""What to see, and a data URI."""
+
+
+def layers_figure(report: Mapping[str, Any]) -> Figure:
+    """The held-out accuracy of each layer's probe alone, beside all of them."""
+    return (
+        "Held-out accuracy of each layer alone; the dashed line is all layers under their gates.",
+        figures.bars(
+            [(str(each["layer"]), 100 * each["accuracy"]) for each in report["per_layer"]],
+            "layer",
+            "accuracy, %",
+            100 * report["test"]["accuracy"]["mean"],
+        ),
+    )
+
+
+def reliability_figure(report: Mapping[str, Any]) -> Figure | None:
+    """How far the calibrated reward's confidence is borne out on held-out pairs; None where there was nothing to calibrate by."""
+    test = report["test"]
+    if "calibration_after" not in test:
+        return None
+    before, after = test["calibration_before"], test["calibration_after"]
+    return (
+        f"Reliability: how often the favoured answer is the better one. Expected calibration error {before['ece']:.3f} before, "
+        f"{after['ece']:.3f} after calibration.",
+        figures.reliability(
+            [
+                ("before", before["confidence"], before["accuracy"]),
+                ("after", after["confidence"], after["accuracy"]),
+            ]
+        ),
+    )
+
+
+def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
+    test, history = report["test"], report["fit"]["history"]
+    reliability = reliability_figure(report)
+    return [
+        (
+            "Calibrated rewards of better and worse answers of unseen prompts: the less they overlap, the better.",
+            figures.distributions(
+                test["rewards"]["rejected"],
+                test["rewards"]["chosen"],
+                "calibrated reward",
+                ("worse", "better"),
+                "answers",
+            ),
+        ),
+        *([] if reliability is None else [reliability]),
+        layers_figure(report),
+        (
+            "Mean gate of each layer: how much of its score counts.",
+            figures.bars([(str(each["layer"]), each["gate"]) for each in report["gates"]], "layer", "gate"),
+        ),
+        (
+            "Held-out accuracy against the number of training examples.",
+            figures.curve(
+                [
+                    (
+                        "accuracy",
+                        [float(point["examples"]) for point in report["learning_curve"]],
+                        [100 * point["accuracy"] for point in report["learning_curve"]],
+                    )
+                ],
+                "accuracy, %",
+                "training examples",
+            ),
+        ),
+        (
+            "Loss over the iterations of the fit (training: with its penalty); the one with the best validation loss is kept.",
+            figures.curve(
+                [
+                    ("training", [float(i) for i in range(len(history))], [point[0] for point in history]),
+                    ("validation", [float(i) for i in range(len(history))], [point[1] for point in history]),
+                ],
+                "loss",
+                "iteration",
+            ),
+        ),
+    ]

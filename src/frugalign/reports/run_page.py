@@ -1,0 +1,266 @@
+"""`write_report`: one page about a run, without external resources. What the folder lacks is named, never made up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import read_json, read_lines, write_atomic
+from frugalign.base.ledger import Ledger
+from frugalign.methods.psle.report_data import Rounds, read_rounds, side_by_side
+from frugalign.reports import figures
+from frugalign.reports.psle_section import section
+from frugalign.reports.render import render
+from frugalign.reports.rerank_section import read_shift
+
+_SAMPLES = 6
+_TABLE = (
+    ("Reward", "reward", "base_reward"),
+    ("Win rate against the base (ties half)", "win_rate", None),
+    ("KL to the base, nats a sequence", "kl_per_sequence", None),
+    ("… of it by restricting the candidates", "kl_restriction", None),
+    ("KL, nats a token", "kl_per_token", None),
+    ("Perplexity under the base", "perplexity_base", None),
+    ("Refusals", "refusal_rate", "base_refusal_rate"),
+    ("Over-refusals (safe prompts)", "over_refusal_rate", "base_over_refusal_rate"),
+    ("Completions that ended", "ended_rate", "base_ended_rate"),
+    ("Length, tokens", "mean_length", "base_mean_length"),
+    ("Distinct bigrams", "distinct_2", "base_distinct_2"),
+)
+_CURVES = (
+    ("reward", (("training", "reward"), ("held-out", "eval_reward"))),
+    ("nats a sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl"))),
+    ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
+    ("tokens a completion", (("training", "completion_length"), ("held-out", "eval_completion_length"))),
+    ("loss on pairs", (("training", "loss"), ("held-out", "eval_loss"))),
+    ("pairs in order, implicit reward", (("training", "rewards/accuracies"), ("held-out", "eval_rewards/accuracies"))),
+    (
+        "pairs in order, probes",
+        (
+            ("training", "representation_reward/accuracy"),
+            ("held-out", "eval_representation_reward/accuracy"),
+            ("labelled, before each step", "probe/accuracy"),
+        ),
+    ),
+    (
+        "representation reward",
+        (("chosen", "representation_reward/chosen"), ("rejected", "representation_reward/rejected")),
+    ),
+    (
+        "confidence",
+        (
+            ("mean", "confidence/mean"),
+            ("share at most ½", "confidence/doubtful_share"),
+            ("share flipped", "confidence/flipped_share"),
+        ),
+    ),
+)
+_BINS = 10
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a folder holds; empty where a file is missing or cannot be read."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    shift: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    costs: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    rounds: Rounds | None = None
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write `report.html` into a run folder: settings, learning curve, quality before and after, cost, samples.
+
+    The folder is a training's (`metrics.jsonl`, or `round-*` folders of which one is finished), an evaluation's (`metrics.json`),
+    or a training's with an evaluation in it or in a folder directly below it.
+
+    Raises:
+        FrugalignError: for a folder that is none of them.
+    """
+    folder = Path(run_folder).expanduser()
+    run = _read(folder)
+    after, pairs = side_by_side(run.rounds) if run.rounds else (0, [])
+    page = render(
+        "report.html",
+        title=folder.resolve().name,
+        settings={key: value for key, value in run.settings.items() if value is not None and value != []},
+        curves=_curves(run.log) + _confidence(run.log),
+        shift=read_shift(run.log, run.shift),
+        rounds=section(run.rounds) if run.rounds else None,
+        round_samples=[_shown(pair) for pair in _pick(pairs)],
+        n_round_samples=len(pairs),
+        rounds_before_samples=after,
+        distributions=_distributions(run.samples),
+        rows=_rows(run.metrics),
+        metrics=run.metrics,
+        costs=run.costs,
+        samples=[_shown(sample) for sample in _pick(run.samples)],
+        n_samples=len(run.samples),
+        missing=run.missing,
+    )
+    target = folder / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def read_samples(run_folder: str | Path, n: int = _SAMPLES) -> list[dict[str, Any]]:
+    """`n` lines of an evaluation's samples.jsonl, evenly spread: not chosen by their reward."""
+    return _pick(read_lines(Path(run_folder) / "samples.jsonl"), n)
+
+
+def _read(folder: Path) -> _Run:
+    if not folder.is_dir():
+        raise FrugalignError(f"There is no run folder {folder}.")
+    evaluated = folder
+    if not (folder / "metrics.json").is_file():
+        below = sorted(folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
+        evaluated = below[-1].parent if below else folder
+    run = _Run(rounds=read_rounds(folder))
+    log = folder / "metrics.jsonl"
+    if not log.is_file() and not (evaluated / "metrics.json").is_file() and run.rounds is None:
+        if any(folder.glob("round-*")):
+            raise FrugalignError(
+                f"{folder} holds no finished round: none of its round-* folders has a manifest.json yet."
+            )
+        raise FrugalignError(f"{folder} is not a run folder: it holds neither metrics.jsonl nor metrics.json.")
+    run.metrics.update(read_json(evaluated / "metrics.json"))
+    run.log.extend(read_lines(log))
+    run.shift.update(read_json(folder / "shift.json"))
+    run.samples.extend(read_lines(evaluated / "samples.jsonl"))
+    if (folder / "config.yaml").is_file():
+        import yaml
+
+        run.settings.update(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {})
+    run.settings.update({f"evaluation: {key}": value for key, value in run.metrics.get("settings", {}).items()})
+    training, evaluation = folder / "costs.json", evaluated / "evaluation_costs.json"
+    trained = bool(run.log) or run.rounds is not None
+    if evaluated != folder or not trained:
+        evaluation = evaluated / "costs.json"
+    for title, path in (("Training", training if trained else None), ("Evaluation", evaluation)):
+        costs = read_json(path) if path is not None else {}
+        if costs:
+            run.costs.append((title, _cost_rows(costs)))
+    found: dict[str, Any] = {"the settings (config.yaml)": run.settings}
+    if run.rounds is None:  # else each round has its own
+        found |= {
+            "the learning curve (metrics.jsonl)": run.log,
+            "the evaluation (metrics.json)": run.metrics,
+            "samples and reward distributions (samples.jsonl)": run.samples,
+        }
+    found["the costs (costs.json)"] = run.costs
+    run.missing.extend(name for name, content in found.items() if not content)
+    run.missing.extend(run.rounds.missing if run.rounds else [])
+    return run
+
+
+def _cost_rows(costs: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The ledger's own table, of saved costs."""
+    ledger = Ledger()
+    ledger.load_dict(costs)
+    measured = {
+        "Seconds, all": f"{costs.get('wall_clock_seconds', 0.0):,.1f}",
+        "Peak memory": f"{costs.get('peak_memory_mb', 0.0):,.0f} MB",
+    }
+    return [(name, measured.get(name, value)) for name, value in ledger.table()]
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, base, policy) for the table of quality; a dash where a number does not apply."""
+    if not metrics:
+        return []
+    rows = [(name, _cell(metrics.get(base)) if base else "", _cell(metrics.get(own))) for name, own, base in _TABLE]
+    named = metrics.get("rewards", {})
+    if len(named) > 1:  # the first of them is the main one
+        before = metrics.get("base_rewards", {})
+        rows[:1] = [(f"Reward {name}", _cell(before.get(name)), _cell(value)) for name, value in named.items()]
+    return rows
+
+
+def _cell(estimate: Mapping[str, Any] | None) -> str:
+    """As many decimals as the interval's width makes worth reading, at least two."""
+    if not estimate:
+        return "—"
+    mean, low, high = (float(estimate[key]) for key in ("mean", "ci_low", "ci_high"))
+    width = high - low
+    decimals = min(6, max(2, 1 - math.floor(math.log10(width)))) if width > 0 else 2
+    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def _curves(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(alternative text, data URI) of every curve that the log has."""
+    found = []
+    for ylabel, lines in _CURVES:
+        series = []
+        for label, key in lines:
+            points = [
+                (line["step"], line[key]) for line in log if isinstance(line.get(key), (int, float)) and "step" in line
+            ]
+            if points:
+                series.append((label, [float(step) for step, _ in points], [float(value) for _, value in points]))
+        if series:
+            found.append((f"{ylabel} over training steps", figures.curve(series, ylabel)))
+    return found
+
+
+def _confidence(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The confidences' histogram at the first and at the last line that has one."""
+    keys = [f"confidence/histogram_{place}" for place in range(_BINS)]
+    found = [line for line in log if all(key in line for key in keys)]
+    if len(found) < 2 or max(found[0][key] for key in keys) == max(found[-1][key] for key in keys) == 1.0:
+        return []
+    series = [(f"step {line['step']}", [line[key] for key in keys]) for line in (found[0], found[-1])]
+    labels = [f"{place / _BINS:.1f}" for place in range(_BINS)]
+    return [
+        (
+            "confidence of the labels, first and last",
+            figures.shares(series, labels, "confidence from", "share of pairs"),
+        )
+    ]
+
+
+def _distributions(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    found = []
+    for name in samples[0].get("rewards", {}) if samples else {}:
+        before = [value for sample in samples if (value := sample["base_rewards"].get(name)) is not None]
+        after = [value for sample in samples if (value := sample["rewards"].get(name)) is not None]
+        if before and after:
+            text = f"distribution of the reward {name}, base and policy"
+            found.append((text, figures.distributions(before, after, name)))
+    return found
+
+
+def _pick(samples: list[dict[str, Any]], n: int = _SAMPLES) -> list[dict[str, Any]]:
+    step = max(1, len(samples) // n)
+    return samples[::step][:n]
+
+
+def _shown(sample: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt": prompt_in_words(sample["prompt"]),
+        "base": sample["base"],
+        "policy": sample["policy"],
+        "base_rewards": scores_in_words(sample.get("base_rewards", {})),
+        "rewards": scores_in_words(sample.get("rewards", {})),
+    }
+
+
+def prompt_in_words(prompt: Any) -> str:
+    """A string as it is, a conversation a line per message."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def scores_in_words(rewards: Mapping[str, float | None]) -> str:
+    """Rewards by name, a dash where one does not apply."""
+    return ", ".join(
+        f"{name} {'—' if value is None else format(value, '.3g').replace('-', '−')}" for name, value in rewards.items()
+    )

@@ -1,0 +1,61 @@
+"""Figures that a method's own training left, of a line's first seed: probe layers and calibration, shift, PSLE's rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from frugalign.base.files import read_json, read_lines
+from frugalign.methods.psle.report_data import read_rounds
+from frugalign.reports.psle_section import learned_from_figures
+from frugalign.reports.rerank_section import read_shift
+from frugalign.reports.reward_page import layers_figure, reliability_figure
+from frugalign.reports.study_style import Figure
+from frugalign.study.plan import RUN_FOLDER
+from frugalign.study.table import Row
+
+_SEE = (
+    ("tokens", "RAFT, which learns from each prompt's best response alone, leaves the rest of what was sampled without a gradient."),
+    ("(Σw)²", "How many of the responses count, by their weights: 1 is all of them alike. RAFT counts the best of each prompt."),
+    ("branch", "Couples whose gain is above the threshold are ranked, the others imitated by their reward. The ranked part shrinks as the principles are learned."),
+    ("reward", "The mean gain of answers under the principles, and the threshold that a couple has to pass to be ranked."),
+)  # fmt: skip
+"""What a title of `learned_from_figures` speaks of, and what to see there."""
+
+
+def run_figures_of(rows: Sequence[Row]) -> list[Figure]:
+    """Everything that the lines' first runs have the numbers for; each kind once, of the first line that has it."""
+    found: list[Figure] = []
+    for read in (probes, shift, rounds):
+        found += next((figures for row in rows if (figures := read(row, row.outcomes[0].training))), [])
+    return found
+
+
+def probes(row: Row, training: Path) -> list[Figure]:
+    """Accuracy by layer and the reliability of a reward that the cell fitted on hidden states."""
+    report = read_json(training / "reward" / "reward_report.json")
+    if not report:
+        return []
+    named = (("probe layers", layers_figure(report)), ("calibration of the probes", reliability_figure(report)))
+    return [
+        Figure(f"{row.line.label}: {name}", drawn[1], drawn[0], wide=False)
+        for name, drawn in named
+        if drawn is not None
+    ]
+
+
+def shift(row: Row, training: Path) -> list[Figure]:
+    """How rankings and samples moved, of a line with `shift_reward`."""
+    run = training / RUN_FOLDER
+    found = read_shift(read_lines(run / "metrics.jsonl"), read_json(run / "shift.json"))
+    return [] if found is None else [Figure(f"{row.line.label}: shift", found.figure, found.verdict)]
+
+
+def rounds(row: Row, training: Path) -> list[Figure]:
+    """What PSLE's rounds learned from: gain and threshold, branches, the use of the responses beside RAFT's."""
+    read = read_rounds(training / RUN_FOLDER) if row.line.method == "psle" else None
+    drawn = [] if read is None else learned_from_figures(read)
+    return [
+        Figure(f"{row.line.label}: {text}", uri, next(said for part, said in _SEE if part in text), wide=False)
+        for text, uri in drawn
+    ]

@@ -1,0 +1,95 @@
+"""How a study's figures are drawn: axes, a colour, curve and marker for each line, intervals, the legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frugalign.metrics import Estimate
+from frugalign.reports.figures import canvas, tidy
+from frugalign.study.responses import responses_of
+from frugalign.study.table import Row
+
+COLOURS = (
+    "#0b6e4f",
+    "#c2571a",
+    "#5b4b8a",
+    "#1f6fb2",
+    "#a8324a",
+    "#6b7a1e",
+    "#0f8b8d",
+    "#b8860b",
+    "#7a4a2b",
+    "#d26a9c",
+)
+BASE = "#8a8f98"
+"""The base's colour, and that of what is drawn to compare with."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as a data URI, and its caption; one that is not `wide` is shown smaller."""
+
+    title: str
+    uri: str
+    caption: str
+    wide: bool = True
+
+
+def colour_of(rows: Sequence[Row], row: Row) -> str:
+    """A line's colour: the base is grey."""
+    return BASE if row.line.method == "base" else mark_of(_number_of(rows, row))[0]
+
+
+def style_of(rows: Sequence[Row], row: Row) -> str:
+    """How a line is drawn: another way for each time that the colours come round."""
+    return "-" if row.line.method == "base" else ("-", "--", ":", "-.")[_number_of(rows, row) // len(COLOURS) % 4]
+
+
+def marker_of(rows: Sequence[Row], row: Row) -> str:
+    """How a line's point is drawn: as its curve."""
+    return "o" if row.line.method == "base" else mark_of(_number_of(rows, row))[1]
+
+
+def mark_of(number: int) -> tuple[str, str]:
+    """Colour and marker of the so-manieth line: another marker for each time that the colours come round."""
+    return COLOURS[number % len(COLOURS)], "osD^"[number // len(COLOURS) % 4]
+
+
+def _number_of(rows: Sequence[Row], row: Row) -> int:
+    return [each.line.label for each in rows if each.line.method != "base"].index(row.line.label)
+
+
+def legend_beside(axes: Any) -> None:
+    """Names beside the axes, where they cover nothing."""
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def bars_of(value: Estimate) -> list[list[float]]:
+    """An interval as matplotlib takes it."""
+    return [[max(0.0, value.mean - value.ci_low)], [max(0.0, value.ci_high - value.mean)]]
+
+
+def axes_of(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes."""
+    figure = canvas(width, height)
+    axes = figure.add_subplot()
+    tidy(axes, "both")
+    return figure, axes
+
+
+def main_of(row: Row) -> Estimate:
+    """The main judge's, of a row that has one."""
+    assert row.main is not None
+    return row.main.value
+
+
+def values_of(row: Row) -> list[float]:
+    """The main judge's values of a line's responses."""
+    return [
+        value
+        for outcome in row.outcomes
+        for sample in responses_of(outcome)
+        if (value := sample["rewards"].get(row.judge)) is not None
+    ]

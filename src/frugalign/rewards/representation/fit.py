@@ -1,0 +1,219 @@
+"""Fit the probes: margin loss on pairs or cross-entropy on labelled answers, early stopping, calibration (METHODS §2.1).
+
+Features are brought to mean 0 and unit scale by the training rows, and both constants are folded into the probes' weights at the end,
+so what is saved reads plain hidden states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from frugalign.base.errors import FrugalignError
+from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
+
+Read = Callable[[Tensor], Tensor]
+"""Rows `[n]` to states `[n, layers, D]`."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How to fit. `weight_decay`: λ of `λ/2·‖w‖²` on standardised features, per example; `margin`: of the pair loss; `chunk`: answers
+    read into memory at once."""
+
+    weight_decay: float = 0.1
+    max_iterations: int = 200
+    patience: int = 20
+    margin: float = 1.0
+    chunk: int = 1024
+
+
+@dataclass
+class Examples:
+    """What is learned from: `chosen [n]` and `rejected [n]` rows of the features, or `rows [n]` with `labels [n]` (1 = good)."""
+
+    first: Tensor
+    second: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def select(self, index: Tensor) -> Examples:
+        return Examples(
+            self.first[index],
+            None if self.second is None else self.second[index],
+            None if self.labels is None else self.labels[index],
+        )
+
+
+def pair_loss(chosen: Tensor, rejected: Tensor, margin: float = 1.0) -> Tensor:
+    """`−log σ(r_c − r_r − margin)`, mean over pairs (METHODS §2.1)."""
+    return -logsigmoid(chosen - rejected - margin).mean()
+
+
+def label_loss(rewards: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of `σ(r)` against labels in {0, 1}, mean over answers."""
+    return binary_cross_entropy_with_logits(rewards, labels.to(rewards))
+
+
+@dataclass
+class Standard:
+    """Mean and spread of every feature over the training rows, `[layers, D]` both.
+
+    A few dimensions of a large model's states are a hundred times the others; one scale for all would leave them alone with the penalty.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, read: Read, rows: Tensor, batch_size: int = 1024) -> Standard:
+        """In two passes over the rows, a batch at a time; a feature that does not move keeps its scale."""
+        parts = rows.unique().split(batch_size)
+        n = sum(len(part) for part in parts)
+        mean = torch.stack([read(part).double().sum(0) for part in parts]).sum(0) / n
+        spread = (torch.stack([(read(part).double() - mean).pow(2).sum(0) for part in parts]).sum(0) / n).sqrt()
+        return cls(mean.float(), torch.where(spread > 1e-6, spread, 1.0).float())
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return (states - self.mean) / self.scale
+
+    def fold(self, model: RepresentationModel) -> None:
+        """Make a model of standardised features one of plain features, in place: `w·(h − m)/s + b = (w/s)·h + (b − (w/s)·m)`."""
+        with torch.no_grad():
+            model.weight.div_(self.scale)
+            model.bias.sub_((model.weight * self.mean).sum(-1))
+
+    def unfold(self, model: RepresentationModel) -> None:
+        """The reverse: make a model of plain features one of standardised ones, in place."""
+        with torch.no_grad():
+            model.bias.add_((model.weight * self.mean).sum(-1))
+            model.weight.mul_(self.scale)
+
+
+@dataclass
+class Fitted:
+    """The probes on plain states, and how the fit went: `history` has one `(training loss, validation loss)` per iteration."""
+
+    model: RepresentationModel
+    history: list[tuple[float, float]]
+    best_iteration: int
+    validation_loss: float
+
+
+@torch.enable_grad()
+def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int], width: int, options: Fit) -> Fitted:
+    """Fit probes by L-BFGS (scipy's) on all training examples, and keep the iteration with the lowest validation loss.
+
+    Not by Adam: its first steps are as long along a feature of noise as along the one that tells, so stopping early keeps the noise. The
+    states are read in chunks, at every evaluation anew.
+
+    Raises:
+        FrugalignError: nothing to learn from, or states that are not finite.
+    """
+    if len(train) == 0 or len(validation) == 0:
+        raise FrugalignError("There are no examples to fit the probes on (or none to stop by).")
+    rows = train.first if train.second is None else torch.cat([train.first, train.second])
+    standard = Standard.of(read, rows)
+    if not bool(standard.mean.isfinite().all() and standard.scale.isfinite().all()):
+        raise FrugalignError("The hidden states are not finite, so no probe can be fitted on them.")
+    model = RepresentationModel(RepresentationConfig(width=width, layers=list(layers))).double()
+    best, best_state = math.inf, {name: value.clone() for name, value in model.state_dict().items()}
+    best_iteration, history = 0, []
+    last_loss = math.nan
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        nonlocal last_loss
+        vector_to_parameters(torch.from_numpy(flat), model.parameters())
+        model.zero_grad()
+        penalty = options.weight_decay / 2 * (model.weight.pow(2).sum() + model.gate.pow(2).sum())
+        penalty.backward()
+        last_loss = float(penalty.detach()) + _mean_loss(model, read, standard, train, options, learn=True)
+        gradient = torch.cat(
+            [parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None]
+        )
+        return last_loss, gradient.numpy()
+
+    @torch.no_grad()
+    def watch(flat: NDArray[np.float64]) -> None:
+        nonlocal best, best_state, best_iteration
+        vector_to_parameters(torch.from_numpy(flat), model.parameters())
+        held_out = _mean_loss(model, read, standard, validation, options)
+        history.append((last_loss, held_out))
+        if held_out < best - 1e-7:
+            best, best_iteration = held_out, len(history) - 1
+            best_state = {name: value.clone() for name, value in model.state_dict().items()}
+        if len(history) - 1 - best_iteration >= options.patience:
+            raise StopIteration
+
+    start = parameters_to_vector(model.parameters()).detach().numpy()
+    minimize(objective, start, jac=True, method="L-BFGS-B", callback=watch, options={"maxiter": options.max_iterations})
+    if not math.isfinite(best):
+        raise FrugalignError("The probes' validation loss was never finite.")
+    model.load_state_dict(best_state)
+    standard.fold(model)
+    return Fitted(model.float().eval(), history, best_iteration, best)
+
+
+def _mean_loss(
+    model: RepresentationModel, read: Read, standard: Standard, examples: Examples, options: Fit, learn: bool = False
+) -> float:
+    """Mean loss of the examples, chunk by chunk; with `learn` its gradient is added to the parameters'."""
+    total = 0.0
+    with torch.set_grad_enabled(learn):
+        for index in torch.arange(len(examples)).split(options.chunk):
+            batch = examples.select(index)
+            first = model(standard(read(batch.first)).double())
+            if batch.second is not None:
+                loss = pair_loss(first, model(standard(read(batch.second)).double()), options.margin)
+            else:
+                assert batch.labels is not None
+                loss = label_loss(first, batch.labels)
+            part = loss * (len(index) / len(examples))
+            if learn:
+                part.backward()
+            total += float(part.detach())
+    return total
+
+
+@torch.no_grad()
+def rewards_of(model: RepresentationModel, read: Read, rows: Tensor, batch_size: int = 1024) -> Tensor:
+    """Raw rewards of rows, `[n]`."""
+    return torch.cat([model(read(part)) for part in rows.split(batch_size)]) if len(rows) else torch.zeros(0)
+
+
+def calibrate(model: RepresentationModel, chosen: Tensor, rejected: Tensor) -> None:
+    """Set `μ` and `t̂` from raw rewards of held-out pairs (in place): `μ` their mean, `t̂` the temperature that makes
+    `σ((r_c − r_r)/t̂)` likeliest (METHODS §2.1).
+
+    Pairs that all are ordered rightly, or none, have no such temperature: `t̂` is bounded by [gap/10, 10·gap] of the mean absolute gap.
+    """
+    model.config.scale = best_temperature(chosen - rejected)
+    model.config.mu = float(torch.cat([chosen, rejected]).mean())
+
+
+def best_temperature(gaps: Tensor) -> float:
+    """The `t` that makes `σ(gap/t)` likeliest, for gaps `[n]` of pairs whose first answer is the better one.
+
+    Raises:
+        FrugalignError: gaps that are all zero, or not finite.
+    """
+    gap = gaps.double()
+    typical = float(gap.abs().mean())
+    if not (math.isfinite(typical) and typical > 0):
+        raise FrugalignError(
+            "The probes give chosen and rejected answers the same reward, so they cannot be calibrated."
+        )
+    scales = typical * torch.logspace(-1, 1, 2001, dtype=torch.float64)
+    losses = torch.stack([softplus(-gap / scale).mean() for scale in scales])
+    return float(scales[losses.argmin()])

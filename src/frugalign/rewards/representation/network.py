@@ -1,0 +1,245 @@
+"""The representation reward: gated linear probes on a model's own hidden states at the end of an answer (METHODS §2.1).
+
+Per layer `s_l = w_l·h^l + b_l`; gates `g = σ(V s)` with `V` L×L; `r = Σ_l g_l·s_l`; calibrated `r̃ = (r − μ)/t̂`, so that the
+difference of two is the log-odds of being preferred. About `L·(D + L + 1)` numbers; the model itself is frozen and not in the file.
+This file is the network and the scoring; training is in `frugalign.rerank`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from frugalign.base.files import hash_weights, load_config, load_weights
+from frugalign.data.encode import answer_text
+from frugalign.engines.encode import exchanges_for
+from frugalign.engines.fingerprints import check_base, fingerprint
+from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.states import endpoint_states
+
+MODEL_TYPE = "frugalign_representation_reward"
+
+
+class RepresentationConfig(PreTrainedConfig):
+    """What the probes read and what they were trained for; `base` and `trained_on` describe the frozen LM and the data."""
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        width: int = 64,
+        layers: Sequence[int] = (1,),
+        mu: float = 0.0,
+        scale: float = 1.0,
+        max_length: int | None = None,
+        prompt_format: str = "auto",
+        base: dict[str, Any] | None = None,
+        trained_on: dict[str, Any] | None = None,
+        weights_sha256: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.width = width
+        self.layers = list(layers)
+        self.mu = mu
+        self.scale = scale
+        self.max_length = max_length
+        self.prompt_format = prompt_format
+        self.base = base
+        self.trained_on = trained_on
+        self.weights_sha256 = weights_sha256
+        super().__init__(**kwargs)
+
+
+class RepresentationModel(PreTrainedModel):
+    """The probes and their gates. `forward` takes `states [B, L, D]` and returns the raw reward `r [B]`."""
+
+    config_class = RepresentationConfig
+    base_model_prefix = "representation"
+
+    def __init__(self, config: RepresentationConfig) -> None:
+        super().__init__(config)
+        n = len(config.layers)
+        self.weight = nn.Parameter(torch.empty(n, config.width))
+        self.bias = nn.Parameter(torch.empty(n))
+        self.gate = nn.Parameter(torch.empty(n, n))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            for parameter in (self.weight, self.bias, self.gate):
+                init.zeros_(parameter)
+
+    def scores(self, states: Tensor) -> Tensor:
+        """`s [B, L]`, a score per layer."""
+        return torch.einsum("bld,ld->bl", states.to(self.weight.dtype), self.weight) + self.bias
+
+    def gates(self, scores: Tensor) -> Tensor:
+        """`g = σ(V s) [B, L]`."""
+        return torch.sigmoid(scores @ self.gate.T)
+
+    def forward(self, states: Tensor) -> Tensor:
+        scores = self.scores(states)
+        return (self.gates(scores) * scores).sum(-1)
+
+    def calibrated(self, states: Tensor) -> Tensor:
+        """`r̃ = (r − μ)/t̂ [B]`."""
+        raw: Tensor = self(states)
+        found: Tensor = (raw - self.config.mu) / self.config.scale
+        return found
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the weights' hash goes into `config.json`, so that changed bytes are noticed on loading."""
+        self.config.weights_sha256 = hash_weights(self)
+        super().save_pretrained(*args, **kwargs)
+
+
+class RepresentationReward:
+    """A `Reward` and a `StateReward`: the calibrated reward of an answer, read off the base's own states.
+
+    Called as TRL calls a reward it runs its base over the exchange; given states that were computed anyway, it runs nothing. The base
+    is loaded when it is first needed, so that with `share_base` one model in memory serves generation and reward. Scores do not
+    depend on the other rows, the batch or the padding.
+    """
+
+    def __init__(
+        self, probes: RepresentationModel, base: LoadedModel | None = None, *, name: str = "representation"
+    ) -> None:
+        self.probes = probes.eval().requires_grad_(False)
+        self.layers: list[int] = probes.config.layers
+        self.fingerprint: str = state_fingerprint(probes.config.base)
+        self.__name__ = name
+        self._base = base
+        self._device: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, base: LoadedModel | None = None, *, device: str | None = None
+    ) -> RepresentationReward:
+        """Load the probes; `base`: a model that is loaded already and must be the one that they name.
+
+        Raises:
+            FrugalignError: a missing, truncated or tampered file; another base (the sentence says what differs).
+        """
+        reward = cls(load_probes(folder), name=Path(folder).name)
+        reward._device = device
+        if base is not None:
+            reward.base = base
+        return reward
+
+    @property
+    def base(self) -> LoadedModel:
+        """The model whose states are read.
+
+        Raises:
+            FrugalignError: where it cannot be loaded, or has changed since the probes were fitted.
+        """
+        if self._base is None:
+            stored = self.probes.config.base
+            self.base = load_model(
+                stored["name"],
+                revision=stored.get("revision"),
+                adapter=stored.get("adapter"),
+                device_map=self._device,
+            )
+        assert self._base is not None
+        return self._base
+
+    @base.setter
+    def base(self, base: LoadedModel) -> None:
+        found = fingerprint(base.model, base.tokenizer, name=base.name)
+        check_base(self.probes.config.base, found, f"The representation reward {self.__name__!r}")
+        self._base = base
+
+    @torch.no_grad()
+    def score_states(self, states: Tensor) -> Tensor:
+        """`states [B, layers, D]` at the answers' last tokens to calibrated rewards `[B]`."""
+        calibrated: Tensor = self.probes.calibrated(states.to(self.probes.weight.device))
+        return calibrated
+
+    def states(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
+        """`[B, layers, D]`: one pass of the base over every exchange."""
+        config = self.probes.config
+        exchanges = exchanges_for(
+            self.base.model,
+            self.base.tokenizer,
+            prompts,
+            completions,
+            completion_ids=completion_ids,
+            max_length=config.max_length,
+            prompt_format=config.prompt_format,
+        )
+        return endpoint_states(self.base.model, exchanges.ids, self.layers)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        endpoint_states: Sequence[Tensor] | None = None,
+        endpoint_layers: Sequence[int] = (),
+        **_: Any,
+    ) -> list[float]:
+        """One calibrated reward per completion.
+
+        Args:
+            completion_ids: they say where an answer was cut, which its text does not; used where they are this base's own tokens.
+            endpoint_states: per row `[len(endpoint_layers), D]`, states of this base that generation handed over.
+        """
+        if endpoint_states is not None and set(self.layers) <= set(endpoint_layers):
+            columns = [list(endpoint_layers).index(layer) for layer in self.layers]
+            handed: list[float] = self.score_states(torch.stack(list(endpoint_states))[:, columns]).tolist()
+            return handed
+        ids = completion_ids
+        if ids is not None:
+            texts = self.base.tokenizer.batch_decode(list(map(list, ids)), skip_special_tokens=True)
+            if not all(ids) or texts != [answer_text(completion) for completion in completions]:
+                ids = None
+        found: list[float] = self.score_states(self.states(prompts, completions, ids)).tolist()
+        return found
+
+
+def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: str) -> list[int]:
+    """Let the state rewards among `rewards` (functions) that read this very model use it; the layers that they read, together."""
+    mine = [
+        reward
+        for reward in rewards
+        if isinstance(reward, RepresentationReward) and reward.fingerprint == fingerprint_of_base
+    ]
+    for reward in mine:
+        reward.base = base
+    return sorted({layer for reward in mine for layer in reward.layers})
+
+
+def state_fingerprint(base: dict[str, Any]) -> str:
+    """One string for the model whose states are read: equal for equal weights, tokenizer and adapter."""
+    parts = (
+        base.get(key) for key in ("architecture", "width", "vocabulary", "tokenizer", "weights", "layers", "adapter")
+    )
+    return hashlib.sha256("\t".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def load_probes(folder: str | Path) -> RepresentationModel:
+    """The probes alone, loaded strictly.
+
+    Raises:
+        FrugalignError: a missing, truncated or tampered file.
+    """
+    config = load_config(folder, RepresentationConfig, "representation reward")
+    probes: RepresentationModel = load_weights(folder, RepresentationModel, config, "representation reward")
+    return probes
+
+
+def is_representation_reward(folder: str | Path) -> bool:
+    """Whether a local folder holds one, by its config.json."""
+    path = Path(folder).expanduser() / "config.json"
+    return path.is_file() and MODEL_TYPE in path.read_text(encoding="utf-8", errors="replace")

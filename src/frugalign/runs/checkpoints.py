@@ -1,0 +1,236 @@
+"""Checkpoints that exist whole or not at all, and the rules about them: none is written over, none is resumed under other settings.
+
+Trainer writes its checkpoints file by file, and a kill while it does leaves a folder that it would resume from. `WholeCheckpoints`
+lets it write aside and moves the folder into place in one step; any trainer of this package puts it before its Trainer class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+
+from frugalign.base.files import write_json_atomic
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.options.run import is_resuming
+from frugalign.runs.folder import COSTS_FILE, METRICS_FILE, STAGING, saving
+
+STATE_FILE = "frugalign.json"
+_ARTEFACT_FILES = (
+    "model.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "config.json",
+    "config.yaml",
+    "README.md",
+    "trained_on.json",
+    "training_args.bin",
+    "completions.jsonl",
+)
+_EVALUATION_FILES = ("shift.json", "metrics.json", "samples.jsonl", "evaluation_costs.json", "report.html")
+
+
+class WholeCheckpoints(ABC):
+    """A mixin for a `transformers.Trainer`: its checkpoints hold what `run_state` gives, beside Trainer's own.
+
+    The class that uses it has a `ledger`.
+    """
+
+    args: Any
+    state: TrainerState
+    ledger: Ledger
+    accelerator: Any
+    _staging = False
+
+    @abstractmethod
+    def run_settings(self) -> dict[str, Any]:
+        """JSON-ready settings that must not change between a checkpoint and its resumption."""
+
+    @abstractmethod
+    def run_state(self) -> dict[str, Any]:
+        """What moves, beside weights, optimiser, scheduler and the ledger; JSON-ready."""
+
+    @abstractmethod
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """Take up what `run_state` gave."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop what an earlier, interrupted `train` left."""
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, or go on from a checkpoint: its folder, or True for the newest one in the run folder.
+
+        Raises:
+            FrugalignError: a run folder that holds an earlier run, unless `overwrite_output_dir`; a checkpoint of other settings.
+        """
+        trainer: Any = super()
+        self.forget()
+        folder = str(self.args.output_dir)
+        checkpoint = find_checkpoint(folder, resume_from_checkpoint)
+        if checkpoint is None:
+            refuse_earlier_run(folder, self.args.overwrite_output_dir)
+            self.accelerator.wait_for_everyone()
+            if self.state.is_world_process_zero:
+                clear_earlier_run(folder)
+            self.accelerator.wait_for_everyone()
+            found: TrainOutput = trainer.train(None, trial, ignore_keys_for_eval)
+            return found
+        check_settings(checkpoint, checkpoint_state(Path(checkpoint)).get("settings", {}), self.run_settings())
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if state.global_step < self._last_step():
+            found = trainer.train(checkpoint, trial, ignore_keys_for_eval)
+            return found
+        # The run had ended before its artefact was saved, and Trainer would take one step more.
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        return TrainOutput(state.global_step, float("nan"), {})
+
+    def _last_step(self) -> int:
+        """Where the run ends by its settings, as Trainer counts it."""
+        trainer: Any = self
+        if self.args.max_steps > 0:
+            return int(self.args.max_steps)
+        return int(trainer.set_initial_training_values(self.args, trainer.get_train_dataloader())[-1])
+
+    def _get_output_dir(self, trial: Any) -> str:
+        trainer: Any = super()
+        folder = str(trainer._get_output_dir(trial))
+        return str(Path(folder) / STAGING) if self._staging else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        trainer: Any = super()
+        step = self.state.global_step
+        self._staging = True
+        try:
+            with self.ledger.phase("save"), saving(Path(str(self.args.output_dir)) / f"checkpoint-{step}"):
+                trainer._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+        finally:
+            self._staging = False
+        if self.args.should_save:
+            state = {"settings": self.run_settings(), "ledger": self.ledger.to_dict()} | self.run_state()
+            publish_checkpoint(Path(self._get_output_dir(trial)), step, state, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        trainer: Any = super()
+        trainer._load_from_checkpoint(resume_from_checkpoint, model)
+        state = checkpoint_state(Path(resume_from_checkpoint))
+        self.ledger.load_dict(state["ledger"])
+        self.load_run_state(state)
+
+
+def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] = ()) -> None:
+    """Nothing is written over: a folder with an earlier run's checkpoints or artefact is left alone unless asked for.
+    `also`: names of what else a method leaves and the folder holds.
+
+    Raises:
+        FrugalignError: where there is one.
+    """
+    marks = ("checkpoint-", "model.safetensors", "adapter_model.safetensors")
+    found = [path.name for path in _results(Path(folder)) if path.name.startswith(marks)]
+    found += also
+    if found and not overwrite:
+        raise FrugalignError(
+            f"{folder} holds an earlier run ({sorted(found)[-1]}): go on with it by resume_from_checkpoint true, delete it by "
+            "overwrite_output_dir, or choose another output_dir."
+        )
+
+
+def clear_earlier_run(folder: str | Path) -> None:
+    """Delete what an earlier run left, and nothing else."""
+    for path in _results(Path(folder)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _results(folder: Path) -> list[Path]:
+    names = [METRICS_FILE, COSTS_FILE, *_ARTEFACT_FILES, *_EVALUATION_FILES]
+    rankings = sorted(folder.glob("groups/*.jsonl"))
+    return [folder / name for name in names if (folder / name).is_file()] + rankings + checkpoints_in(folder)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Those that are whole, the oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    whole = [path for path in found if (path / STATE_FILE).is_file()]
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+
+
+def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: int | None) -> None:
+    """Complete the checkpoint staged under `run_dir/.saving` and move it into place in one step, then drop the oldest ones."""
+    staged = run_dir / STAGING / f"checkpoint-{step}"
+    write_json_atomic(staged / STATE_FILE, state)
+    target = run_dir / f"checkpoint-{step}"
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(staged, target)
+    shutil.rmtree(run_dir / STAGING, ignore_errors=True)
+    rotate_checkpoints(output_dir=str(run_dir), save_total_limit=keep, use_mtime=False)
+
+
+def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
+    """What `publish_checkpoint` stored beside the weights."""
+    path = checkpoint / STATE_FILE
+    if not path.is_file():
+        raise FrugalignError(f"{checkpoint} is not a checkpoint of this trainer: it holds no {STATE_FILE}.")
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return state
+
+
+_BY_HASH = {"base", "prompts", "held-out prompts", "pairs", "probes"}
+"""Settings whose values say nothing to a reader."""
+
+
+def check_settings(checkpoint: str | Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than those that the checkpoint was made with: the two halves would be no run.
+
+    Raises:
+        FrugalignError: naming what differs.
+    """
+    different = [
+        f"other {name}" if name in _BY_HASH else f"{name} {stored[name]}, not {now[name]}"
+        for name in now
+        if name in stored and stored[name] != now[name]
+    ]
+    if different:
+        raise FrugalignError(
+            f"{checkpoint} was made with {'; '.join(different)}: resume with the same settings, or start a new run."
+        )
+
+
+def find_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
+    """The checkpoint folder to resume from: a path as given, or for `true` the newest one in the run folder.
+
+    Raises:
+        FrugalignError: where there is none.
+    """
+    if not is_resuming(wanted):
+        return None
+    if wanted is True or str(wanted).lower() in ("true", "latest", "1"):
+        found = checkpoints_in(Path(output_dir))
+        if not found:
+            raise FrugalignError(f"There is no checkpoint in {output_dir} to resume from.")
+        return str(found[-1])
+    if not Path(str(wanted)).is_dir():
+        raise FrugalignError(f"There is no checkpoint folder {wanted}.")
+    checkpoint_state(Path(str(wanted)))
+    return str(wanted)

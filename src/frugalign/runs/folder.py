@@ -1,0 +1,98 @@
+"""The run folder while a run goes: `metrics.jsonl` and `costs.json`, line by line, and what the system refuses to write in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from frugalign.base.files import read_lines, write_atomic, writing
+from frugalign.base.ledger import Ledger
+
+STAGING = ".saving"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+COSTS_FILE = "costs.json"
+
+
+class RunFolder(TrainerCallback):
+    """Writes `config.yaml`, every log line to `metrics.jsonl` and the ledger to `costs.json`; a resumed run forgets lines after its
+    checkpoint. `config`: the resolved options."""
+
+    def __init__(self, ledger: Ledger, config: dict[str, Any]) -> None:
+        self.ledger, self.config = ledger, config
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = Path(str(args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / STAGING, ignore_errors=True)
+        lines = [line for line in read_metrics(folder) if state.global_step > 0 and line["step"] <= state.global_step]
+        write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.config, sort_keys=False))
+        write_atomic(folder / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+        self.ledger.save(folder / COSTS_FILE)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        folder = Path(str(args.output_dir))
+        line = {"step": state.global_step, "epoch": state.epoch} | logs
+        with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.ledger.save(folder / COSTS_FILE)
+
+
+def open_run_folder(path: str | Path) -> Path:
+    """The run folder, made where it does not exist.
+
+    Raises:
+        FrugalignError: where the system does not allow it, or a file stands in its place.
+    """
+    folder = Path(path)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def saving(path: str | Path) -> Iterator[None]:
+    """`writing`, for code that saves tensors: what the system refused, safetensors says in its message alone, and torch not at all.
+
+    Raises:
+        FrugalignError: for a full disk, a missing permission and the like.
+    """
+    with writing(path):
+        try:
+            yield
+        except (SafetensorError, RuntimeError) as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if isinstance(error, SafetensorError) and code:
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+            if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+                raise OSError(errno.EIO, "a file could not be written whole; is the disk full?") from error
+            raise
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of `metrics.jsonl`; one that a crash cut short is left out."""
+    return read_lines(folder / METRICS_FILE)

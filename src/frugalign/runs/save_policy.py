@@ -1,0 +1,59 @@
+"""The policy that a method trains: a LoRA by default, and how it is left in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from frugalign.base.files import model_card, read_json, write_atomic, write_json_atomic
+from frugalign.base.ledger import Ledger
+from frugalign.runs.folder import COSTS_FILE, saving
+
+TRAINED_ON_FILE = "trained_on.json"
+
+
+def lora_of(options: Any) -> LoraConfig:
+    """A LoRA on all linear layers of a causal LM, of `options.lora_r` and `options.lora_alpha`."""
+    return LoraConfig(
+        r=options.lora_r, lora_alpha=options.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def save_policy(
+    policy: Any,
+    tokenizer: Any,
+    args: Any,
+    ledger: Ledger,
+    folder: Path,
+    *,
+    trained_on: dict[str, Any],
+    done: str,
+    description: str,
+) -> None:
+    """Write the adapter or the model, its card, the costs and what it was trained on into the run folder. `done`: what happened to it, in a word or two."""
+    with saving(folder / "model.safetensors"):
+        policy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    kind = "adapter" if args.use_peft else "policy"
+    card = model_card(
+        title=f"{args.model_name_or_path or 'a causal language model'}, {done}",
+        description=description,
+        base_model=str(args.model_name_or_path or ""),
+        settings=args.options(),
+        costs=ledger.table(),
+        usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
+    )
+    write_atomic(folder / "README.md", card)
+    write_json_atomic(folder / TRAINED_ON_FILE, trained_on)
+    ledger.save(folder / COSTS_FILE)
+
+
+def trained_on_of(name: str | None) -> dict[str, Any] | None:
+    """What the adapter or model in a run folder, or in a round's folder inside one, was trained on; None where nothing says so."""
+    for folder in () if name is None else (Path(name), Path(name).parent):
+        found = read_json(folder / TRAINED_ON_FILE)
+        if found:
+            return found
+    return None

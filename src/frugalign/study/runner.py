@@ -1,0 +1,266 @@
+"""Run a study's cells, a process each: what is done is skipped, what fails is reported and does not stop the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import read_json, write_json_atomic
+from frugalign.study.budgeted import UNTRAINED
+from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOCK_FILE, LOG_FILE, RESULT_FILE, TRAINED_FILE
+from frugalign.study.checks import check_study
+from frugalign.study.options import StudyOptions
+from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
+
+CHOSEN_FILE, START_FOLDER, TRAININGS_FOLDER = "chosen.json", "start", "trainings"
+_POLL = 0.2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell with what came of it: its result, or why there is none; `training`: the folder of what it trained."""
+
+    cell: Cell
+    folder: Path
+    training: Path
+    result: dict[str, Any] | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study as far as it is run: the lines of its table, all outcomes, what choosing found, and the choosing cells without a result."""
+
+    options: StudyOptions
+    lines: list[Line]
+    outcomes: list[Outcome]
+    chosen: dict[str, Any]
+    unchosen: list[Outcome]
+
+    def of(self, line: Line) -> list[Outcome]:
+        """A line's cells, seed by seed."""
+        return [outcome for outcome in self.outcomes if outcome.cell.line == line]
+
+    @property
+    def missing(self) -> list[Outcome]:
+        """Cells without a result, those that choose included where nothing is chosen yet."""
+        given = _lines_by_label(self.options)
+        choosing = [each for each in self.unchosen if self.chosen[given[each.cell.line.label].label]["setting"] is None]
+        return [*choosing, *(outcome for outcome in self.outcomes if outcome.result is None)]
+
+    @property
+    def wanted_missing(self) -> list[Outcome]:
+        """Those of them that `only` asks for."""
+        given, to_choose_by = _lines_by_label(self.options), _to_choose_by(self.options)
+        return [
+            each
+            for each in self.missing
+            if (
+                each.cell in to_choose_by
+                if each.cell.kind == "choosing"
+                else is_wanted(each.cell.line, given[each.cell.line.label], each.cell.seed, self.options)
+            )
+        ]
+
+
+def run_study(options: StudyOptions) -> Finished:
+    """Decide the sweeps where `choose` says so, then run every cell that is not done.
+
+    Raises:
+        FrugalignError: a study that cannot be run at all, or that another command is at; a cell that fails is an outcome.
+    """
+    study = Path(options.output_dir)
+    if read_study(options).missing:
+        check_study(options, lines_of(options))
+    study.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(study / LOCK_FILE).acquire(timeout=0)
+    except Timeout as error:
+        raise FrugalignError(f"Another command works on the study in {study}.") from error
+    with held:
+        if options.choose is not None:
+            run_cells(_to_choose_by(options), options)
+            write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)
+        given = _lines_by_label(options)
+        cells = cells_of(read_study(options).lines, options)
+        run_cells([cell for cell in cells if is_wanted(cell.line, given[cell.line.label], cell.seed, options)], options)
+    return read_study(options)
+
+
+def _lines_by_label(options: StudyOptions) -> dict[str, Line]:
+    """The line of the YAML that each label, one of a sweep's settings too, stands for."""
+    return {each.label: line for line in lines_of(options) for each in (*swept(line), line)}
+
+
+def sweeps_of(options: StudyOptions) -> list[Line]:
+    """The lines whose setting is to be chosen."""
+    return [line for line in lines_of(options) if options.choose is not None and len(swept(line)) > 1]
+
+
+def read_study(options: StudyOptions) -> Finished:
+    """What there is of a study, without running or writing anything; a sweep that is not decided yet has no line.
+
+    A choice is made once: what `chosen.json` says of a sweep holds as long as the sweep and what it asks stay as they are.
+    """
+    study = Path(options.output_dir)
+    frozen = read_json(study / CHOSEN_FILE)
+    lines: list[Line] = []
+    chosen: dict[str, Any] = {}
+    failed: list[Outcome] = []
+    sweeps = sweeps_of(options)
+    for line in lines_of(options):
+        if line not in sweeps:
+            lines += swept(line)
+            continue
+        chosen[line.label] = frozen[line.label] if _is_frozen(line, frozen, options) else _choice(line, options)
+        if chosen[line.label]["setting"] is not None:
+            lines.append(Line(line.label, line.method, chosen[line.label]["setting"]))
+        failed += [each for each in _tried(line, options) if each.result is None]
+    outcomes = [outcome_of(cell, options) for cell in cells_of(lines, options)]
+    return Finished(options, lines, outcomes, chosen, failed)
+
+
+def _tried(sweep: Line, options: StudyOptions) -> list[Outcome]:
+    return [outcome_of(cell, options) for cell in choosing_cells(sweep, options)]
+
+
+def _asked_of(sweep: Line, options: StudyOptions) -> str:
+    """Changes with anything that the choice depends on."""
+    study = Path(options.output_dir)
+    return " ".join(cell.folder(study).name for cell in choosing_cells(sweep, options))
+
+
+def _is_frozen(sweep: Line, frozen: dict[str, Any], options: StudyOptions) -> bool:
+    known = frozen.get(sweep.label, {})
+    return known.get("setting") is not None and known.get("asked") == _asked_of(sweep, options)
+
+
+def _choice(sweep: Line, options: StudyOptions) -> dict[str, Any]:
+    """The setting with the highest main judge; None while one of them has not been run, or where all have failed."""
+    tried = _tried(sweep, options)
+    known = {
+        each.cell.line.label: value
+        for each in tried
+        if each.result is not None and (value := main_judge(each.result)) is not None
+    }
+    waiting = [each for each in tried if each.error == NOT_RUN]
+    best = max(known, key=lambda label: known[label]) if known and not waiting else None
+    return {
+        "tried": known,
+        "failed": {each.cell.line.label: each.error for each in tried if each.error not in (None, NOT_RUN)},
+        "setting": next((each.cell.line.setting for each in tried if each.cell.line.label == best), None),
+        "asked": _asked_of(sweep, options),
+    }
+
+
+NOT_RUN = "not run yet"
+
+
+def outcome_of(cell: Cell, options: StudyOptions) -> Outcome:
+    """What a cell's folder holds."""
+    folder, training = cell.folder(Path(options.output_dir)), cell.training(trainings_of(options))
+    if (folder / RESULT_FILE).is_file():
+        return Outcome(cell, folder, training, json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), None)
+    if (folder / FAILED_FILE).is_file():
+        said = json.loads((folder / FAILED_FILE).read_text(encoding="utf-8"))["error"]
+        return Outcome(cell, folder, training, None, str(said).rstrip("."))  # a part of other sentences
+    return Outcome(cell, folder, training, None, NOT_RUN)
+
+
+def trainings_of(options: StudyOptions) -> Path:
+    """The folder of the study's trainings."""
+    return Path(options.trainings_dir or Path(options.output_dir) / TRAININGS_FOLDER)
+
+
+def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
+    """Run what has no result, `options.jobs` processes at a time; their output is in each cell's log.txt."""
+    open_ones = [each for each in (outcome_of(cell, options) for cell in cells) if each.result is None]
+    left = [each.cell for each in open_ones]
+    if len(left) < len(cells):
+        print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
+    to_train = [each for each in open_ones if each.cell.line.method not in UNTRAINED]
+    trained = sum((each.training / TRAINED_FILE).is_file() for each in to_train)
+    if trained or (to_train and options.trainings_dir is not None):
+        print(f"{trained} of {len(to_train)} trainings of the other cells are there already.", flush=True)
+    waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < options.jobs:
+                cell = waiting.pop(0)
+                running.append((cell, _start(cell, options), time.perf_counter()))
+            time.sleep(_POLL)
+            for entry in [entry for entry in running if entry[1].poll() is not None]:
+                running.remove(entry)
+                done += 1
+                _report(entry[0], options, entry[1].returncode, time.perf_counter() - entry[2], f"{done}/{len(left)}")
+    finally:  # also where the runner itself is told to stop
+        for _, process, _ in running:
+            process.terminate()
+        for _, process, _ in running:
+            process.wait()
+
+
+def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
+    study = Path(options.output_dir)
+    folder = cell.folder(study)
+    write_json_atomic(folder / ASKS_FILE, cell.asks)
+    (folder / FAILED_FILE).unlink(missing_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
+    given = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
+    given |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    words = [str(folder), str(study / START_FOLDER), str(trainings_of(options)), str(options.eval_batch_size)]
+    words.append(str(options.jobs))
+    with (folder / LOG_FILE).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "frugalign.study.cell", *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=given | os.environ,
+        )
+
+
+def _report(cell: Cell, options: StudyOptions, status: int, seconds: float, place: str) -> None:
+    found = outcome_of(cell, options)
+    if found.result is not None:
+        value = main_judge(found.result)
+        print(
+            f"{place} {cell.name}: {'no value' if value is None else format(value, '.4g')} in {seconds:,.0f} s",
+            flush=True,
+        )
+        return
+    if not (found.folder / FAILED_FILE).is_file():  # killed from outside, by the system for its memory perhaps
+        write_json_atomic(found.folder / FAILED_FILE, {"error": f"its process ended with status {status}"})
+    _log.warning(
+        "%s %s failed: %s; see %s.", place, cell.name, outcome_of(cell, options).error, found.folder / LOG_FILE
+    )
+
+
+def main_judge(result: dict[str, Any]) -> float | None:
+    """The main judge's mean; None where it applies to no response."""
+    found = result["metrics"]["reward"]
+    return None if found is None else float(found["mean"])
+
+
+def _to_choose_by(options: StudyOptions) -> list[Cell]:
+    """The cells that choose among settings, as far as they are asked for: all of a sweep's where a cell that is asked for waits for the choice; none once it is made."""
+    frozen = read_json(Path(options.output_dir) / CHOSEN_FILE)
+    found: list[Cell] = []
+    for sweep in sweeps_of(options):
+        if not _is_frozen(sweep, frozen, options):
+            every = any(is_wanted(sweep, sweep, seed, options) for seed in options.seeds)
+            cells = choosing_cells(sweep, options)
+            found += [cell for cell in cells if every or is_wanted(cell.line, cell.line, cell.seed, options)]
+    return found

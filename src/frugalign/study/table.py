@@ -1,0 +1,210 @@
+"""From finished cells to the rows of a table: every measure with its interval over seeds and prompts, its difference to the reference, and the costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from frugalign.base.files import read_json
+from frugalign.metrics import Estimate, holm, length_controlled_win_rate, preference
+from frugalign.metrics.two_way import crossed_mean
+from frugalign.study.plan import Line
+from frugalign.study.responses import compared, responses_of
+from frugalign.study.runner import Finished, Outcome
+from frugalign.study.verdicts import judges_of, verdicts_file
+
+COSTS = (
+    "generated_tokens",
+    "lm_forward_tokens",
+    "reward_calls",
+    "optimizer_steps",
+    "wall_clock_seconds",
+    "peak_memory_mb",
+)
+_KEPT = ("kl_per_sequence", "mean_length", "ended_rate", "distinct_2", "refusal_rate", "over_refusal_rate")
+Table = list[list[float | None]]
+"""Values by seed and prompt."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure of a line: its mean, its difference to the reference (the base) on the same prompts, and p-values of that difference, plain and after
+    Holm's correction over the study's lines (the main judge alone has one)."""
+
+    value: Estimate
+    difference: Estimate | None
+    p_value: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Preferred:
+    """A pairwise judge's preference for a line over the base; `contradictions`: share of pairs that it judged otherwise in the other order."""
+
+    share: Estimate
+    contradictions: float | None
+    unanswered: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `judge`: the main one's name; `others`: KL, length and so on, by the name in metrics.json; `costs` of the training and `decoding`, of one response:
+    medians over the seeds."""
+
+    line: Line
+    judge: str
+    outcomes: list[Outcome]
+    measures: dict[str, Measured]
+    win_rate: Estimate | None
+    length_controlled: Estimate | None
+    preferred: dict[str, Preferred]
+    others: dict[str, Estimate | None]
+    costs: dict[str, float]
+    decoding: dict[str, float]
+    trainable_parameters: int | None
+    base_parameters: int | None
+
+    @property
+    def main(self) -> Measured | None:
+        """The main judge's; None where it applies to none of the line's responses."""
+        return self.measures.get(self.judge)
+
+
+def rows_of(found: Finished) -> list[Row]:
+    """A row for every line of which at least one seed is done, in the study's order."""
+    judges = judges_of(found.options)
+    rows = [_row(line, done, judges, found) for line in found.lines if (done := _done(found.of(line)))]
+    tested = {row.line.label: row.main.p_value for row in rows if row.main is not None and row.main.p_value is not None}
+    corrected = holm(tested)
+    return [_with_holm(row, corrected.get(row.line.label)) for row in rows]
+
+
+def _done(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.result is not None]
+
+
+def _with_holm(row: Row, p_holm: float | None) -> Row:
+    main = row.main
+    if main is None:
+        return row
+    return replace(row, measures=row.measures | {row.judge: replace(main, p_holm=p_holm)})
+
+
+def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]]], found: Finished) -> Row:
+    size = int(_result(done[0])["asks"]["eval_samples"])
+    samples = [responses_of(outcome) for outcome in done]
+    beside = [lines for outcome in done if (lines := compared(outcome, found))]
+    measures: dict[str, Measured] = {}
+    for name in samples[0][0]["rewards"]:
+        values = _table(_value, name, samples, size)
+        value = crossed_mean(values, share=_is_share(values))
+        if value is None:
+            continue
+        gap = crossed_mean(_table(_difference, name, beside, size)) if beside else None
+        measures[name] = Measured(
+            value.estimate, gap.estimate if gap is not None else None, gap.p_value if gap is not None else None
+        )
+    main = next(iter(samples[0][0]["rewards"]))
+    wins = crossed_mean(_table(_win, main, beside, size), share=True) if beside else None
+    costs = [_result(outcome)["costs"] for outcome in done]
+    decoding = [_result(outcome)["metrics"].get("decoding", {}) for outcome in done]
+    return Row(
+        line,
+        main,
+        done,
+        measures,
+        None if wins is None else wins.estimate,
+        _length_controlled(beside, main, size) if beside else None,
+        {name: said for name, asked in judges if (said := _preferred(done, size, asked, found)) is not None},
+        {
+            name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done], share=name.endswith("_rate"))
+            for name in _KEPT
+        },
+        {name: statistics.median(each.get(name, 0.0) for each in costs) for name in COSTS},
+        {name: statistics.median(each[name] for each in decoding) for name in decoding[0]},
+        costs[0].get("trainable_parameters"),
+        costs[0].get("base_parameters"),
+    )
+
+
+def _table(
+    value_of: Callable[[dict[str, Any], str], float | None],
+    name: str,
+    samples: Sequence[Sequence[dict[str, Any]]],
+    size: int,
+) -> Table:
+    return [by_prompt([value_of(sample, name) for sample in each], size) for each in samples]
+
+
+def _is_share(values: Table) -> bool:
+    """Whether a measure says yes or no of a response; several responses to a prompt make shares of it."""
+    known = {value for each in values for value in each if value is not None}
+    return known <= {0.0, 1.0} or (min(known) >= 0 and max(known) <= 1)
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.result is not None
+    return outcome.result
+
+
+def by_prompt(values: Sequence[float | None], size: int) -> list[float | None]:
+    """Means over the `size` samples of each prompt, which follow one another; None where no sample has a value."""
+    found: list[float | None] = []
+    for start in range(0, len(values), size):
+        known = [value for value in values[start : start + size] if value is not None]
+        found.append(sum(known) / len(known) if known else None)
+    return found
+
+
+def _value(sample: dict[str, Any], name: str) -> float | None:
+    found: float | None = sample["rewards"].get(name)
+    return found
+
+
+def _difference(sample: dict[str, Any], name: str) -> float | None:
+    after, before = sample["rewards"].get(name), sample["base_rewards"].get(name)
+    return None if after is None or before is None else float(after - before)
+
+
+def _win(sample: dict[str, Any], name: str) -> float | None:
+    return preference(sample["rewards"].get(name), sample["base_rewards"].get(name))
+
+
+def _length_controlled(samples: list[list[dict[str, Any]]], name: str, size: int) -> Estimate | None:
+    """Prompts resampled, seeds and samples of one together."""
+    every = [(number // size, sample) for each in samples for number, sample in enumerate(each)]
+    wins = [_win(sample, name) for _, sample in every]
+    gaps = [float(len(sample["policy"]) - len(sample["base"])) for _, sample in every]
+    return length_controlled_win_rate(wins, gaps, [number for number, _ in every])
+
+
+def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], found: Finished) -> Preferred | None:
+    """A judge's verdicts on the cells that it has judged; None where it has judged none, as of the reference."""
+    judged = [said for outcome in done if (said := read_json(verdicts_file(outcome, asked, found)))]
+    if not judged:
+        return None
+    share = crossed_mean([by_prompt(each["preferences"], size) for each in judged], share=True)
+    if share is None:
+        return None
+    known = [each["contradictions"] for each in judged if each["contradictions"] is not None]
+    return Preferred(
+        share.estimate, sum(known) / len(known) if known else None, sum(each["unanswered"] for each in judged)
+    )
+
+
+def _over_seeds(estimates: list[dict[str, Any] | None], *, share: bool = False) -> Estimate | None:
+    """The mean of the seeds' means with a t-interval over them; of one seed, or shares that are the same in all, the interval over prompts."""
+    known = [each for each in estimates if each is not None]
+    if not known:
+        return None
+    if len(known) == 1 or (share and len({each["mean"] for each in known}) == 1):
+        only = known[0]
+        return Estimate(only["mean"], only["ci_low"], only["ci_high"], only["n"])
+    found = crossed_mean([[float(each["mean"])] for each in known], share=share)
+    if found is None:
+        return None
+    # None of these can be below 0; of a mean that is, by the noise of a KL's samples, the interval says so.
+    estimate = found.estimate
+    return replace(estimate, ci_low=max(0.0, estimate.ci_low)) if estimate.mean >= 0 else estimate

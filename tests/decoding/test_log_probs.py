@@ -1,0 +1,66 @@
+"""Teacher-forced scoring against one row at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from frugalign.decoding import sequence_kl, sequence_log_probs
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
+COMPLETIONS = [[20, 21], [22, 23, 24, 25, 26], [27]]
+
+
+def tiny(seed: int) -> Any:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)  # a random head is nearly uniform
+    return model
+
+
+def naive(model: Any, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
+    """`[n, V]` log-probabilities that predicted the completion, without padding or batch."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    return (logits / temperature).log_softmax(-1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_log_probs_of_completions(batch_size: int, temperature: float) -> None:
+    """Left padding and neighbours change nothing."""
+    model = tiny(0)
+    found = sequence_log_probs(model, PROMPTS, COMPLETIONS, temperature=temperature, batch_size=batch_size)
+    for prompt, completion, mine in zip(PROMPTS, COMPLETIONS, found, strict=True):
+        wanted = naive(model, prompt, completion, temperature)[torch.arange(len(completion)), completion]
+        torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, temperature: float) -> None:
+    policy, base = tiny(1), tiny(0)
+    found = sequence_kl(policy, base, PROMPTS, COMPLETIONS, temperature=temperature, batch_size=batch_size)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        log_pi, log_p = naive(policy, prompt, completion, temperature), naive(base, prompt, completion, temperature)
+        wanted = float((log_pi.exp() * (log_pi - log_p)).sum())
+        assert wanted > 0.1
+        assert float(found[row]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_model_has_no_divergence_from_itself() -> None:
+    assert float(sequence_kl(tiny(0), tiny(0), PROMPTS, COMPLETIONS, temperature=1.0).abs().max()) < 1e-6
+
+
+def test_an_empty_completion_scores_nothing() -> None:
+    assert sequence_log_probs(tiny(0), [[5], [6]], [[], [7]])[0].numel() == 0

@@ -1,0 +1,110 @@
+"""`ProxyConfig`: contradictions in one sentence, defaults that follow from others, and the way to YAML and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from frugalign.base.errors import FrugalignError
+from frugalign.cli.parser import parse
+from frugalign.cli.proxy import COMMAND
+from frugalign.methods.proxy_rlhf import ProxyConfig
+
+
+def config(tmp_path: Path, **options: Any) -> ProxyConfig:
+    return ProxyConfig(output_dir=str(tmp_path / "run"), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"p_t": 1.0}, "p_t"),
+        ({"p_t": -0.1}, "p_t"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"beta": -1.0}, "beta"),
+        ({"beta": float("inf")}, "beta"),
+        ({"target_kl": 0.0}, "target_kl"),
+        ({"target_kl": 5.0, "beta": 0.0}, "target_kl"),
+        ({"num_generations": 1}, "num_generations"),
+        ({"per_device_train_batch_size": 12, "num_generations": 8}, "per_device_train_batch_size"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+        ({"num_mini_batches": 0}, "num_mini_batches"),
+        ({"num_iterations": 0}, "num_iterations"),
+        ({"per_device_train_batch_size": 24, "num_generations": 8, "num_mini_batches": 2}, "num_mini_batches"),
+    ],
+)
+def test_a_contradiction_is_one_sentence(options: dict[str, Any], word: str, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError) as raised:
+        config(tmp_path, **options)
+    sentence = str(raised.value)
+    assert word in sentence and sentence.endswith(".") and "\n" not in sentence
+
+
+def test_steps_and_prompts_of_a_rollout(tmp_path: Path) -> None:
+    """64 completions, 8 a prompt: 8 prompts; 3 passes of 4 minibatches: 12 steps."""
+    found = config(tmp_path, per_device_train_batch_size=64, num_generations=8, num_iterations=3, num_mini_batches=4)
+    assert (found.prompts_per_device, found.steps_per_rollout) == (8, 12)
+
+
+def test_defaults_that_follow_from_others(tmp_path: Path) -> None:
+    """The cap is 256, with lookahead 8; a value head only with GAE; `dim` is `hidden` unless told; a given bias stays."""
+    plain = config(tmp_path, hidden=7).network()
+    assert (plain["max_candidates"], plain["value_head"], plain["dim"]) == (256, False, 7)
+    other = config(
+        tmp_path, candidate_features="lookahead", advantage="gae", objective="sequential", initial_bias=0.0, dim=3
+    ).network()
+    assert (other["max_candidates"], other["value_head"], other["initial_bias"], other["dim"]) == (8, True, 0.0, 3)
+    assert config(tmp_path, max_candidates=5).network()["max_candidates"] == 5
+
+
+def test_eval_steps_switches_evaluation_on(tmp_path: Path) -> None:
+    assert config(tmp_path, eval_steps=4).eval_strategy == "steps"
+    assert config(tmp_path).eval_strategy == "no"
+
+
+def test_the_proxy_stays_in_float32_and_keeps_the_rewards_columns(tmp_path: Path) -> None:
+    found = config(tmp_path, bf16=True)
+    assert not found.bf16 and not found.fp16 and not found.remove_unused_columns
+
+
+def test_the_resolved_options_reload_from_yaml(tmp_path: Path) -> None:
+    """Every option, none of them at its default, through `config.yaml` and `--config`, also `resume_from_checkpoint: true`."""
+    first = config(
+        tmp_path,
+        model_name_or_path="base",
+        dataset_name="prompts",
+        reward=["frugalign.sandbox:gold", "frugalign.sandbox:learned"],
+        reward_weights=[0.25, 1e-3],
+        objective="sequential_integrated",
+        candidate_features="token_bias",
+        learning_rate=3e-3,
+        p_t=1e-4,
+        target_kl=7.5,
+        eval_steps=6,
+        save_total_limit=None,
+        lr_scheduler_type="cosine",
+        log_completions=True,
+        report_to="none",
+        resume_from_checkpoint="true",
+        seed=5,
+    )
+    options = first.resolved()
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(options, sort_keys=False))
+    again: ProxyConfig = parse(COMMAND, ["--config", str(file)])
+    assert again.resolved() == options
+    assert again.reward_weights == [0.25, 1e-3] and again.learning_rate == 3e-3 and again.save_total_limit is None
+    file.write_text(yaml.safe_dump(options | {"resume_from_checkpoint": True}))
+    assert parse(COMMAND, ["--config", str(file)]).resume_from_checkpoint == "true"
+    overridden: ProxyConfig = parse(COMMAND, ["--config", str(file), "--seed", "9"])
+    assert overridden.seed == 9 and overridden.p_t == 1e-4
+
+
+@pytest.mark.parametrize(("name", "value"), [("objective", "margnal"), ("advantage", "GAE"), ("prompt_format", "xml")])
+def test_a_word_that_is_none_of_the_choices(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match=f"{name} is '{value}'; it must be one of"):
+        ProxyConfig(output_dir=str(tmp_path), use_cpu=True, **{name: value})

@@ -1,0 +1,104 @@
+"""Two processes on one machine against one process with twice the batch: the same run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from frugalign.runs.folder import read_metrics
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def curve(folder: Path, name: str = "reward") -> torch.Tensor:
+    return torch.tensor([line[name] for line in read_metrics(folder) if "reward" in line])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
+    """Two processes of 8 completions; one process of 16."""
+    folder = tmp_path_factory.mktemp("processes")
+    two = folder / "two"
+    two.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, two]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    return folder, script().train(folder / "one-0", completions=16), ranks
+
+
+@pytest.mark.slow
+def test_two_processes_roll_out_what_one_does(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+    """Half of the prompts each: together, in order, the completions of one process."""
+    _, one, ranks = runs
+    assert [rank["world_size"] for rank in ranks] == [2, 2] and one["world_size"] == 1
+    both = [tuple(pair) for rank in ranks for pair in rank["rollout"]]
+    assert both == one["rollout"] and len(both) == 16
+    assert ranks[0]["rollout"] != ranks[1]["rollout"]
+
+
+@pytest.mark.slow
+def test_costs_are_those_of_all_processes(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+    """Ten rollouts of sixteen completions and one to evaluate, whoever made them; steps are not multiplied."""
+    folder, _, _ = runs
+    two, one = (json.loads((folder / name / "costs.json").read_text()) for name in ("two", "one-0"))
+    assert two["reward_calls"] == one["reward_calls"] == 161
+    assert two["optimizer_steps"] == one["optimizer_steps"] == 20
+    assert abs(two["generated_tokens"] - one["generated_tokens"]) < 0.2 * one["generated_tokens"]
+
+
+@pytest.mark.slow
+def test_gradients_of_the_first_step_agree(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
+    """Averaged over the processes, to 1e-5; and all processes end with the same weights."""
+    _, one, ranks = runs
+    assert set(one["gradients"]) == set(ranks[0]["gradients"])
+    for name, expected in one["gradients"].items():
+        for rank in ranks:
+            torch.testing.assert_close(torch.tensor(rank["gradients"][name]), torch.tensor(expected), atol=1e-5, rtol=0)
+    assert max(abs(value) for values in one["gradients"].values() for value in values) > 1e-3
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+@pytest.mark.slow
+def test_a_process_without_prompts_takes_part_in_the_evaluation(
+    runs: tuple[Path, dict[str, Any], list[dict[str, Any]]],
+) -> None:
+    """One prompt for two processes: it does not hang, and both know the numbers of the one that had it."""
+    _, one, ranks = runs
+    assert ranks[0]["evaluation"] == ranks[1]["evaluation"]
+    assert ranks[0]["evaluation"]["eval_reward"] < 0
+    assert set(ranks[0]["evaluation"]) == set(one["evaluation"])
+
+
+@pytest.mark.slow
+def test_the_reward_curve_is_inside_the_spread_of_seeds(
+    runs: tuple[Path, dict[str, Any], list[dict[str, Any]]],
+) -> None:
+    """Ten logged rounds: between the lowest and the highest of three seeds at every one, and the first round's KL is one process's."""
+    folder, _, _ = runs
+    for seed in (1, 2):
+        script().train(folder / f"one-{seed}", completions=16, seed=seed)
+    two = curve(folder / "two")
+    seeds = torch.stack([curve(folder / f"one-{seed}") for seed in range(3)])
+    assert two.shape == (10,) and seeds.shape == (3, 10)
+    assert bool((two >= seeds.amin(0) - 1e-6).all() and (two <= seeds.amax(0) + 1e-6).all()), (two, seeds)
+    assert float((seeds.amax(0) - seeds.amin(0)).max()) > 0.05
+    for name in ("kl", "loss", "completion_length"):
+        assert float(curve(folder / "two", name)[0]) == pytest.approx(float(curve(folder / "one-0", name)[0]), abs=1e-4)

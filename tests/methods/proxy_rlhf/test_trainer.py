@@ -1,0 +1,510 @@
+"""`ProxyTrainer` on the sandbox: what it leaves behind, what it leaves alone, and how it stops."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import inspect
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import Trainer
+
+import frugalign.sandbox as sandbox
+from frugalign.base.errors import FrugalignError
+from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
+from frugalign.proxy.network import new_proxy
+from frugalign.runs.checkpoints import WholeCheckpoints
+from frugalign.runs.folder import read_metrics
+
+ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A balm for my horse.", "Curse him!"]
+
+
+@pytest.fixture(scope="module")
+def base() -> LoadedModel:
+    return load_model(sandbox.model)
+
+
+def dataset(**columns: list[Any]) -> Dataset:
+    return Dataset.from_dict({"prompt": ORDERS} | columns)
+
+
+def short(completions: list[Any], **_: Any) -> list[float]:
+    return [-len(text) / 10 for text in completions]
+
+
+def vowels(completions: list[Any], **_: Any) -> list[float]:
+    return [float(sum(letter in "aeiou" for letter in text)) for text in completions]
+
+
+def trainer(base: LoadedModel, folder: Path, reward: Any = short, data: Dataset | None = None, **options: Any) -> Any:
+    """Four prompts, four completions each, two steps a rollout, four steps in all."""
+    extra = {name: options.pop(name) for name in ("eval_dataset", "callbacks") if name in options}
+    given = {
+        "max_steps": 4,
+        "num_iterations": 1,
+        "max_new_tokens": 8,
+        "num_generations": 4,
+        "per_device_train_batch_size": 16,
+        "p_t": 1e-3,
+        "logging_steps": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = ProxyConfig(output_dir=str(folder), **(given | options))
+    data = data if data is not None else dataset()
+    return ProxyTrainer(base.model, reward, args, data, processing_class=base.tokenizer, **extra)
+
+
+def test_ten_lines_in_a_notebook(tmp_path: Path) -> None:
+    """A folder's name, a function, a data set: train, and generate with the result."""
+    data = Dataset.from_dict({"prompt": ORDERS})
+    args = ProxyConfig(
+        output_dir=str(tmp_path), max_steps=2, num_iterations=1, max_new_tokens=8, per_device_train_batch_size=16
+    )
+    found = ProxyTrainer(model=sandbox.model, reward_funcs=short, args=args, train_dataset=data)
+    found.train()
+    found.save_model()
+    tokens = found.processing_class(ORDERS[:1], return_tensors="pt")
+    with found.model.attach(found.lm):
+        answer = found.lm.generate(**tokens, max_new_tokens=4, do_sample=True, top_k=0)
+    assert answer.shape[1] > tokens["input_ids"].shape[1]
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def digest(model: torch.nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode() + value.numpy().tobytes())
+    return found.hexdigest()
+
+
+def test_the_frozen_model_stays_bit_for_bit_and_out_of_everything_saved(base: LoadedModel, tmp_path: Path) -> None:
+    before = digest(base.model)
+    found = trainer(base, tmp_path, save_steps=2)
+    start = {name: value.clone() for name, value in found.model.state_dict().items()}
+    found.train()
+    assert digest(base.model) == before
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in base.model.parameters())
+    own = found.model.state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in own.items())
+    for checkpoint in ("checkpoint-2", "checkpoint-4"):
+        files = list((tmp_path / checkpoint).rglob("*"))
+        assert sum(file.stat().st_size for file in files) < 1_000_000
+        saved = load_file(tmp_path / checkpoint / "model.safetensors")
+        assert {name: value.shape for name, value in saved.items()} == {name: v.shape for name, v in own.items()}
+    n_base = sum(parameter.numel() for parameter in base.model.parameters())
+    assert sum(value.numel() for value in own.values()) < 0.01 * n_base
+
+
+def test_metrics_and_costs_are_written_as_the_run_goes(base: LoadedModel, tmp_path: Path) -> None:
+    found = trainer(base, tmp_path)
+    found.train()
+    lines = [line for line in read_metrics(tmp_path) if "reward" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    expected = {
+        "reward", "kl", "kl_restriction", "kl_choice", "acceptance", "rejections_per_token", "entropy", "clip_fraction",
+        "candidates", "capped", "completion_length", "cut_share", "beta", "loss",
+    }  # fmt: skip
+    assert expected <= set(lines[0])
+    for line in lines:
+        assert line["kl"] == pytest.approx(line["kl_restriction"] + line["kl_choice"], abs=1e-5)
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    # Two rollouts of 16 completions; four optimiser steps, none of which runs the LM.
+    assert (costs["reward_calls"], costs["optimizer_steps"]) == (32, 4)
+    assert 32 <= costs["generated_tokens"] <= 32 * 8
+    assert {"rollout", "reward", "optimise"} <= set(costs["seconds"])
+
+
+def test_the_optimisation_runs_no_lm_forward(base: LoadedModel, tmp_path: Path) -> None:
+    """Eight passes over one rollout feed the LM as many tokens as one pass."""
+    counts = []
+    for passes in (1, 8):
+        found = trainer(base, tmp_path / str(passes), num_iterations=passes, max_steps=2 * passes)
+        found.train()
+        counts.append((found.ledger.lm_forward_tokens, found.ledger.optimizer_steps))
+    assert counts[0][0] == counts[1][0] > 0
+    assert (counts[0][1], counts[1][1]) == (2, 16)
+
+
+def test_steps_are_rounded_up_to_whole_rollouts(base: LoadedModel, tmp_path: Path) -> None:
+    """2 passes × 2 minibatches: 4 steps a rollout; 5 steps become 8, saved at 4 and 8."""
+    found = trainer(base, tmp_path, num_iterations=2, max_steps=5, save_steps=3)
+    found.train()
+    assert found.state.global_step == 8
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_evaluation_on_held_out_prompts_under_the_same_noise(base: LoadedModel, tmp_path: Path) -> None:
+    """eval_reward is logged every eval_steps; two evaluations of one proxy agree, and an untrained one is the base's mean."""
+    held_out = Dataset.from_dict({"prompt": ["A cure for my sheep.", "A curse."]})
+    found = trainer(base, tmp_path, eval_dataset=held_out, eval_steps=2, learning_rate=0.0)
+    first = found.evaluate()
+    found.train()
+    lines = [line for line in read_metrics(tmp_path) if "eval_reward" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    names = ("eval_reward", "eval_kl", "eval_completion_length", "eval_cut_share", "eval_acceptance")
+    assert all(line[name] == pytest.approx(first[name]) for line in lines for name in names)
+    assert first["eval_reward"] < 0 < first["eval_completion_length"] <= 8
+    with pytest.raises(FrugalignError, match="no eval_dataset"):
+        trainer(base, tmp_path).evaluate()
+
+
+def test_completions_are_logged(base: LoadedModel, tmp_path: Path) -> None:
+    trainer(base, tmp_path, log_completions=True).train()
+    rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0] * 4 + [2] * 4
+    assert {row["prompt"] for row in rows} == set(ORDERS)
+    assert all(row["reward"] == pytest.approx(-len(row["completion"]) / 10) for row in rows)
+
+
+def mean_reward(folder: Path) -> float:
+    return float(next(line["reward"] for line in read_metrics(folder) if "reward" in line))
+
+
+def test_several_rewards_with_weights(base: LoadedModel, tmp_path: Path) -> None:
+    """The first rollout is the same whatever the reward: its mean is 0.5·short + 2·vowels."""
+    means = []
+    for name, reward, weights in (
+        ("short", short, None),
+        ("vowels", vowels, None),
+        ("both", [short, vowels], [0.5, 2.0]),
+    ):
+        trainer(base, tmp_path / name, reward, reward_weights=weights, max_steps=2).train()
+        means.append(mean_reward(tmp_path / name))
+    assert means[2] == pytest.approx(0.5 * means[0] + 2 * means[1])
+    assert means[0] < 0 < means[1]
+
+
+def test_columns_and_message_lists_reach_the_reward(base: LoadedModel, tmp_path: Path) -> None:
+    """Messages in, messages out; every other column is repeated for each completion of its row."""
+    seen: list[tuple[Any, Any, Any, Any]] = []
+
+    def reward(prompts: Any, completions: Any, label: Any, trainer_state: Any, **_: Any) -> list[float]:
+        seen.extend(zip(prompts, completions, label, [trainer_state.global_step] * len(label), strict=True))
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    messages = [[{"role": "user", "content": order}] for order in ORDERS]
+    data = Dataset.from_dict({"prompt": messages, "label": ["a", "b", "c", "d"]})
+    trainer(base, tmp_path, reward, data).train()
+    assert len(seen) == 32 and {entry[3] for entry in seen} == {0, 2}
+    for prompt, completion, label, _ in seen:
+        assert prompt[0]["content"] == ORDERS["abcd".index(label)]
+        assert [message["role"] for message in completion] == ["assistant"]
+
+
+def test_a_chat_prompt_and_the_same_text_give_the_same_rollout(base: LoadedModel, tmp_path: Path) -> None:
+    """The sandbox has a chat template, so a string is one user turn."""
+    texts: list[list[str]] = []
+
+    def reward(completions: Any, **_: Any) -> list[float]:
+        texts.append([text if isinstance(text, str) else text[0]["content"] for text in completions])
+        return [float(len(text)) for text in texts[-1]]
+
+    trainer(base, tmp_path / "a", reward, max_steps=2).train()
+    messages = Dataset.from_dict({"prompt": [[{"role": "user", "content": order}] for order in ORDERS]})
+    trainer(base, tmp_path / "b", reward, messages, max_steps=2).train()
+    assert texts[0] == texts[1]
+
+
+def test_missing_eos_penalty(base: LoadedModel, tmp_path: Path) -> None:
+    """Two tokens never end a reply: every completion is cut, so the mean moves by the whole penalty."""
+    for name, penalty in (("without", 0.0), ("with", -5.0)):
+        trainer(base, tmp_path / name, max_steps=2, max_new_tokens=2, missing_eos_penalty=penalty).train()
+    assert mean_reward(tmp_path / "with") == pytest.approx(mean_reward(tmp_path / "without") - 5.0)
+
+
+def test_masked_truncated_completions_teach_nothing(base: LoadedModel, tmp_path: Path) -> None:
+    """All are cut: nothing is usable, no weight moves; without the mask some do."""
+    moved = {}
+    for masked in (True, False):
+        folder = tmp_path / str(masked)
+        found = trainer(base, folder, max_steps=2, max_new_tokens=2, mask_truncated_completions=masked)
+        before = [parameter.detach().clone() for parameter in found.model.parameters()]
+        found.train()
+        moved[masked] = any(
+            not torch.equal(old, new) for old, new in zip(before, found.model.parameters(), strict=True)
+        )
+        line = next(line for line in read_metrics(folder) if "usable_share" in line)
+        assert line["usable_share"] == (0.0 if masked else 1.0)
+    assert moved == {True: False, False: True}
+
+
+def test_a_failing_reward_can_skip_its_rows(base: LoadedModel, tmp_path: Path) -> None:
+    """Row by row it is None for one prompt of four: 4 of 16 rows are lost, the rest trains."""
+
+    def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        if any("poison" in prompt for prompt in prompts):
+            raise ValueError("no words for it")
+        return short(completions)
+
+    found = trainer(base, tmp_path, reward, reward_on_error="skip")
+    found.train()
+    lines = [line for line in read_metrics(tmp_path) if "reward" in line]
+    assert [line["reward_skipped"] for line in lines] == [4.0, 4.0]
+    assert [line["usable_share"] for line in lines] == [0.75, 0.75]
+    assert all(parameter.isfinite().all() for parameter in found.model.parameters())
+
+
+def raising(**_: Any) -> list[float]:
+    raise RuntimeError("out of tea")
+
+
+def not_a_number(completions: Any, **_: Any) -> list[float]:
+    return [0.0, 1.0, float("nan")] + [0.0] * (len(completions) - 3)
+
+
+def too_few(completions: Any, **_: Any) -> list[float]:
+    return [0.0]
+
+
+def in_the_second_round(completions: Any, trainer_state: Any, **_: Any) -> list[float]:
+    return short(completions) if trainer_state.global_step == 0 else not_a_number(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (raising, ["'raising'", "raised RuntimeError (out of tea)", "batch 0", "row 0"]),
+        (not_a_number, ["'not_a_number'", "NaN", "batch 0", "row 2"]),
+        (too_few, ["'too_few'", "1 values for 16 completions", "batch 0", "rows 0 to 15"]),
+        (in_the_second_round, ["'in_the_second_round'", "NaN", "batch 1", "row 2"]),
+    ],
+)
+def test_a_failing_reward_stops_the_run(reward: Any, words: list[str], base: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError) as raised:
+        trainer(base, tmp_path, reward).train()
+    assert all(word in str(raised.value) for word in words) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"), [([], "No reward"), (3.5, "callable or a string"), ([short, short], "Two rewards are called")]
+)
+def test_what_is_no_reward(reward: Any, words: str, base: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match=words):
+        trainer(base, tmp_path, reward).train()
+
+
+def test_a_model_without_its_tokenizer(base: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match="processing_class"):
+        ProxyTrainer(base.model, short, ProxyConfig(output_dir=str(tmp_path)), dataset())
+
+
+def test_a_threshold_that_leaves_no_choice_is_said(base: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match="lower p_t"):
+        trainer(base, tmp_path, p_t=0.9999, max_new_tokens=2).train()
+
+
+@pytest.mark.slow
+def test_gae_trains_its_value_head(base: LoadedModel, tmp_path: Path) -> None:
+    """The value loss falls to under half of its start on a reward that its head can learn, with the policy held still."""
+    found = trainer(
+        base, tmp_path, vowels, advantage="gae", max_steps=40, num_iterations=2, learning_rate=1e-2, beta=0.0
+    )
+    found.train()
+    losses = [line["value_loss"] for line in read_metrics(tmp_path) if "value_loss" in line]
+    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+
+
+def test_every_method_of_trainer_that_is_overridden_has_its_signature() -> None:
+    """Private methods may change in any version of transformers: this says which one did, before a run goes wrong."""
+    expected = {
+        "training_step": ["model", "inputs", "num_items_in_batch"],
+        "_prepare_inputs": ["inputs"],
+        "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
+        "floating_point_ops": ["inputs"],
+        "log": ["logs", "start_time"],
+        "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
+        "get_train_dataloader": [],
+        "create_scheduler": ["num_training_steps", "optimizer"],
+        "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+        "_get_output_dir": ["trial"],
+        "_save_checkpoint": ["model", "trial"],
+        "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    }
+    for name, parameters in expected.items():
+        assert list(inspect.signature(getattr(Trainer, name)).parameters) == ["self", *parameters], name
+        assert list(inspect.signature(getattr(ProxyTrainer, name)).parameters) == ["self", *parameters], name
+    own = {**vars(WholeCheckpoints), **vars(ProxyTrainer)}
+    overridden = {
+        name for name, value in own.items() if callable(value) and hasattr(Trainer, name) and name[:2] != "__"
+    }
+    assert overridden == set(expected)
+    # And Trainer still calls them where they are expected to act.
+    source = {name: inspect.getsource(getattr(Trainer, name)) for name in ("training_step", "_save_checkpoint")}
+    assert "self._prepare_inputs(" in source["training_step"] and "self.compute_loss(" in source["training_step"]
+    assert "self._get_output_dir(" in source["_save_checkpoint"]
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("what", ["optimizer", "weights"])
+def test_a_full_disk_leaves_the_older_checkpoint_and_the_run_goes_on_from_it(
+    what: str, real: bool, base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write of checkpoint-4 fails: one sentence; checkpoint-2 is whole, and a run resumed from it ends as one never stopped.
+
+    `real`: the system itself stops a file at 4 kB, which torch and safetensors report in errors of their own.
+    """
+    whole = trainer(base, tmp_path / "whole", save_steps=2, max_steps=6)
+    whole.train()
+    found = trainer(base, tmp_path / "full", save_steps=2, max_steps=6)
+
+    with monkeypatch.context() as patched, pytest.raises(FrugalignError) as raised:
+        place = "transformers.trainer.Trainer._save_optimizer_and_scheduler"
+        if what == "weights":
+            place = "frugalign.proxy.network.ProxyModel.save_pretrained"
+        original: Any = getattr(*_resolve(place))
+
+        def at_step_four(self: Any, *arguments: Any, **options: Any) -> Any:
+            if found.state.global_step != 4:
+                return original(self, *arguments, **options)
+            if not real:
+                raise OSError(errno.ENOSPC, "No space left on device", "optimizer.pt")
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+            try:
+                return original(self, *arguments, **options)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+        patched.setattr(place, at_step_four)
+        found.train()
+    reason = "no space is left on the disk"
+    if real:
+        reason = "File too large" if what == "weights" else "a file could not be written whole; is the disk full?"
+    assert str(raised.value) == f"Cannot write {tmp_path / 'full' / 'checkpoint-4'}: {reason}."
+    assert [path.name for path in (tmp_path / "full").glob("checkpoint-*")] == ["checkpoint-2"]
+    again = trainer(base, tmp_path / "full", save_steps=2, max_steps=6)
+    again.train(resume_from_checkpoint=str(tmp_path / "full" / "checkpoint-2"))
+    assert digest(again.model) == digest(whole.model)
+    assert again.ledger.reward_calls == whole.ledger.reward_calls
+
+
+def _resolve(place: str) -> tuple[Any, str]:
+    import importlib
+
+    module, owner, name = place.rsplit(".", 2)
+    return getattr(importlib.import_module(module), owner), name
+
+
+def test_a_target_below_the_cost_of_the_restriction_is_said(
+    base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At p_t = 0.3 the restriction alone costs more than a thousandth of a nat; at p_t = 0 it costs nothing."""
+    trainer(base, tmp_path / "a", p_t=0.3, target_kl=1e-3, max_steps=2).train()
+    assert "lower p_t" in caplog.text
+    caplog.clear()
+    trainer(base, tmp_path / "b", p_t=0.0, target_kl=1e-3, max_steps=2).train()
+    assert "lower p_t" not in caplog.text
+
+
+def test_an_interrupted_run_resumed_in_the_same_process_is_the_uninterrupted_one(
+    base: LoadedModel, tmp_path: Path
+) -> None:
+    """The reward of round 2 is interrupted, as in a notebook: nothing of that round is left over."""
+    options: dict[str, Any] = {"save_steps": 2, "max_steps": 8, "lr_scheduler_type": "constant"}
+    whole = trainer(base, tmp_path / "whole", **options)
+    whole.train()
+    calls: list[int] = []
+
+    def once(completions: list[Any], **_: Any) -> list[float]:
+        calls.append(len(completions))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return short(completions)
+
+    found = trainer(base, tmp_path / "run", once, **options)
+    with pytest.raises(KeyboardInterrupt):
+        found.train()
+    found.train(resume_from_checkpoint=True)
+    assert len(calls) == 5
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_is_not_resumed_with_another_reward_or_other_prompts(base: LoadedModel, tmp_path: Path) -> None:
+    """The two halves would be no run; the first one's names may be others, what they stand for not."""
+    trainer(base, tmp_path, save_steps=2, max_steps=2).train()
+
+    def other(completions: list[Any], **_: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    prompts = Dataset.from_dict({"prompt": dataset()["prompt"][::-1]})
+    for again, words in (
+        (trainer(base, tmp_path, other), "rewards \\['short'\\], not \\['other'\\]"),
+        (trainer(base, tmp_path, data=prompts), "was made with other prompts: resume"),
+    ):
+        with pytest.raises(FrugalignError, match=words):
+            again.train(resume_from_checkpoint=True)
+    assert trainer(base, tmp_path).train(resume_from_checkpoint=True).global_step == 4
+
+
+def test_a_run_whose_first_round_failed_begins_again(base: LoadedModel, tmp_path: Path) -> None:
+    fails = [True]
+
+    def flaky(completions: list[Any], **_: Any) -> list[float]:
+        if fails.pop() if fails else False:
+            raise RuntimeError("the judge is away")
+        return short(completions)
+
+    found = trainer(base, tmp_path, flaky)
+    with pytest.raises(FrugalignError, match="the judge is away"):
+        found.train()
+    assert found.train().global_step == 4
+
+
+def test_rewards_are_logged_apart_and_log_themselves(base: LoadedModel, tmp_path: Path) -> None:
+    """Two rewards: a mean each; TRL's log_metric goes to the log, its log_extra beside the completions."""
+
+    def chatty(completions: list[Any], log_metric: Any, log_extra: Any, **_: Any) -> list[float | None]:
+        log_metric("seen", len(completions))
+        log_extra("length", [len(text) for text in completions])
+        return [None] + [2.0] * (len(completions) - 1)
+
+    args = ProxyConfig(output_dir=str(tmp_path), max_steps=2, num_iterations=1, max_new_tokens=8, num_generations=4,
+                       per_device_train_batch_size=16, p_t=1e-3, logging_steps=2, use_cpu=True, log_completions=True)  # fmt: skip
+    ProxyTrainer(base.model, [short, chatty], args, dataset(), processing_class=base.tokenizer).train()
+    line = next(line for line in read_metrics(tmp_path) if "reward" in line)
+    assert line["seen"] == 16 and line["rewards/chatty/mean"] == 2.0 and line["rewards/short/mean"] < 0
+    entry = json.loads((tmp_path / "completions.jsonl").read_text().splitlines()[0])
+    assert entry["length"] == len(entry["completion"])
+
+
+def test_a_given_proxy_must_be_what_the_options_say(base: LoadedModel, tmp_path: Path) -> None:
+    """Another objective or temperature, a missing value head, another base: one sentence each."""
+    args = ProxyConfig(output_dir=str(tmp_path), use_cpu=True)
+    for has in ({"objective": "sequential"}, {"temperature": 0.7}, {"value_head": True}, {"p_t": 0.1}):
+        proxy = new_proxy(base.model, args.network() | has)
+        with pytest.raises(FrugalignError, match=f"The given proxy has {next(iter(has))}"):
+            ProxyTrainer(base.model, short, args, dataset(), processing_class=base.tokenizer, proxy=proxy)
+    proxy = new_proxy(base.model, args.network())
+    proxy.config.base = trainer(base, tmp_path).model.config.base | {"weights": "another"}
+    with pytest.raises(FrugalignError, match="The given proxy was trained on"):
+        ProxyTrainer(base.model, short, args, dataset(), processing_class=base.tokenizer, proxy=proxy)
+
+
+def test_gae_with_every_completion_masked_stays_finite(base: LoadedModel, tmp_path: Path) -> None:
+    found = trainer(base, tmp_path, advantage="gae", mask_truncated_completions=True, max_new_tokens=2)
+    found.train()
+    lines = [line for line in read_metrics(tmp_path) if "value_loss" in line]
+    assert lines and all(line["value_loss"] == 0 and line["loss"] == 0 for line in lines)
+
+
+def test_steps_in_epochs_and_shares(base: LoadedModel, tmp_path: Path) -> None:
+    """Four prompts a rollout of two steps: three epochs are six steps; a third of them is one rollout; 0.5 of 6 rounds up to 4."""
+    found = trainer(base, tmp_path, max_steps=-1, num_train_epochs=3, save_steps=1 / 3, eval_steps=0.5, eval_dataset=dataset(),
+                    num_mini_batches=2)  # fmt: skip
+    assert (found.args.max_steps, found.args.save_steps, found.args.eval_steps) == (6, 2, 4)
+
+
+def test_options_of_a_base_reach_a_named_one(tmp_path: Path) -> None:
+    args = ProxyConfig(output_dir=str(tmp_path), use_cpu=True, adapter=str(tmp_path / "absent"))
+    with pytest.raises(FrugalignError, match="Cannot load the adapter"):
+        ProxyTrainer(sandbox.model, short, args, dataset())

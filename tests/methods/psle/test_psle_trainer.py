@@ -1,0 +1,88 @@
+"""`PSLETrainer` from Python: ten lines in a notebook, what it refuses, and that nothing of dropout is in its numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import frugalign.sandbox as sandbox
+from frugalign import PSLEConfig, PSLETrainer
+from frugalign.base.errors import FrugalignError
+from frugalign.engines.loading import load_model
+from frugalign.policies.principles import Principles
+from frugalign.sandbox.world import make_prompts
+
+TOLD = Principles(preamble="Be polite.")
+
+
+def settings(folder: Path, **options: Any) -> PSLEConfig:
+    given: dict[str, Any] = {
+        "rounds": 1, "max_new_tokens": 12, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "num_train_epochs": 1
+    }  # fmt: skip
+    return PSLEConfig(output_dir=str(folder), **(given | options))
+
+
+def prompts(n: int = 6) -> Dataset:
+    return Dataset.from_list([{"prompt": row["prompt"]} for row in make_prompts("train", n, 0)])
+
+
+def by_length(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def test_in_a_notebook(tmp_path: Path) -> None:
+    trainer = PSLETrainer(sandbox.model, by_length, settings(tmp_path, rounds=2), prompts(), principles=TOLD)
+    manifests = trainer.train()
+    assert [each["round"] for each in manifests] == [0, 1] and trainer.ledger.optimizer_steps == 2
+    with pytest.raises(FrugalignError, match="has trained already"):
+        PSLETrainer.train(_again(trainer, tmp_path / "other"))
+
+
+def _again(trainer: PSLETrainer, folder: Path) -> PSLETrainer:
+    trainer.args.output_dir = str(folder)
+    return trainer
+
+
+def test_every_weight_where_the_config_says_so(tmp_path: Path) -> None:
+    trainer = PSLETrainer(sandbox.model, by_length, settings(tmp_path, use_peft=False), prompts(), principles=TOLD)
+    assert not hasattr(trainer.model, "peft_config")
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+def test_what_it_refuses(tmp_path: Path) -> None:
+    loaded = load_model(sandbox.model)
+    args = settings(tmp_path)
+    with pytest.raises(FrugalignError, match="needs processing_class"):
+        PSLETrainer(loaded.model, by_length, args, prompts(), principles=TOLD)
+    with pytest.raises(FrugalignError, match="no prompts"):
+        PSLETrainer(sandbox.model, by_length, args, prompts().select([]), principles=TOLD)
+    with pytest.raises(FrugalignError, match="principles is missing"):
+        PSLETrainer(sandbox.model, by_length, args, prompts())
+    first = PSLETrainer(loaded.model, by_length, args, prompts(), principles=TOLD, processing_class=loaded.tokenizer)
+    with pytest.raises(FrugalignError, match="has an adapter already"):
+        PSLETrainer(first.model, by_length, args, prompts(), principles=TOLD, processing_class=loaded.tokenizer)
+
+
+def test_a_model_with_dropout_is_its_own_start(tmp_path: Path) -> None:
+    """At a learning rate of nothing the KL to the start is 0 and DPO's loss log 2, whatever dropout the model was built with."""
+    loaded = load_model(sandbox.model)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(loaded.tokenizer), n_positions=192, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.3, embd_pdrop=0.3,
+        attn_pdrop=0.3, bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=loaded.tokenizer.eos_token_id,
+    )  # fmt: skip
+    args = settings(tmp_path, method="dpo", learning_rate=1e-20, kl_weight=1.0, tau=0.0)
+    trainer = PSLETrainer(
+        GPT2LMHeadModel(config), by_length, args, prompts(), principles=TOLD, eval_dataset=prompts(3),
+        processing_class=loaded.tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    seen = json.loads((tmp_path / "round-000" / "evaluation.json").read_text())
+    assert seen["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    log = [json.loads(line) for line in (tmp_path / "round-000" / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in log if "loss" in line)
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5) and first["kl"] == pytest.approx(0.0, abs=1e-6)

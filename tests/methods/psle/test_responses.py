@@ -1,0 +1,407 @@
+"""What each couple is for under every method, and the file that a round is inspected and edited by."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from frugalign.base.errors import FrugalignError
+from frugalign.data import load_splits
+from frugalign.data.groups import Groups, groups_of, pair_groups, read_groups
+from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.responses import Round, Scored, joined, read_round, save_round, split
+
+NAN = float("nan")
+TAU, SCALE = 0.25, 2.0  # a bar of exactly ½
+
+
+def config(**options: Any) -> PSLEConfig:
+    return PSLEConfig(output_dir="unused", use_cpu=True, **options)
+
+
+def scored(rewards: list[list[float]], lengths: list[list[int]] | None = None) -> Scored:
+    """Responses of these rewards `[P, 2k]`; their texts name prompt and place, their ids are as many as `lengths` says (default 1)."""
+    shape = lengths or [[1] * len(row) for row in rewards]
+    return Scored(
+        rows=[10 * prompt for prompt in range(len(rewards))],
+        prompts=[f"prompt {prompt}" for prompt in range(len(rewards))],
+        completions=[[f"{prompt}.{place}" for place in range(len(row))] for prompt, row in enumerate(rewards)],
+        completion_ids=[[[5 + place] * n for place, n in enumerate(row)] for row in shape],
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        by_name={"one": [[None if math.isnan(value) else value for value in row] for row in rewards]},
+    )
+
+
+SMALL = scored([[0.0, 1.0], [0.0, 0.5], [1.0, 1.0], [2.0, 0.0], [NAN, 3.0]])
+"""k = 1. Gains of 1 (clear), ½ (exactly at the bar), 0 (a tie), −2, and one that nobody knows."""
+
+WIDE = scored([[0.0, 3.0, 1.0, 3.0], [1.0, 0.0, NAN, 2.0]])
+"""k = 2: couples (0, 1) and (3, 3); (1, NaN) and (0, 2). Gains of 1, 0, unknown, 2."""
+
+
+# -- the split, k = 1 -----------------------------------------------------------------------------------------------------
+
+
+def test_psle_ranks_clear_gains_and_imitates_everything_else() -> None:
+    """At the bar is no gain. No response that has a reward is thrown away."""
+    done = split(SMALL, config(weighting="none"), TAU, SCALE)
+    assert done.branches == [["ranked"], ["imitated"], ["imitated"], ["imitated"], ["unscored"]]
+    assert done.weights.tolist() == [[1, 1], [1, 1], [1, 1], [1, 1], [0, 0]]
+    assert done.counts() == {"ranked": 1, "imitated": 3, "dropped": 0, "unscored": 1}
+
+
+def test_a_lower_bar_ranks_what_was_at_it() -> None:
+    """τ of the next round: 0.9·½ = 0.45 < ½."""
+    done = split(SMALL, config(), 0.9 * TAU, SCALE)
+    assert [names[0] for names in done.branches] == ["ranked", "ranked", "imitated", "imitated", "unscored"]
+
+
+def test_the_weights_of_the_round_worked_number() -> None:
+    """σ_0 = 2: of the three imitated couples the rewards are 0, ½; 1, 1; 2, 0, so exp(r/2) goes as 1, e^¼, e^½, e^½, e, 1.
+
+    Over the mean of the round, in which the ranked couple's 0 and 1 (1, e^½) take part; 1 for both of the ranked couple, 0 for the unscored one, though one of its responses has a reward.
+    """
+    done = split(SMALL, config(), TAU, SCALE)
+    grown = [1, math.exp(0.25), math.exp(0.5), math.exp(0.5), math.e, 1]
+    mean = (1 + math.exp(0.5) + sum(grown)) / 8
+    expected = [value / mean for value in grown]
+    assert done.weights[1:4].flatten().tolist() == pytest.approx(expected)
+    assert done.weights[0].tolist() == [1, 1] and done.weights[4].tolist() == [0, 0]
+
+
+def test_the_weights_of_the_pair_worked_number() -> None:
+    """σ_0 = 2: the softmax of r/2 in (0, ½), (1, 1) and (2, 0) is σ(¼), ½ and σ(−1) for the guided one."""
+
+    def sigmoid(value: float) -> float:
+        return 1 / (1 + math.exp(-value))
+
+    done = split(SMALL, config(weighting="pair"), TAU, SCALE)
+    assert done.weights[1:4, 1].tolist() == pytest.approx([sigmoid(0.25), 0.5, sigmoid(-1)])
+    assert done.weights[1:4].sum(1).tolist() == pytest.approx([1, 1, 1])
+    assert done.weights[0].tolist() == [1, 1] and done.weights[4].tolist() == [0, 0]
+
+
+def test_temperature_and_cap_of_the_config_reach_the_weights() -> None:
+    """T_w = ½ and σ_0 = 2 make z of 2 against 0 e² to 1; a cap of 1 takes all above the mean down to it."""
+    couple = scored([[2.0, 0.0]])
+    soft = split(couple, config(weight_temperature=0.5), TAU, SCALE).weights[0]
+    assert float(soft[0] / soft[1]) == pytest.approx(math.exp(2)) and float(soft.sum()) == pytest.approx(2)
+    capped = split(couple, config(weight_temperature=0.5, weight_cap=1.0), TAU, SCALE).weights[0]
+    assert capped.tolist() == pytest.approx([1.0, float(soft[1])])
+    pair = split(couple, config(weighting="pair", weight_temperature=0.5), TAU, SCALE).weights[0]
+    assert pair.tolist() == pytest.approx((soft / 2).tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "branches", "weights"),
+    [
+        # The ablation without ranking: every couple is demonstrations.
+        (
+            {"use_ranking": False, "weighting": "none"},
+            ["imitated", "imitated", "imitated", "imitated", "unscored"],
+            [[1, 1], [1, 1], [1, 1], [1, 1], [0, 0]],
+        ),
+        # Rankings alone, by either loss: the rest is dropped.
+        *(
+            ({"method": method}, ["ranked", *["dropped"] * 3, "unscored"], [[1, 1], *[[0, 0]] * 4])
+            for method in ("dpo", "rejection")
+        ),
+        # The response under the principles, good or bad.
+        ({"method": "context_distillation"}, [*["imitated"] * 4, "unscored"], [*[[0, 1]] * 4, [0, 0]]),
+        # Everything alike.
+        ({"method": "sft"}, [*["imitated"] * 4, "unscored"], [*[[1, 1]] * 4, [0, 0]]),
+        # The better one of each couple; of a tie one.
+        ({"method": "raft"}, [*["imitated"] * 4, "unscored"], [[0, 1], [0, 1], [1, 0], [1, 0], [0, 0]]),
+    ],
+    ids=["no ranking", "dpo", "rejection", "context distillation", "sft", "raft"],
+)
+def test_what_the_other_methods_make_of_the_same_couples(
+    options: dict[str, Any], branches: list[str], weights: list[list[float]]
+) -> None:
+    done = split(SMALL, config(**options), TAU, SCALE)
+    assert [names[0] for names in done.branches] == branches
+    assert done.weights.tolist() == weights
+
+
+def test_the_ablation_without_ranking_weighs_all_responses_of_the_round() -> None:
+    """The couple that would be ranked, (0, 1), is among those whose weights have the mean 1."""
+    done = split(SMALL, config(use_ranking=False), TAU, SCALE)
+    assert float(done.weights[:4].mean()) == pytest.approx(1) and float(done.weights[0, 1]) != 1
+    assert float(done.weights[0, 1] / done.weights[0, 0]) == pytest.approx(math.exp(0.5))
+
+
+# -- the split, k = 2 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "branches", "weights"),
+    [
+        (
+            {"weighting": "none"},
+            [["ranked", "imitated"], ["unscored", "ranked"]],
+            [[1, 1, 1, 1], [0, 1, 0, 1]],
+        ),
+        (
+            {"weighting": "none", "use_ranking": False},
+            [["imitated", "imitated"], ["unscored", "imitated"]],
+            [[1, 1, 1, 1], [0, 1, 0, 1]],
+        ),
+        ({"method": "dpo"}, [["ranked", "dropped"], ["unscored", "ranked"]], [[1, 0, 1, 0], [0, 1, 0, 1]]),
+        (
+            {"method": "context_distillation"},
+            [["imitated", "imitated"], ["unscored", "imitated"]],
+            [[0, 0, 1, 1], [0, 0, 0, 1]],
+        ),
+        ({"method": "sft"}, [["imitated", "imitated"], ["unscored", "imitated"]], [[1, 1, 1, 1], [0, 1, 0, 1]]),
+        # The best of all four of a prompt; 3 stands twice in the first.
+        ({"method": "raft"}, [["dropped", "imitated"], ["unscored", "imitated"]], [[0, 1, 0, 0], [0, 0, 0, 1]]),
+    ],
+    ids=["psle", "no ranking", "dpo", "context distillation", "sft", "raft"],
+)
+def test_the_jth_plain_response_goes_with_the_jth_guided_one(
+    options: dict[str, Any], branches: list[list[str]], weights: list[list[float]]
+) -> None:
+    done = split(WIDE, config(**options), TAU, SCALE)
+    assert done.branches == branches
+    assert done.weights.tolist() == weights
+
+
+def test_raft_takes_one_response_of_each_prompt_wherever_it_stands() -> None:
+    """Also where all are equal, all are far below 0, and where one alone is known."""
+    done = split(scored([[1.0] * 4, [-9.0, -7.0, -8.0, -9.0], [NAN, -2.0, 5.0, -3.0]]), config(method="raft"), 0.2, 1)
+    assert done.weights.sum(1).tolist() == [1, 1, 1]
+    assert done.weights[1:].argmax(1).tolist() == [1, 1]
+    # Nothing is known of a prompt: nothing is taken.
+    done = split(scored([[NAN, 1.0, 2.0, NAN], [0.0, 1.0, 2.0, 3.0]]), config(method="raft"), 0.2, 1)
+    assert done.weights.tolist() == [[0] * 4, [0, 0, 0, 1]] and done.branches[0] == ["unscored", "unscored"]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("weighting", ["round", "pair", "none"])
+@pytest.mark.parametrize("tau", [0.0, 0.2, 100.0])
+def test_psle_throws_nothing_away(k: int, weighting: str, tau: float) -> None:
+    """Every scored couple is ranked or imitated and both of its responses weigh something; no unscored one does."""
+    rewards = torch.randn(40, 2 * k, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
+    rewards[3, 0] = rewards[7, -1] = NAN
+    given = scored(rewards.tolist())
+    done = split(given, config(weighting=weighting, tau=tau), tau, 1.0)
+    counts = done.counts()
+    assert counts["dropped"] == 0 and counts["unscored"] == 2
+    assert counts["ranked"] + counts["imitated"] == 40 * k - 2
+    assert (counts["ranked"] > 0) == (tau < 100) and counts["imitated"] > 0
+    both = torch.cat([given.is_scored] * 2, 1)
+    assert bool(torch.isfinite(done.weights).all()) and torch.equal(done.weights > 0, both)
+    for names, weights in zip(done.branches, done.weights, strict=True):
+        for place, name in enumerate(names):
+            if name == "ranked":
+                assert weights[place] == weights[k + place] == 1
+
+
+def test_a_round_in_which_everything_is_ranked_has_no_demonstrations() -> None:
+    done = split(scored([[0.0, 9.0], [0.0, 9.0]]), config(), TAU, SCALE)
+    assert done.branches == [["ranked"], ["ranked"]] and done.weights.tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_round_of_which_nothing_is_known() -> None:
+    for options in ({}, {"method": "raft"}, {"method": "sft"}, {"weighting": "pair"}):
+        done = split(scored([[NAN, 1.0], [2.0, NAN]]), config(**options), TAU, SCALE)
+        assert done.branches == [["unscored"], ["unscored"]] and not done.weights.any()
+
+
+def test_the_use_of_a_round_worked_number() -> None:
+    """Lengths 2, 4 | 1, 3 | 5, 1 of couples ranked, imitated and (by DPO) dropped: of 16 tokens DPO has those of the first, 6.
+
+    Its two responses of six, equally weighted, are (1+1)²/(6·2) = 1/3. SFT uses all; RAFT one of two: 4 + 3 + 5 of 16 tokens.
+    """
+    given = scored([[0.0, 1.0], [0.0, 0.5], [2.0, 0.0]], [[2, 4], [1, 3], [5, 1]])
+    dpo = split(given, config(method="dpo"), TAU, SCALE).use()
+    assert dpo.tokens == pytest.approx(6 / 16) and dpo.responses == pytest.approx(1 / 3)
+    sft = split(given, config(method="sft"), TAU, SCALE).use()
+    assert sft.tokens == sft.responses == 1.0
+    raft = split(given, config(method="raft"), TAU, SCALE).use()
+    assert raft.tokens == pytest.approx(12 / 16) and raft.responses == pytest.approx(1 / 2)
+    assert split(given, config(), TAU, SCALE).use().tokens == 1.0
+
+
+def test_the_two_kinds_are_joined_side_by_side() -> None:
+    plain = Groups(["p", "q"], [["a", "b"], ["c", "d"]], [[[1], [2]], [[3], [4]]])
+    guided = Groups(["under p", "under q"], [["A", "B"], ["C", "D"]], [[[5], [6]], [[7], [8]]])
+    assert joined(plain, guided) == Groups(
+        ["p", "q"], [["a", "b", "A", "B"], ["c", "d", "C", "D"]], [[[1], [2], [5], [6]], [[3], [4], [7], [8]]]
+    )
+
+
+# -- the file -------------------------------------------------------------------------------------------------------------
+
+
+def same(one: Round, other: Round) -> bool:
+    """All fields equal, an unknown reward equal to an unknown reward."""
+    ours, theirs = one.scored, other.scored
+    return (
+        replace(ours, rewards=theirs.rewards) == theirs
+        and ours.rewards.dtype == theirs.rewards.dtype
+        and torch.equal(ours.rewards.nan_to_num(7e77), theirs.rewards.nan_to_num(7e77))
+        and one.branches == other.branches
+        and torch.equal(one.weights, other.weights)
+    )
+
+
+@pytest.mark.parametrize("given", [SMALL, WIDE], ids=["k=1", "k=2"])
+@pytest.mark.parametrize("method", ["psle", "dpo", "raft"])
+def test_a_file_gives_back_what_was_written(given: Scored, method: str, tmp_path: Path) -> None:
+    """To the last bit, with texts that a careless reader would break at, and prompts of both kinds."""
+    completions = [["a\u2028b\x85c\nd", *group[1:]] for group in given.completions]
+    prompts = [[{"role": "user", "content": "ü"}], *given.prompts[1:]]
+    rewards = torch.where(given.rewards == 1, 1 / 3, given.rewards)
+    given = replace(given, completions=completions, prompts=prompts, rewards=rewards)
+    done = split(given, config(method=method), TAU, SCALE)
+    save_round(done, tmp_path / "responses.jsonl")
+    assert same(read_round(tmp_path / "responses.jsonl"), done)
+    assert '"content": "ü"' in (tmp_path / "responses.jsonl").read_text(encoding="utf-8"), "to be read by people"
+
+
+def test_a_line_of_the_file_can_be_read(tmp_path: Path) -> None:
+    save_round(split(WIDE, config(method="dpo"), TAU, SCALE), tmp_path / "responses.jsonl")
+    lines = (tmp_path / "responses.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[1]) == {
+        "row": 10,
+        "prompt": "prompt 1",
+        "completions": ["1.0", "1.1", "1.2", "1.3"],
+        "rewards": [1.0, 0.0, None, 2.0],
+        "branches": ["unscored", "ranked"],
+        "weights": [0.0, 1.0, 0.0, 1.0],
+        "by_reward": {"one": [1.0, 0.0, None, 2.0]},
+        "completion_ids": [[5], [6], [7], [8]],
+    }
+
+
+def test_the_file_is_groups_with_their_rewards(tmp_path: Path) -> None:
+    """As `frugalign rerank` reads it, by its path as by the name of a data set: 3 goes with 0 and 1 with 2, best with worst."""
+    path = tmp_path / "responses.jsonl"
+    save_round(split(scored([[0.0, 3.0, 1.0, 2.0]] * 2), config(), TAU, SCALE), path)
+    (rows,) = load_splits(str(path), kind="prompt-only").values()
+    for found in (read_groups(path), groups_of(rows, str(path))):
+        assert found == Groups(
+            ["prompt 0", "prompt 1"],
+            [["0.0", "0.1", "0.2", "0.3"], ["1.0", "1.1", "1.2", "1.3"]],
+            [[[5], [6], [7], [8]]] * 2,
+            [[0.0, 3.0, 1.0, 2.0]] * 2,
+        )
+        pairs, _ = pair_groups(found)
+        assert [(row["chosen"], row["rejected"]) for row in pairs][:2] == [("0.1", "0.0"), ("0.3", "0.2")]
+
+
+def test_with_a_reward_missing_the_file_is_groups_that_are_still_to_be_ranked(tmp_path: Path) -> None:
+    """The responses are all there; rewards that not every response has cannot rank them."""
+    path = tmp_path / "responses.jsonl"
+    save_round(split(WIDE, config(), TAU, SCALE), path)
+    (rows,) = load_splits(str(path), kind="prompt-only").values()
+    for found in (read_groups(path), groups_of(rows, str(path))):
+        assert found == Groups(WIDE.prompts, WIDE.completions, WIDE.completion_ids, None)
+
+
+def rewrite(path: Path, line: int, edit: Callable[[dict[str, Any]], Any]) -> None:
+    rows = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    rows[line] = edit(rows[line])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_person_may_change_branches_and_weights_and_take_lines_out(tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    save_round(split(SMALL, config(weighting="none"), TAU, SCALE), path)
+    rewrite(path, 1, lambda line: line | {"branches": ["dropped"], "weights": [0, 2.5]})
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n\n".join([*lines[:2], *lines[3:]]), encoding="utf-8")  # with empty lines and no last end of line
+    found = read_round(path)
+    assert found.scored.rows == [0, 10, 30, 40]
+    assert found.counts() == {"ranked": 1, "imitated": 1, "dropped": 1, "unscored": 1}
+    assert found.weights[1].tolist() == [0, 2.5]
+    # The rewards by name are for the reader alone: a file may come without.
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    rows = [{name: value for name, value in row.items() if name != "by_reward"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert same(read_round(path), replace(found, scored=replace(found.scored, by_name={})))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda line: [line],
+        lambda line: "text",
+        lambda line: None,
+        lambda line: {name: value for name, value in line.items() if name != "completions"},
+        lambda line: {name: value for name, value in line.items() if name != "prompt"},
+        lambda line: {name: value for name, value in line.items() if name != "row"},
+        lambda line: {name: value for name, value in line.items() if name != "by_reward"},
+        lambda line: line | {"completions": line["completions"][:3]},
+        lambda line: line | {"completions": [], "completion_ids": [], "rewards": [], "weights": [], "branches": []},
+        lambda line: line | {"completion_ids": line["completion_ids"][:3]},
+        lambda line: line | {"completion_ids": [[5], [6], [], [8]]},
+        lambda line: line | {"completion_ids": [5, 6, 7, 8]},
+        lambda line: line | {"completion_ids": [[5], [6], ["seven"], [8]]},
+        lambda line: line | {"rewards": [0.0]},
+        lambda line: line | {"rewards": [0.0, 1.0, "high", 2.0]},
+        lambda line: line | {"rewards": [0.0, 1.0, [2.0], 2.0]},
+        lambda line: line | {"rewards": None},
+        lambda line: line | {"weights": [1.0] * 5},
+        lambda line: line | {"weights": [1.0, None, 1.0, 1.0]},
+        lambda line: line | {"weights": [1.0, -1.0, 1.0, 1.0]},
+        lambda line: line | {"weights": [1.0, NAN, 1.0, 1.0]},
+        lambda line: line | {"weights": [1.0, math.inf, 1.0, 1.0]},
+        lambda line: line | {"branches": ["ranked"]},
+        lambda line: line | {"branches": ["ranked", "liked"]},
+        lambda line: line | {"branches": [["ranked"], "ranked"]},
+        lambda line: line | {"by_reward": ["one"]},
+        lambda line: line | {"by_reward": {"two": [1.0] * 4}},
+        lambda line: line | {"row": "third"},
+    ],
+)
+def test_an_edited_line_that_does_not_hold_together_is_named(edit: Callable[[Any], Any], tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    save_round(split(WIDE, config(), TAU, SCALE), path)
+    rewrite(path, 1, edit)
+    with pytest.raises(FrugalignError) as raised:
+        read_round(path)
+    sentence = f"{path}, line 2 is no prompt with its responses, rewards, weights and branches."
+    assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize("text", [b'{"row": 0', b"\xff\xfe", '{"prompt": "ü"'.encode("latin-1")])
+def test_a_broken_line_is_named_by_its_place_in_the_file(text: bytes, tmp_path: Path) -> None:
+    """Empty lines count, as an editor counts them."""
+    path = tmp_path / "responses.jsonl"
+    save_round(split(SMALL, config(), TAU, SCALE), path)
+    first = path.read_bytes().split(b"\n")[0]
+    path.write_bytes(first + b"\n\n" + text + b"\n")
+    with pytest.raises(
+        FrugalignError, match=r"line 3 is no prompt with its responses, rewards, weights and branches\.$"
+    ):
+        read_round(path)
+
+
+def test_a_file_without_lines_or_with_groups_of_two_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    path.write_text("\n")
+    with pytest.raises(FrugalignError, match="holds no responses, or not as many for every prompt"):
+        read_round(path)
+    save_round(split(SMALL, config(), TAU, SCALE), path)
+    text = path.read_text(encoding="utf-8")
+    save_round(split(WIDE, config(), TAU, SCALE), path)
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+    with pytest.raises(FrugalignError, match="holds no responses, or not as many for every prompt"):
+        read_round(path)
+
+
+def test_without_a_weight_of_the_demonstrations_they_are_dropped() -> None:
+    """η = 0 leaves them no gradient, so they are not run and do not count as used: what is left is rejection."""
+    found = split(SMALL, config(sft_weight=0.0), TAU, SCALE)
+    other = split(SMALL, config(method="rejection"), TAU, SCALE)
+    assert found.branches == other.branches and found.weights.tolist() == other.weights.tolist()
+    assert found.counts()["dropped"] == 3

@@ -1,0 +1,144 @@
+"""The feature store: computed once, whole shards only, another key for another model, and a bound that holds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import frugalign.sandbox as sandbox
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.states import endpoint_states
+from frugalign.methods.representation_reward import feature_store as module
+from frugalign.methods.representation_reward.feature_store import FeatureStore
+
+TEXTS = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14], [15, 16], [17, 18, 19]]
+
+
+@pytest.fixture(scope="module")
+def base() -> LoadedModel:
+    return load_model(sandbox.model)
+
+
+def states(
+    store: FeatureStore, base: LoadedModel, ledger: Ledger | None = None, layers: list[int] | None = None
+) -> Any:
+    """Two rows a shard."""
+    width = base.model.config.hidden_size
+    layers = layers or [1, 3]
+    return store.features(
+        base.model, base.tokenizer, TEXTS, layers, ledger=ledger, shard_bytes=2 * len(layers) * width * 4
+    )
+
+
+def test_states_are_stored_once_and_read_row_by_row(
+    base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ledger = FeatureStore(tmp_path), Ledger()
+    found = states(store, base, ledger)
+    direct = endpoint_states(base.model, TEXTS, [1, 3])
+    torch.testing.assert_close(found[range(6)], direct, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[[4, 0, 4]], direct[[4, 0, 4]], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(module, "_IN_MEMORY", 0)
+    from_disk = states(store, base)
+    assert torch.equal(from_disk[[4, 0, 4]], found[[4, 0, 4]]) and torch.equal(from_disk[range(6)], found[range(6)])
+    assert from_disk._memory is None
+    assert len(found) == 6 and len(found.shards) == 3 and ledger.lm_forward_tokens == sum(map(len, TEXTS))
+    again = Ledger()
+    states(store, base, again)
+    assert again.lm_forward_tokens == 0
+
+
+def test_another_layer_text_or_weight_is_another_key(base: LoadedModel, tmp_path: Path) -> None:
+    store, ledger = FeatureStore(tmp_path), Ledger()
+    states(store, base)
+    states(store, base, ledger, layers=[1, 2])
+    assert ledger.lm_forward_tokens > 0
+    changed = load_model(sandbox.model)
+    with torch.no_grad():
+        next(changed.model.parameters()).add_(1.0)
+    other = Ledger()
+    states(store, changed, other)
+    assert other.lm_forward_tokens > 0 and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_killed_extraction_goes_on_and_half_a_shard_is_never_read(
+    base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the second of three shards; then the first is cut short on disk: one and two shards are computed again."""
+    store, calls = FeatureStore(tmp_path), []
+
+    def counted(model: Any, sequences: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(sequences))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return endpoint_states(model, sequences, *args, **kwargs)
+
+    monkeypatch.setattr(module, "endpoint_states", counted)
+    with pytest.raises(KeyboardInterrupt):
+        states(store, base)
+    found = states(store, base)
+    assert calls == [2, 2, 2, 2]
+    whole = found[range(6)]
+    content = found.shards[0].read_bytes()
+    found.shards[0].write_bytes(content[:-10])
+    torch.testing.assert_close(states(store, base)[range(6)], whole, atol=0, rtol=0)
+    assert calls == [2, 2, 2, 2, 2]
+
+
+KILLED = """
+import sys, time
+from frugalign.engines.loading import load_model
+from frugalign.methods.representation_reward import feature_store as features
+reading = features.endpoint_states
+def slow(*args, **kwargs):
+    print("shard", flush=True)
+    time.sleep(0.3)
+    return reading(*args, **kwargs)
+features.endpoint_states = slow
+base = load_model("frugalign.sandbox:model")
+store = features.FeatureStore(sys.argv[1])
+store.features(base.model, base.tokenizer, eval(sys.argv[2]), [1, 3], shard_bytes=2 * 2 * base.model.config.hidden_size * 4)
+"""
+
+
+def test_sigkill_in_an_extraction_costs_a_shard_at_most(base: LoadedModel, tmp_path: Path) -> None:
+    """Killed while it works on the second of three shards, then gone on with: one is read, two computed, all as in one go."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "a"), repr(TEXTS)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(2):
+        assert process.stdout.readline() == "shard\n"
+    process.kill()
+    process.wait()
+    ledger = Ledger()
+    found = states(FeatureStore(tmp_path / "a"), base, ledger)
+    assert ledger.lm_forward_tokens == sum(map(len, TEXTS[2:]))
+    whole = states(FeatureStore(tmp_path / "b"), base)
+    assert torch.equal(found[range(6)], whole[range(6)])
+
+
+def test_the_bound_drops_what_was_used_longest_ago(base: LoadedModel, tmp_path: Path) -> None:
+    """Room for two keys: the third drops the first, unless that one was used again. More than the bound is refused."""
+    one = 6 * 2 * base.model.config.hidden_size * 4
+    store = FeatureStore(tmp_path, max_gib=3.5 * one / 2**30)
+    for layers in ([1, 2], [1, 3], [2, 3]):
+        for place in tmp_path.iterdir():  # older by a minute each time
+            stamp = (place / "last_used").stat().st_mtime - 60
+            os.utime(place / "last_used", (stamp, stamp))
+        states(store, base, layers=layers)
+    states(store, base, layers=[1, 2])
+    states(store, base, layers=[1, 4])
+    ledger = Ledger()
+    states(store, base, ledger, layers=[1, 2])
+    assert ledger.lm_forward_tokens == 0
+    states(store, base, ledger, layers=[1, 3])
+    assert ledger.lm_forward_tokens > 0, "the one used longest ago has left"
+    with pytest.raises(FrugalignError, match="choose fewer layers"):
+        states(FeatureStore(tmp_path, max_gib=0.5 * one / 2**30), base)

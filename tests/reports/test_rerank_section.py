@@ -1,0 +1,31 @@
+"""The sentence under the figure of shift: what it says follows from the numbers."""
+
+import pytest
+
+from frugalign.reports.rerank_section import read_shift, verdict
+
+MOVED, SAME = ("log-likelihood", (0.7, 0.6, 0.8)), ("log-likelihood", (0.97, 0.95, 0.99))
+
+
+@pytest.mark.parametrize(
+    ("ranking", "distance", "words"),
+    [
+        (MOVED, 0.1, "hypothesis holds"),
+        (MOVED, 0.3, "does not hold for this run: rankings changed, and so did"),
+        (SAME, 0.1, "Nothing to decide"),
+        (SAME, 0.3, "the samples moved, the rankings hardly"),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(
+    ranking: tuple[str, tuple[float, float, float]], distance: float, words: str
+) -> None:
+    said = verdict([ranking], distance, (0.12, 0.2))
+    assert words in said and f"{distance:.3f}" in said
+
+
+def test_a_run_that_was_not_watched_has_no_figure() -> None:
+    assert read_shift([{"step": 1, "loss": 0.1}], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"}) is None
+    line = {"step": 1, "shift/wasserstein": 0.1, "shift/reward": 1.0}
+    assert read_shift([line], {}) is None
+    found = read_shift([line], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"})
+    assert found is not None and found.figure.startswith("data:image/svg+xml")

@@ -1,0 +1,119 @@
+"""Checkpoints exist whole or not at all; none is written over, and none is resumed under other settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.runs.checkpoints import (
+    STATE_FILE,
+    check_settings,
+    checkpoint_state,
+    clear_earlier_run,
+    find_checkpoint,
+    publish_checkpoint,
+    refuse_earlier_run,
+)
+from frugalign.runs.folder import STAGING, RunFolder
+
+
+def stage(folder: Path, step: int) -> None:
+    staged = folder / STAGING / f"checkpoint-{step}"
+    staged.mkdir(parents=True)
+    (staged / "model.safetensors").write_bytes(b"weights %d" % step)
+
+
+def begin(folder: Path, step: int) -> tuple[RunFolder, TrainingArguments, TrainerState, TrainerControl]:
+    callback, state = RunFolder(Ledger(), {}), TrainerState(global_step=step, epoch=0.5)
+    args, control = TrainingArguments(output_dir=str(folder), use_cpu=True), TrainerControl()
+    callback.on_train_begin(args, state, control)
+    return callback, args, state, control
+
+
+def test_a_checkpoint_is_published_whole_and_the_oldest_leave(tmp_path: Path) -> None:
+    """Three are published and two kept, in the order of their steps, not of their names; nothing staged is left."""
+    for step in (8, 9, 10):
+        stage(tmp_path, step)
+        publish_checkpoint(tmp_path, step, {"beta": step / 10}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert checkpoint_state(tmp_path / "checkpoint-10") == {"beta": 1.0}
+    assert (tmp_path / "checkpoint-10" / "model.safetensors").read_bytes() == b"weights 10"
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    for beta in (0.1, 0.2):
+        stage(tmp_path, 4)
+        publish_checkpoint(tmp_path, 4, {"beta": beta}, keep=None)
+    assert checkpoint_state(tmp_path / "checkpoint-4") == {"beta": 0.2}
+
+
+def test_a_crash_before_the_move_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older one is what a resumed run finds; what was staged is swept away when it begins."""
+    stage(tmp_path, 4)
+    publish_checkpoint(tmp_path, 4, {"beta": 0.1}, keep=2)
+    stage(tmp_path, 8)
+    replace = os.replace
+
+    def crash(source: Any, target: Any) -> None:
+        if Path(target).name == "checkpoint-8":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", crash)
+        publish_checkpoint(tmp_path, 8, {"beta": 0.2}, keep=2)
+    assert find_checkpoint(str(tmp_path), "true") == str(tmp_path / "checkpoint-4")
+    begin(tmp_path, 4)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-4", "config.yaml", "costs.json", "metrics.jsonl"]
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
+    """By number, not by name; a folder without our state, or of another name, is none of ours."""
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / STATE_FILE).write_text("{}")
+    (tmp_path / "checkpoint-11").mkdir()
+    for wanted in (True, "true", "True", "latest"):
+        assert find_checkpoint(str(tmp_path), wanted) == str(tmp_path / "checkpoint-10")
+    assert find_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-9")) == str(tmp_path / "checkpoint-9")
+    for unwanted in (None, False, "false", ""):
+        assert find_checkpoint(str(tmp_path), unwanted) is None
+
+
+def test_no_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match="no checkpoint in"):
+        find_checkpoint(str(tmp_path), True)
+    with pytest.raises(FrugalignError, match="no checkpoint folder"):
+        find_checkpoint(str(tmp_path), str(tmp_path / "absent"))
+    with pytest.raises(FrugalignError, match="not a checkpoint of this trainer"):
+        find_checkpoint(str(tmp_path), str(tmp_path))
+
+
+def test_an_earlier_run_is_neither_written_over_nor_mixed_with(tmp_path: Path) -> None:
+    """Refused by name of what is there; deleted when asked, with its metrics, and what is not ours stays."""
+    refuse_earlier_run(tmp_path, overwrite=False)
+    stage(tmp_path, 4)
+    publish_checkpoint(tmp_path, 4, {}, keep=None)
+    for name in ("metrics.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(FrugalignError, match=r"holds an earlier run \(checkpoint-4\)"):
+        refuse_earlier_run(tmp_path, overwrite=False)
+    refuse_earlier_run(tmp_path, overwrite=True)
+    clear_earlier_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(FrugalignError, match=r"\(model.safetensors\)"):
+        refuse_earlier_run(tmp_path, overwrite=False)
+
+
+def test_other_settings_are_named() -> None:
+    check_settings("checkpoint-4", {"beta": 0.1, "old": 1}, {"beta": 0.1, "new": 2})
+    with pytest.raises(FrugalignError, match=r"checkpoint-4 was made with beta 0\.1, not 0\.5; seed 0, not 1: resume"):
+        check_settings("checkpoint-4", {"beta": 0.1, "seed": 0}, {"beta": 0.5, "seed": 1})

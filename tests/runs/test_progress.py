@@ -1,0 +1,39 @@
+"""Progress: plain lines where nobody watches, one bar with numbers where somebody does."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from frugalign.runs.progress import TrainingProgress
+
+
+def shown(tmp_path: Any, *, terminal: bool, main_process: bool = True) -> str:
+    progress, out = TrainingProgress("training", ("reward", "kl")), io.StringIO()
+    progress.console = Console(file=out, force_terminal=terminal, width=100)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=False)
+    state = TrainerState(max_steps=8, global_step=2, is_world_process_zero=main_process)
+    control = TrainerControl()
+    progress.on_train_begin(args, state, control)
+    progress.on_step_end(args, state, control)
+    progress.on_log(args, state, control, logs={"reward": 0.12345, "kl": 3.0, "epoch": 1.0})
+    progress.on_log(args, state, control, logs={"epoch": 1.0})
+    progress.on_train_end(args, state, control)
+    return out.getvalue()
+
+
+def test_a_pipe_gets_one_plain_line_per_log(tmp_path: Any) -> None:
+    assert shown(tmp_path, terminal=False) == "training: step 2 of 8 · reward 0.123 · kl 3\n"
+
+
+def test_a_terminal_gets_a_bar_with_the_newest_numbers(tmp_path: Any) -> None:
+    text = shown(tmp_path, terminal=True)
+    assert "2/8" in text and "reward 0.123" in text and "step 2 of 8" not in text
+
+
+def test_other_processes_are_silent(tmp_path: Any) -> None:
+    for terminal in (False, True):
+        assert shown(tmp_path, terminal=terminal, main_process=False) == ""

@@ -1,0 +1,1 @@
+"""What keeps the project, and is not part of the package."""

@@ -1,0 +1,1 @@
+"""What builds and freezes the embedded sandbox."""
