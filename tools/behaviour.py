@@ -164,9 +164,12 @@ def stories(folder: Path) -> dict[str, str]:
     }
 
 
-def measured(jobs: int) -> dict[str, str]:
-    """All hashes by name."""
-    parts = (proxies, preferences, rounds, studied, stories)
+PARTS = {part.__name__: part for part in (proxies, preferences, rounds, studied, stories)}
+
+
+def measured(jobs: int, names: list[str]) -> dict[str, str]:
+    """The hashes of these parts by name."""
+    parts = [PARTS[name] for name in names]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
         folders = [Path(name) / part.__name__ for part in parts]
         for folder in folders:
@@ -190,13 +193,17 @@ def main() -> int:
     parser.add_argument("what", choices=["record", "compare"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--jobs", type=int, default=2, help="Commands at a time (default: 2).")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, help="Run these parts alone; compare leaves the others out."
+    )
     asked = parser.parse_args()
-    now = measured(asked.jobs)
+    now = measured(asked.jobs, asked.only or list(PARTS))
     if asked.what == "record":
         asked.file.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
         print(f"{len(now)} hashes are in {asked.file}.")
         return 0
-    found = list(differences(json.loads(asked.file.read_text()), now))
+    before = json.loads(asked.file.read_text())
+    found = list(differences({name: before[name] for name in before if name in now or not asked.only}, now))
     print("\n".join(found) or f"All {len(now)} hashes are the same.")
     return 1 if found else 0
 
