@@ -144,3 +144,25 @@ def test_the_paper_map_names_functions_that_exist() -> None:
     for name in names:
         module, attribute = name.rsplit(".", 1)
         assert hasattr(importlib.import_module(f"frugalign.{module}"), attribute), name
+
+
+def slugs(page: Path) -> set[str]:
+    """Anchors of a page's headings, as mkdocs and GitHub both make them from ASCII titles."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S), re.M)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def test_docstrings_refer_to_sections_that_exist() -> None:
+    referred = re.compile(r"docs/([\w/-]+\.md)#([\w-]+)")
+    found = {match for path in (ROOT / "src").rglob("*.py") for match in referred.findall(path.read_text("utf-8"))}
+    assert len(found) > 10
+    for page, anchor in found:
+        assert anchor in slugs(ROOT / "docs" / page), f"{page}#{anchor}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.stem)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", page.read_text("utf-8")):
+        other = (page.parent / target).resolve() if target else page
+        assert other.is_file(), f"{page.name}: {target}"
+        assert not anchor or anchor in slugs(other), f"{page.name}: {target}#{anchor}"

@@ -1,4 +1,4 @@
-"""Groups: several responses to each prompt, ranked by a reward, and the pairs that a ranking gives (METHODS §2.2).
+"""Groups: several responses to each prompt, ranked by a reward, and the pairs that a ranking gives (`docs/methods/rerank.md#sampled-groups`).
 
 As a file a group is one line of JSON, `{"prompt", "completions", "completion_ids", "rewards"}`, so that it can be read, inspected and used
 again as a data set.

@@ -1,4 +1,4 @@
-"""SKAM's restriction: which tokens the frozen LM is taken to know about at a position (METHODS §1.2, a rule of this project).
+"""SKAM's restriction: which tokens the frozen LM is taken to know about at a position (a rule of this project: `docs/methods/proxy.md#candidates`).
 
 `C = {c : p_T(c) ≥ p_t} ∪ {argmax p_T}`, at most `max_candidates`, the likeliest first; proposals come from `p_T` renormalised
 on `C`. The restriction alone costs `−log p_T(C)` nats a position, before anything is learned.
@@ -92,7 +92,7 @@ def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def intersect(first: Candidates, second: Candidates) -> Candidates:
-    """Candidates that two proxies share, renormalised; where they share none, the likeliest of the first (METHODS §1.4).
+    """Candidates that two proxies share, renormalised; where they share none, the likeliest of the first (`docs/methods/proxy.md#strength-and-composition`).
 
     Both must come from the same logits at the same temperature.
     """

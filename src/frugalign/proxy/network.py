@@ -1,4 +1,4 @@
-"""The proxy itself, a `PreTrainedModel` of a few thousand parameters: `a(c|s) = σ(q(h_t)·k(e_c)/√d + b)` (METHODS §1.3).
+"""The proxy itself, a `PreTrainedModel` of a few thousand parameters: `a(c|s) = σ(q(h_t)·k(e_c)/√d + b)` (`docs/methods/proxy.md#the-network`).
 
 `q` reads what the frozen LM's head reads, `k` the candidate's output embedding; `k` of the whole vocabulary is computed once when
 the proxy guides, so judging every candidate is one small product and no LM pass. `q`'s last layer starts at zero: an

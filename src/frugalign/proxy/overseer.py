@@ -1,4 +1,4 @@
-"""The two overseers as pure functions on tensors: what accepting and rejecting does to the LM's distribution (METHODS §1.4).
+"""The two overseers as pure functions on tensors: what accepting and rejecting does to the LM's distribution (`docs/methods/proxy.md#two-overseers`).
 
 Shapes: `B` positions, `K` candidate columns, `mask [B, K]` true where a column is real. `score = log a/(1−a)` is the proxy's
 logit, `log_p [B, K]` the proposal distribution `p` on the candidates, −inf at padding. Everything is differentiable in `score`.

@@ -1,4 +1,4 @@
-"""What a run's log says of the hypothesis behind re-ranking (METHODS §2.4): one figure and one sentence."""
+"""What a run's log says of the hypothesis behind re-ranking (`docs/methods/rerank.md#rankings-and-samples`): one figure and one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proxy-RLHF's training signal as pure functions: advantages, the clipped objective, the KL controller (METHODS §1.5).
+"""Proxy-RLHF's training signal as pure functions: advantages, the clipped objective, the KL controller (`docs/methods/proxy.md#training`).
 
 Shapes: `S` sequences of at most `n` positions, `N` judged positions in all.
 """

@@ -1,4 +1,4 @@
-"""The proxy's loss on a minibatch of judged positions: candidates' features, the three objectives, exact KL, PPO-clip (METHODS §1.5)."""
+"""The proxy's loss on a minibatch of judged positions: candidates' features, the three objectives, exact KL, PPO-clip (`docs/methods/proxy.md#training`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PSLE's loss over a batch of couples, and DPO's for the comparison (METHODS §3). Pure functions.
+"""PSLE's loss over a batch of couples, and DPO's for the comparison (`docs/methods/psle.md#the-loss`). Pure functions.
 
 `ℓ(y) = log π(y|x)/|y|` is a response's mean log-likelihood per token, its end token counted.
 """

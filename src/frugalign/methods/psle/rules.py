@@ -1,4 +1,4 @@
-"""The rules of a round: how large a gain counts, which couples are ranked, what the other responses weigh (METHODS §3). Pure functions.
+"""The rules of a round: how large a gain counts, which couples are ranked, what the other responses weigh (`docs/methods/psle.md#a-round`). Pure functions.
 
 Rewards come in couples: `plain [N]` of the responses to the prompts alone, `guided [N]` of the responses under the principles, float64.
 """

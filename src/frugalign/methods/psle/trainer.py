@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 
 class PSLETrainer:
-    """Principle-guided self-enhancement (METHODS §3) of a causal language model.
+    """Principle-guided self-enhancement (`docs/methods/psle.md#a-round`) of a causal language model.
 
     Args:
         model: the policy to start from, or its hub id or folder.

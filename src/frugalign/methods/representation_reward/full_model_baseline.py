@@ -1,4 +1,4 @@
-"""The usual way, for comparison: a whole reward model trained with TRL on the same base, pairs and tokens (METHODS §2.1's report)."""
+"""The usual way, for comparison: a whole reward model trained with TRL on the same base, pairs and tokens (`docs/methods/representation-reward.md#read-the-report`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The honest numbers of a representation reward, its controls and baselines (METHODS §2.1)."""
+"""The honest numbers of a representation reward, its controls and baselines (`docs/methods/representation-reward.md#read-the-report`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure(
     options: RewardOptions,
     penalty: float,
 ) -> dict[str, Any]:
-    """Everything the report says about the test prompts, with its controls and baselines (METHODS §2.1)."""
+    """Everything the report says about the test prompts, with its controls and baselines (`docs/methods/representation-reward.md#read-the-report`)."""
     width, test = features.shape[2], split.test
     settings = replace(fit_options(options), weight_decay=penalty)
     validation = examples_of(judged, split.validation)

@@ -1,4 +1,4 @@
-"""How sure a label is, from fresh rewards of both answers, and the loss that it weighs (METHODS §2.3). Pure functions.
+"""How sure a label is, from fresh rewards of both answers, and the loss that it weighs (`docs/methods/rerank.md#the-loss`). Pure functions.
 
 `Δ = log(π/π_ref)(y_c) − log(π/π_ref)(y_r)`; the loss is `−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)`, γ detached. A constant γ = 1 is DPO,
 a constant γ = 1 − ε conservative DPO.

@@ -1,4 +1,4 @@
-"""Probes that follow the policy's moving states: now and then a margin step on labelled pairs, and μ, t̂ after them (METHODS §2.3).
+"""Probes that follow the policy's moving states: now and then a margin step on labelled pairs, and μ, t̂ after them (`docs/methods/rerank.md#refresh-the-probes`).
 
 The pairs are usually those that the probes were fitted on, so that fresh temperatures would be those of memorised labels. What is
 followed is therefore the *change* since the start: t̂ by the ratio of the pairs' best temperatures now and then, μ by the shift of their mean.

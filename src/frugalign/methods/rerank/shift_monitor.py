@@ -1,4 +1,4 @@
-"""Does training change how a policy *ranks*, or what it *says*? (METHODS §2.4)
+"""Does training change how a policy *ranks*, or what it *says*? (`docs/methods/rerank.md#rankings-and-samples`)
 
 The hypothesis behind re-ranking: the order of stored responses changes (Spearman within a prompt, of their likelihood and of their reward
 under frozen probes, before and now), while the policy's own samples stay where they were (Wasserstein distance under a reward that training

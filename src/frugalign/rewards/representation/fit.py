@@ -1,4 +1,4 @@
-"""Fit the probes: margin loss on pairs or cross-entropy on labelled answers, early stopping, calibration (METHODS §2.1).
+"""Fit the probes: margin loss on pairs or cross-entropy on labelled answers, early stopping, calibration (`docs/methods/representation-reward.md#network-and-loss`).
 
 Features are brought to mean 0 and unit scale by the training rows, and both constants are folded into the probes' weights at the end,
 so what is saved reads plain hidden states.
@@ -57,7 +57,7 @@ class Examples:
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, margin: float = 1.0) -> Tensor:
-    """`−log σ(r_c − r_r − margin)`, mean over pairs (METHODS §2.1)."""
+    """`−log σ(r_c − r_r − margin)`, mean over pairs (`docs/methods/representation-reward.md#network-and-loss`)."""
     return -logsigmoid(chosen - rejected - margin).mean()
 
 
@@ -194,7 +194,7 @@ def rewards_of(model: RepresentationModel, read: Read, rows: Tensor, batch_size:
 
 def calibrate(model: RepresentationModel, chosen: Tensor, rejected: Tensor) -> None:
     """Set `μ` and `t̂` from raw rewards of held-out pairs (in place): `μ` their mean, `t̂` the temperature that makes
-    `σ((r_c − r_r)/t̂)` likeliest (METHODS §2.1).
+    `σ((r_c − r_r)/t̂)` likeliest (`docs/methods/representation-reward.md#calibration`).
 
     Pairs that all are ordered rightly, or none, have no such temperature: `t̂` is bounded by [gap/10, 10·gap] of the mean absolute gap.
     """

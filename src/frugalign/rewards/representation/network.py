@@ -1,4 +1,4 @@
-"""The representation reward: gated linear probes on a model's own hidden states at the end of an answer (METHODS §2.1).
+"""The representation reward: gated linear probes on a model's own hidden states at the end of an answer (`docs/methods/representation-reward.md#network-and-loss`).
 
 Per layer `s_l = w_l·h^l + b_l`; gates `g = σ(V s)` with `V` L×L; `r = Σ_l g_l·s_l`; calibrated `r̃ = (r − μ)/t̂`, so that the
 difference of two is the log-odds of being preferred. About `L·(D + L + 1)` numbers; the model itself is frozen and not in the file.
