@@ -60,16 +60,21 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
+def is_shared_by_methods(name: str) -> bool:
+    """Whether `methods/NAME.py` is a file directly in methods/, which every method may import and which imports none of them."""
+    return (PACKAGE / "methods" / f"{name}.py").is_file()
+
+
 def tier_violations(own: str, tree: ast.AST) -> list[str]:
     """What the rule forbids in one file of room `own`."""
-    found = []
+    found, storey = [], own.split(".")[0]
     for line, name in imports(tree):
         parts = name.split(".")
         if parts[0] != "frugalign" or len(parts) < 2:
             continue
         other = parts[1]
-        if own.startswith("methods.") and other == "methods":
-            if len(parts) > 2 and f"methods.{parts[2]}" not in {own, "methods.registry"}:
+        if storey == "methods" and other == "methods":
+            if len(parts) > 2 and f"methods.{parts[2]}" != own and not is_shared_by_methods(parts[2]):
                 found.append(f"line {line}: {own} imports {name}; methods never import each other")
             continue
         if other in {own, "__version__"} or (own == "" and other in TIERS):
@@ -81,7 +86,7 @@ def tier_violations(own: str, tree: ast.AST) -> list[str]:
         elif own == SANDBOX:
             if other == "cli":
                 found.append(f"line {line}: the sandbox imports the command line")
-        elif TIERS[other] >= TIERS[storey := own.split(".")[0]]:
+        elif TIERS[other] >= TIERS[storey]:
             found.append(f"line {line}: {own} (tier {TIERS[storey]}) imports {other} (tier {TIERS[other]})")
     return found
 
@@ -104,6 +109,7 @@ def test_imports_only_go_down_the_tiers(path: Path) -> None:
         ("decoding", "from frugalign.proxy.network import ProxyModel"),
         ("proxy", "import frugalign.methods.proxy_rlhf.trainer"),
         ("methods.psle", "from frugalign.methods.rerank.loss import confidence_loss"),
+        ("methods", "from frugalign.methods.rerank.loss import confidence_loss"),
         ("rewards", "from frugalign.proxy.network import ProxyModel"),
         ("proxy", "def f():\n    from frugalign.sandbox import gold"),
         ("proxy", "from frugalign import Ledger"),

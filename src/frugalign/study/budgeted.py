@@ -271,8 +271,8 @@ def _probes(task: Task, group: int) -> str:
 
 
 def _on_pairs(task: Task) -> PolicyArguments:
+    from frugalign.data.pairs import preference_pairs
     from frugalign.methods.peers.trl import train_on_pairs
-    from frugalign.methods.rerank.run import preference_pairs
 
     method, setting = task.asks["method"], task.setting
     group = int(setting.pop("sample", _GROUP))
@@ -284,7 +284,7 @@ def _on_pairs(task: Task) -> PolicyArguments:
         "per_device_train_batch_size": rows * _PAIRS,
     }
     if task.preferences is not None:
-        pairs, _, _ = preference_pairs(task.preferences, watch=False)
+        pairs, _, _ = preference_pairs(task.preferences)
     else:
         pairs = sampled_pairs(task, group)
         batch = batch_of(rows * len(pairs), task.budget.steps)

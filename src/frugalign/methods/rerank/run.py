@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.data import held_out_split, load_splits
+from frugalign.data import load_splits
 from frugalign.data.groups import Groups, groups_of, read_groups
 from frugalign.data.labelled import with_prompt
-from frugalign.data.loading import HELD_OUT, about_training, distinct, training_split
+from frugalign.data.loading import about_training, distinct, training_split
+from frugalign.data.pairs import preference_pairs
 from frugalign.data.read_files import read_splits
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.rerank.collator import COLUMNS
@@ -62,9 +62,9 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
     train: Dataset | Groups | None = None
     held_out = labelled = None
     if not ranked:
-        train, held_out, trained_on = preference_pairs(config.dataset_name, watch=watch)
+        train, held_out, trained_on = preference_pairs(config.dataset_name, hold_out=watch, keep=COLUMNS)
     if config.reward_dataset_name is not None:
-        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, watch=watch)
+        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, hold_out=watch, keep=COLUMNS)
         held_out = held_out_labelled if ranked else held_out
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
@@ -104,31 +104,6 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
             description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",
         )
     return trainer
-
-
-def preference_pairs(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
-    """Pairs to train on, pairs to watch the training by (None unless `watch`), and what an artefact stores to know them again."""
-    splits: dict[str, Dataset] = {}
-    for split, rows in load_splits(name, kind="preference").items():
-        columns: dict[str, list[Any]] = {}
-        for row in rows:
-            prompt, chosen, rejected = with_prompt(row)
-            if chosen != rejected:
-                pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected} | {
-                    name: row[name] for name in COLUMNS if name in row
-                }
-                for key, value in pair.items():
-                    columns.setdefault(key, []).append(value)
-        if not columns:
-            raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
-        splits[split] = Dataset.from_dict(columns)
-    train = training_split(splits)
-    watched = next((splits[split] for split in ("validation", "test") if split in splits), None)
-    holds_out = watch and watched is None
-    trained_on = about_training(name, train, held_out_fraction=HELD_OUT if holds_out else 0.0)
-    if holds_out:
-        train, watched = held_out_split(train, HELD_OUT, 0)
-    return train, watched if watch else None, trained_on
 
 
 def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:

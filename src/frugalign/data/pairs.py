@@ -1,0 +1,50 @@
+"""Preference pairs to train on: read, checked, and split from those that a training is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from frugalign.base.errors import FrugalignError
+from frugalign.data.labelled import with_prompt
+from frugalign.data.loading import HELD_OUT, about_training, held_out_split, load_splits, training_split
+
+
+def preference_pairs(
+    name: str, *, hold_out: bool = False, keep: Sequence[str] = ()
+) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
+    """Pairs of two different answers.
+
+    Args:
+        name: as for `load_splits`.
+        hold_out: whether some pairs are for evaluation: the split `validation` or `test`, else a tenth of the training prompts.
+        keep: columns to keep beside `prompt`, `chosen` and `rejected`, where the data has them.
+
+    Returns:
+        The pairs to train on, those to evaluate on (None without `hold_out`), and what an artefact stores to recognise its data.
+
+    Raises:
+        FrugalignError: data that cannot be read, or a split without such a pair.
+    """
+    splits: dict[str, Dataset] = {}
+    for split, rows in load_splits(name, kind="preference").items():
+        columns: dict[str, list[Any]] = {}
+        for row in rows:
+            prompt, chosen, rejected = with_prompt(row)
+            if chosen != rejected:
+                pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                pair |= {column: row[column] for column in keep if column in row}
+                for column, value in pair.items():
+                    columns.setdefault(column, []).append(value)
+        if not columns:
+            raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
+        splits[split] = Dataset.from_dict(columns)
+    train = training_split(splits)
+    held_out = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    takes_a_tenth = hold_out and held_out is None
+    trained_on = about_training(name, train, held_out_fraction=HELD_OUT if takes_a_tenth else 0.0)
+    if takes_a_tenth:
+        train, held_out = held_out_split(train, HELD_OUT, 0)
+    return train, held_out if hold_out else None, trained_on
