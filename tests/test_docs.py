@@ -166,3 +166,23 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         other = (page.parent / target).resolve() if target else page
         assert other.is_file(), f"{page.name}: {target}"
         assert not anchor or anchor in slugs(other), f"{page.name}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", ["design", "decisions"])
+def test_the_design_names_files_that_exist(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    paths = set(re.findall(r"`([\w/*]+(?:\.py|/))`", text))
+    package = ROOT / "src" / "frugalign"
+    assert paths
+    missing = [path for path in paths if not list(package.glob(path)) and not list(ROOT.glob(path))]
+    assert missing == []
+
+
+def test_the_design_names_every_room_on_its_tier() -> None:
+    """The table of packages is that of the rule that the imports are held to."""
+    rule = (ROOT / "tests" / "test_architecture.py").read_text("utf-8")
+    tiers = ast.literal_eval(re.search(r"^TIERS = (\{.*?^\})", rule, re.S | re.M)[1])  # type: ignore[index]
+    text = (ROOT / "docs" / "design.md").read_text("utf-8")
+    told = {room: int(tier) for tier, room in re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.M)}
+    rooms = {path.parent.name for path in (ROOT / "src" / "frugalign").glob("*/__init__.py")} - {"sandbox"}
+    assert told == {room: tiers[room] for room in rooms}
