@@ -1,0 +1,313 @@
+"""What answers, as plain values: the same names in YAML, on the command line, in a request and in Python. No torch.
+
+A policy is a base, and what is put on top of it. Principles stand before every prompt. At most one of these changes the weights or the
+logits: proxies, an adapter, a whole model. At most one of these changes the decoding: best-of-n, a guiding reward.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frugalign.base.errors import FrugalignError
+
+if TYPE_CHECKING:
+    from frugalign.decoding.loop import SamplingParams
+    from frugalign.rewards.loading import RewardSpec
+
+_PROXY = re.compile(
+    r"(?:(?P<name>[A-Za-z_][\w.-]*)=)?(?P<path>.+?)(?:@(?P<strength>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?"
+)
+
+
+@dataclass(frozen=True)
+class ProxySpec:
+    """A proxy's folder or hub id, its strength λ (1: as trained, 0: the restricted base), and a name for it.
+
+    Raises:
+        FrugalignError: an empty path, or a strength that is not a finite number of at least 0.
+    """
+
+    path: str
+    strength: float = 1.0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise FrugalignError("A proxy needs a folder or a hub id.")
+        if not (_is_number(self.strength) and self.strength >= 0):
+            raise FrugalignError(f"strength is {self.strength}; it must be a finite number, 0 or more.")
+
+    @classmethod
+    def parse(cls, text: str, strength: float = 1.0) -> ProxySpec:
+        """`DIR`, `DIR@0.7` or `name=DIR@0.7`; a path that exists is taken as it is. `strength`: where the text has none."""
+        found = _PROXY.fullmatch(text)
+        if found is None or Path(text).exists():
+            return cls(text, strength)
+        own = found["strength"]
+        return cls(found["path"], strength if own is None else float(own), found["name"])
+
+    @classmethod
+    def read(cls, value: Any, strength: float = 1.0) -> ProxySpec:
+        """A text, or a mapping of `path`, `strength` and `name`.
+
+        Raises:
+            FrugalignError: anything else.
+        """
+        if isinstance(value, ProxySpec):
+            return value
+        if isinstance(value, str):
+            return cls.parse(value, strength)
+        known: dict[str, Any] = {"path": str, "strength": (int, float), "name": str}
+        if (
+            isinstance(value, Mapping)
+            and isinstance(value.get("path"), str)
+            and all(key in known and isinstance(item, known[key]) for key, item in value.items())
+        ):
+            return cls(**({"strength": strength} | dict(value)))
+        raise FrugalignError(f"proxy must be DIR, DIR@STRENGTH or name=DIR@STRENGTH, not {value!r}.")
+
+    def written(self) -> str | dict[str, Any]:
+        """The text that `parse` reads back, or a mapping where a text would be read otherwise."""
+        text = (f"{self.name}=" if self.name else "") + self.path
+        text += "" if self.strength == 1.0 else f"@{self.strength!r}"
+        if ProxySpec.parse(text) == self:
+            return text
+        found: dict[str, Any] = {"path": self.path, "strength": self.strength}
+        return found | ({"name": self.name} if self.name else {})
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What answers a prompt.
+
+    Args:
+        model_name_or_path: the base: hub id, folder or `package.module:attribute`; None where a loaded base comes with the specification.
+        revision, dtype, device_map, load_in_4bit: how the base is loaded, as in `load_model`.
+        principles: a shipped set, a file or `package.module:attribute`; every prompt is answered under them.
+        proxy: proxies of the base with their strengths; several compose: `log a = Σ λ_i log a_i`.
+        adapter: a PEFT adapter of the base.
+        policy: a whole model in the base's place.
+        best_of_n: draw so many completions and keep the best by `selection_reward`.
+        guiding_reward: add `guiding_weight` times this reward of the text so far to the logits of the `guiding_top_k` likeliest tokens.
+        decoding_reward_weights: weights of several selection or guiding rewards; default 1 each.
+
+    Raises:
+        FrugalignError: parts that contradict each other, or a value out of its range.
+    """
+
+    model_name_or_path: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+    load_in_4bit: bool = False
+    principles: str | None = None
+    proxy: tuple[ProxySpec, ...] = ()
+    adapter: str | None = None
+    policy: str | None = None
+    best_of_n: int | None = None
+    selection_reward: tuple[RewardSpec, ...] = ()
+    guiding_reward: tuple[RewardSpec, ...] = ()
+    guiding_weight: float = 1.0
+    guiding_top_k: int = 10
+    decoding_reward_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        # One item may stand for several, as in YAML.
+        object.__setattr__(self, "proxy", tuple(ProxySpec.read(item) for item in _items(self.proxy)))
+        for name in ("selection_reward", "guiding_reward"):
+            object.__setattr__(self, name, tuple(_items(getattr(self, name))))
+        if self.decoding_reward_weights is not None:
+            object.__setattr__(self, "decoding_reward_weights", tuple(_items(self.decoding_reward_weights)))
+        self._check_model()
+        self._check_decoding()
+
+    def _check_model(self) -> None:
+        given = [name for name in ("proxy", "adapter", "policy") if getattr(self, name)]
+        if len(given) > 1:
+            reason = "; a proxy brings the adapter of the base that it was trained on" if "proxy" in given else ""
+            raise FrugalignError(f"Give only one of {' and '.join(given)}{reason}.")
+        paths = [each.path for each in self.proxy]
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise FrugalignError(f"The proxy {twice[0]} is given twice; give it once, at the sum of the strengths.")
+
+    def _check_decoding(self) -> None:
+        if self.best_of_n is not None and self.guiding_reward:
+            raise FrugalignError("Give only one of best_of_n and guiding_reward.")
+        if self.guiding_reward and self.proxy:
+            raise FrugalignError("Give only one of proxy and guiding_reward: both choose the tokens.")
+        if self.best_of_n is None and self.selection_reward:
+            raise FrugalignError("selection_reward chooses among the draws of best_of_n, which is not given.")
+        if self.best_of_n is not None and not self.selection_reward:
+            raise FrugalignError("best_of_n needs a selection_reward to choose by.")
+        if self.best_of_n is not None and self.best_of_n < 1:
+            raise FrugalignError(f"best_of_n is {self.best_of_n}; it must be at least 1.")
+        if not self.guiding_reward and (self.guiding_weight, self.guiding_top_k) != (1.0, 10):
+            raise FrugalignError("guiding_weight and guiding_top_k belong to a guiding_reward, which is not given.")
+        if not _is_number(self.guiding_weight):
+            raise FrugalignError(f"guiding_weight is {self.guiding_weight}; it must be a finite number.")
+        if self.guiding_top_k < 1:
+            raise FrugalignError(f"guiding_top_k is {self.guiding_top_k}; it must be at least 1.")
+        weights, rewards = self.decoding_reward_weights, self.selection_reward or self.guiding_reward
+        if weights is None:
+            return
+        if not rewards:
+            raise FrugalignError(
+                "decoding_reward_weights belong to a selection_reward or a guiding_reward; none is given."
+            )
+        if len(weights) != len(rewards) or not all(map(_is_number, weights)):
+            raise FrugalignError(
+                f"decoding_reward_weights are {list(weights)}; {len(rewards)} finite numbers are needed, one a reward."
+            )
+
+    @property
+    def kind(self) -> str:
+        """The parts on top of the base, joined by `+`; `base` where there are none."""
+        names = ("principles", "proxy", "adapter", "policy", "best_of_n")
+        parts = [name for name in names if getattr(self, name)] + ["reward_guided"] * bool(self.guiding_reward)
+        return "+".join(parts) or "base"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **more: Any) -> PolicySpec:
+        """The specification in a mapping (YAML, JSON, flags) of this class's field names; `strength` is that of proxies without their own.
+
+        Args:
+            more: further fields, which take precedence.
+
+        Raises:
+            FrugalignError: an unknown name, a value of another type, or what the class itself refuses.
+        """
+        given = {name: value for name, value in {**values, **more}.items() if value is not None}
+        strength = given.pop("strength", 1.0)
+        if not _is_number(strength):
+            raise FrugalignError(f"strength must be a number, not {strength!r}.")
+        known = [each.name for each in fields(cls)]
+        for name, value in given.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known)}."
+                raise FrugalignError(f"A policy has no {name!r}{hint}")
+            _check_type(name, value)
+        if "proxy" in given:
+            given["proxy"] = tuple(ProxySpec.read(item, float(strength)) for item in _items(given["proxy"]))
+        elif strength != 1.0:
+            raise FrugalignError("strength belongs to a proxy, which is not given.")
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads back, ready for YAML and JSON; values at their defaults are left out.
+
+        Raises:
+            FrugalignError: a reward that is an object, which no text names.
+        """
+        found: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value == each.default:
+                continue
+            if each.name == "proxy":
+                value = [proxy.written() for proxy in value]
+            elif each.name in ("selection_reward", "guiding_reward"):
+                value = [_reward_text(reward, each.name) for reward in value]
+            found[each.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    def title(self) -> str:
+        """In a few words, for a heading."""
+        on = [each.path for each in self.proxy] or [self.adapter or self.policy or "the base"]
+        name = " and ".join(on)
+        if self.best_of_n is not None:
+            of = "" if name == "the base" else f" of {name}"
+            name = f"best of {self.best_of_n}{of} by {_names(self.selection_reward)}"
+        if self.guiding_reward:
+            name += f" guided by {_names(self.guiding_reward)}"
+        return f"{name} under {self.principles}" if self.principles else name
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How completions are sampled; None leaves a value to the proxy, else to the default.
+
+    Args:
+        max_new_tokens: most tokens of a completion.
+        temperature: of the base; a proxy brings the one that it was trained at.
+        do_sample: sample, or decode greedily.
+        prompt_format: string prompts as one user turn where there is a chat template (auto, chat), or as they are (raw).
+        max_prompt_length: longer prompts are cut on the left; None: a prompt that exceeds the context is an error.
+        seed: of all noise.
+
+    Raises:
+        FrugalignError: a temperature or a length that is not above 0.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    do_sample: bool = True
+    prompt_format: str | None = None
+    max_prompt_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
+            raise FrugalignError("temperature must be above 0; use --no_do_sample for greedy decoding.")
+        for name in ("max_new_tokens", "max_prompt_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FrugalignError(f"{name} is {value}; it must be at least 1.")
+
+    def params(self) -> SamplingParams:
+        """For the decoding loop; lengths and temperature must be settled (`Policy.settled`)."""
+        from frugalign.decoding.loop import SamplingParams
+
+        assert self.max_new_tokens is not None and self.temperature is not None
+        return SamplingParams(self.max_new_tokens, self.temperature, self.do_sample)
+
+
+_TEXTS = ("model_name_or_path", "revision", "dtype", "device_map", "principles", "adapter", "policy")
+
+
+def _check_type(name: str, value: Any) -> None:
+    if name in _TEXTS:
+        fits, needed = isinstance(value, str), "text"
+    elif name == "load_in_4bit":
+        fits, needed = isinstance(value, bool), "true or false"
+    elif name in ("best_of_n", "guiding_top_k"):
+        fits, needed = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif name == "guiding_weight":
+        fits, needed = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    elif name == "decoding_reward_weights":
+        fits, needed = all(map(_is_number, _items(value))), "a list of numbers"
+    elif name in ("selection_reward", "guiding_reward"):
+        fits = all(isinstance(item, str) or callable(item) or hasattr(item, "function") for item in _items(value))
+        needed = "a reward or a list of rewards"
+    else:
+        return  # proxies say themselves what they need
+    if not fits:
+        raise FrugalignError(f"{name} must be {needed}, not {value!r}.")
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _reward_text(reward: Any, field: str) -> str:
+    text = reward if isinstance(reward, str) else getattr(reward, "spec", "")
+    if not text:
+        raise FrugalignError(f"{field} holds an object; only a reward that a text names can be written down.")
+    return str(text)
+
+
+def _names(rewards: Sequence[Any]) -> str:
+    return ", ".join(
+        each if isinstance(each, str) else getattr(each, "name", getattr(each, "__name__", type(each).__name__))
+        for each in rewards
+    )
