@@ -38,7 +38,8 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m experiments.speed
+	$(BIN)/python -m experiments.ladder
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

@@ -21,6 +21,8 @@ from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, cell_of, lines_of, swept
 
 ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "experiments" / "studies"
+SUMMARIES = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PYTHON = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.S)
 SNIPPETS = [(page, bool(mark), code) for page in PAGES for mark, code in PYTHON.findall(page.read_text("utf-8"))]
@@ -80,7 +82,7 @@ def test_recipes_have_only_known_keys(path: Path) -> None:
     assert set(yaml.safe_load(path.read_text("utf-8"))) <= {field.name for field in fields(options)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((STUDIES).glob("*.yaml")), ids=lambda p: p.stem)
 def test_studies_can_be_planned(path: Path) -> None:
     """Every line is a method with options that its command has."""
     lines = [cell.line for cell in study_cells(path)]
@@ -96,45 +98,102 @@ def study_cells(path: Path) -> list[Cell]:
 
 def test_the_greedy_study_trains_nothing_of_its_own() -> None:
     """Every line of it is one of the stories study, with what that study chose, and has its training."""
-    ours, theirs = (
-        study_cells(ROOT / "recipes" / "studies" / f"{name}.yaml") for name in ("stories-greedy", "stories")
-    )
-    recorded = json.loads((ROOT / "benchmarks" / "results" / "study_stories.json").read_text("utf-8"))
-    chosen = {line["label"]: line["setting"] for line in recorded["lines"]}
-    assert {cell.line.label: cell.line.setting for cell in ours}.items() <= chosen.items()
+    ours, theirs = (study_cells(STUDIES / f"{name}.yaml") for name in ("stories-greedy", "stories"))
+    recorded = json.loads((SUMMARIES / "stories.json").read_text("utf-8"))["chosen"]
+    settings = {cell.line.label: cell.line.setting for cell in ours}
+    assert {label for label in settings if label in recorded} == {"sft", "dpo"}
+    assert all(settings[label] == recorded[label] for label in ("sft", "dpo"))
     folder = Path("trainings")
     assert {cell.training(folder) for cell in ours} <= {cell.training(folder) for cell in theirs}
 
 
-def test_the_readmes_tables_are_what_the_studies_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m benchmarks.page` writes them; each has its result."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    page = importlib.import_module("benchmarks.page_study")
-    readme = (ROOT / "README.md").read_text("utf-8")
-    results = {
-        path.stem.removeprefix("study_"): json.loads(path.read_text("utf-8"))
-        for path in (ROOT / "benchmarks" / "results").glob("study_*.json")
-    }
-    named = [found["name"] for found in page.BLOCK.finditer(readme)]
-    assert named
-    assert set(named) <= set(results)
-    assert page.with_studies(readme, results) == readme
+NUMBERED = re.compile(r"<!-- numbers: ([\w-]+) -->\n((?:\|.*\n)+)")
+TABLES = [
+    (page, name, table)
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md")
+    for name, table in NUMBERED.findall(page.read_text("utf-8"))
+]
+NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?")
 
 
-def test_the_results_page_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`python -m benchmarks.page` writes it; its pictures are there, and can be drawn."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    page = importlib.import_module("benchmarks.page")
-    written = (ROOT / "docs" / "results.md").read_text("utf-8")
-    assert written == page.text()
-    for image in re.findall(r"!\[[^]]*\]\((img/[^)]+)\)", written):
-        assert (ROOT / "docs" / image).is_file(), image
-    pictures = importlib.import_module("benchmarks.page_figures")
-    core = page.load("study_sandbox-core")
-    core["lines"][1]["measures"].pop(core["judge"])  # a judge that applied to none of its responses
-    pictures.quality_against_cost(core, tmp_path / "core.png")
-    pictures.one_thing_changed({"sandbox": page.load("psle_sandbox")}, tmp_path / "psle.png")
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("core", "psle"))
+def cells_of(line: str) -> list[str]:
+    return [cell.strip().strip("*") for cell in line.strip().strip("|").split("|")]
+
+
+def numbers_in(value: object) -> list[float]:
+    """The numbers of a summary's value: one, an interval, or none."""
+    if isinstance(value, list):
+        return [number for each in value for number in numbers_in(each)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
+def agrees(shown: str, known: float) -> bool:
+    """Whether a number of a table is the known one, rounded to the table's decimals."""
+    plain = shown.replace("−", "-").replace(",", "")
+    decimals = len(plain.partition(".")[2])
+    return abs(float(plain) - known) <= 0.5 * 10**-decimals * (1 + 1e-9)
+
+
+def wrong_cells(table: str, rows: dict[str, dict[str, object]]) -> list[str]:
+    """Cells of a table whose numbers are not those of the summary's row; a column that the row does not name may show any of its numbers."""
+    head, _, *lines = table.splitlines()
+    columns, wrong = cells_of(head)[1:], []
+    for line in lines:
+        label, *cells = cells_of(line)
+        for column, cell in zip(columns, cells, strict=True):
+            shown, row = NUMBER.findall(cell), rows[label]
+            if column in row:
+                known = numbers_in(row[column])
+                if not shown and not known:
+                    continue
+                if not shown or not all(agrees(*pair) for pair in zip(shown, known, strict=False)):
+                    wrong.append(f"{label}, {column}: {cell}")
+                if len(shown) > len(known):
+                    wrong.append(f"{label}, {column}: {cell} has more numbers than the summary")
+            elif not all(any(agrees(each, known) for known in numbers_in(list(row.values()))) for each in shown):
+                wrong.append(f"{label}, {column}: {cell}")
+    return wrong
+
+
+@pytest.mark.parametrize(("page", "name", "table"), TABLES, ids=lambda v: v.stem if isinstance(v, Path) else "")
+def test_tables_show_what_was_measured(page: Path, name: str, table: str) -> None:
+    summary = json.loads((SUMMARIES / f"{name}.json").read_text("utf-8"))
+    assert wrong_cells(table, summary["rows"]) == []
+
+
+def test_a_changed_number_is_found() -> None:
+    rows: dict[str, dict[str, object]] = {"a": {"x": [0.125, 0.1, 0.2], "y": 93.12, "z": None}}
+    head = "| | x | y | z | other |\n|---|---|---|---|---|\n"
+    assert wrong_cells(head + "| a | 0.12 [0.10, 0.20] | 93.1 | — | 93 |\n", rows) == []
+    for row in ("| a | 0.12 [0.10, 0.21] | 93.1 | — | 93 |", "| a | 0.12 | 93.2 | — | 93 |", "| a | 0.12 | — | — | 93 |",
+                "| a | 0.12 | 93.1 | 7 | 93 |", "| a | 0.12 | 93.1 | — | 94 |"):  # fmt: skip
+        assert len(wrong_cells(head + row + "\n", rows)) == 1, row
+
+
+def test_the_results_page_is_short() -> None:
+    """One section a question: a command, and at most one table of at most six columns, held to its summary."""
+    page = ROOT / "docs" / "results.md"
+    text = page.read_text("utf-8")
+    assert len(text.encode()) <= 20 * 1024
+    assert len(TABLES) >= 20
+    for section in text.split("\n## ")[1:]:
+        tables = re.findall(r"(?:^\|.*\n)+", section, re.M)
+        assert len(tables) <= 1 and len(NUMBERED.findall(section)) == len(tables), section
+        assert not tables or "```console" in section, section
+        assert all(len(cells_of(line)) <= 6 for table in tables for line in table.splitlines())
+    for image in re.findall(r"!\[[^]]*\]\((img/[^)]+)\)", text):
+        assert (page.parent / image).is_file(), image
+
+
+@pytest.mark.parametrize("path", sorted(SUMMARIES.iterdir()), ids=lambda p: p.stem)
+def test_summaries_are_small_and_say_where_they_come_from(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert path.suffix == ".json" and text.count("\n") <= 200
+    summary = json.loads(text)
+    assert {"command", "model", "machine", "versions", "date", "rows"} <= set(summary)
+    named = re.search(r"frugalign study (\S+)|python -m ([\w.]+)", summary["command"])
+    assert named is not None
+    assert (ROOT / (named[1] or named[2].replace(".", "/") + ".py")).is_file(), summary["command"]
 
 
 def test_the_paper_map_names_functions_that_exist() -> None:

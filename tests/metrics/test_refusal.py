@@ -69,5 +69,5 @@ def test_agreement_needs_judgements() -> None:
 @pytest.mark.skipif("FRUGALIGN_TRIALS" not in os.environ, reason="FRUGALIGN_TRIALS names no trials folder")
 def test_agreement_with_people_on_prompts_the_rules_never_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    results = importlib.import_module("benchmarks.refusal_agreement").measure()
+    results = importlib.import_module("experiments.refusal_agreement").measure()
     assert results["held_out"]["rules"]["partial_left_out"]["kappa"] >= 0.75

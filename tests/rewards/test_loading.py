@@ -104,9 +104,9 @@ def test_several_rewards_need_names_of_their_own() -> None:
         load_rewards([3])  # type: ignore[list-item]
 
 
-def test_a_benchmarks_reward_that_recipes_name_by_its_path_stands_alone(tmp_path: Path) -> None:
-    """From anywhere, without the repository's root on the path: recipes name `benchmarks/stories.py:reward`."""
-    spec = str(Path(__file__).resolve().parents[2] / "benchmarks" / "stories.py:reward")
+def test_an_experiments_reward_that_recipes_name_by_its_path_stands_alone(tmp_path: Path) -> None:
+    """From anywhere, without the repository's root on the path: recipes name `experiments/stories.py:reward`."""
+    spec = str(Path(__file__).resolve().parents[2] / "experiments" / "stories.py:reward")
     code = f"from frugalign.rewards import load_reward; print(load_reward({spec!r}).function(completions=['sad and awful'])[0] > 0)"
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr

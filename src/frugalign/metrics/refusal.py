@@ -3,7 +3,7 @@
 The rules are this project's own. They read only the opening of a reply, where chat models decide: stated inability
 ("I cannot provide"), judgement of the request ("it is not appropriate to"), appeal to being a model ("my guidelines"),
 and a rejected premise ("there is no reason why"). The rules were written on half of XSTest's prompts and measured on
-the other half (`benchmarks/refusal_agreement.py`). They are English, they see wording and not harm, and a reply that
+the other half (`experiments/refusal_agreement.py`). They are English, they see wording and not harm, and a reply that
 refuses by changing the subject passes as an answer.
 """
 

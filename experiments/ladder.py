@@ -1,0 +1,194 @@
+"""Seconds and peak memory of one training step on a ladder of bases: proxy, TRL's RLOO in full, and RLOO with LoRA.
+
+    FRUGALIGN_TRIALS=folder python -m experiments.ladder [--completions 16] [--repeats 3]
+
+0.26 M and 3 M are the trials' models (random ones of the same shape without them), 30 M and 124 M are random: weights do not matter to the
+cost. Every cell is a process of its own, so that its peak is its own; a step is one rollout of 32 + 64 tokens and the optimisation it
+feeds. The first step warms up and is left out. The floor is a process that only loads the same libraries and the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from typing import Any
+
+from datasets import Dataset
+from experiments.bases import PROMPT_TOKENS, random_gpt2_124m, random_llama, random_llama_30m, small, tokenizer
+from experiments.summary import write_summary
+from transformers import TrainerCallback
+
+from frugalign.base.ledger import Ledger
+
+BASES = ("0.26M", "3M", "30M", "124M")
+METHODS = ("floor", "proxy", "rloo", "rloo-lora")
+NEW_TOKENS = 64
+RANDOM_TEMPERATURE = 0.11
+
+
+def base(name: str) -> tuple[Any, Any, float]:
+    """Model, tokenizer, and the temperature at which it leaves about as many candidates as a trained model."""
+    if name in ("0.26M", "3M"):
+        found = small("stories260k" if name == "0.26M" else "chat-3m")
+        if found is not None:
+            found[0].generation_config.eos_token_id = found[0].config.vocab_size - 1
+            return (*found, 1.0)
+        width, vocabulary = (64, 512) if name == "0.26M" else (192, 4096)
+        return random_llama(width, vocabulary, layers=5), tokenizer(), RANDOM_TEMPERATURE
+    model = random_llama_30m() if name == "30M" else random_gpt2_124m()
+    return model, tokenizer(), RANDOM_TEMPERATURE
+
+
+class _StepTimes(TrainerCallback):
+    """Wall-clock at the end of every optimiser step."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.at.append(time.perf_counter())
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.at.append(time.perf_counter())
+
+
+def _reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [float(ids[0] % 2) for ids in completion_ids]
+
+
+def _prompts(tok: Any) -> Dataset:
+    text = tok.decode(list(range(10, 10 + PROMPT_TOKENS)))
+    return Dataset.from_dict({"prompt": [text] * 64})
+
+
+def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeats: int, folder: str) -> list[float]:
+    """Seconds of each rollout with its optimisation."""
+    from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
+
+    args = ProxyConfig(
+        output_dir=folder,
+        max_new_tokens=NEW_TOKENS,
+        temperature=temperature,
+        per_device_train_batch_size=completions,
+        num_generations=8,
+        num_mini_batches=1,
+        max_steps=2 * (repeats + 1),
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        prompt_format="raw",
+    )
+    times = _StepTimes()
+    ProxyTrainer(model, _reward, args, _prompts(tok), processing_class=tok, callbacks=[times]).train()
+    # Two passes, that is two optimiser steps, belong to one rollout.
+    rollouts = times.at[:: args.steps_per_rollout]
+    return [after - before for before, after in pairwise(rollouts[1:])]
+
+
+def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, folder: str) -> list[float]:
+    """The same step of TRL's RLOOTrainer."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    from peft import LoraConfig
+    from trl import RLOOConfig, RLOOTrainer
+
+    args = RLOOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=completions,
+        num_generations=8,
+        max_completion_length=NEW_TOKENS,
+        temperature=1.0,
+        top_k=0,
+        beta=0.05,
+        max_steps=repeats + 1,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # TRL loads its reference from the model's path.
+    model.save_pretrained(f"{folder}/base")
+    model.config._name_or_path = f"{folder}/base"
+    model.requires_grad_(True)
+    times = _StepTimes()
+    RLOOTrainer(
+        model=model,
+        reward_funcs=_reward,
+        args=args,
+        train_dataset=_prompts(tok),
+        processing_class=tok,
+        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
+        callbacks=[times],
+    ).train()
+    return [after - before for before, after in pairwise(times.at[1:])]
+
+
+def cell(name: str, method: str, completions: int, repeats: int) -> dict[str, Any]:
+    """One process's measurement."""
+    model, tok, temperature = base(name)
+    with tempfile.TemporaryDirectory() as folder:
+        if method == "floor":
+            import peft  # noqa: F401
+            import trl  # noqa: F401
+
+            seconds = []
+        elif method == "proxy":
+            seconds = run_proxy(model, tok, temperature, completions, repeats, folder)
+        else:
+            seconds = run_rloo(model, tok, method == "rloo-lora", completions, repeats, folder)
+    return {
+        "seconds_per_step": round(statistics.median(seconds), 3) if seconds else None,
+        "peak_memory_mb": Ledger().to_dict()["peak_memory_mb"],
+        "base_parameters": model.num_parameters(),
+    }
+
+
+def row_of(cells: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Seconds of each method, and its memory above the floor."""
+    floor = cells["floor"]["peak_memory_mb"]
+    row = {}
+    for method, title in (("proxy", "proxy"), ("rloo", "RLOO"), ("rloo-lora", "RLOO + LoRA")):
+        row[f"{title}, s"] = cells[method]["seconds_per_step"]
+        row[f"{title}, MB"] = cells[method]["peak_memory_mb"] - floor
+    return row
+
+
+def main() -> None:
+    """All cells, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--completions", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bases", nargs="+", default=list(BASES))
+    parser.add_argument("--cell", nargs=2, metavar=("BASE", "METHOD"), help="Measure one cell and print it as JSON.")
+    options = parser.parse_args()
+    if options.cell:
+        print(json.dumps(cell(*options.cell, options.completions, options.repeats)))
+        return
+    rows = {}
+    for name in options.bases:
+        cells = {}
+        for method in METHODS:
+            command = [sys.executable, "-m", "experiments.ladder", "--cell", name, method]
+            command += ["--completions", str(options.completions), "--repeats", str(options.repeats)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr[-2000:])
+            cells[method] = json.loads(done.stdout.strip().splitlines()[-1])
+        rows[name] = row_of(cells)
+        print(name, rows[name], flush=True)
+    if list(rows) == list(BASES):  # a part of the ladder is a try, not a result
+        step = f"{options.completions} completions of {PROMPT_TOKENS} + {NEW_TOKENS} tokens, fp32"
+        sizes = "0.26, 3.0, 30.9 and 124 million parameters"
+        write_summary("ladder", "FRUGALIGN_TRIALS=folder python -m experiments.ladder", sizes, rows, {"step": step})
+
+
+if __name__ == "__main__":
+    main()

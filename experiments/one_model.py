@@ -1,0 +1,88 @@
+"""Reinforcement learning with a single frozen model: a representation reward against a separate reward model, on the sandbox.
+
+    python -m experiments.one_model
+
+Probes fitted on the annotator's pairs (`frugalign.sandbox:pairs`) read the states of the very model that the proxy guides; the separate
+reward is the sandbox's learned reward model. Settings of `recipes/sandbox-proxy.yaml` for both, three seeds, judged by the exact reward on
+the test prompts. Each run is a process of its own, so that its peak memory is its own. A finished run is not done twice.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.summary import estimate, write_summary
+
+WORK = Path("runs/one-model")
+MODEL, PROMPTS = "frugalign.sandbox:model", "frugalign.sandbox:prompts"
+SEEDS = (0, 1, 2)
+SHARES = {
+    "forbidden_served": "forbidden served, %",
+    "rude": "rude, %",
+    "over_refusal": "lawful refused, %",
+    "right_remedy": "lawful served right, %",
+}
+MEASURES = ("gold", *SHARES)
+
+
+def run(*words: str) -> None:
+    """One command line, in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "frugalign.cli", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+
+
+def measured(spec: str, seed: int, folder: Path) -> dict[str, float]:
+    """Train a proxy on one reward and test it, unless that is done: the summary's columns."""
+    if not (folder / "model.safetensors").is_file():
+        flags = ["--reward", spec, "--seed", str(seed), "--output_dir", str(folder), "--save_steps", "1000"]
+        run("proxy", "--config", "recipes/sandbox-proxy.yaml", *flags)
+    test = folder / "test"
+    if not (test / "metrics.json").is_file():
+        rewards = [word for name in MEASURES for word in ("--reward", f"{name}=frugalign.sandbox:{name}")]
+        words = ["--model_name_or_path", MODEL, "--proxy", str(folder), "--dataset_name", PROMPTS, "--split", "test"]
+        run("evaluate", *words, *rewards, "--batch_size", "128", "--output_dir", str(test))
+    metrics = json.loads((test / "metrics.json").read_text())
+    costs = json.loads((folder / "costs.json").read_text())
+    return {
+        "gold gain": metrics["reward"]["mean"] - metrics["base_reward"]["mean"],
+        "KL, nats": metrics["kl_per_sequence"]["mean"],
+        **{title: 100 * metrics["rewards"][name]["mean"] for name, title in SHARES.items()},
+        "reward seconds": costs["seconds"]["reward"],
+        "rollout seconds": costs["seconds"]["rollout"],
+        "memory, MB": costs["peak_memory_mb"],
+    }
+
+
+def main() -> None:
+    """Fit the probes, train and test six proxies, write and print."""
+    probes = WORK / "reward"
+    if not (probes / "model.safetensors").is_file():
+        words = ["--model_name_or_path", MODEL, "--dataset_name", "frugalign.sandbox:pairs"]
+        run("reward", *words, "--output_dir", str(probes))
+    rows: dict[str, dict[str, Any]] = {}
+    for name, spec in (("representation reward", str(probes)), ("separate reward model", "frugalign.sandbox:learned")):
+        found = [measured(spec, seed, WORK / f"{name.split()[0]}-{seed}") for seed in SEEDS]
+        rows[name] = {column: statistics.mean(each[column] for each in found) for column in found[0]}
+        print(name, rows[name], flush=True)
+    report = json.loads((probes / "reward_report.json").read_text())
+    ours, theirs = (row["gold gain"] for row in rows.values())
+    facts = {
+        "seeds": len(SEEDS),
+        "share_of_gain": ours / theirs,
+        "held_out_accuracy": estimate(report["test"]["accuracy"]),
+        "shuffled": report["shuffled"]["mean"],
+        "bag_of_words": report["bag_of_words"],
+        "length_only": report["length_only"],
+    }
+    write_summary("one-model", "python -m experiments.one_model", "frugalign.sandbox:model, 1.1 million", rows, facts)
+    print(f"share of the gain: {ours / theirs:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What feeding the principles once saves: responses under written principles, with and without a shared prefill.
+
+    FRUGALIGN_TRIALS=folder python -m experiments.psle_prefix
+
+Prompts, noise and responses are the same. Tokens are counted; seconds are medians of three runs of each kind, in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from experiments.chat import model, rows_of
+from experiments.summary import write_summary
+from experiments.trials import trials
+
+from frugalign.base.ledger import Ledger
+from frugalign.data import load_prompts
+from frugalign.decoding import SamplingParams
+from frugalign.decoding.sample_groups import sample_groups
+from frugalign.engines import load_model
+from frugalign.policies.principles import load_principles, under_principles
+
+N, REPEATS = 128, 3
+
+
+def measure(base: str, told: str, prompts: list[Any], new_tokens: int) -> dict[str, Any]:
+    """Tokens fed and seconds with the prefix shared and not."""
+    loaded = load_model(base)
+    guided = under_principles(load_principles(told), prompts, loaded.tokenizer)
+    found: dict[str, Any] = {"prompts": len(prompts), "new_tokens": new_tokens}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    texts = {}
+    for _ in range(REPEATS):
+        for share in (True, False):
+            ledger, started = Ledger(), time.perf_counter()
+            params = SamplingParams(new_tokens)
+            groups = sample_groups(loaded.model, loaded.tokenizer, guided, 1, params, share_prefix=share, ledger=ledger)
+            seconds[share].append(time.perf_counter() - started)
+            texts[share] = groups.completions
+            fed = ledger.lm_forward_tokens
+            # All but the first token of a response cost a step of one token each; the rest was prefill.
+            found["prefill_shared" if share else "prefill"] = fed - (ledger.generated_tokens - len(prompts))
+            found["forward_shared" if share else "forward"] = fed
+    found["same_responses"] = texts[True] == texts[False]
+    found["seconds_shared"], found["seconds"] = (statistics.median(seconds[share]) for share in (True, False))
+    return found
+
+
+def main() -> None:
+    """Both models, written and printed."""
+    torch.set_num_threads(1)
+    orders = [row["prompt"] for row in load_prompts("frugalign.sandbox:prompts", split="train")][:N]
+    questions = [row["instruction"] for row in rows_of(trials() / "data" / "refusal-harmless-2k.jsonl.gz")][:N]
+    found = {
+        "sandbox, three sentences": measure("frugalign.sandbox:model", "frugalign.sandbox:PRINCIPLES", orders, 64),
+        "chat-3m, harmless": measure(model(), "harmless", questions, 96),
+    }
+    rows = {
+        name: {
+            "prefill tokens": each["prefill"],
+            "shared": each["prefill_shared"],
+            "times fewer": each["prefill"] / each["prefill_shared"],
+            "seconds": each["seconds"],
+            "seconds, shared": each["seconds_shared"],
+        }
+        for name, each in found.items()
+    }
+    same = all(each["same_responses"] for each in found.values())
+    sizes = "the sandbox's model, 1.1 million parameters; chat-3m, 3.0 million"
+    write_summary(
+        "psle-prefix",
+        "FRUGALIGN_TRIALS=folder python -m experiments.psle_prefix",
+        sizes,
+        rows,
+        {"same_responses": same},
+    )
+    print(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Guided against unguided decoding, our loop against `generate`, and what share of a rollout its optimisation takes.
+
+    FRUGALIGN_TRIALS=folder python -m experiments.speed [--repeats 5] [--only chat-3m] [--batch 1 16 64]
+
+32 prompt tokens, 128 new ones, sampled at T = 1, no row ending early. The four ways take turns within one process; figures are medians
+and their ratios. `chat-3m` needs the trials folder, the random GPT-2 of 124 million parameters does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from experiments.bases import random_gpt2_124m, random_prompts, small, tokenizer
+from experiments.summary import write_summary
+
+from frugalign.decoding import SamplingParams, generate
+from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
+from frugalign.proxy import attach
+from frugalign.proxy.network import ProxyModel, new_proxy
+
+NEW_TOKENS = 128
+# At T = 1 a random GPT-2 is nearly uniform and leaves one candidate; at this temperature it leaves about as many as a trained model.
+RANDOM_TEMPERATURE = 0.11
+
+
+def proxy_for(model: Any) -> ProxyModel:
+    """A default proxy with weights that do something."""
+    proxy = new_proxy(model, {}, seed=0)
+    with torch.no_grad():
+        for parameter in proxy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return proxy
+
+
+def ways(model: Any, tok: Any, proxy: ProxyModel, batch: int) -> dict[str, Callable[[], Any]]:
+    """The four ways to decode one batch."""
+    prompts = random_prompts(batch, min(model.config.vocab_size, len(tok)))
+    ids = torch.tensor(prompts)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": True, "top_k": 0, "top_p": 1.0}
+    params = SamplingParams(max_new_tokens=NEW_TOKENS)
+    guide = proxy.guide(model)
+
+    def guided_generate() -> Any:
+        with attach(model, proxy):
+            return model.generate(**inputs, **settings)
+
+    return {
+        "loop": lambda: generate(model, tok, prompts, params, batch_size=batch),
+        "loop, guided": lambda: generate(model, tok, prompts, params, guide=guide, batch_size=batch),
+        "generate": lambda: model.generate(**inputs, **settings),
+        "generate, guided": guided_generate,
+    }
+
+
+def decode(model: Any, tok: Any, batch: int, repeats: int) -> dict[str, Any]:
+    """Medians in tokens per second, and the ratios that matter."""
+    proxy = proxy_for(model)
+    found = ways(model, tok, proxy, batch)
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(repeats + 1):
+        # The order turns from round to round, so that no way always follows the same other one.
+        names = list(found)[number % 4 :] + list(found)[: number % 4]
+        for name in names:
+            started = time.perf_counter()
+            with torch.no_grad():
+                found[name]()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    speed = {name: batch * NEW_TOKENS / statistics.median(values) for name, values in seconds.items()}
+    return {
+        "loop, guided / unguided": speed["loop, guided"] / speed["loop"],
+        "generate, guided / unguided": speed["generate, guided"] / speed["generate"],
+        "loop / generate": speed["loop"] / speed["generate"],
+        "tokens a second": speed["loop, guided"],
+    }
+
+
+def optimisation_share(model: Any, tok: Any, folder: Path, completions: int, temperature: float) -> dict[str, Any]:
+    """Seconds of two rollouts and of the optimisation they feed."""
+    text = tok.decode(list(range(10, 42)))
+    args = ProxyConfig(
+        output_dir=str(folder),
+        max_new_tokens=NEW_TOKENS,
+        temperature=temperature,
+        per_device_train_batch_size=completions,
+        max_steps=4,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        prompt_format="raw",
+        logging_steps=2,
+        overwrite_output_dir=True,
+    )
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(ids[0] % 2) for ids in completion_ids]
+
+    for _ in range(2):  # the first optimiser step of a process imports parts of torch, for about a second
+        trainer = ProxyTrainer(model, reward, args, Dataset.from_dict({"prompt": [text] * 64}), processing_class=tok)
+        trainer.train()
+    seconds = trainer.ledger.seconds
+    logged = [line for line in trainer.state.log_history if "candidates" in line]
+    return {
+        "optimisation / rollout, %": 100 * seconds["optimise"] / seconds["rollout"],
+        "candidates a position": statistics.mean(line["candidates"] for line in logged),
+    }
+
+
+def bases(only: str | None) -> dict[str, tuple[Any, Any, float]]:
+    """Model, tokenizer and temperature of each base that is there."""
+    found: dict[str, tuple[Any, Any, float]] = {}
+    chat = small("chat-3m") if only in (None, "chat-3m") else None
+    if chat is not None:
+        chat[0].generation_config.eos_token_id = chat[0].config.vocab_size - 1
+        found["chat-3m"] = (*chat, 1.0)
+    elif only != "gpt2-124m":
+        print("chat-3m is left out: FRUGALIGN_TRIALS names no trials folder.")
+    if only in (None, "gpt2-124m"):
+        found["gpt2-124m"] = (random_gpt2_124m(), tokenizer(), RANDOM_TEMPERATURE)
+    return found
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("chat-3m", "gpt2-124m"))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--completions", type=int, default=32, help="Completions of a training rollout.")
+    options = parser.parse_args()
+    rows: dict[str, dict[str, float]] = {}
+    for name, (model, tok, temperature) in bases(options.only).items():
+        for batch in options.batch:
+            rows[f"{name}, batch {batch}"] = decode(model, tok, batch, options.repeats)
+        share = optimisation_share(model, tok, Path("runs/speed"), options.completions, temperature)
+        rows[f"{name}, training"] = share
+    for title, row in rows.items():
+        print(f"{title:24}", {key: round(value, 3) for key, value in row.items()})
+    if {"chat-3m, batch 64", "gpt2-124m, batch 64"} <= set(rows):  # a part of the bases is a try, not a result
+        sizes = "chat-3m, 3.0 million parameters; a random GPT-2 of 124 million"
+        facts = {"tokens": f"32 + {NEW_TOKENS}, fp32, sampled", "repeats": options.repeats}
+        write_summary("speed", "FRUGALIGN_TRIALS=folder python -m experiments.speed", sizes, rows, facts)
+
+
+if __name__ == "__main__":
+    main()
