@@ -245,3 +245,13 @@ def test_the_design_names_every_room_on_its_tier() -> None:
     told = {room: int(tier) for tier, room in re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.M)}
     rooms = {path.parent.name for path in (ROOT / "src" / "frugalign").glob("*/__init__.py")} - {"sandbox"}
     assert told == {room: tiers[room] for room in rooms}
+
+
+def test_the_reference_names_what_exists() -> None:
+    """What mkdocs would only find when it builds: every `:::` of the reference can be imported."""
+    names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text("utf-8"), re.M)
+    assert len(names) > 20
+    for name in names:
+        module, attribute = name.rsplit(".", 1)
+        if not hasattr(importlib.import_module(module), attribute):
+            importlib.import_module(name)
