@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from frugalign.cli.values import describe, from_text, from_yaml
+from frugalign.cli.values import from_text, from_yaml
+from frugalign.options.hints import describe
 
 
 class Kind(Enum):

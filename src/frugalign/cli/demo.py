@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from frugalign.cli.parser import Command, parse
+from frugalign.options import groups
+from frugalign.options.declare import like
 
 
 @dataclass
-class DemoOptions:
+class DemoOptions(groups.Seed):
     """Options of `frugalign demo`."""
 
-    output_dir: str = field(default="runs/demo", metadata={"help": "Where everything is written."})
-    seed: int = field(default=0, metadata={"help": "Seed of the proxy's weights and of all noise."})
-    max_steps: int | None = field(default=None, metadata={"help": "Optimiser steps. Default: the recipe's."})
+    output_dir: str = like(groups.OutputDir, "output_dir", "runs/demo")
+    max_steps: int | None = like(groups.Steps, "max_steps", None, "Default: the recipe's.")
 
 
 COMMAND = Command(

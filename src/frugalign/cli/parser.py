@@ -38,7 +38,9 @@ from typing import Any, NoReturn, get_type_hints
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import load_attribute
-from frugalign.cli.values import choices, describe, from_text, from_yaml, list_item, members, scalar
+from frugalign.cli.values import from_text, from_yaml
+from frugalign.options.check import check_options
+from frugalign.options.hints import choices, describe, list_item, members, scalar
 
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", dict: "JSON"}
 
@@ -87,9 +89,11 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise FrugalignError(f"{_flag(item)} is missing; `frugalign {command.name} --help` says what it is.")
     try:
-        return target(**values)
+        options = target(**values)
     except (ValueError, TypeError) as error:  # a config's own __post_init__ objects
         raise FrugalignError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
+    check_options(options)
+    return options
 
 
 def read_config(path: str, target: type) -> dict[str, Any]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from frugalign.cli.parser import Command, parse
+from frugalign.options.declare import REQUIRED, option
+from frugalign.options.kinds import PATH
 
 
 @dataclass
 class ReportOptions:
     """Options of `frugalign report`."""
 
-    run: str = field(
-        metadata={"help": "A run folder: of a training, of an evaluation, or of rounds.", "positional": True}
-    )
+    run: str = option(REQUIRED, "A run folder: of a training, of an evaluation, or of rounds.", PATH, positional=True)
 
 
 COMMAND = Command("report", "Write report.html into a run folder: curves, quality and cost.", ReportOptions)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from frugalign.cli.parser import Command, parse
+from frugalign.options import groups
+from frugalign.options.declare import REQUIRED, like, option
+from frugalign.options.kinds import COUNT_OR_ZERO
 
 
 @dataclass
 class ValidateOptions:
     """Options of `frugalign validate`."""
 
-    dataset_name: str = field(metadata={"help": "Hub id, file or folder.", "positional": True})
-    kind: Literal["prompt-only", "prompt-completion", "preference", "unpaired"] | None = field(
-        default=None, metadata={"help": "Dataset type to check against. Default: what the columns say."}
+    dataset_name: str = like(groups.Data, "dataset_name", REQUIRED, positional=True)
+    kind: Literal["prompt-only", "prompt-completion", "preference", "unpaired"] | None = option(
+        None, "Dataset type to check against. Default: what the columns say."
     )
-    max_problems: int = field(default=100, metadata={"help": "Most problems to print; all are counted."})
+    max_problems: int = option(100, "Most problems to print; all are counted.", COUNT_OR_ZERO)
 
 
 COMMAND = Command(

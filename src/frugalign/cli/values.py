@@ -4,64 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import types
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
+
+from frugalign.options.hints import describe, members
 
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 _NONE = {"none", "null"}
-
-
-def members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, None among them as `NoneType`; any other type alone."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def scalar(hint: Any) -> Any:
-    """The type without its None; the first that is not a list or a dict where several are left."""
-    left = [member for member in members(hint) if member is not type(None)]
-    plain = [member for member in left if (get_origin(member) or member) not in (list, dict, tuple)]
-    return (plain or left)[0] if left else str
-
-
-def list_item(hint: Any) -> Any | None:
-    """The item type of a list (or of a union with one), None where the type has no list."""
-    for member in members(hint):
-        if (get_origin(member) or member) is list:
-            return (get_args(member) or (str,))[0]
-    return None
-
-
-def choices(hint: Any) -> tuple[Any, ...] | None:
-    """The values that a Literal or an enumeration allows; None for other types."""
-    found: list[Any] = []
-    for member in members(hint):
-        if get_origin(member) is Literal:
-            found += get_args(member)
-        elif isinstance(member, type) and issubclass(member, Enum):
-            found += [item.value for item in member]
-        elif member is not type(None):
-            return None
-    return tuple(found) or None
-
-
-def describe(hint: Any) -> str:
-    """The type in words, for a sentence."""
-    allowed = choices(hint)
-    if allowed is not None:
-        return "one of " + ", ".join(str(value) for value in allowed)
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        dict: "a mapping",
-        list: "a list",
-    }
-    names = [
-        words.get(get_origin(member) or member, str(member)) for member in members(hint) if member is not type(None)
-    ]
-    return " or ".join(dict.fromkeys(names))
 
 
 def from_text(text: str, hint: Any) -> Any:

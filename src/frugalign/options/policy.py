@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from frugalign.options import groups
+from frugalign.options.declare import REQUIRED, defaults, notes, option
+from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE
 
 _NOT_THE_POLICYS = ("use_cpu",)
 
 
 @dataclass(kw_only=True)
-class PolicyOptions:
+@defaults(model_name_or_path=REQUIRED)
+@notes(model_name_or_path="It is the base.", principles="The answers are given under them.")
+class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model):
     """A base and what is put on top of it; every flag is a field of `PolicySpec`, but `use_cpu` and `strength`."""
 
-    model_name_or_path: str = field(metadata={"help": "The base: hub id, folder, or package.module:attribute."})
-    principles: str | None = field(
-        default=None,
-        metadata={"help": "Answer under these principles: a set that ships, a file, or package.module:attribute."},
+    proxy: list[str] = option(
+        [],
+        "A proxy that guides the base: folder or hub id, DIR, DIR@STRENGTH or name=DIR@STRENGTH. Repeatable: several compose.",
     )
-    proxy: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "A proxy that guides the base: folder or hub id, DIR, DIR@STRENGTH or name=DIR@STRENGTH. Repeatable: several compose."
-        },
+    strength: float = option(1.0, "Strength λ of proxies without their own: 0 is the restricted base.", NON_NEGATIVE)
+    policy: str | None = option(None, "A whole model that answers in place of the base.")
+    best_of_n: int | None = option(None, "Draw this many completions and keep the best by --selection_reward.", COUNT)
+    selection_reward: list[str] = option([], "What --best_of_n chooses by: [name=]SPEC, repeatable; summed.")
+    guiding_reward: list[str] = option(
+        [],
+        "Reward-guided decoding (ARGS): this reward of the text so far, [name=]SPEC, repeatable, summed, is added to the "
+        "logits of the likeliest tokens at every position.",
     )
-    strength: float = field(
-        default=1.0, metadata={"help": "Strength λ of proxies without their own: 0 is the restricted base."}
+    guiding_weight: float = option(1.0, "Weight w of --guiding_reward.", FINITE)
+    guiding_top_k: int = option(10, "Tokens that --guiding_reward scores at a position, one reward call each.", COUNT)
+    decoding_reward_weights: list[float] | None = option(
+        None, "Weights of several selection or guiding rewards. Default: 1 each.", FINITE
     )
-    adapter: str | None = field(default=None, metadata={"help": "A PEFT adapter of the base."})
-    policy: str | None = field(default=None, metadata={"help": "A whole model that answers in place of the base."})
-    best_of_n: int | None = field(
-        default=None, metadata={"help": "Draw this many completions and keep the best by --selection_reward."}
-    )
-    selection_reward: list[str] = field(
-        default_factory=list, metadata={"help": "What --best_of_n chooses by: [name=]SPEC, repeatable; summed."}
-    )
-    guiding_reward: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Reward-guided decoding (ARGS): this reward of the text so far, [name=]SPEC, repeatable, summed, is added to the "
-            "logits of the likeliest tokens at every position."
-        },
-    )
-    guiding_weight: float = field(default=1.0, metadata={"help": "Weight w of --guiding_reward."})
-    guiding_top_k: int = field(
-        default=10, metadata={"help": "Tokens that --guiding_reward scores at a position, one reward call each."}
-    )
-    decoding_reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of several selection or guiding rewards. Default: 1 each."}
-    )
-    revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
-    device_map: str | None = field(default=None, metadata={"help": "Device map of the base, as in transformers."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base in 4-bit NF4 (needs bitsandbytes)."})
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
 
     def policy_values(self) -> dict[str, Any]:
         """What `PolicySpec.from_dict` reads; empty lists are left out."""

@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from frugalign.base.files import write_json_atomic
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.options.run import is_resuming
+from frugalign.options.resuming import is_resuming
 from frugalign.runs.folder import COSTS_FILE, METRICS_FILE, STAGING, saving
 
 STATE_FILE = "frugalign.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any, Literal
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import is_attribute, source_of
+from frugalign.options.check import check_value
+from frugalign.options.kinds import COUNT, POSITIVE, SEED
 from frugalign.study.options import StudyOptions
 
 METHODS: dict[str, str] = {
@@ -289,25 +290,15 @@ def _check(options: StudyOptions) -> None:
     for name, value in budget.items():
         if name not in BUDGETS:
             raise FrugalignError(f"The budget has no {name!r}; it is in {', '.join(BUDGETS)}.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise FrugalignError(f"The budget's {name} is {value!r}; it must be a number above 0.")
+        check_value(f"The budget's {name}", value, POSITIVE)
     choose = options.choose or {}
     if set(choose) - {"seed", "prompts"}:
         raise FrugalignError(
             f"choose takes seed and prompts, not {', '.join(sorted(set(choose) - {'seed', 'prompts'}))}."
         )
-    counts: dict[str, Any] = {
-        "jobs": options.jobs,
-        "max_new_tokens": options.max_new_tokens,
-        "eval_samples": options.eval_samples,
-    }
-    counts |= {"eval_batch_size": options.eval_batch_size, "eval_prompts": options.eval_prompts}
-    counts |= {"choose's prompts": choose.get("prompts"), "choose's seed": choose.get("seed", 1) or 1}
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise FrugalignError(f"{name} is {count!r}; it must be a whole number of at least 1.")
-    if not 0 < options.temperature < math.inf:
-        raise FrugalignError(f"temperature is {options.temperature}; it must be above 0.")
+    for name, kind in (("prompts", COUNT), ("seed", SEED)):
+        if choose.get(name) is not None:
+            check_value(f"choose's {name}", choose[name], kind)
     if options.reward_weights is not None and len(options.reward_weights) != len(options.reward):
         raise FrugalignError(
             f"There are {len(options.reward)} rewards, but {len(options.reward_weights)} reward_weights."

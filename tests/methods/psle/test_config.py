@@ -209,7 +209,11 @@ def test_the_config_and_the_light_options_have_the_same_defaults() -> None:
     """What `--help` says is what runs."""
     found, light = PSLEConfig(use_cpu=True), PSLEOptions()
     assert found.output_dir == "runs/psle" and not found.report_to
-    ours = found.options() | {"output_dir": None, "report_to": "none"}  # `none` runs as an empty list of trackers
+    ours = found.options() | {
+        "output_dir": None,
+        "report_to": "none",
+        "use_cpu": False,
+    }  # `none` runs as an empty list of trackers
     assert ours == {each.name: getattr(light, each.name) for each in fields(light)}
 
 

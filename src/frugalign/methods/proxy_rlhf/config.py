@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
-from frugalign.options.run import RunOptions, refused_settings
+from frugalign.options.training_config import TrainingConfig
 
-_AT_LEAST = {
-    "learning_rate": 0,
-    "per_device_train_batch_size": 1,
-    "num_iterations": 1,
-    "num_mini_batches": 1,
-    "max_new_tokens": 1,
-    "max_prompt_length": 1,
-    "max_candidates": 1,
-    "hidden": 1,
-    "dim": 1,
-    "beta": 0,
-    "epsilon": 0,
-    "gae_lambda": 0,
-    "vf_coef": 0,
-    "max_grad_norm": 0,
-    "warmup_steps": 0,
-    "num_train_epochs": 0,
-    "seed": 0,
-}
 _NOT_CARRIED_OVER = {
     "gradient_checkpointing": "the frozen LM has no gradients, and the proxy is small",
     "load_best_model_at_end": "choose a checkpoint by its eval_reward and load it from its folder",
@@ -39,7 +20,7 @@ _NOT_CARRIED_OVER = {
 
 
 @dataclass
-class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
+class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     """All that a run needs; every field of `ProxyOptions` and of `TrainingArguments`.
 
     Raises:
@@ -48,8 +29,6 @@ class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
 
     own: ClassVar[type] = ProxyOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"log_completions"})
-
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
@@ -61,10 +40,7 @@ class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
         self.remove_unused_columns = False
         self.dataloader_num_workers = 0
         self.disable_tqdm = bool(self.disable_tqdm) if self.disable_tqdm is not None else None
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise refused_settings(error) from error
+        super().__post_init__()
         self._check()
 
     def _check(self) -> None:
@@ -72,18 +48,8 @@ class ProxyConfig(RunOptions, ProxyOptions, TrainingArguments):
             if not condition:
                 raise FrugalignError(sentence)
 
-        self.check_values(_AT_LEAST)
-        demand(self.seed < 2**32, f"seed is {self.seed}; it must be below 2^32.")
-        demand(0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1, "adam_beta1 and adam_beta2 must be in [0, 1).")
         for name, reason in _NOT_CARRIED_OVER.items():
             demand(not getattr(self, name), f"{name} is not carried over: {reason}.")
-        demand(
-            -math.inf < self.missing_eos_penalty <= 0,
-            f"missing_eos_penalty is {self.missing_eos_penalty}; it is added to a reward, so it must be a finite number of at most 0.",
-        )
-        demand(self.temperature > 0, f"temperature is {self.temperature}; the proposals need one above 0.")
-        demand(0 <= self.p_t < 1, f"p_t is {self.p_t}; a threshold on probability lies in [0, 1).")
-        demand(self.target_kl is None or self.target_kl > 0, "target_kl must be above 0.")
         demand(
             self.target_kl is None or self.beta > 0, "target_kl adapts beta by a factor, so beta must start above 0."
         )

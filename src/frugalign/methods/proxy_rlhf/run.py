@@ -12,7 +12,7 @@ from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
-from frugalign.options.run import model_arguments
+from frugalign.options.loading import model_arguments
 from frugalign.rewards import load_rewards
 from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run
 from frugalign.runs.folder import COSTS_FILE, open_run_folder, saving

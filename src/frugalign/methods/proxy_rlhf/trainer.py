@@ -33,7 +33,7 @@ from frugalign.methods.proxy_rlhf.experience import Experience, Prompts, ScoredR
 from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, roll_out
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
-from frugalign.options.run import model_arguments
+from frugalign.options.loading import model_arguments
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
 from frugalign.rewards import load_rewards

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,14 +10,11 @@ from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.psle.options import PSLEOptions
-from frugalign.options.run import RunOptions, is_resuming, refused_settings
+from frugalign.options.check import check_value
+from frugalign.options.kinds import POSITIVE
+from frugalign.options.resuming import is_resuming
+from frugalign.options.training_config import TrainingConfig
 
-_AT_LEAST = {
-    **dict.fromkeys(("rounds", "num_generations", "max_new_tokens", "sampling_batch_size", "prompts_per_round"), 1),
-    **dict.fromkeys(("per_device_train_batch_size", "lora_r"), 1),
-    **dict.fromkeys(("tau", "tau_decay", "sft_weight", "kl_weight", "eval_prompts", "learning_rate", "from_round"), 0),
-}
-_ABOVE_ZERO = ("temperature", "ranking_temperature", "weight_temperature", "weight_cap", "beta", "num_train_epochs")
 _ABLATIONS: dict[str, Any] = {
     "use_ranking": True,
     "sft_weight": 1.0,
@@ -45,7 +41,7 @@ _TRAINING = (
 
 
 @dataclass
-class PSLEConfig(RunOptions, PSLEOptions, TrainingArguments):
+class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
     """All of `PSLEOptions` and of `TrainingArguments`; steps, epochs and the learning-rate schedule are those of one round.
 
     Raises:
@@ -55,19 +51,13 @@ class PSLEConfig(RunOptions, PSLEOptions, TrainingArguments):
     own: ClassVar[type] = PSLEOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"rounds", "principles", "eval_reward", "share_prefix"})
 
-    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
-
     def __post_init__(self) -> None:
         if self.output_dir is None:
             self.output_dir = "runs/psle"
         self.remove_unused_columns = False
         # Without an accelerator torch warns of it in every round.
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu and torch.cuda.is_available()
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise refused_settings(error) from error
+        super().__post_init__()
         self._check()
 
     def _check(self) -> None:
@@ -75,10 +65,7 @@ class PSLEConfig(RunOptions, PSLEOptions, TrainingArguments):
             if not condition:
                 raise FrugalignError(sentence)
 
-        self.check_values(_AT_LEAST)
-        for name in _ABOVE_ZERO:
-            value = getattr(self, name)
-            demand(math.isfinite(value) and value > 0, f"{name} is {value}; it must be above 0.")
+        check_value("beta", self.beta, POSITIVE)
         for name, (default, reason) in _NOT_CARRIED_OVER.items():
             value = getattr(self, name)
             demand(getattr(value, "value", value) in (default, None), f"{name} is not carried over: {reason}.")

@@ -12,7 +12,7 @@ from frugalign.data import training_prompts
 from frugalign.engines.loading import load_model
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.trainer import PSLETrainer
-from frugalign.options.run import policy_arguments
+from frugalign.options.loading import policy_arguments
 from frugalign.rewards.loading import load_rewards
 from frugalign.runs.folder import open_run_folder
 from frugalign.runs.save_policy import save_policy

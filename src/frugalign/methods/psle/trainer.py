@@ -49,7 +49,8 @@ from frugalign.methods.psle.round_eval import EVALUATION_FILE, RoundWatch
 from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
 from frugalign.methods.psle.rules import RANKED, reward_scale, threshold
 from frugalign.methods.psle.sampling import Sampler
-from frugalign.options.run import is_resuming, policy_arguments
+from frugalign.options.loading import policy_arguments
+from frugalign.options.resuming import is_resuming
 from frugalign.policies.principles import Principles, load_principles
 from frugalign.rewards.loading import RewardSpec, load_rewards
 from frugalign.runs.checkpoints import checkpoints_in

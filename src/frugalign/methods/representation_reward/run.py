@@ -23,7 +23,7 @@ from frugalign.methods.representation_reward.examples import Split, examples_of,
 from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
 from frugalign.methods.representation_reward.measures import fit_options, measure, measured
 from frugalign.methods.representation_reward.options import RewardOptions
-from frugalign.options.run import model_arguments
+from frugalign.options.loading import model_arguments
 from frugalign.rewards.representation.fit import Fitted, calibrate, fit, rewards_of
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.checkpoints import refuse_earlier_run

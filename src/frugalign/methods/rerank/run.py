@@ -22,7 +22,7 @@ from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import ranking_path, sample_for
 from frugalign.methods.rerank.shift_monitor import ShiftWatch
 from frugalign.methods.rerank.trainer import RerankTrainer
-from frugalign.options.run import policy_arguments
+from frugalign.options.loading import policy_arguments
 from frugalign.rewards.loading import NamedReward, load_reward
 from frugalign.rewards.representation.network import load_probes
 from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run

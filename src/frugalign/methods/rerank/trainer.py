@@ -42,7 +42,7 @@ from frugalign.methods.rerank.loss import (
     posterior_confidence,
 )
 from frugalign.methods.rerank.probe_tracking import FollowPolicy, ProbeFollower
-from frugalign.options.run import policy_arguments
+from frugalign.options.loading import policy_arguments
 from frugalign.rewards.representation.network import RepresentationModel, load_probes
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder

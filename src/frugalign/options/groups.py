@@ -1,0 +1,268 @@
+"""Every option that several verbs or methods have, declared once. A verb inherits the groups that it takes; see `declare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from frugalign.options.declare import option
+from frugalign.options.kinds import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FINITE,
+    MAX_STEPS,
+    NON_NEGATIVE,
+    NON_POSITIVE,
+    PATH,
+    POSITIVE,
+    SEED,
+    STEPS_OR_FRACTION,
+)
+
+# -- model --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelName:
+    """Model"""
+
+    model_name_or_path: str | None = option(None, "The model: hub id, folder, or package.module:attribute.")
+
+
+@dataclass
+class Device:
+    """Model"""
+
+    use_cpu: bool = option(False, "Use the CPU even where there is a GPU.")
+
+
+@dataclass
+class Model(Device, ModelName):
+    """Model"""
+
+    revision: str | None = option(None, "Revision of the model on the hub.")
+    dtype: str | None = option(None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU.")
+    device_map: str | None = option(None, "Device map of the model, as in transformers.")
+    load_in_4bit: bool = option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
+
+
+@dataclass
+class ModelAdapter:
+    """Model"""
+
+    adapter: str | None = option(None, "A PEFT adapter of the model.")
+
+
+@dataclass
+class Lora:
+    """LoRA"""
+
+    use_peft: bool = option(True, "Train a LoRA; --no_use_peft trains every weight.")
+    lora_r: int = option(16, "Rank of the LoRA.", COUNT)
+    lora_alpha: int = option(32, "Scale of the LoRA.", COUNT)
+
+
+# -- data and rewards ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Data:
+    """Data"""
+
+    dataset_name: str | None = option(None, "The data set: hub id, file or folder.")
+
+
+@dataclass
+class EvalPrompts:
+    """Data"""
+
+    eval_prompts: int | None = option(None, "Held-out prompts to evaluate on.", COUNT_OR_ZERO)
+
+
+@dataclass
+class Principles:
+    """Data"""
+
+    principles: str | None = option(
+        None,
+        "Written principles: harmless, helpful-and-honest, courteous, a .yaml, .md or .txt file, or package.module:attribute.",
+    )
+
+
+@dataclass
+class Rewards:
+    """Rewards"""
+
+    reward: list[str] = option(
+        [],
+        "A reward, repeatable: package.module:name, file.py:name, the folder of a representation reward, or a "
+        "sequence-classification model.",
+    )
+
+
+@dataclass
+class RewardWeights:
+    """Rewards"""
+
+    reward_weights: list[float] | None = option(None, "Weights of several rewards. Default: 1 each.", FINITE)
+
+
+@dataclass
+class RewardErrors:
+    """Rewards"""
+
+    reward_on_error: Literal["raise", "skip"] = option(
+        "raise", "When a reward fails: stop the run, or drop what it was to score (counted)."
+    )
+
+
+@dataclass
+class TruncationPenalty:
+    """Rewards"""
+
+    missing_eos_penalty: float = option(
+        0.0, "Added to the reward of a response that is cut at max_new_tokens.", NON_POSITIVE
+    )
+
+
+# -- sampling -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PromptFormat:
+    """Sampling"""
+
+    prompt_format: Literal["auto", "raw", "chat"] = option(
+        "auto",
+        "Prompts that are strings: one user turn where the tokenizer has a chat template (auto, chat), or as they are (raw).",
+    )
+
+
+@dataclass
+class Sampling(PromptFormat):
+    """Sampling"""
+
+    max_new_tokens: int = option(128, "Most tokens of a response.", COUNT)
+    temperature: float = option(1.0, "Sampling temperature.", POSITIVE)
+
+
+@dataclass
+class PromptLength:
+    """Sampling"""
+
+    max_prompt_length: int | None = option(None, "Cut longer prompts on the left (counted).", COUNT)
+
+
+@dataclass
+class PairLength:
+    """Data"""
+
+    max_length: int | None = option(
+        None, "Most tokens of prompt and answer; prompts are cut on the left. Default: the model's context.", COUNT
+    )
+
+
+@dataclass
+class SamplingBatch:
+    """Sampling"""
+
+    sampling_batch_size: int = option(64, "Responses sampled at once.", COUNT)
+
+
+@dataclass
+class Generations:
+    """Sampling"""
+
+    num_generations: int = option(8, "Responses sampled per prompt.", COUNT)
+
+
+# -- optimisation -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Steps:
+    """Optimisation"""
+
+    max_steps: int = option(-1, "Optimiser steps; -1 for num_train_epochs passes.", MAX_STEPS)
+    per_device_train_batch_size: int = option(16, "Training batch size of one device.", COUNT)
+    learning_rate: float = option(1e-4, "Peak learning rate.", NON_NEGATIVE)
+    lr_scheduler_type: str = option("linear", "Learning-rate schedule, as in transformers.")
+    warmup_steps: float = option(0, "Warm-up steps; below 1, a fraction of all steps.", NON_NEGATIVE)
+    logging_steps: float = option(10, "Log every this many steps.", STEPS_OR_FRACTION)
+    save_steps: float = option(200, "Save a checkpoint every this many steps.", STEPS_OR_FRACTION)
+    save_total_limit: int | None = option(2, "Most checkpoints kept.", COUNT)
+
+
+@dataclass
+class Epochs:
+    """Optimisation"""
+
+    num_train_epochs: float = option(1, "Passes over the training data.", POSITIVE)
+
+
+@dataclass
+class EvalSteps:
+    """Optimisation"""
+
+    eval_steps: float | None = option(
+        None, "Evaluate on held-out data every this many steps. Default: never.", STEPS_OR_FRACTION
+    )
+
+
+@dataclass
+class Beta:
+    """Objective"""
+
+    beta: float = option(0.1, "Weight β of staying close to the starting model.", NON_NEGATIVE)
+
+
+@dataclass
+class SFTWeight:
+    """Objective"""
+
+    sft_weight: float = option(0.0, "Weight of the log-likelihood of good responses in the loss.", NON_NEGATIVE)
+
+
+@dataclass
+class Margin:
+    """Objective"""
+
+    margin: float = option(1.0, "Margin of the probes' pair loss −log σ(r_chosen − r_rejected − margin).", FINITE)
+
+
+# -- run ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class OutputDir:
+    """Run"""
+
+    output_dir: str | None = option(None, "Folder that the results are written to.", PATH)
+
+
+@dataclass
+class Seed:
+    """Run"""
+
+    seed: int = option(0, "Seed of everything random.", SEED)
+
+
+@dataclass
+class Run(Seed, OutputDir):
+    """Run"""
+
+    overwrite_output_dir: bool = option(
+        False, "Replace the earlier run that output_dir holds; without it, such a folder is refused."
+    )
+
+
+@dataclass
+class TrainingRun(Run):
+    """Run"""
+
+    resume_from_checkpoint: str | None = option(
+        None, "Resume: a checkpoint folder, or `true` for the newest checkpoint in output_dir."
+    )
+    report_to: str | list[str] | None = option(
+        "none", "Experiment trackers, as in transformers; nothing is sent unless you name one."
+    )

@@ -1,0 +1,23 @@
+"""From model options to the keyword arguments of `load_model`. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_arguments(options: Any) -> dict[str, Any]:
+    """How the model that `options` names is loaded: keyword arguments of `load_model`."""
+    return {
+        "revision": options.revision,
+        "dtype": options.dtype,
+        "device_map": options.device_map or ("cpu" if options.use_cpu else None),
+        "load_in_4bit": options.load_in_4bit,
+        "adapter": getattr(options, "adapter", None),
+    }
+
+
+def policy_arguments(options: Any, *, trains_every_weight: bool) -> dict[str, Any]:
+    """`model_arguments` of a model that is trained. Full fine-tuning defaults to float32: bfloat16 rounds most steps of a
+    small learning rate away."""
+    found = model_arguments(options)
+    return found | {"dtype": found["dtype"] or "float32"} if trains_every_weight else found

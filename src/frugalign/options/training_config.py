@@ -1,0 +1,64 @@
+"""What the training methods' configs share: our options on `TrainingArguments`, checked, and written so that they can be read back. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any, ClassVar
+
+from frugalign.base.errors import FrugalignError
+from frugalign.options.check import check_options
+from frugalign.options.resuming import MAY_CHANGE, OF_ONE_START
+
+_DERIVED = {
+    *("accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "debug", "disable_tqdm"),
+    *("eval_strategy", "gradient_checkpointing", "remove_unused_columns", "local_rank", "run_name", "logging_dir"),
+}
+"""Fields that `TrainingArguments` and our configs set themselves."""
+
+
+class TrainingConfig:
+    """A mixin for a config: one of our options dataclasses on `TrainingArguments` or a class of its kind.
+
+    `own`: the options dataclass; `own_may_change`: its options that may change when a run is resumed, beside `MAY_CHANGE`.
+    """
+
+    own: ClassVar[type]
+    own_may_change: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Check every value, ours and inherited, then let transformers set up its own fields.
+
+        Raises:
+            FrugalignError: a value that breaks its rule, or what transformers refuses.
+        """
+        check_options(self)
+        arguments: Any = super()
+        try:
+            arguments.__post_init__()
+        except ValueError as error:
+            raise refused_settings(error) from error
+
+    def options(self) -> dict[str, Any]:
+        """Our own options as they run, as plain values."""
+        values = {each.name: getattr(self, each.name) for each in fields(self.own)}
+        return {name: getattr(value, "value", value) for name, value in values.items()}
+
+    def settings_of_a_run(self) -> dict[str, Any]:
+        """Our options that must stay as they are when a run is resumed; JSON-ready."""
+        return {name: value for name, value in self.options().items() if name not in MAY_CHANGE | self.own_may_change}
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option as it runs, ready for `--config`: our own, and the inherited ones that are not at their defaults."""
+        options = {name: value for name, value in self.options().items() if name not in OF_ONE_START}
+        every: Any = self
+        for each in fields(every):
+            default = each.default_factory() if each.default_factory is not MISSING else each.default
+            value = getattr(self, each.name, default)
+            if each.init and each.name not in {*options, *OF_ONE_START, *_DERIVED} and value != default:
+                options[each.name] = getattr(value, "value", value)
+        return options
+
+
+def refused_settings(error: Exception) -> FrugalignError:
+    """What transformers or TRL says against the settings, as one sentence of ours."""
+    return FrugalignError(f"These settings do not fit: {' '.join(str(error).split()).rstrip('.')}.")
