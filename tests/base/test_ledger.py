@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from frugalign.base.ledger import Ledger, read_costs
+from frugalign.base.ledger import Ledger
+from frugalign.runs.layout import read_costs
 
 
 def test_counts_add_up() -> None:
@@ -46,7 +47,7 @@ def test_a_resumed_ledger_continues(tmp_path: Path) -> None:
     first.set_parameters(trainable=1, base=10)
     first.add_seconds("rollout", 2.0)
     first.save(tmp_path / "costs.json")
-    saved = read_costs(tmp_path / "costs.json")
+    saved = read_costs(tmp_path)
     assert saved == json.loads(json.dumps(saved))
     saved["wall_clock_seconds"] = 60.0
     second = Ledger()

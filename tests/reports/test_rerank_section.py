@@ -2,7 +2,7 @@
 
 import pytest
 
-from frugalign.reports.rerank_section import read_shift, verdict
+from frugalign.reports.rerank_section import shift_of, verdict
 
 MOVED, SAME = ("log-likelihood", (0.7, 0.6, 0.8)), ("log-likelihood", (0.97, 0.95, 0.99))
 
@@ -24,8 +24,8 @@ def test_the_verdict_follows_from_the_numbers(
 
 
 def test_a_run_that_was_not_watched_has_no_figure() -> None:
-    assert read_shift([{"step": 1, "loss": 0.1}], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"}) is None
+    assert shift_of([{"step": 1, "loss": 0.1}], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"}) is None
     line = {"step": 1, "shift/wasserstein": 0.1, "shift/reward": 1.0}
-    assert read_shift([line], {}) is None
-    found = read_shift([line], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"})
+    assert shift_of([line], None) is None
+    found = shift_of([line], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"})
     assert found is not None and found.figure.startswith("data:image/svg+xml")

@@ -12,7 +12,6 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.runs.checkpoints import (
-    STATE_FILE,
     check_settings,
     checkpoint_state,
     clear_earlier_run,
@@ -20,11 +19,12 @@ from frugalign.runs.checkpoints import (
     publish_checkpoint,
     refuse_earlier_run,
 )
-from frugalign.runs.folder import STAGING, RunFolder
+from frugalign.runs.folder import RunFolder
+from frugalign.runs.layout import CHECKPOINT_STATE_FILE, STAGING_FOLDER
 
 
 def stage(folder: Path, step: int) -> None:
-    staged = folder / STAGING / f"checkpoint-{step}"
+    staged = folder / STAGING_FOLDER / f"checkpoint-{step}"
     staged.mkdir(parents=True)
     (staged / "model.safetensors").write_bytes(b"weights %d" % step)
 
@@ -78,7 +78,7 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
     """By number, not by name; a folder without our state, or of another name, is none of ours."""
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / STATE_FILE).write_text("{}")
+        (tmp_path / name / CHECKPOINT_STATE_FILE).write_text("{}")
     (tmp_path / "checkpoint-11").mkdir()
     for wanted in (True, "true", "True", "latest"):
         assert find_checkpoint(str(tmp_path), wanted) == str(tmp_path / "checkpoint-10")

@@ -10,7 +10,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.runs.folder import RunFolder, open_run_folder, read_metrics
+from frugalign.runs.folder import RunFolder, open_run_folder
+from frugalign.runs.layout import read_log
 
 
 def begin(folder: Path, step: int) -> tuple[RunFolder, TrainingArguments, TrainerState, TrainerControl]:
@@ -24,15 +25,15 @@ def test_a_resumed_run_forgets_the_lines_after_its_checkpoint(tmp_path: Path) ->
     """Lines of steps 2, 4, 6 and one cut short by a crash; resumed at 4: 2 and 4 stay. A fresh run starts with none."""
     text = "".join(json.dumps({"step": step, "reward": step / 2}) + "\n" for step in (2, 4, 6))
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 8, "rew')
-    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4, 6]
+    assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 6]
     callback, args, state, control = begin(tmp_path, 4)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
+    assert [line["step"] for line in read_log(tmp_path)] == [2, 4]
     state.global_step = 6
     callback.on_log(args, state, control, logs={"reward": 9.0})
-    assert read_metrics(tmp_path)[-1] == {"step": 6, "epoch": 0.5, "reward": 9.0}
+    assert read_log(tmp_path)[-1] == {"step": 6, "epoch": 0.5, "reward": 9.0}
     assert json.loads((tmp_path / "costs.json").read_text())["optimizer_steps"] == 0
     begin(tmp_path, 0)
-    assert read_metrics(tmp_path) == []
+    assert read_log(tmp_path) == []
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:

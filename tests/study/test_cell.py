@@ -22,7 +22,8 @@ from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
 from frugalign.study.base_samples import sampled_groups
 from frugalign.study.budget import Budget
-from frugalign.study.cell import TRACE_FILE, run_cell, shown_rows
+from frugalign.study.cell import run_cell, shown_rows
+from frugalign.study.layout import TRACE_FILE
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Line, cell_of
 from frugalign.study.runner import Outcome, outcome_of, read_study

@@ -18,6 +18,11 @@ from typing import Any
 
 from frugalign.base.errors import FrugalignError
 
+MODEL_CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
@@ -300,9 +305,9 @@ def load_config(folder: str | Path, config_class: Any, what: str) -> Any:
     path = Path(folder)
     if path.is_dir() or str(folder).startswith((".", "/", "~")):
         path = path.expanduser()
-        if not (path / "config.json").is_file():
-            raise FrugalignError(f"No {what} in {folder}: the folder has no config.json.")
-        check_safetensors(path / "model.safetensors")
+        if not (path / MODEL_CONFIG_FILE).is_file():
+            raise FrugalignError(f"No {what} in {folder}: the folder has no {MODEL_CONFIG_FILE}.")
+        check_safetensors(path / WEIGHTS_FILE)
     try:
         config = config_class.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,19 +6,33 @@ imports torch: device memory is read only where torch is loaded already.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from frugalign.base.files import write_json_atomic
 
 PHASES = ("load", "rollout", "reward", "optimise", "evaluate", "save")
 _COUNTERS = ("lm_forward_tokens", "generated_tokens", "reward_calls", "optimizer_steps")
+
+
+class Costs(TypedDict, total=False):
+    """A ledger as JSON; see `Ledger` for what each number counts. An older file may lack some."""
+
+    lm_forward_tokens: int
+    generated_tokens: int
+    reward_calls: int
+    optimizer_steps: int
+    trainable_parameters: int | None
+    base_parameters: int | None
+    shares: dict[str, float | None]
+    seconds: dict[str, float]
+    wall_clock_seconds: float
+    peak_memory_mb: float
 
 
 @dataclass
@@ -91,11 +105,14 @@ class Ledger:
             share = self.trainable_parameters / self.base_parameters
         return {"of_base": share, "of_full_finetuning": share, "of_ppo": None if share is None else share / 2}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values: what `costs.json` holds."""
+    def to_dict(self) -> Costs:
+        """Everything as JSON-ready values."""
         self._peak_memory_mb = max(self._peak_memory_mb, _peak_memory_mb())
         return {
-            **{name: getattr(self, name) for name in _COUNTERS},
+            "lm_forward_tokens": self.lm_forward_tokens,
+            "generated_tokens": self.generated_tokens,
+            "reward_calls": self.reward_calls,
+            "optimizer_steps": self.optimizer_steps,
             "trainable_parameters": self.trainable_parameters,
             "base_parameters": self.base_parameters,
             "shares": self.shares,
@@ -156,9 +173,3 @@ def _peak_memory_mb() -> float:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         megabytes += sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())) / 2**20
     return float(megabytes)
-
-
-def read_costs(path: str | Path) -> dict[str, Any]:
-    """A saved `costs.json`."""
-    costs: dict[str, Any] = json.loads(Path(path).read_text())
-    return costs

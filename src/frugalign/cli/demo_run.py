@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from frugalign.base.ledger import read_costs
+from frugalign.base.ledger import Costs
 from frugalign.evaluation.measure import evaluate
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.run import train_proxy
-from frugalign.reports.run_page import read_samples, write_report
+from frugalign.reports.run_page import evenly_spread, write_report
+from frugalign.runs.layout import Sample, read_costs, read_samples, read_settings
+from frugalign.runs.lock import in_use
 
 BASE, PROMPTS = "frugalign.sandbox:model", "frugalign.sandbox:prompts"
 SETTINGS: dict[str, Any] = {
@@ -42,11 +42,11 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo shows: metrics.json, the training's costs.json, six samples, and where the page is."""
+    """What the demo shows: the evaluation, the costs of the training, six samples, and where the page is."""
 
     metrics: dict[str, Any]
-    costs: dict[str, Any]
-    samples: list[dict[str, Any]]
+    costs: Costs
+    samples: list[Sample]
     report: str
 
 
@@ -59,18 +59,23 @@ def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None) ->
     options = SETTINGS | {"output_dir": output_dir, "seed": seed, "report_to": "none", "logging_steps": 4}
     if max_steps is not None:
         options["max_steps"] = max_steps
-    earlier = Path(output_dir) / "config.yaml"
-    if earlier.is_file():  # an earlier demo may be written over, a user's own run may not
-        options["overwrite_output_dir"] = (yaml.safe_load(earlier.read_text()) or {}).get("model_name_or_path") == BASE
+    with in_use(output_dir):
+        return _run(Path(output_dir), options)
+
+
+def _run(folder: Path, options: dict[str, Any]) -> Demo:
+    earlier = read_settings(folder)
+    if earlier:  # an earlier demo may be written over, a user's own run may not
+        options["overwrite_output_dir"] = earlier.get("model_name_or_path") == BASE
     train_proxy(ProxyConfig(**options))
     metrics = evaluate(
         BASE,
-        proxy=output_dir,
+        proxy=str(folder),
         dataset_name=PROMPTS,
         reward=[f"{name}={spec}" for name, spec in MEASURES.items()],
         split="test",
-        output_dir=output_dir,
+        output_dir=folder,
         batch_size=128,
     )
-    report = write_report(output_dir)
-    return Demo(metrics, read_costs(f"{output_dir}/costs.json"), read_samples(output_dir, 6), str(report))
+    report = write_report(folder)
+    return Demo(metrics, read_costs(folder), evenly_spread(read_samples(folder)), str(report))

@@ -99,9 +99,11 @@ def run(argv: list[str]) -> int:
         raise FrugalignError("--reward is missing.")
     output_dir = options.output_dir or "runs/evaluate"
     from frugalign.evaluation import evaluate
+    from frugalign.runs.lock import in_use
 
     arguments = asdict(options) | {"output_dir": output_dir}
-    metrics = evaluate(arguments.pop("model_name_or_path"), **arguments)
+    with in_use(output_dir):
+        metrics = evaluate(arguments.pop("model_name_or_path"), **arguments)
     print_table(metrics, title=f"{_policy(options)} on {options.dataset_name}")
     print(f"Written to {output_dir}: metrics.json, costs.json.")
     return 0

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MODEL_CONFIG_FILE
 from frugalign.base.specs import resolve_name
 from frugalign.engines.transformers import causal_lm
 
@@ -95,8 +96,8 @@ def check_model(name_or_path: str, *, revision: str | None = None) -> str:
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
     if looks_local:
         path = str(Path(path).expanduser())
-    if looks_local and not Path(path).joinpath("config.json").is_file():
-        raise FrugalignError(f"No model in {name_or_path}: the folder has no config.json.")
+    if looks_local and not Path(path).joinpath(MODEL_CONFIG_FILE).is_file():
+        raise FrugalignError(f"No model in {name_or_path}: the folder has no {MODEL_CONFIG_FILE}.")
     try:
         AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
@@ -117,9 +118,9 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         folder = adapter
         if not Path(adapter).is_dir():
             # PEFT would take weights of another format where there are no others.
-            folder = snapshot_download(adapter, allow_patterns=["adapter_config.json", "*.safetensors"])
-        if not Path(folder).joinpath("adapter_model.safetensors").is_file():
-            raise FrugalignError(f"No adapter in {adapter}: it has no adapter_model.safetensors.")
+            folder = snapshot_download(adapter, allow_patterns=[ADAPTER_CONFIG_FILE, "*.safetensors"])
+        if not Path(folder).joinpath(ADAPTER_WEIGHTS_FILE).is_file():
+            raise FrugalignError(f"No adapter in {adapter}: it has no {ADAPTER_WEIGHTS_FILE}.")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
             adapted: Any = PeftModel.from_pretrained(model, folder)

@@ -26,6 +26,7 @@ from frugalign.evaluation.metrics_table import Sampled, metrics_of
 from frugalign.policies.policy import Policy, divergence, load_base, load_policy, sample_base, sample_policy
 from frugalign.policies.prompt_rows import Asked
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
+from frugalign.runs.layout import METRICS_FILE, SAMPLES_FILE, evaluation_costs_file
 from frugalign.runs.save_policy import trained_on_of
 
 
@@ -262,10 +263,9 @@ class _Rows:
 
 
 def _write(folder: Path, metrics: Mapping[str, Any], samples: list[dict[str, Any]], ledger: Ledger) -> None:
-    """metrics.json, samples.jsonl and costs.json; in a training's own run folder, whose costs.json is the training's,
-    the evaluation's goes beside it as evaluation_costs.json."""
+    """The metrics, the samples and the costs."""
     with ledger.phase("save"):
-        write_json_atomic(folder / "metrics.json", metrics)
+        write_json_atomic(folder / METRICS_FILE, metrics)
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        write_atomic(folder / "samples.jsonl", "".join(lines))
-    ledger.save(folder / ("evaluation_costs.json" if (folder / "metrics.jsonl").exists() else "costs.json"))
+        write_atomic(folder / SAMPLES_FILE, "".join(lines))
+    ledger.save(evaluation_costs_file(folder))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frugalign.reports import figures
+from frugalign.runs.layout import ShiftStart
 
 _SERIES = (("log-likelihood", "log_likelihood"), ("reward, frozen probes", "probe_reward"))
 _CHANGED = 0.9
@@ -21,10 +22,10 @@ class Shift:
     verdict: str
 
 
-def read_shift(log: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Shift | None:
-    """From the lines of metrics.jsonl and the content of shift.json; None where the run was not watched."""
+def shift_of(log: Sequence[Mapping[str, Any]], about: ShiftStart | None) -> Shift | None:
+    """From the log and what the shift is measured with; None where it was not measured."""
     looks = [line for line in log if "shift/wasserstein" in line]
-    if not looks or "floor" not in about:
+    if not looks or about is None:
         return None
     rankings = []
     for label, name in _SERIES:

@@ -1,31 +1,29 @@
-"""`report.html` of a representation reward, from the numbers that its training left."""
+"""The page of a representation reward, from the numbers that its training left."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
-from frugalign.methods.representation_reward.run import REPORT_FILE
 from frugalign.reports import figures
 from frugalign.reports.render import render
+from frugalign.runs.layout import REPORT_FILE, REWARD_REPORT_FILE, read_reward_report
 
 
 def write_reward_report(folder: str | Path) -> Path:
-    """Write `report.html` beside a reward's `reward_report.json`.
+    """Write the page of a representation reward into its run folder.
 
     Raises:
         FrugalignError: a folder without one.
     """
-    source = Path(folder) / REPORT_FILE
-    if not source.is_file():
-        raise FrugalignError(f"{folder} holds no {REPORT_FILE}, so there is nothing to report.")
-    report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    report = read_reward_report(Path(folder))
+    if report is None:
+        raise FrugalignError(f"{folder} holds no {REWARD_REPORT_FILE}, so there is nothing to report.")
     page = render(
-        "reward_report.html",
+        "reward.html",
         title=Path(folder).resolve().name,
         settings=report["settings"],
         examples=report["examples"],
@@ -33,7 +31,7 @@ def write_reward_report(folder: str | Path) -> Path:
         costs=_costs(report),
         figures=_figures(report),
     )
-    target = Path(folder) / "report.html"
+    target = Path(folder) / REPORT_FILE
     write_atomic(target, page)
     return target
 

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import read_json, read_lines, write_atomic
-from frugalign.base.ledger import Ledger
+from frugalign.base.files import write_atomic
+from frugalign.base.ledger import Costs, Ledger
 from frugalign.methods.psle.report_data import Rounds, read_rounds, side_by_side
 from frugalign.reports import figures
 from frugalign.reports.psle_section import section
 from frugalign.reports.render import render
-from frugalign.reports.rerank_section import read_shift
+from frugalign.reports.rerank_section import shift_of
+from frugalign.runs.layout import (
+    CONFIG_FILE,
+    COSTS_FILE,
+    LOG_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    ROUND_PREFIX,
+    SAMPLES_FILE,
+    Sample,
+    ShiftStart,
+    evaluation_of,
+    has_evaluation,
+    read_costs,
+    read_evaluation_costs,
+    read_log,
+    read_metrics,
+    read_samples,
+    read_settings,
+    read_shift,
+    rounds_in,
+)
 
+S = TypeVar("S")
 _SAMPLES = 6
 _TABLE = (
     ("Reward", "reward", "base_reward"),
@@ -68,9 +91,9 @@ class _Run:
 
     settings: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
-    shift: dict[str, Any] = field(default_factory=dict)
+    shift: ShiftStart | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     costs: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     rounds: Rounds | None = None
@@ -89,79 +112,76 @@ def write_report(run_folder: str | Path) -> Path:
     run = _read(folder)
     after, pairs = side_by_side(run.rounds) if run.rounds else (0, [])
     page = render(
-        "report.html",
+        "run.html",
         title=folder.resolve().name,
         settings={key: value for key, value in run.settings.items() if value is not None and value != []},
         curves=_curves(run.log) + _confidence(run.log),
-        shift=read_shift(run.log, run.shift),
+        shift=shift_of(run.log, run.shift),
         rounds=section(run.rounds) if run.rounds else None,
-        round_samples=[_shown(pair) for pair in _pick(pairs)],
+        round_samples=[_shown(pair) for pair in evenly_spread(pairs)],
         n_round_samples=len(pairs),
         rounds_before_samples=after,
         distributions=_distributions(run.samples),
         rows=_rows(run.metrics),
         metrics=run.metrics,
         costs=run.costs,
-        samples=[_shown(sample) for sample in _pick(run.samples)],
+        samples=[_shown(sample) for sample in evenly_spread(run.samples)],
         n_samples=len(run.samples),
         missing=run.missing,
     )
-    target = folder / "report.html"
+    target = folder / REPORT_FILE
     write_atomic(target, page)
     return target
 
 
-def read_samples(run_folder: str | Path, n: int = _SAMPLES) -> list[dict[str, Any]]:
-    """`n` lines of an evaluation's samples.jsonl, evenly spread: not chosen by their reward."""
-    return _pick(read_lines(Path(run_folder) / "samples.jsonl"), n)
-
-
 def _read(folder: Path) -> _Run:
+    """What the folder holds.
+
+    Raises:
+        FrugalignError: for a folder of no run.
+    """
     if not folder.is_dir():
         raise FrugalignError(f"There is no run folder {folder}.")
-    evaluated = folder
-    if not (folder / "metrics.json").is_file():
-        below = sorted(folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
-        evaluated = below[-1].parent if below else folder
-    run = _Run(rounds=read_rounds(folder))
-    log = folder / "metrics.jsonl"
-    if not log.is_file() and not (evaluated / "metrics.json").is_file() and run.rounds is None:
-        if any(folder.glob("round-*")):
+    evaluated, rounds, log = evaluation_of(folder), read_rounds(folder), read_log(folder)
+    if not (folder / LOG_FILE).is_file() and not has_evaluation(evaluated) and rounds is None:
+        if rounds_in(folder):
             raise FrugalignError(
-                f"{folder} holds no finished round: none of its round-* folders has a manifest.json yet."
+                f"{folder} holds no complete round: none of its {ROUND_PREFIX}* folders has a {MANIFEST_FILE} yet."
             )
-        raise FrugalignError(f"{folder} is not a run folder: it holds neither metrics.jsonl nor metrics.json.")
-    run.metrics.update(read_json(evaluated / "metrics.json"))
-    run.log.extend(read_lines(log))
-    run.shift.update(read_json(folder / "shift.json"))
-    run.samples.extend(read_lines(evaluated / "samples.jsonl"))
-    if (folder / "config.yaml").is_file():
-        import yaml
+        raise FrugalignError(f"{folder} is not a run folder: it holds neither {LOG_FILE} nor {METRICS_FILE}.")
+    metrics, samples, settings = read_metrics(evaluated), read_samples(evaluated), read_settings(folder)
+    trained = bool(log) or rounds is not None
+    apart = evaluated != folder or not trained
+    costs = (
+        ("Training", read_costs(folder) if trained else Costs()),
+        ("Evaluation", read_costs(evaluated) if apart else read_evaluation_costs(folder)),
+    )
+    run = _Run(
+        settings=settings | {f"evaluation: {key}": value for key, value in metrics.get("settings", {}).items()},
+        log=log,
+        shift=read_shift(folder),
+        metrics=metrics,
+        samples=samples,
+        costs=[(title, _cost_rows(found)) for title, found in costs if found],
+        rounds=rounds,
+    )
+    return replace(run, missing=_missing(run))
 
-        run.settings.update(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {})
-    run.settings.update({f"evaluation: {key}": value for key, value in run.metrics.get("settings", {}).items()})
-    training, evaluation = folder / "costs.json", evaluated / "evaluation_costs.json"
-    trained = bool(run.log) or run.rounds is not None
-    if evaluated != folder or not trained:
-        evaluation = evaluated / "costs.json"
-    for title, path in (("Training", training if trained else None), ("Evaluation", evaluation)):
-        costs = read_json(path) if path is not None else {}
-        if costs:
-            run.costs.append((title, _cost_rows(costs)))
-    found: dict[str, Any] = {"the settings (config.yaml)": run.settings}
+
+def _missing(run: _Run) -> list[str]:
+    """What a reader would look for and the folder does not hold, in words."""
+    found: dict[str, Any] = {f"the settings ({CONFIG_FILE})": run.settings}
     if run.rounds is None:  # else each round has its own
         found |= {
-            "the learning curve (metrics.jsonl)": run.log,
-            "the evaluation (metrics.json)": run.metrics,
-            "samples and reward distributions (samples.jsonl)": run.samples,
+            f"the learning curve ({LOG_FILE})": run.log,
+            f"the evaluation ({METRICS_FILE})": run.metrics,
+            f"samples and reward distributions ({SAMPLES_FILE})": run.samples,
         }
-    found["the costs (costs.json)"] = run.costs
-    run.missing.extend(name for name, content in found.items() if not content)
-    run.missing.extend(run.rounds.missing if run.rounds else [])
-    return run
+    found[f"the costs ({COSTS_FILE})"] = run.costs
+    return [name for name, content in found.items() if not content] + (run.rounds.missing if run.rounds else [])
 
 
-def _cost_rows(costs: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _cost_rows(costs: Costs) -> list[tuple[str, str]]:
     """The ledger's own table, of saved costs."""
     ledger = Ledger()
     ledger.load_dict(costs)
@@ -226,7 +246,7 @@ def _confidence(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _distributions(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _distributions(samples: list[Sample]) -> list[tuple[str, str]]:
     found = []
     for name in samples[0].get("rewards", {}) if samples else {}:
         before = [value for sample in samples if (value := sample["base_rewards"].get(name)) is not None]
@@ -237,7 +257,8 @@ def _distributions(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return found
 
 
-def _pick(samples: list[dict[str, Any]], n: int = _SAMPLES) -> list[dict[str, Any]]:
+def evenly_spread(samples: list[S], n: int = _SAMPLES) -> list[S]:
+    """`n` of the samples from begin to end: not chosen by their reward."""
     step = max(1, len(samples) // n)
     return samples[::step][:n]
 

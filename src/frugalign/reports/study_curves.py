@@ -6,9 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from frugalign.base.files import read_lines
 from frugalign.reports.figures import canvas, data_uri, tidy
 from frugalign.reports.study_style import (
     BASE,
@@ -21,8 +18,8 @@ from frugalign.reports.study_style import (
     style_of,
     values_of,
 )
-from frugalign.runs.folder import CONFIG_FILE
-from frugalign.study.plan import RUN_FOLDER
+from frugalign.runs.layout import read_log, read_settings
+from frugalign.study.layout import training_run
 from frugalign.study.table import Row
 
 
@@ -143,8 +140,8 @@ def _curves(
     figure, axes = axes_of(7.4, 3.8)
     drawn = 0
     for row in rows:
-        run = row.outcomes[0].training / RUN_FOLDER
-        at, values = read(run, read_lines(run / "metrics.jsonl"))
+        run = training_run(row.outcomes[0].training)
+        at, values = read(run, read_log(run))
         if len(at) < 2:
             continue
         axes.plot(
@@ -163,7 +160,7 @@ def _curves(
 
 def _prompts_a_step(run: Path) -> float:
     """Training prompts for each of a proxy's optimiser steps: those of a rollout over its steps."""
-    config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_settings(run)
     prompts = config["per_device_train_batch_size"] / config["num_generations"]
     return float(prompts / (config["num_iterations"] * config["num_mini_batches"]))
 

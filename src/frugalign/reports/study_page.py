@@ -11,19 +11,21 @@ from typing import Any
 
 import yaml
 
-from frugalign.base.files import read_json, read_lines, write_atomic, write_json_atomic
+from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.metrics import Estimate
 from frugalign.reports.render import render
 from frugalign.reports.run_page import prompt_in_words, scores_in_words
 from frugalign.reports.study_figures import figures_of
 from frugalign.reports.study_run_figures import run_figures_of
+from frugalign.runs.layout import REPORT_FILE
 from frugalign.study.budgeted import WATCHES
-from frugalign.study.cell import TRACE_FILE, shown_rows
+from frugalign.study.cell import shown_rows
+from frugalign.study.layout import MARKDOWN_FILE, SUMMARY_FILE, read_trace
 from frugalign.study.plan import METHODS, STAND_FOR_PPO
+from frugalign.study.responses import responses_of
 from frugalign.study.runner import Finished, Outcome
 from frugalign.study.table import Row, rows_of
 
-SUMMARY_FILE, MARKDOWN_FILE, PAGE_FILE = "study.json", "study.md", "report.html"
 _COSTS = (
     ("generated tokens", "generated_tokens"),
     ("LM tokens fed", "lm_forward_tokens"),
@@ -67,8 +69,8 @@ def write_study(found: Finished, recipe: str, flags: Sequence[str] = ()) -> Path
         commands=[(each.cell.name, command(each, summary)) for each in (*found.unchosen, *found.outcomes)],
         methods=[(line["label"], METHODS[line["method"]]) for line in summary["lines"]],
     )
-    write_atomic(folder / PAGE_FILE, page)
-    return folder / PAGE_FILE
+    write_atomic(folder / REPORT_FILE, page)
+    return folder / REPORT_FILE
 
 
 def summary_of(found: Finished, rows: Sequence[Row], recipe: str, flags: Sequence[str] = ()) -> dict[str, Any]:
@@ -355,6 +357,11 @@ def _estimate(estimate: dict[str, Any] | None, *, signed: bool = False) -> str:
     return f"{write(estimate['mean'])} [{write(estimate['ci_low'])}, {write(estimate['ci_high'])}]"
 
 
+def _asks(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.result is not None  # a row has finished cells only
+    return outcome.result["asks"]
+
+
 # -- samples ------------------------------------------------------------------------------------------------------------
 
 
@@ -362,9 +369,9 @@ def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The same prompts answered by every line, evenly spread over the test, first seed; a proxy's with what it rejected."""
     if not rows:
         return []
-    answers = [(row, read_lines(row.outcomes[0].folder / "evaluation" / "samples.jsonl")) for row in rows]
+    answers = [(row, responses_of(row.outcomes[0])) for row in rows]
     found = []
-    size = int((rows[0].outcomes[0].result or {})["asks"]["eval_samples"])
+    size = int(_asks(rows[0].outcomes[0])["eval_samples"])
     for row_number in shown_rows(min(len(lines) for _, lines in answers) // size):
         place = row_number * size
         found.append(
@@ -375,7 +382,7 @@ def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
                         "label": row.line.label,
                         "text": lines[place]["policy"],
                         "rewards": scores_in_words(lines[place]["rewards"]),
-                        "trace": read_json(row.outcomes[0].folder / "evaluation" / TRACE_FILE).get(str(row_number)),
+                        "trace": read_trace(row.outcomes[0].folder, row_number),
                     }
                     for row, lines in answers
                 ],

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from frugalign.base.files import read_json, read_lines
 from frugalign.methods.psle.report_data import read_rounds
 from frugalign.reports.psle_section import learned_from_figures
-from frugalign.reports.rerank_section import read_shift
+from frugalign.reports.rerank_section import shift_of
 from frugalign.reports.reward_page import layers_figure, reliability_figure
 from frugalign.reports.study_style import Figure
-from frugalign.study.plan import RUN_FOLDER
+from frugalign.runs.layout import read_log, read_reward_report, read_shift
+from frugalign.study.layout import fitted_reward, training_run
 from frugalign.study.table import Row
 
 _SEE = (
@@ -33,8 +33,8 @@ def run_figures_of(rows: Sequence[Row]) -> list[Figure]:
 
 def probes(row: Row, training: Path) -> list[Figure]:
     """Accuracy by layer and the reliability of a reward that the cell fitted on hidden states."""
-    report = read_json(training / "reward" / "reward_report.json")
-    if not report:
+    report = read_reward_report(fitted_reward(training))
+    if report is None:
         return []
     named = (("probe layers", layers_figure(report)), ("calibration of the probes", reliability_figure(report)))
     return [
@@ -46,14 +46,14 @@ def probes(row: Row, training: Path) -> list[Figure]:
 
 def shift(row: Row, training: Path) -> list[Figure]:
     """How rankings and samples moved, of a line with `shift_reward`."""
-    run = training / RUN_FOLDER
-    found = read_shift(read_lines(run / "metrics.jsonl"), read_json(run / "shift.json"))
+    run = training_run(training)
+    found = shift_of(read_log(run), read_shift(run))
     return [] if found is None else [Figure(f"{row.line.label}: shift", found.figure, found.verdict)]
 
 
 def rounds(row: Row, training: Path) -> list[Figure]:
     """What PSLE's rounds learned from: gain and threshold, branches, the use of the responses beside RAFT's."""
-    read = read_rounds(training / RUN_FOLDER) if row.line.method == "psle" else None
+    read = read_rounds(training_run(training)) if row.line.method == "psle" else None
     drawn = [] if read is None else learned_from_figures(read)
     return [
         Figure(f"{row.line.label}: {text}", uri, next(said for part, said in _SEE if part in text), wide=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.files import MODEL_CONFIG_FILE
 from frugalign.data.templating import apply_template
 
 _log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class ClassifierReward:
             FrugalignError: no model there, one that has no trained classification head, or one with more than two
                 labels.
         """
-        if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
-            raise FrugalignError(f"No reward model in {name_or_path}: the folder has no config.json.")
+        if Path(name_or_path).is_dir() and not (Path(name_or_path) / MODEL_CONFIG_FILE).is_file():
+            raise FrugalignError(f"No reward model in {name_or_path}: the folder has no {MODEL_CONFIG_FILE}.")
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,25 +18,45 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from frugalign.base.files import write_json_atomic
 from frugalign.base.errors import FrugalignError
+from frugalign.base.files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    CARD_FILE,
+    MODEL_CONFIG_FILE,
+    WEIGHTS_FILE,
+    write_json_atomic,
+)
 from frugalign.base.ledger import Ledger
 from frugalign.options.resuming import is_resuming
-from frugalign.runs.folder import COSTS_FILE, METRICS_FILE, STAGING, saving
-
-STATE_FILE = "frugalign.json"
-_ARTEFACT_FILES = (
-    "model.safetensors",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "config.json",
-    "config.yaml",
-    "README.md",
-    "trained_on.json",
-    "training_args.bin",
-    "completions.jsonl",
+from frugalign.runs.folder import saving
+from frugalign.runs.layout import (
+    CHECKPOINT_PREFIX,
+    CHECKPOINT_STATE_FILE,
+    COMPLETIONS_FILE,
+    CONFIG_FILE,
+    COSTS_FILE,
+    EVALUATION_COSTS_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    SHIFT_FILE,
+    STAGING_FOLDER,
+    TRAINED_ON_FILE,
+    TRAINING_ARGUMENTS_FILE,
+    checkpoint_folder,
+    checkpoints_in,
+    rankings_in,
+    shift_responses_file,
 )
-_EVALUATION_FILES = ("shift.json", "metrics.json", "samples.jsonl", "evaluation_costs.json", "report.html")
+
+_RUN_FILES = (
+    *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, TRAINING_ARGUMENTS_FILE, SHIFT_FILE),
+    *(WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, CARD_FILE),
+    *(METRICS_FILE, SAMPLES_FILE, EVALUATION_COSTS_FILE, REPORT_FILE),
+)
+"""What a training or an evaluation leaves in a run folder, and what overwriting deletes."""
 
 
 class WholeCheckpoints(ABC):
@@ -111,14 +130,14 @@ class WholeCheckpoints(ABC):
     def _get_output_dir(self, trial: Any) -> str:
         trainer: Any = super()
         folder = str(trainer._get_output_dir(trial))
-        return str(Path(folder) / STAGING) if self._staging else folder
+        return str(Path(folder) / STAGING_FOLDER) if self._staging else folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = super()
         step = self.state.global_step
         self._staging = True
         try:
-            with self.ledger.phase("save"), saving(Path(str(self.args.output_dir)) / f"checkpoint-{step}"):
+            with self.ledger.phase("save"), saving(checkpoint_folder(Path(str(self.args.output_dir)), step)):
                 trainer._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
         finally:
@@ -143,7 +162,7 @@ def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] 
     Raises:
         FrugalignError: where there is one.
     """
-    marks = ("checkpoint-", "model.safetensors", "adapter_model.safetensors")
+    marks = (CHECKPOINT_PREFIX, WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE)
     found = [path.name for path in _results(Path(folder)) if path.name.startswith(marks)]
     found += also
     if found and not overwrite:
@@ -163,35 +182,27 @@ def clear_earlier_run(folder: str | Path) -> None:
 
 
 def _results(folder: Path) -> list[Path]:
-    names = [METRICS_FILE, COSTS_FILE, *_ARTEFACT_FILES, *_EVALUATION_FILES]
-    rankings = sorted(folder.glob("groups/*.jsonl"))
-    return [folder / name for name in names if (folder / name).is_file()] + rankings + checkpoints_in(folder)
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Those that are whole, the oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    whole = [path for path in found if (path / STATE_FILE).is_file()]
-    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+    files = [*(folder / name for name in _RUN_FILES), shift_responses_file(folder)]
+    return [path for path in files if path.is_file()] + rankings_in(folder) + checkpoints_in(folder)
 
 
 def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: int | None) -> None:
     """Complete the checkpoint staged under `run_dir/.saving` and move it into place in one step, then drop the oldest ones."""
-    staged = run_dir / STAGING / f"checkpoint-{step}"
-    write_json_atomic(staged / STATE_FILE, state)
-    target = run_dir / f"checkpoint-{step}"
+    staged = checkpoint_folder(run_dir / STAGING_FOLDER, step)
+    write_json_atomic(staged / CHECKPOINT_STATE_FILE, state)
+    target = checkpoint_folder(run_dir, step)
     if target.exists():
         shutil.rmtree(target)
     os.replace(staged, target)
-    shutil.rmtree(run_dir / STAGING, ignore_errors=True)
+    shutil.rmtree(run_dir / STAGING_FOLDER, ignore_errors=True)
     rotate_checkpoints(output_dir=str(run_dir), save_total_limit=keep, use_mtime=False)
 
 
 def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     """What `publish_checkpoint` stored beside the weights."""
-    path = checkpoint / STATE_FILE
+    path = checkpoint / CHECKPOINT_STATE_FILE
     if not path.is_file():
-        raise FrugalignError(f"{checkpoint} is not a checkpoint of this trainer: it holds no {STATE_FILE}.")
+        raise FrugalignError(f"{checkpoint} is not a checkpoint of this trainer: it holds no {CHECKPOINT_STATE_FILE}.")
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return state
 

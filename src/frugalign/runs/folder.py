@@ -1,4 +1,4 @@
-"""The run folder while a run goes: `metrics.jsonl` and `costs.json`, line by line, and what the system refuses to write in one sentence."""
+"""The run folder during a training: the log and the costs, line by line, and what the system refuses to write in one sentence."""
 
 from __future__ import annotations
 
@@ -16,18 +16,13 @@ import yaml
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from frugalign.base.files import read_lines, write_atomic, writing
+from frugalign.base.files import write_atomic, writing
 from frugalign.base.ledger import Ledger
-
-STAGING = ".saving"
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
-COSTS_FILE = "costs.json"
+from frugalign.runs.layout import CONFIG_FILE, COSTS_FILE, LOG_FILE, STAGING_FOLDER, read_log
 
 
 class RunFolder(TrainerCallback):
-    """Writes `config.yaml`, every log line to `metrics.jsonl` and the ledger to `costs.json`; a resumed run forgets lines after its
-    checkpoint. `config`: the resolved options."""
+    """Writes the settings, every line of the log, and the ledger. A resumed run drops the lines after its checkpoint. `config`: the resolved options."""
 
     def __init__(self, ledger: Ledger, config: dict[str, Any]) -> None:
         self.ledger, self.config = ledger, config
@@ -39,10 +34,10 @@ class RunFolder(TrainerCallback):
             return
         folder = Path(str(args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / STAGING, ignore_errors=True)
-        lines = [line for line in read_metrics(folder) if state.global_step > 0 and line["step"] <= state.global_step]
+        shutil.rmtree(folder / STAGING_FOLDER, ignore_errors=True)
+        lines = [line for line in read_log(folder) if state.global_step > 0 and line["step"] <= state.global_step]
         write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.config, sort_keys=False))
-        write_atomic(folder / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+        write_atomic(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
         self.ledger.save(folder / COSTS_FILE)
 
     def on_log(
@@ -57,7 +52,7 @@ class RunFolder(TrainerCallback):
             return
         folder = Path(str(args.output_dir))
         line = {"step": state.global_step, "epoch": state.epoch} | logs
-        with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+        with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.ledger.save(folder / COSTS_FILE)
 
@@ -91,8 +86,3 @@ def saving(path: str | Path) -> Iterator[None]:
             if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
                 raise OSError(errno.EIO, "a file could not be written whole; is the disk full?") from error
             raise
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of `metrics.jsonl`; one that a crash cut short is left out."""
-    return read_lines(folder / METRICS_FILE)

@@ -7,11 +7,10 @@ from typing import Any
 
 from peft import LoraConfig
 
-from frugalign.base.files import model_card, read_json, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
-from frugalign.runs.folder import COSTS_FILE, saving
-
-TRAINED_ON_FILE = "trained_on.json"
+from frugalign.runs.folder import saving
+from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
 
 def lora_of(options: Any) -> LoraConfig:
@@ -33,7 +32,7 @@ def save_policy(
     description: str,
 ) -> None:
     """Write the adapter or the model, its card, the costs and what it was trained on into the run folder. `done`: what happened to it, in a word or two."""
-    with saving(folder / "model.safetensors"):
+    with saving(folder / WEIGHTS_FILE):
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     kind = "adapter" if args.use_peft else "policy"
@@ -45,7 +44,7 @@ def save_policy(
         costs=ledger.table(),
         usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
     )
-    write_atomic(folder / "README.md", card)
+    write_atomic(folder / CARD_FILE, card)
     write_json_atomic(folder / TRAINED_ON_FILE, trained_on)
     ledger.save(folder / COSTS_FILE)
 
@@ -53,7 +52,7 @@ def save_policy(
 def trained_on_of(name: str | None) -> dict[str, Any] | None:
     """What the adapter or model in a run folder, or in a round's folder inside one, was trained on; None where nothing says so."""
     for folder in () if name is None else (Path(name), Path(name).parent):
-        found = read_json(folder / TRAINED_ON_FILE)
+        found = read_trained_on(folder)
         if found:
             return found
     return None

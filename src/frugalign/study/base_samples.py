@@ -11,18 +11,18 @@ from datasets import Dataset
 from filelock import FileLock
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.ledger import Ledger, read_costs
+from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.loading import distinct
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import sample_groups
 from frugalign.policies.prompt_rows import Asked
 from frugalign.rewards import load_rewards
-from frugalign.runs.folder import COSTS_FILE
+from frugalign.runs.layout import COSTS_FILE, LOCK_FILE, read_costs
+from frugalign.study.layout import GROUPS_FILE, ONLINE_FOLDER, PAIRS_FOLDER, SAMPLES_FOLDER
 from frugalign.study.plan import samples_folder
 from frugalign.study.task import Task
 
-_GROUPS_FILE = "groups.jsonl"
 _CHUNK = 64
 """Prompts sampled between two looks at the clock."""
 
@@ -38,21 +38,21 @@ def sampled_groups(task: Task, size: int) -> Path:
     """
     # By the clock every method has to sample for itself.
     by_clock = task.budget.wall_clock_seconds is not None
-    folder = task.folder / "samples" if by_clock else samples_folder(task.asks, size, task.folder.parent)
+    folder = task.folder / SAMPLES_FOLDER if by_clock else samples_folder(task.asks, size, task.folder.parent)
     if folder in task.paid:
-        return folder / _GROUPS_FILE
+        return folder / GROUPS_FILE
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    with FileLock(folder / ".lock"):  # another cell may be sampling the same
+    with FileLock(folder / LOCK_FILE):  # another cell may be sampling the same
         spent = Ledger()
         if not (folder / COSTS_FILE).is_file():
-            save_groups(_sample(task, size, spent), folder / _GROUPS_FILE)
+            save_groups(_sample(task, size, spent), folder / GROUPS_FILE)
             spent.save(folder / COSTS_FILE)  # last: a folder without it is not finished
-    spent.load_dict(read_costs(folder / COSTS_FILE))
+    spent.load_dict(read_costs(folder))
     # What has passed here, while it was sampled or waited for, is on this cell's clock already.
     task.ledger.add(spent, spent.wall_clock_seconds - (time.perf_counter() - began))
     task.paid.add(folder)
-    return folder / _GROUPS_FILE
+    return folder / GROUPS_FILE
 
 
 def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
@@ -128,7 +128,7 @@ def sampled_pairs(task: Task, size: int) -> Dataset:
 
 def sampled_pairs_folder(task: Task, size: int) -> Path:
     """The same as a data set on the disk."""
-    folder = task.folder / "pairs"
+    folder = task.folder / PAIRS_FOLDER
     if not (folder / "train.jsonl").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         sampled_pairs(task, size).select_columns(["prompt", "chosen", "rejected"]).to_json(str(folder / "train.jsonl"))
@@ -137,7 +137,7 @@ def sampled_pairs_folder(task: Task, size: int) -> Path:
 
 def prompts_folder(task: Task, number: int | None) -> Path:
     """So many different training prompts, in an order that the seed gives, as a data set on the disk."""
-    folder = task.folder / "online"
+    folder = task.folder / ONLINE_FOLDER
     every: list[Any] = distinct(task.prompts()["prompt"])
     rows = Dataset.from_dict({"prompt": every}).shuffle(seed=task.seed)
     folder.mkdir(parents=True, exist_ok=True)

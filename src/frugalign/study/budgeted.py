@@ -12,11 +12,12 @@ from dataclasses import fields
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.ledger import Ledger, read_costs
+from frugalign.base.ledger import Ledger
 from frugalign.rewards import load_rewards
-from frugalign.runs.folder import COSTS_FILE
+from frugalign.runs.layout import read_costs
 from frugalign.study.base_samples import prompts_folder, sampled_groups, sampled_pairs, sampled_pairs_folder
 from frugalign.study.budget import batch_of
+from frugalign.study.layout import STATES_FOLDER, fitted_reward
 from frugalign.study.plan import Line
 from frugalign.study.task import Task
 
@@ -247,7 +248,7 @@ def _probes(task: Task, group: int) -> str:
     from frugalign.methods.representation_reward.options import RewardOptions
     from frugalign.methods.representation_reward.run import train_reward
 
-    folder = task.folder / "reward"
+    folder = fitted_reward(task.folder)
     train_reward(
         RewardOptions(
             model_name_or_path=task.asks["model_name_or_path"],
@@ -256,13 +257,13 @@ def _probes(task: Task, group: int) -> str:
             overwrite_output_dir=True,
             use_cpu=task.use_cpu,
             n_shuffles=1,
-            cache_dir=str(task.folder / "states"),
+            cache_dir=str(task.folder / STATES_FOLDER),
             seed=task.seed,
             **task.shared("prompt_format"),
         )
     )
     fitted = Ledger()
-    fitted.load_dict(read_costs(folder / COSTS_FILE))
+    fitted.load_dict(read_costs(folder))
     task.ledger.add(fitted)
     return str(folder)
 

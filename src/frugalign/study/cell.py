@@ -21,13 +21,29 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_json_atomic
-from frugalign.study.plan import RUN_FOLDER, hashes_of, training_folder
+from frugalign.runs.layout import LOCK_FILE, read_costs
+from frugalign.runs.lock import in_use
+from frugalign.study.layout import (
+    FAILED_FILE,
+    LEARNED_FROM,
+    RESULT_FILE,
+    RUN_FOLDER,
+    TRACE_FILE,
+    TRAINED_FILE,
+    CellResult,
+    TracePiece,
+    Trained,
+    evaluation_folder,
+    length_file,
+    read_asks,
+    read_trained,
+    training_run,
+)
+from frugalign.study.plan import hashes_of, training_folder
 
 if TYPE_CHECKING:
     from frugalign.engines.loading import LoadedModel
 
-ASKS_FILE, RESULT_FILE, FAILED_FILE, LOG_FILE = "asks.json", "cell.json", "failed.json", "log.txt"
-TRAINED_FILE, TRACE_FILE, LOCK_FILE = "trained.json", "trace.json", ".lock"
 _RUN_KINDS = ("proxy", "adapter", "policy")
 """What `evaluate` calls a policy that is a run folder."""
 SHOWN = 3
@@ -37,7 +53,7 @@ _TEST_SEED = 1000
 """Added to a cell's seed: the test's noise is not the training's, and is the same for every method."""
 
 
-def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64, jobs: int = 1) -> dict[str, Any]:
+def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64, jobs: int = 1) -> CellResult:
     """Train and evaluate what `asks.json` asks for, and write `cell.json`; a training that is done already is not done again.
 
     Args:
@@ -53,12 +69,8 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
     from frugalign.policies.policy import load_base
     from frugalign.study.task import prompt_splits
 
-    asks: dict[str, Any] = json.loads((folder / ASKS_FILE).read_text(encoding="utf-8"))
-    try:
-        held = FileLock(folder / LOCK_FILE).acquire(timeout=0)
-    except Timeout as error:
-        raise FrugalignError("another process works on this cell.") from error
-    with held:
+    asks = read_asks(folder)
+    with in_use(folder):
         if changed := [
             name for name, digest in hashes_of(asks["contents"]).items() if digest != asks["contents"][name]
         ]:
@@ -79,7 +91,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             base,
             dataset_name=rows,
             reward=measures,
-            output_dir=folder / "evaluation",
+            output_dir=evaluation_folder(folder),
             max_new_tokens=asks["max_new_tokens"],
             temperature=asks["temperature"] if "proxy" not in policy else None,
             prompt_format=asks["prompt_format"],
@@ -90,12 +102,12 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             **policy,
         )
         if "proxy" in policy and asks["eval_do_sample"]:
-            write_json_atomic(folder / "evaluation" / TRACE_FILE, traces(asks, base, policy["proxy"], rows))
-        result = {
+            write_json_atomic(evaluation_folder(folder) / TRACE_FILE, traces(asks, base, policy["proxy"], rows))
+        result: CellResult = {
             "asks": asks,
             "metrics": metrics,
             "costs": costs,
-            "evaluation_costs": json.loads((folder / "evaluation" / "costs.json").read_text()),
+            "evaluation_costs": read_costs(evaluation_folder(folder)),
             "machine": machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs),
             "training_machine": trained.get("machine"),
         }
@@ -114,21 +126,20 @@ def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
         return lock.acquire()
 
 
-def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> dict[str, Any]:
+def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> Trained:
     """What `evaluate` is to measure (`policy`), what its training cost and on which machine: of a training in this folder that ended, else of a new one."""
     from frugalign.study.budget import Budget
     from frugalign.study.budgeted import train
     from frugalign.study.task import Task
 
-    marker = folder / TRAINED_FILE
     # The folder may have been moved, or be another study's: where the run lies is known, not remembered.
-    run = {name: str(folder / RUN_FOLDER) for name in _RUN_KINDS}
-    if marker.is_file():
-        done: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+    run = {name: str(training_run(folder)) for name in _RUN_KINDS}
+    done = read_trained(folder)
+    if done is not None:
         needs_run = any(name in done["policy"] for name in _RUN_KINDS)
-        if (folder / RUN_FOLDER).is_dir() or not needs_run:
-            return done | {"policy": {name: run.get(name, value) for name, value in done["policy"].items()}}
-    for left in (RUN_FOLDER, "reward", "states", "samples", "pairs", "prompts", "watched", "online", "preferences"):
+        if training_run(folder).is_dir() or not needs_run:
+            return {**done, "policy": {name: run.get(name, value) for name, value in done["policy"].items()}}
+    for left in (RUN_FOLDER, *LEARNED_FROM):
         path = folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     given = asks.get("budget") or {}
@@ -136,13 +147,13 @@ def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> dict
     task = Task(asks, folder, Budget(**given, mean_length=length))
     policy = train(task)
     where = machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs)
-    found = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where}
+    found: Trained = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where}
     stored = {name: RUN_FOLDER if name in run else value for name, value in policy.items()}
-    write_json_atomic(marker, found | {"policy": stored})
+    write_json_atomic(folder / TRAINED_FILE, {**found, "policy": stored})
     return found
 
 
-def traces(asks: dict[str, Any], base: LoadedModel, proxy: str, rows: Any) -> dict[str, list[dict[str, Any]]]:
+def traces(asks: dict[str, Any], base: LoadedModel, proxy: str, rows: Any) -> dict[str, list[TracePiece]]:
     """The proposals behind a proxy's first answers to the prompts that the page shows, the very answers that are tested: by row a list of
     token texts and what was rejected before each."""
     from frugalign.data import encode_prompts
@@ -164,7 +175,7 @@ def traces(asks: dict[str, Any], base: LoadedModel, proxy: str, rows: Any) -> di
         guide=guide,
         record_trace=True,
     )
-    found = {}
+    found: dict[str, list[TracePiece]] = {}
     for row, entries in zip(shown, answered.traces or [], strict=True):
         shown_ids = [entry.token for entry in entries]
         pieces = token_texts(shown_ids, base.tokenizer)
@@ -186,7 +197,7 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
     names = (*sources, "holds_out", "max_new_tokens", "temperature", "prompt_format")
     asked = [asks.get(name) for name in names] + [asks["contents"].get(asks[name]) for name in sources]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    path = start / f"length-{digest[:8]}.json"
+    path = length_file(start, digest[:8])
     if path.is_file():
         return float(json.loads(path.read_text())["mean_length"])
     from frugalign.data import encode_prompts

@@ -16,6 +16,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import is_attribute, source_of
 from frugalign.options.check import check_value
 from frugalign.options.kinds import COUNT, POSITIVE, SEED
+from frugalign.study.layout import CELLS_FOLDER, SAMPLES_FOLDER
 from frugalign.study.options import StudyOptions
 
 METHODS: dict[str, str] = {
@@ -42,8 +43,6 @@ STAND_FOR_PPO = ("rloo", "grpo")
 LEARN_FROM_REWARD = ("proxy", "raft", "psle", "rloo", "grpo", "best_of_n", "reward_guided")
 LEARN_FROM_PREFERENCES = ("sft", "dpo", "conservative_dpo", "robust_dpo", "ipo", "kto", "rerank", "online_dpo")
 NEED_PRINCIPLES = ("psle", "context_distillation")
-RUN_FOLDER = "run"
-"""A training's own run folder, inside its folder."""
 BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
 _LARGE = 1 << 26
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -101,7 +100,7 @@ class Cell:
 
     def folder(self, study: Path) -> Path:
         """The cell's folder: another one as soon as anything else is asked, or a file that the study names holds something else."""
-        return study / "cells" / f"{_folder_name(self.line.label)}-{_digest_of(self.asks)}"
+        return study / CELLS_FOLDER / f"{_folder_name(self.line.label)}-{_digest_of(self.asks)}"
 
     def training(self, trainings: Path) -> Path:
         """The folder of what it trains."""
@@ -115,7 +114,7 @@ def training_folder(asks: dict[str, Any], trainings: Path) -> Path:
 
 def samples_folder(asks: dict[str, Any], size: int, trainings: Path) -> Path:
     """Where the base's samples lie, `size` to a prompt: the same folder for all methods that learn from them."""
-    return trainings / f"samples-{_digest_of(_without(asks, _TESTS_ALONE | _LEARNS_ALONE) | {'size': size})}"
+    return trainings / f"{SAMPLES_FOLDER}-{_digest_of(_without(asks, _TESTS_ALONE | _LEARNS_ALONE) | {'size': size})}"
 
 
 def _without(asks: dict[str, Any], names: set[str]) -> dict[str, Any]:

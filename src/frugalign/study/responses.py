@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from frugalign.base.files import read_lines
+from frugalign.runs.layout import Sample, read_samples
+from frugalign.study.layout import evaluation_folder
 from frugalign.study.runner import Finished, Outcome
 
 
@@ -26,12 +25,12 @@ def _beside(outcome: Outcome, found: Finished) -> Outcome | None:
     return next((each for each in same if is_reference(each, found)), None)
 
 
-def responses_of(outcome: Outcome) -> list[dict[str, Any]]:
-    """The lines of `samples.jsonl`: prompt, the policy's response and the base's, and their rewards."""
-    return read_lines(outcome.folder / "evaluation" / "samples.jsonl")
+def responses_of(outcome: Outcome) -> list[Sample]:
+    """Every response of the cell's test, beside the base's."""
+    return read_samples(evaluation_folder(outcome.folder))
 
 
-def compared(outcome: Outcome, found: Finished) -> list[dict[str, Any]]:
+def compared(outcome: Outcome, found: Finished) -> list[Sample]:
     """The cell's responses with `base` and `base_rewards` of what they are compared with; none where that is the cell itself or not there."""
     if is_reference(outcome, found):
         return []
@@ -40,6 +39,6 @@ def compared(outcome: Outcome, found: Finished) -> list[dict[str, Any]]:
         # A study without a line for the base has the base's responses in every cell.
         return own if found.options.reference is None else []
     return [
-        mine | {"base": theirs["policy"], "base_rewards": theirs["rewards"]}
+        {**mine, "base": theirs["policy"], "base_rewards": theirs["rewards"]}
         for mine, theirs in zip(own, responses_of(other), strict=True)
     ]

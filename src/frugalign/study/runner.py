@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -13,17 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from frugalign.base.errors import FrugalignError
 from frugalign.base.files import read_json, write_json_atomic
+from frugalign.runs.lock import in_use
 from frugalign.study.budgeted import UNTRAINED
-from frugalign.study.cell import ASKS_FILE, FAILED_FILE, LOCK_FILE, LOG_FILE, RESULT_FILE, TRAINED_FILE
 from frugalign.study.checks import check_study
+from frugalign.study.layout import (
+    ASKS_FILE,
+    CHOSEN_FILE,
+    FAILED_FILE,
+    LOG_FILE,
+    START_FOLDER,
+    TRAININGS_FOLDER,
+    CellResult,
+    read_failure,
+    read_result,
+    read_trained,
+)
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
 
-CHOSEN_FILE, START_FOLDER, TRAININGS_FOLDER = "chosen.json", "start", "trainings"
 _POLL = 0.2
 _log = logging.getLogger(__name__)
 
@@ -35,7 +42,7 @@ class Outcome:
     cell: Cell
     folder: Path
     training: Path
-    result: dict[str, Any] | None
+    result: CellResult | None
     error: str | None
 
 
@@ -84,12 +91,7 @@ def run_study(options: StudyOptions) -> Finished:
     study = Path(options.output_dir)
     if read_study(options).missing:
         check_study(options, lines_of(options))
-    study.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(study / LOCK_FILE).acquire(timeout=0)
-    except Timeout as error:
-        raise FrugalignError(f"Another command works on the study in {study}.") from error
-    with held:
+    with in_use(study):
         if options.choose is not None:
             run_cells(_to_choose_by(options), options)
             write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)
@@ -171,12 +173,10 @@ NOT_RUN = "not run yet"
 def outcome_of(cell: Cell, options: StudyOptions) -> Outcome:
     """What a cell's folder holds."""
     folder, training = cell.folder(Path(options.output_dir)), cell.training(trainings_of(options))
-    if (folder / RESULT_FILE).is_file():
-        return Outcome(cell, folder, training, json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), None)
-    if (folder / FAILED_FILE).is_file():
-        said = json.loads((folder / FAILED_FILE).read_text(encoding="utf-8"))["error"]
-        return Outcome(cell, folder, training, None, str(said).rstrip("."))  # a part of other sentences
-    return Outcome(cell, folder, training, None, NOT_RUN)
+    result, failure = read_result(folder), read_failure(folder)
+    if result is None and failure is not None:
+        return Outcome(cell, folder, training, None, failure.rstrip("."))  # a part of other sentences
+    return Outcome(cell, folder, training, result, NOT_RUN if result is None else None)
 
 
 def trainings_of(options: StudyOptions) -> Path:
@@ -191,7 +191,7 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
     to_train = [each for each in open_ones if each.cell.line.method not in UNTRAINED]
-    trained = sum((each.training / TRAINED_FILE).is_file() for each in to_train)
+    trained = sum(read_trained(each.training) is not None for each in to_train)
     if trained or (to_train and options.trainings_dir is not None):
         print(f"{trained} of {len(to_train)} trainings of the other cells are there already.", flush=True)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
@@ -248,7 +248,7 @@ def _report(cell: Cell, options: StudyOptions, status: int, seconds: float, plac
     )
 
 
-def main_judge(result: dict[str, Any]) -> float | None:
+def main_judge(result: CellResult) -> float | None:
     """The main judge's mean; None where it applies to no response."""
     found = result["metrics"]["reward"]
     return None if found is None else float(found["mean"])

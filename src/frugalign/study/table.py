@@ -10,10 +10,12 @@ from typing import Any
 from frugalign.base.files import read_json
 from frugalign.metrics import Estimate, holm, length_controlled_win_rate, preference
 from frugalign.metrics.two_way import crossed_mean
+from frugalign.runs.layout import Sample
+from frugalign.study.layout import CellResult
 from frugalign.study.plan import Line
 from frugalign.study.responses import compared, responses_of
 from frugalign.study.runner import Finished, Outcome
-from frugalign.study.verdicts import judges_of, verdicts_file
+from frugalign.study.verdicts import judges_of, verdicts_of
 
 COSTS = (
     "generated_tokens",
@@ -130,9 +132,9 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
 
 
 def _table(
-    value_of: Callable[[dict[str, Any], str], float | None],
+    value_of: Callable[[Sample, str], float | None],
     name: str,
-    samples: Sequence[Sequence[dict[str, Any]]],
+    samples: Sequence[Sequence[Sample]],
     size: int,
 ) -> Table:
     return [by_prompt([value_of(sample, name) for sample in each], size) for each in samples]
@@ -144,7 +146,7 @@ def _is_share(values: Table) -> bool:
     return known <= {0.0, 1.0} or (min(known) >= 0 and max(known) <= 1)
 
 
-def _result(outcome: Outcome) -> dict[str, Any]:
+def _result(outcome: Outcome) -> CellResult:
     assert outcome.result is not None
     return outcome.result
 
@@ -158,21 +160,21 @@ def by_prompt(values: Sequence[float | None], size: int) -> list[float | None]:
     return found
 
 
-def _value(sample: dict[str, Any], name: str) -> float | None:
+def _value(sample: Sample, name: str) -> float | None:
     found: float | None = sample["rewards"].get(name)
     return found
 
 
-def _difference(sample: dict[str, Any], name: str) -> float | None:
+def _difference(sample: Sample, name: str) -> float | None:
     after, before = sample["rewards"].get(name), sample["base_rewards"].get(name)
     return None if after is None or before is None else float(after - before)
 
 
-def _win(sample: dict[str, Any], name: str) -> float | None:
+def _win(sample: Sample, name: str) -> float | None:
     return preference(sample["rewards"].get(name), sample["base_rewards"].get(name))
 
 
-def _length_controlled(samples: list[list[dict[str, Any]]], name: str, size: int) -> Estimate | None:
+def _length_controlled(samples: list[list[Sample]], name: str, size: int) -> Estimate | None:
     """Prompts resampled, seeds and samples of one together."""
     every = [(number // size, sample) for each in samples for number, sample in enumerate(each)]
     wins = [_win(sample, name) for _, sample in every]
@@ -182,7 +184,7 @@ def _length_controlled(samples: list[list[dict[str, Any]]], name: str, size: int
 
 def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], found: Finished) -> Preferred | None:
     """A judge's verdicts on the cells that it has judged; None where it has judged none, as of the reference."""
-    judged = [said for outcome in done if (said := read_json(verdicts_file(outcome, asked, found)))]
+    judged = [said for outcome in done if (said := read_json(verdicts_of(outcome, asked, found)))]
     if not judged:
         return None
     share = crossed_mean([by_prompt(each["preferences"], size) for each in judged], share=True)

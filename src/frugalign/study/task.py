@@ -19,7 +19,7 @@ from frugalign.data.labelled import with_prompt
 from frugalign.data.loading import HELD_OUT, distinct, prompt_key, training_split
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.study.budget import Budget, StopAfter
-from frugalign.study.plan import RUN_FOLDER
+from frugalign.study.layout import PREFERENCES_FOLDER, PROMPTS_FOLDER, WATCHED_FOLDER, training_run
 
 _log = logging.getLogger(__name__)
 _WATCHED = 64
@@ -83,7 +83,7 @@ class Task:
     @property
     def run(self) -> Path:
         """The training's own run folder."""
-        return self.folder / RUN_FOLDER
+        return training_run(self.folder)
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -130,12 +130,12 @@ class Task:
     @property
     def dataset(self) -> str:
         """A folder with the prompts to train on as `train`, and the test's beside them, so that no method holds out more."""
-        return self._prompts_in("prompts")
+        return self._prompts_in(PROMPTS_FOLDER)
 
     @property
     def watched(self) -> str:
         """The same with the test's first prompts as `validation` too, for a learning curve on them; nothing is chosen by it."""
-        return self._prompts_in("watched", watch=True)
+        return self._prompts_in(WATCHED_FOLDER, watch=True)
 
     def _prompts_in(self, name: str, *, watch: bool = False) -> str:
         folder = self.folder / name
@@ -154,7 +154,7 @@ class Task:
         name = self.asks.get("preferences")
         if name is None:
             return None
-        folder = self.folder / "preferences"
+        folder = self.folder / PREFERENCES_FOLDER
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             unseen = _heard_in(self.splits)

@@ -18,11 +18,11 @@ from frugalign.base.files import read_json, write_json_atomic
 from frugalign.engines.loading import load_model
 from frugalign.evaluation.judges.openai_server import LLMJudge, LLMJudgeOptions
 from frugalign.evaluation.judges.pairwise import ModelJudge, PairJudge, both_orders
+from frugalign.study.layout import JUDGE_CACHE_FILE, verdicts_file
 from frugalign.study.options import StudyOptions
 from frugalign.study.responses import compared, is_reference, reference_of
 from frugalign.study.runner import Finished, Outcome
 
-CACHE_FILE = "llm_judge.jsonl"
 _log = logging.getLogger(__name__)
 
 
@@ -51,13 +51,13 @@ def judges_of(options: StudyOptions) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def verdicts_file(outcome: Outcome, asked: dict[str, Any], found: Finished) -> Path:
+def verdicts_of(outcome: Outcome, asked: dict[str, Any], found: Finished) -> Path:
     """Where a judge's verdicts on a cell are: another file for another judge, wherever it is reached, and another reference."""
     said: dict[str, Any] = {"reference": reference_of(outcome, found)} | {
         name: asked.get(name) for name in ("model", "criterion", "temperature", "max_tokens", "model_judge")
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
-    return outcome.folder / "evaluation" / f"verdicts-{digest}.json"
+    return verdicts_file(outcome.folder, digest)
 
 
 def judge_study(found: Finished) -> None:
@@ -68,7 +68,7 @@ def judge_study(found: Finished) -> None:
             for outcome in found.outcomes
             if outcome.result is not None
             and not is_reference(outcome, found)
-            and read_json(verdicts_file(outcome, asked, found)).get("to_ask", 1)
+            and read_json(verdicts_of(outcome, asked, found)).get("to_ask", 1)
         ]
         if not waiting:
             continue
@@ -89,7 +89,7 @@ def judge_study(found: Finished) -> None:
                 "to_ask": 0 if isinstance(judge, ModelJudge) else unanswered,
                 "counts": dict(getattr(judge, "counts", {})),
             }
-            write_json_atomic(verdicts_file(outcome, asked, found), verdicts)
+            write_json_atomic(verdicts_of(outcome, asked, found), verdicts)
             if unanswered:
                 _log.warning(
                     "%s gave no verdict on %d of %d pairs of %s.", name, unanswered, len(samples), outcome.cell.name
@@ -100,4 +100,4 @@ def _judge(asked: dict[str, Any], options: StudyOptions) -> PairJudge:
     if "model_judge" in asked:
         return ModelJudge(load_model(asked["model_judge"], device_map="cpu" if options.use_cpu else None))
     study = Path(options.output_dir)
-    return LLMJudge(LLMJudgeOptions(**{"cache_path": study / CACHE_FILE} | asked))
+    return LLMJudge(LLMJudgeOptions(**{"cache_path": study / JUDGE_CACHE_FILE} | asked))

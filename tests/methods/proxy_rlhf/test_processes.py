@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from frugalign.runs.folder import read_metrics
+from frugalign.runs.layout import read_log
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -27,7 +27,7 @@ def script() -> Any:
 
 
 def curve(folder: Path, name: str = "reward") -> torch.Tensor:
-    return torch.tensor([line[name] for line in read_metrics(folder) if "reward" in line])
+    return torch.tensor([line[name] for line in read_log(folder) if "reward" in line])
 
 
 @pytest.fixture(scope="module")

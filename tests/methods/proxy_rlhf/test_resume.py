@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from frugalign.runs.folder import read_metrics
+from frugalign.runs.layout import read_log
 
 RUNS = Path(__file__).with_name("forked_runs.py")
 TIMES = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime"}
@@ -58,7 +58,7 @@ def reward(completions, trainer_state, **columns):
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in read_metrics(folder)]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in read_log(folder)]
 
 
 def counters(folder: Path) -> dict[str, Any]:

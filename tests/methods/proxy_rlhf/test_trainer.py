@@ -22,7 +22,7 @@ from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 from frugalign.proxy.network import new_proxy
 from frugalign.runs.checkpoints import WholeCheckpoints
-from frugalign.runs.folder import read_metrics
+from frugalign.runs.layout import read_log
 
 ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A balm for my horse.", "Curse him!"]
 
@@ -107,7 +107,7 @@ def test_the_frozen_model_stays_bit_for_bit_and_out_of_everything_saved(base: Lo
 def test_metrics_and_costs_are_written_as_the_run_goes(base: LoadedModel, tmp_path: Path) -> None:
     found = trainer(base, tmp_path)
     found.train()
-    lines = [line for line in read_metrics(tmp_path) if "reward" in line]
+    lines = [line for line in read_log(tmp_path) if "reward" in line]
     assert [line["step"] for line in lines] == [2, 4]
     expected = {
         "reward", "kl", "kl_restriction", "kl_choice", "acceptance", "rejections_per_token", "entropy", "clip_fraction",
@@ -148,7 +148,7 @@ def test_evaluation_on_held_out_prompts_under_the_same_noise(base: LoadedModel, 
     found = trainer(base, tmp_path, eval_dataset=held_out, eval_steps=2, learning_rate=0.0)
     first = found.evaluate()
     found.train()
-    lines = [line for line in read_metrics(tmp_path) if "eval_reward" in line]
+    lines = [line for line in read_log(tmp_path) if "eval_reward" in line]
     assert [line["step"] for line in lines] == [2, 4]
     names = ("eval_reward", "eval_kl", "eval_completion_length", "eval_cut_share", "eval_acceptance")
     assert all(line[name] == pytest.approx(first[name]) for line in lines for name in names)
@@ -166,7 +166,7 @@ def test_completions_are_logged(base: LoadedModel, tmp_path: Path) -> None:
 
 
 def mean_reward(folder: Path) -> float:
-    return float(next(line["reward"] for line in read_metrics(folder) if "reward" in line))
+    return float(next(line["reward"] for line in read_log(folder) if "reward" in line))
 
 
 def test_several_rewards_with_weights(base: LoadedModel, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_masked_truncated_completions_teach_nothing(base: LoadedModel, tmp_path:
         moved[masked] = any(
             not torch.equal(old, new) for old, new in zip(before, found.model.parameters(), strict=True)
         )
-        line = next(line for line in read_metrics(folder) if "usable_share" in line)
+        line = next(line for line in read_log(folder) if "usable_share" in line)
         assert line["usable_share"] == (0.0 if masked else 1.0)
     assert moved == {True: False, False: True}
 
@@ -247,7 +247,7 @@ def test_a_failing_reward_can_skip_its_rows(base: LoadedModel, tmp_path: Path) -
 
     found = trainer(base, tmp_path, reward, reward_on_error="skip")
     found.train()
-    lines = [line for line in read_metrics(tmp_path) if "reward" in line]
+    lines = [line for line in read_log(tmp_path) if "reward" in line]
     assert [line["reward_skipped"] for line in lines] == [4.0, 4.0]
     assert [line["usable_share"] for line in lines] == [0.75, 0.75]
     assert all(parameter.isfinite().all() for parameter in found.model.parameters())
@@ -309,7 +309,7 @@ def test_gae_trains_its_value_head(base: LoadedModel, tmp_path: Path) -> None:
         base, tmp_path, vowels, advantage="gae", max_steps=40, num_iterations=2, learning_rate=1e-2, beta=0.0
     )
     found.train()
-    losses = [line["value_loss"] for line in read_metrics(tmp_path) if "value_loss" in line]
+    losses = [line["value_loss"] for line in read_log(tmp_path) if "value_loss" in line]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
 
 
@@ -471,7 +471,7 @@ def test_rewards_are_logged_apart_and_log_themselves(base: LoadedModel, tmp_path
     args = ProxyConfig(output_dir=str(tmp_path), max_steps=2, num_iterations=1, max_new_tokens=8, num_generations=4,
                        per_device_train_batch_size=16, p_t=1e-3, logging_steps=2, use_cpu=True, log_completions=True)  # fmt: skip
     ProxyTrainer(base.model, [short, chatty], args, dataset(), processing_class=base.tokenizer).train()
-    line = next(line for line in read_metrics(tmp_path) if "reward" in line)
+    line = next(line for line in read_log(tmp_path) if "reward" in line)
     assert line["seen"] == 16 and line["rewards/chatty/mean"] == 2.0 and line["rewards/short/mean"] < 0
     entry = json.loads((tmp_path / "completions.jsonl").read_text().splitlines()[0])
     assert entry["length"] == len(entry["completion"])
@@ -493,7 +493,7 @@ def test_a_given_proxy_must_be_what_the_options_say(base: LoadedModel, tmp_path:
 def test_gae_with_every_completion_masked_stays_finite(base: LoadedModel, tmp_path: Path) -> None:
     found = trainer(base, tmp_path, advantage="gae", mask_truncated_completions=True, max_new_tokens=2)
     found.train()
-    lines = [line for line in read_metrics(tmp_path) if "value_loss" in line]
+    lines = [line for line in read_log(tmp_path) if "value_loss" in line]
     assert lines and all(line["value_loss"] == 0 and line["loss"] == 0 for line in lines)
 
 

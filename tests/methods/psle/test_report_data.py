@@ -264,7 +264,7 @@ def test_a_run_without_a_finished_round(run: Path) -> None:
     for path in run.glob("round-*/manifest.json"):
         path.unlink()
     assert read_rounds(run) is None
-    with pytest.raises(FrugalignError, match="holds no finished round"):
+    with pytest.raises(FrugalignError, match="holds no complete round"):
         write_report(run)
     (run / "round-000" / "manifest.json").write_text("{")
     with pytest.raises(FrugalignError, match="is not valid JSON"):

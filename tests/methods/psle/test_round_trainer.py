@@ -231,14 +231,14 @@ def test_an_accumulated_step_is_one_of_the_whole_batch(tmp_path: Path) -> None:
 
 
 def test_the_log_has_both_sides_of_ranked_couples(tmp_path: Path) -> None:
-    from frugalign.runs.folder import read_metrics
+    from frugalign.runs.layout import read_log
 
     rows = couples()
     sums, lengths = likelihoods(rows)
     plain, guided = sums / lengths
     run = trainer(tmp_path, rows)
     run.train()
-    line = next(line for line in read_metrics(tmp_path) if "loss" in line)
+    line = next(line for line in read_log(tmp_path) if "loss" in line)
     assert line["log_likelihood/ranked_plain"] == pytest.approx(float(plain[:2].mean()), rel=1e-4)
     assert line["log_likelihood/ranked_guided"] == pytest.approx(float(guided[:2].mean()), rel=1e-4)
     assert line["ranked_share"] == pytest.approx(2 / 3)

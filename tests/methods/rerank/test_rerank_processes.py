@@ -12,7 +12,7 @@ import torch
 from tests.methods.rerank.two_rerank_processes import train
 
 from frugalign.data.groups import read_groups
-from frugalign.runs.folder import read_metrics
+from frugalign.runs.layout import read_log
 
 SCRIPT = Path(__file__).with_name("two_rerank_processes.py")
 
@@ -41,7 +41,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(first[0].rewards), torch.tensor(first[1].rewards), atol=1e-4, rtol=1e-4)
     assert apart(alone["gradients"], ranks[0]["gradients"]) < 1e-4
     assert apart(alone["weights"], ranks[0]["weights"]) < 0.02
-    logs = [[line for line in read_metrics(folder) if "loss" in line] for folder in (one, two)]
+    logs = [[line for line in read_log(folder) if "loss" in line] for folder in (one, two)]
     assert len(logs[0]) == len(logs[1]) > 6
     for name in ("loss", "confidence/mean", "rewards/margins"):
         ours, theirs = (torch.tensor([line[name] for line in log]) for log in logs)

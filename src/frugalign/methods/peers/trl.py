@@ -29,6 +29,7 @@ from trl import (  # type: ignore[attr-defined]
     SFTTrainer,
 )
 
+from frugalign.base.files import WEIGHTS_FILE
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import answer_text
 from frugalign.engines.encode import tokenised_pairs
@@ -277,7 +278,7 @@ def _train(
     models = [policy, *([trainer.ref_model] if getattr(trainer, "ref_model", None) is not None else [])]
     with counted(models, ledger), ledger.phase("train"):
         trainer.train()
-    with saving(folder / "model.safetensors"):
+    with saving(folder / WEIGHTS_FILE):
         whole = trainer.accelerator.unwrap_model(trainer.model)
         whole.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)

@@ -22,6 +22,7 @@ from frugalign.methods.proxy_rlhf.loss import Minibatch, distinct, log_probabili
 from frugalign.methods.proxy_rlhf.rollout import Rollout
 from frugalign.proxy.network import ProxyModel
 from frugalign.rewards import NamedReward, score
+from frugalign.runs.layout import COMPLETIONS_FILE
 
 _LOGGED_COMPLETIONS = 4
 
@@ -51,7 +52,7 @@ class Prompts:
         """Append a few completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
         folder.mkdir(parents=True, exist_ok=True)
         texts = self.texts(rollout)
-        with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / COMPLETIONS_FILE).open("a", encoding="utf-8") as file:
             for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS)):
                 entry = {
                     "step": step,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import model_card, write_atomic
+from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
@@ -15,7 +15,9 @@ from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 from frugalign.options.loading import model_arguments
 from frugalign.rewards import load_rewards
 from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run
-from frugalign.runs.folder import COSTS_FILE, open_run_folder, saving
+from frugalign.runs.folder import open_run_folder, saving
+from frugalign.runs.layout import COSTS_FILE
+from frugalign.runs.lock import in_use
 from frugalign.runs.progress import TrainingProgress
 
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
@@ -33,6 +35,12 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
     for name in ("model_name_or_path", "dataset_name", "reward"):
         if not getattr(config, name):
             raise FrugalignError(f"--{name} is missing.")
+    assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
+    with in_use(config.output_dir, main_process=config.process_index == 0):
+        return _train(config, callbacks)
+
+
+def _train(config: ProxyConfig, callbacks: list[Any] | None) -> ProxyTrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
     checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
     folder = open_run_folder(config.output_dir)
@@ -66,7 +74,7 @@ def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
     if not trainer.is_world_process_zero():
         return
     proxy = trainer.accelerator.unwrap_model(trainer.model)
-    with saving(folder / "model.safetensors"):
+    with saving(folder / WEIGHTS_FILE):
         proxy.save_pretrained(folder)
     base = proxy.config.base
     card = model_card(
@@ -77,5 +85,5 @@ def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
         costs=trainer.ledger.table(),
         usage=f"from frugalign import GuidedModel\n\nmodel = GuidedModel.from_pretrained({str(folder)!r})",
     )
-    write_atomic(folder / "README.md", card)
+    write_atomic(folder / CARD_FILE, card)
     trainer.ledger.save(folder / COSTS_FILE)

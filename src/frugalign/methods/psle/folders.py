@@ -8,40 +8,28 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import read_json
-from frugalign.base.ledger import Ledger, read_costs
+from frugalign.base.ledger import Ledger
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import Round, read_round, split
 from frugalign.runs.checkpoints import check_settings, clear_earlier_run, refuse_earlier_run
-from frugalign.runs.folder import COSTS_FILE
-
-RESPONSES_FILE, MANIFEST_FILE, RUN_FILE, START_FOLDER = "responses.jsonl", "manifest.json", "run.json", "start"
-
-
-def round_folder(folder: Path, number: int) -> Path:
-    """Where a round (from 0) is kept."""
-    return folder / f"round-{number:03d}"
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """A finished round's manifest; None where it is not finished."""
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        return None
-    return read_json(path)
-
-
-def rounds_in(folder: Path) -> list[int]:
-    """The numbers of the rounds that have a folder; folders of other names are somebody's own."""
-    found = (re.fullmatch(r"round-(\d{3,})", path.name) for path in folder.glob("round-*"))
-    return sorted(int(match[1]) for match in found if match)
+from frugalign.runs.layout import (
+    COSTS_FILE,
+    MANIFEST_FILE,
+    RESPONSES_FILE,
+    RUN_FILE,
+    START_FOLDER,
+    Manifest,
+    read_costs,
+    read_run_state,
+    round_folder,
+    rounds_in,
+)
 
 
 def begin(folder: Path, *, overwrite: bool) -> None:
@@ -61,8 +49,8 @@ def begin(folder: Path, *, overwrite: bool) -> None:
 def check_resumable(folder: Path, about: dict[str, Any], from_round: int | None, rounds: int) -> None:
     """Raises where there is no run, where it was begun otherwise, or where the round to be trained again cannot be."""
     if not (folder / RUN_FILE).is_file():
-        raise FrugalignError(f"There is no run in {folder} to go on with.")
-    check_settings(folder, read_json(folder / RUN_FILE), about)
+        raise FrugalignError(f"There is no run in {folder} to resume.")
+    check_settings(folder, read_run_state(folder), about)
     if from_round is None:
         return
     path = round_folder(folder, from_round) / RESPONSES_FILE
@@ -89,13 +77,13 @@ def reopen(folder: Path, number: int) -> None:
 
 def ledger_of(folder: Path) -> Ledger:
     """The round's own ledger, gone on with where the round was begun before."""
-    found = Ledger()
-    if (folder / COSTS_FILE).is_file():
-        found.load_dict(read_costs(folder / COSTS_FILE))
+    found, costs = Ledger(), read_costs(folder)
+    if costs:
+        found.load_dict(costs)
     return found
 
 
-def account(done: Round, args: PSLEConfig, tau: float, scale: float) -> dict[str, Any]:
+def account(done: Round, args: PSLEConfig, tau: float, scale: float) -> Manifest:
     """What a manifest says of a round's responses: τ and σ_0, branches, rewards of both kinds, the use made of them beside RAFT's of the same."""
     scored = done.scored
     ids = [each for group in scored.completion_ids for each in group]

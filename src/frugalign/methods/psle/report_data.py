@@ -8,19 +8,33 @@ number of rounds done, so that 0 is the start.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frugalign.base.files import read_json, read_lines
-from frugalign.base.ledger import PHASES
+from frugalign.base.ledger import PHASES, Costs
+from frugalign.runs.layout import (
+    COSTS_FILE,
+    LOG_FILE,
+    RESPONSES_FILE,
+    ROUND_METRICS_FILE,
+    ROUND_SAMPLES_FILE,
+    START_FOLDER,
+    Manifest,
+    read_costs,
+    read_log,
+    read_manifest,
+    read_responses,
+    read_round_metrics,
+    read_round_samples,
+    round_folder,
+    rounds_in,
+)
 
 Points = tuple[str, list[int], list[tuple[float, float, float]]]
 """A line: its label, the numbers of rounds, and (value, lower limit, upper limit) at each."""
 
-_START = "start"
 _BRANCHES = ("ranked", "imitated", "dropped", "unscored")
 _LOG_LIKELIHOODS = ("log_likelihood/ranked_guided", "log_likelihood/ranked_plain")
 
@@ -39,8 +53,8 @@ class FinishedRound:
     """`plain`, `guided`: rewards of the couples both of whose responses have one, which `unscored` others lack."""
 
     number: int
-    manifest: dict[str, Any]
-    costs: dict[str, Any]
+    manifest: Manifest
+    costs: Costs
     log: list[dict[str, Any]]
     plain: list[float]
     guided: list[float]
@@ -71,30 +85,29 @@ def read_rounds(folder: Path) -> Rounds | None:
     Raises:
         FrugalignError: for a file that is not JSON.
     """
-    folders = sorted(
-        (int(path.name[6:]), path) for path in folder.glob("round-*") if re.fullmatch(r"\d+", path.name[6:])
-    )
-    finished = [(number, path) for number, path in folders if (path / "manifest.json").is_file()]
+    folders = [(number, round_folder(folder, number)) for number in rounds_in(folder)]
+    manifests = {number: manifest for number, path in folders if (manifest := read_manifest(path)) is not None}
+    finished = [(number, path) for number, path in folders if number in manifests]
     if not finished:
         return None
-    seen = [(0, folder / _START), *((number + 1, path) for number, path in finished)]
+    seen = [(0, folder / START_FOLDER), *((number + 1, path) for number, path in finished)]
     rounds = Rounds(
-        [_round(number, path) for number, path in finished],
-        [Look(done, read_json(path / "evaluation.json"), read_lines(path / "evaluation.jsonl")) for done, path in seen],
-        [path.name for _, path in folders if not (path / "manifest.json").is_file()],
+        [_round(number, path, manifests[number]) for number, path in finished],
+        [Look(done, read_round_metrics(path), read_round_samples(path)) for done, path in seen],
+        [path.name for number, path in folders if number not in manifests],
     )
     lacks: dict[str, list[str]] = {}
     for (_, path), look in zip(seen, rounds.looks, strict=True):
-        for name, content in (("evaluation.json", look.measures), ("evaluation.jsonl", look.samples)):
+        for name, content in ((ROUND_METRICS_FILE, look.measures), (ROUND_SAMPLES_FILE, look.samples)):
             if not content:
                 lacks.setdefault(name, []).append(path.name)
     for (_, path), each in zip(finished, rounds.done, strict=True):
         ranked = each.manifest.get("branches", {}).get("ranked")
         unlogged = bool(ranked) and not _logged(each, _LOG_LIKELIHOODS[0])
         for name, is_missing in (
-            ("responses.jsonl", not (each.plain or each.unscored)),
-            ("costs.json", not each.costs),
-            ("log-likelihoods of ranked couples in metrics.jsonl (a run logs them every logging_steps)", unlogged),
+            (RESPONSES_FILE, not (each.plain or each.unscored)),
+            (COSTS_FILE, not each.costs),
+            (f"log-likelihoods of ranked couples in {LOG_FILE} (a run logs them every logging_steps)", unlogged),
         ):
             if is_missing:
                 lacks.setdefault(name, []).append(path.name)
@@ -102,9 +115,9 @@ def read_rounds(folder: Path) -> Rounds | None:
     return rounds
 
 
-def _round(number: int, folder: Path) -> FinishedRound:
+def _round(number: int, folder: Path, manifest: Manifest) -> FinishedRound:
     plain, guided, unscored = [], [], 0
-    lines = read_lines(folder / "responses.jsonl")
+    lines = read_responses(folder)
     for line in lines:
         rewards = line.get("rewards", [])
         half = len(rewards) // 2
@@ -116,9 +129,9 @@ def _round(number: int, folder: Path) -> FinishedRound:
                 unscored += 1
     return FinishedRound(
         number,
-        read_json(folder / "manifest.json"),
-        read_json(folder / "costs.json"),
-        read_lines(folder / "metrics.jsonl"),
+        manifest,
+        read_costs(folder),
+        read_log(folder),
         plain,
         guided,
         unscored,

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalign.base.files import read_lines, write_atomic, write_json_atomic
+from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import completions_of
 from frugalign.data.templating import encode_prompts
@@ -27,9 +27,9 @@ from frugalign.methods.psle.config import PSLEConfig
 from frugalign.metrics import distinct_n, is_refusal, mean_interval, win_rate
 from frugalign.rewards.loading import NamedReward
 from frugalign.rewards.scoring import score
+from frugalign.runs.layout import ROUND_METRICS_FILE, ROUND_SAMPLES_FILE, read_round_samples
 from frugalign.runs.processes import count_all, my_rows, shared
 
-EVALUATION_FILE, SAMPLES_FILE = "evaluation.json", "evaluation.jsonl"
 _EPOCH = 1_000_003
 """Held-out prompts draw noise of an epoch that no round reaches."""
 
@@ -118,9 +118,11 @@ class RoundWatch:
             mine.append((row, line))
         lines = [line for _, line in shared(mine)]
         if PartialState().is_main_process:
-            before = None if first is None else read_samples(first)
-            write_atomic(folder / SAMPLES_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-            write_json_atomic(folder / EVALUATION_FILE, summary(lines, before))
+            before = None if first is None else read_round_samples(first)
+            write_atomic(
+                folder / ROUND_SAMPLES_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            )
+            write_json_atomic(folder / ROUND_METRICS_FILE, summary(lines, before))
 
 
 def summary(lines: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
@@ -149,8 +151,3 @@ def summary(lines: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | 
         won = win_rate([line["reward"] for line in lines], [line["reward"] for line in before])
         found["win_rate"] = None if won is None else won.to_dict()
     return found
-
-
-def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `evaluation.jsonl`."""
-    return read_lines(folder / SAMPLES_FILE)

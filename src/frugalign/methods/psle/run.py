@@ -15,6 +15,7 @@ from frugalign.methods.psle.trainer import PSLETrainer
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.loading import load_rewards
 from frugalign.runs.folder import open_run_folder
+from frugalign.runs.lock import in_use
 from frugalign.runs.save_policy import save_policy
 
 
@@ -29,6 +30,11 @@ def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     for name in needed:
         if not getattr(config, name):
             raise FrugalignError(f"--{name} is missing.")
+    with in_use(str(config.output_dir), main_process=config.process_index == 0):
+        return _train(config, callbacks)
+
+
+def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None
     ledger = Ledger()
     train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_prompts > 0)

@@ -23,29 +23,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl.trainer.utils import disable_dropout_in_model
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import read_json, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data.loading import dataset_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.psle.config import PSLEConfig
-from frugalign.methods.psle.folders import (
-    MANIFEST_FILE,
-    RESPONSES_FILE,
-    RUN_FILE,
-    START_FOLDER,
-    account,
-    begin,
-    check_resumable,
-    ledger_of,
-    read_manifest,
-    reopen,
-    round_folder,
-    weights_digest,
-)
+from frugalign.methods.psle.folders import account, begin, check_resumable, ledger_of, reopen, weights_digest
 from frugalign.methods.psle.responses import Round, Scored, read_round, save_round, split
-from frugalign.methods.psle.round_eval import EVALUATION_FILE, RoundWatch
+from frugalign.methods.psle.round_eval import RoundWatch
 from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
 from frugalign.methods.psle.rules import RANKED, reward_scale, threshold
 from frugalign.methods.psle.sampling import Sampler
@@ -53,8 +40,21 @@ from frugalign.options.loading import policy_arguments
 from frugalign.options.resuming import is_resuming
 from frugalign.policies.principles import Principles, load_principles
 from frugalign.rewards.loading import RewardSpec, load_rewards
-from frugalign.runs.checkpoints import checkpoints_in
-from frugalign.runs.folder import CONFIG_FILE, COSTS_FILE, open_run_folder, saving
+from frugalign.runs.folder import open_run_folder, saving
+from frugalign.runs.layout import (
+    CONFIG_FILE,
+    COSTS_FILE,
+    MANIFEST_FILE,
+    RESPONSES_FILE,
+    ROUND_METRICS_FILE,
+    RUN_FILE,
+    START_FOLDER,
+    Manifest,
+    checkpoints_in,
+    read_manifest,
+    read_run_state,
+    round_folder,
+)
 from frugalign.runs.progress import TrainingProgress
 from frugalign.runs.save_policy import lora_of
 
@@ -155,7 +155,7 @@ class PSLETrainer:
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None) -> list[dict[str, Any]]:
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> list[Manifest]:
         """Run the rounds that are not finished yet and return every round's manifest; a callback with a true `ran_out` ends the run after its round.
 
         Raises:
@@ -175,7 +175,7 @@ class PSLETrainer:
             write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.args.resolved(), sort_keys=False))
         self._wait()
         self._first_look(folder / START_FOLDER)
-        manifests: list[dict[str, Any]] = []
+        manifests: list[Manifest] = []
         for number in range(self.args.rounds):
             there = round_folder(folder, number)
             manifest = read_manifest(there)
@@ -205,7 +205,7 @@ class PSLETrainer:
 
     # -- one round -------------------------------------------------------------------------------------------------------
 
-    def _round(self, number: int, folder: Path, before: list[dict[str, Any]]) -> dict[str, Any]:
+    def _round(self, number: int, folder: Path, before: list[Manifest]) -> Manifest:
         args = self.args
         self._make(folder)
         begun = weights_digest(self.model)
@@ -230,7 +230,7 @@ class PSLETrainer:
             )
         steps = self._train(number, folder, done, ledger)
         self._look(folder, folder.parent / START_FOLDER, ledger)
-        manifest = {
+        manifest: Manifest = {
             "round": number,
             "start": {"base": asdict(self.base), "weights": begun},
             "end": {"weights": weights_digest(self.model)},
@@ -258,7 +258,7 @@ class PSLETrainer:
         """The starting model on the held-out prompts, once."""
         if self.watch is None:
             return
-        ledger, done = ledger_of(folder), (folder / EVALUATION_FILE).is_file()
+        ledger, done = ledger_of(folder), (folder / ROUND_METRICS_FILE).is_file()
         if not done:
             self._look(folder, None, ledger)
             if self._is_main:
@@ -273,7 +273,7 @@ class PSLETrainer:
         if self._is_main:
             self.ledger.save(folder.parent / COSTS_FILE)
 
-    def _responses(self, number: int, folder: Path, tau: float, before: list[dict[str, Any]], ledger: Ledger) -> Round:
+    def _responses(self, number: int, folder: Path, tau: float, before: list[Manifest], ledger: Ledger) -> Round:
         """Those on the disk where the round was begun before, else new ones, which are kept whole before any training."""
         path = folder / RESPONSES_FILE
         if not path.is_file():
@@ -294,7 +294,7 @@ class PSLETrainer:
 
     def _scale(self, scored: Scored, folder: Path) -> float:
         """`σ_0`, or what stands for it."""
-        known = read_json(folder / RUN_FILE).get("reward_scale")
+        known = read_run_state(folder).get("reward_scale")
         if known is not None:
             return float(known)
         mine = scored.is_scored
@@ -336,7 +336,7 @@ class PSLETrainer:
         return int(trainer.state.global_step)
 
     def _look(self, folder: Path, first: Path | None, ledger: Ledger) -> None:
-        if self.watch is None or (folder / EVALUATION_FILE).is_file():
+        if self.watch is None or (folder / ROUND_METRICS_FILE).is_file():
             return
         self._make(folder)
         self.watch.look(self.model, folder, first, ledger, self._start())
@@ -365,11 +365,11 @@ class PSLETrainer:
 
     def _save(self, folder: Path) -> None:
         if self._is_main:
-            with saving(folder / "model.safetensors"):
+            with saving(folder / WEIGHTS_FILE):
                 self.model.save_pretrained(folder)
                 if not isinstance(self.model, PeftModel):  # a model of its own
                     self.processing_class.save_pretrained(folder)
-            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the run's card is above
+            (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty form; the run's card is above
         self._wait()
 
     def _load(self, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import model_card, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data.labelled import Judged, load_judged
 from frugalign.engines.fingerprints import fingerprint
@@ -27,13 +27,13 @@ from frugalign.options.loading import model_arguments
 from frugalign.rewards.representation.fit import Fitted, calibrate, fit, rewards_of
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.checkpoints import refuse_earlier_run
-from frugalign.runs.folder import COSTS_FILE, open_run_folder, saving
-
-REPORT_FILE = "reward_report.json"
+from frugalign.runs.folder import open_run_folder, saving
+from frugalign.runs.layout import COSTS_FILE, REWARD_REPORT_FILE
+from frugalign.runs.lock import in_use
 
 
 def train_reward(options: RewardOptions) -> dict[str, Any]:
-    """Fit, calibrate and save a representation reward, and write `reward_report.json` and `costs.json` beside it.
+    """Fit, calibrate and save a representation reward, and write its report and its costs beside it.
 
     Returns:
         The report.
@@ -44,8 +44,13 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
     for name in ("model_name_or_path", "dataset_name"):
         if not getattr(options, name):
             raise FrugalignError(f"--{name} is missing.")
+    folder = options.output_dir or "runs/reward"
+    with in_use(folder):
+        return _train(options, open_run_folder(folder))
+
+
+def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     assert options.model_name_or_path is not None and options.dataset_name is not None
-    folder = open_run_folder(options.output_dir or "runs/reward")
     refuse_earlier_run(folder, options.overwrite_output_dir)
     ledger = Ledger()
     judged, split = read_examples(options.dataset_name, options)
@@ -98,9 +103,9 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
 
             report["full_model"] = train_full_model(judged, base, split, options)
     report["cost"] = _cost(ledger, judged, base, tokens)
-    with saving(folder / "model.safetensors"):
+    with saving(folder / WEIGHTS_FILE):
         probes.save_pretrained(folder)
-    write_json_atomic(folder / REPORT_FILE, report)
+    write_json_atomic(folder / REWARD_REPORT_FILE, report)
     ledger.save(folder / COSTS_FILE)
     card = model_card(
         title=f"Representation reward for {base.name}",
@@ -114,7 +119,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
         costs=ledger.table(),
         usage=f"from frugalign.rewards import load_reward\n\nreward = load_reward({str(folder)!r}).function",
     )
-    write_atomic(folder / "README.md", card)
+    write_atomic(folder / CARD_FILE, card)
     return report
 
 

@@ -23,15 +23,9 @@ from frugalign.engines.states import endpoint_states
 from frugalign.methods.rerank.options import RerankOptions
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.folder import saving
+from frugalign.runs.layout import ranking_file, rankings_in
 from frugalign.runs.processes import count_all, my_rows, shared
 from frugalign.runs.shared_sampling import sample_together
-
-FOLDER = "groups"
-
-
-def ranking_path(output_dir: str | Path, epoch: int) -> Path:
-    """Where the ranking of an epoch (from 0) is kept."""
-    return Path(output_dir) / FOLDER / f"epoch-{epoch:03d}.jsonl"
 
 
 def sample_for(
@@ -43,7 +37,8 @@ def sample_for(
     ledger: Ledger,
 ) -> Groups:
     """`options.sample` responses to every prompt from the model as it is; processes share the prompts, a killed one goes on."""
-    stem = Path(options.output_dir) / FOLDER / f".epoch-{epoch:03d}"
+    kept = ranking_file(Path(options.output_dir), epoch)
+    stem = kept.with_name(f".{kept.stem}")
     return sample_together(model, tokenizer, prompts, options.sample, options, epoch=epoch, stem=stem, ledger=ledger)
 
 
@@ -127,11 +122,12 @@ class EpochRanking(TrainerCallback):
             return
         # Later ones are of the run as it went on before; they are made again.
         if state.is_world_process_zero:
-            for path in ranking_path(args.output_dir, 0).parent.glob("epoch-*.jsonl"):
-                if path.stem > ranking_path(args.output_dir, epoch if part_way else epoch - 1).stem:
+            folder = Path(args.output_dir)
+            for path in rankings_in(folder):
+                if path.stem > ranking_file(folder, epoch if part_way else epoch - 1).stem:
                     path.unlink()
         self.trainer.accelerator.wait_for_everyone()
-        before = ranking_path(args.output_dir, epoch - 1)
+        before = ranking_file(Path(args.output_dir), epoch - 1)
         if before.is_file():
             self.groups = read_groups(before)
 
@@ -139,7 +135,7 @@ class EpochRanking(TrainerCallback):
         epoch, part_way = _epoch_of(state)
         if epoch == 0 or not (args.resample or args.rerank_groups):
             return
-        path = ranking_path(args.output_dir, epoch)
+        path = ranking_file(Path(args.output_dir), epoch)
         if part_way and not path.is_file():
             raise FrugalignError(f"{path} is missing: the epoch that is to be resumed was trained on it.")
         if path.is_file():
@@ -171,7 +167,7 @@ class EpochRanking(TrainerCallback):
             )
 
     def _keep(self, groups: Groups, epoch: int) -> None:
-        path = ranking_path(self.trainer.args.output_dir, epoch)
+        path = ranking_file(Path(self.trainer.args.output_dir), epoch)
         with saving(path):
             save_groups(groups, path)
             for partial in path.parent.glob(".epoch-*.partial"):

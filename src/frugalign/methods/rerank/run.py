@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -19,7 +20,7 @@ from frugalign.data.read_files import read_splits
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.rerank.collator import COLUMNS
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
-from frugalign.methods.rerank.groups import ranking_path, sample_for
+from frugalign.methods.rerank.groups import sample_for
 from frugalign.methods.rerank.shift_monitor import ShiftWatch
 from frugalign.methods.rerank.trainer import RerankTrainer
 from frugalign.options.loading import policy_arguments
@@ -27,6 +28,8 @@ from frugalign.rewards.loading import NamedReward, load_reward
 from frugalign.rewards.representation.network import load_probes
 from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run
 from frugalign.runs.folder import open_run_folder
+from frugalign.runs.layout import ranking_file
+from frugalign.runs.lock import in_use
 from frugalign.runs.progress import TrainingProgress
 from frugalign.runs.save_policy import save_policy
 
@@ -47,6 +50,11 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
             raise FrugalignError(f"--{name} is missing.")
     if config.reward is None and config.confidence != "constant":
         raise FrugalignError("--reward is missing: a representation reward of this model, or --confidence constant.")
+    with in_use(str(config.output_dir), main_process=config.process_index == 0):
+        return _train(config, callbacks)
+
+
+def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> RerankTrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None
     checkpoint = find_checkpoint(str(config.output_dir), config.resume_from_checkpoint)
     folder = open_run_folder(str(config.output_dir))
@@ -158,7 +166,7 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
 
     Stored rewards are only taken where there is no reward to rank by.
     """
-    kept = ranking_path(str(config.output_dir), 0)
+    kept = ranking_file(Path(str(config.output_dir)), 0)
     if resuming and kept.is_file():
         return read_groups(kept)
     assert config.dataset_name is not None

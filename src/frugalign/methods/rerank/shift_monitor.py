@@ -30,8 +30,8 @@ from frugalign.metrics.intervals import mean_interval
 from frugalign.rewards.loading import NamedReward
 from frugalign.rewards.scoring import score
 from frugalign.runs.folder import saving
+from frugalign.runs.layout import SHIFT_FILE, shift_responses_file
 
-SHIFT_FILE = "shift.json"
 _SPLITS = 500
 _EPOCH = -100
 """The samples' noise comes from epochs of their own: two of the starting model, then one for every look."""
@@ -89,7 +89,7 @@ class ShiftWatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir)
-        kept, groups = folder / SHIFT_FILE, folder / "groups" / "shift.jsonl"
+        kept, groups = folder / SHIFT_FILE, shift_responses_file(folder)
         with self.trainer.ledger.phase("evaluate"), self.trainer.starting_model() as start:
             if state.global_step > 0 and groups.is_file():
                 self.stored = read_groups(groups)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from frugalign.base.files import hash_weights, load_config, load_weights
+from frugalign.base.files import MODEL_CONFIG_FILE, hash_weights, load_config, load_weights
 from frugalign.data.encode import answer_text
 from frugalign.engines.encode import exchanges_for
 from frugalign.engines.fingerprints import check_base, fingerprint
@@ -241,5 +241,5 @@ def load_probes(folder: str | Path) -> RepresentationModel:
 
 def is_representation_reward(folder: str | Path) -> bool:
     """Whether a local folder holds one, by its config.json."""
-    path = Path(folder).expanduser() / "config.json"
+    path = Path(folder).expanduser() / MODEL_CONFIG_FILE
     return path.is_file() and MODEL_TYPE in path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,141 @@
+"""The files of a study's folder: each name once, and a typed reader for every file that another room reads.
+
+runs/study/
+  .lock                 held while a command runs the study
+  study.json, study.md, report.html
+  chosen.json           the settings that sweeps were decided for
+  llm_judge.jsonl       the answers of a judge behind an OpenAI-compatible server
+  start/                length-….json: the base's mean response length
+  cells/LABEL-HASH/     .lock, asks.json (what the result depends on), log.txt, cell.json (the result) or failed.json (why there is none)
+    evaluation/         a run's evaluation, trace.json (a proxy's proposals), verdicts-….json (a pairwise judge's)
+  trainings/METHOD-HASH/
+                        .lock, trained.json (written last), run/ (the training's run folder, see `frugalign.runs.layout`) and what it
+                        learned from: prompts/, watched/, preferences/, pairs/, online/, samples/, reward/, states/
+  trainings/samples-HASH/
+                        .lock, groups.jsonl, costs.json: samples of the base that several methods learn from
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import read_json
+from frugalign.base.ledger import Costs
+
+SUMMARY_FILE = "study.json"
+MARKDOWN_FILE = "study.md"
+CHOSEN_FILE = "chosen.json"
+JUDGE_CACHE_FILE = "llm_judge.jsonl"
+START_FOLDER = "start"
+CELLS_FOLDER = "cells"
+TRAININGS_FOLDER = "trainings"
+
+ASKS_FILE = "asks.json"
+LOG_FILE = "log.txt"
+RESULT_FILE = "cell.json"
+FAILED_FILE = "failed.json"
+EVALUATION_FOLDER = "evaluation"
+TRACE_FILE = "trace.json"
+
+TRAINED_FILE = "trained.json"
+RUN_FOLDER = "run"
+PROMPTS_FOLDER = "prompts"
+WATCHED_FOLDER = "watched"
+PREFERENCES_FOLDER = "preferences"
+PAIRS_FOLDER = "pairs"
+ONLINE_FOLDER = "online"
+SAMPLES_FOLDER = "samples"
+REWARD_FOLDER = "reward"
+STATES_FOLDER = "states"
+LEARNED_FROM = (
+    *(PROMPTS_FOLDER, WATCHED_FOLDER, PREFERENCES_FOLDER, PAIRS_FOLDER),
+    *(ONLINE_FOLDER, SAMPLES_FOLDER, REWARD_FOLDER, STATES_FOLDER),
+)
+"""What a training that did not finish may have left beside its run folder."""
+GROUPS_FILE = "groups.jsonl"
+
+
+class CellResult(TypedDict):
+    """What a finished cell measured and cost. `asks`: everything that the result depends on; `costs`: the training's."""
+
+    asks: dict[str, Any]
+    metrics: dict[str, Any]
+    costs: Costs
+    evaluation_costs: Costs
+    machine: dict[str, Any]
+    training_machine: dict[str, Any] | None
+
+
+class TracePiece(TypedDict):
+    """A token's text, and the texts that a proxy rejected before it."""
+
+    text: str
+    rejected: list[str]
+
+
+class Trained(TypedDict):
+    """What a finished training is measured as (keyword arguments of `evaluate`), and what it cost on which machine."""
+
+    policy: dict[str, Any]
+    costs: Costs
+    machine: dict[str, Any]
+
+
+def read_asks(cell: Path) -> dict[str, Any]:
+    """Everything that the cell's result depends on.
+
+    Raises:
+        FrugalignError: a folder without it.
+    """
+    if not (cell / ASKS_FILE).is_file():
+        raise FrugalignError(f"{cell} is not a cell of a study: it holds no {ASKS_FILE}.")
+    return read_json(cell / ASKS_FILE)
+
+
+def read_result(cell: Path) -> CellResult | None:
+    """The cell's result; None where it has none yet."""
+    return cast(CellResult, read_json(cell / RESULT_FILE)) if (cell / RESULT_FILE).is_file() else None
+
+
+def read_failure(cell: Path) -> str | None:
+    """Why the cell failed, in a sentence; None where it did not."""
+    said = read_json(cell / FAILED_FILE).get("error")
+    return None if said is None else str(said)
+
+
+def read_trained(training: Path) -> Trained | None:
+    """What a finished training left; None for one that did not finish."""
+    path = training / TRAINED_FILE
+    return cast(Trained, read_json(path)) if path.is_file() else None
+
+
+def evaluation_folder(cell: Path) -> Path:
+    """Where the cell's test is kept; the readers of `frugalign.runs.layout` read it."""
+    return cell / EVALUATION_FOLDER
+
+
+def verdicts_file(cell: Path, digest: str) -> Path:
+    """Where a pairwise judge's verdicts on the cell's responses are; `digest`: of the judge and the reference."""
+    return evaluation_folder(cell) / f"verdicts-{digest}.json"
+
+
+def length_file(start: Path, digest: str) -> Path:
+    """Where the base's mean response length is; `digest`: of the base, the prompts and the sampling."""
+    return start / f"length-{digest}.json"
+
+
+def read_trace(cell: Path, row: int) -> list[TracePiece] | None:
+    """A proxy's proposals behind its answer to this row of the test; None where they were not recorded."""
+    return cast(list[TracePiece] | None, read_json(evaluation_folder(cell) / TRACE_FILE).get(str(row)))
+
+
+def training_run(training: Path) -> Path:
+    """The training's own run folder."""
+    return training / RUN_FOLDER
+
+
+def fitted_reward(training: Path) -> Path:
+    """The run folder of the representation reward that was fitted for this training."""
+    return training / REWARD_FOLDER
