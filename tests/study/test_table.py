@@ -11,7 +11,7 @@ from frugalign.metrics.two_way import crossed_mean
 from frugalign.reports.study_curves import _prompts_a_step, sweeps
 from frugalign.reports.study_figures import figures_of, pareto
 from frugalign.reports.study_page import headline, markdown, summary_of
-from frugalign.runs.folder import CONFIG_FILE
+from frugalign.runs.layout import CONFIG_FILE
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import cells_of, lines_of, swept
 from frugalign.study.runner import read_study

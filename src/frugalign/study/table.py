@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,7 +110,7 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
         )
     main = next(iter(samples[0][0]["rewards"]))
     wins = crossed_mean(_table(_win, main, beside, size), share=True) if beside else None
-    costs = [_result(outcome)["costs"] for outcome in done]
+    costs: list[Mapping[str, Any]] = [_result(outcome)["costs"] for outcome in done]
     decoding = [_result(outcome)["metrics"].get("decoding", {}) for outcome in done]
     return Row(
         line,
