@@ -15,9 +15,9 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import read_lines
 from frugalign.cli.main import main
-from frugalign.reports.study_curves import on_test
-from frugalign.reports.study_page import write_study
-from frugalign.reports.study_run_figures import run_figures_of
+from frugalign.reports.study.curve_figures import on_test
+from frugalign.reports.study.method_figures import run_figures_of
+from frugalign.reports.study.page import write_study
 from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
 from frugalign.study.base_samples import sampled_groups

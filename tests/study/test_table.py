@@ -8,9 +8,12 @@ import pytest
 
 from frugalign.metrics import Estimate
 from frugalign.metrics.two_way import crossed_mean
-from frugalign.reports.study_curves import _prompts_a_step, sweeps
-from frugalign.reports.study_figures import figures_of, pareto
-from frugalign.reports.study_page import headline, markdown, summary_of
+from frugalign.reports.study.comparison_figures import figures_of, pareto
+from frugalign.reports.study.curve_figures import _prompts_a_step
+from frugalign.reports.study.headline import headline
+from frugalign.reports.study.page import markdown
+from frugalign.reports.study.summary import summary_of
+from frugalign.reports.study.sweep_figures import sweeps
 from frugalign.runs.layout import CONFIG_FILE
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import cells_of, lines_of, swept

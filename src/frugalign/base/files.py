@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,68 +173,6 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int, int]:
     return begin, end, count * _DTYPE_BITS[entry["dtype"]] // 8
 
 
-_CARD = """\
----
-library_name: frugalign
-{% if base_model %}
-base_model: {{ base_model }}
-{% endif %}
-{% if datasets %}
-datasets:
-{% for name in datasets %}
-- {{ name }}
-{% endfor %}
-{% endif %}
-tags:
-{% for tag in tags %}
-- {{ tag }}
-{% endfor %}
----
-
-# {{ title }}
-
-{{ description }}
-{% if settings %}
-
-## Settings
-
-| setting | value |
-|---|---|
-{% for key, value in settings.items() %}
-| `{{ key }}` | {{ value }} |
-{% endfor %}
-{% endif %}
-{% if results %}
-
-## Results
-
-| measure | value |
-|---|---|
-{% for key, value in results.items() %}
-| {{ key }} | {{ value }} |
-{% endfor %}
-{% endif %}
-{% if costs %}
-
-## What it cost
-
-| what | value |
-|---|---|
-{% for key, value in costs %}
-| {{ key }} | {{ value }} |
-{% endfor %}
-{% endif %}
-{% if usage %}
-
-## Use
-
-```python
-{{ usage }}
-```
-{% endif %}
-"""
-
-
 def model_card(
     *,
     title: str,
@@ -251,23 +189,35 @@ def model_card(
 
     A base model that is a local folder stays out of the metadata, which the hub would reject, and is named in the text.
     """
-    from jinja2 import Environment
-
     is_hub_id = _is_hub_id(base_model)
     if base_model and not is_hub_id:
         description = f"{description.rstrip()}\n\nBase model: `{base_model}`."
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string(_CARD).render(
-        title=title,
-        description=description.strip(),
-        base_model=base_model if is_hub_id else "",
-        datasets=[name for name in datasets or [] if _is_hub_id(name)],
-        tags=["frugalign", *(tags or [])],
-        settings={key: _cell(value) for key, value in (settings or {}).items()},
-        results={_cell(key): _cell(value) for key, value in (results or {}).items()},
-        costs=[(_cell(key), _cell(value)) for key, value in costs or []],
-        usage=usage.strip(),
-    )
+    names = [name for name in datasets or [] if _is_hub_id(name)]
+    parts = [
+        "---",
+        "library_name: frugalign",
+        *([f"base_model: {base_model}"] if is_hub_id else []),
+        *(["datasets:", *(f"- {name}" for name in names)] if names else []),
+        *("tags:", *(f"- {tag}" for tag in ["frugalign", *(tags or [])])),
+        "---",
+        "",
+        f"# {title}",
+        "",
+        description.strip(),
+        *_table("Settings", ("setting", "value"), [(f"`{key}`", value) for key, value in (settings or {}).items()]),
+        *_table("Results", ("measure", "value"), list((results or {}).items())),
+        *_table("What it cost", ("what", "value"), costs or []),
+        *(["", "## Use", "", "```python", usage.strip(), "```"] if usage.strip() else []),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _table(title: str, head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> list[str]:
+    """The lines of a section with a Markdown table; none without rows."""
+    if not rows:
+        return []
+    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    return ["", f"## {title}", "", f"| {head[0]} | {head[1]} |", "|---|---|", *lines]
 
 
 def _is_hub_id(name: str) -> bool:

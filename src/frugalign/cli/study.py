@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     """Run what is missing, write the page, say what is still missing."""
     options: StudyOptions = parse(COMMAND, argv)
     recipe, flags = _recipe(argv)
-    from frugalign.reports.study_page import write_study
+    from frugalign.reports.study.page import write_study
     from frugalign.study.runner import run_study
     from frugalign.study.verdicts import judge_study, judges_of
 

@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from frugalign.reports.render import needs
+
 _BASE, _POLICY, _THIRD, _FOURTH = "#8a8f98", "#0b6e4f", "#c2571a", "#5b4b8a"
 
 
@@ -187,9 +189,9 @@ def _axes() -> tuple[Any, Any]:
 
 def canvas(width: float, height: float) -> Any:
     """An empty matplotlib figure, inches, that needs no display."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
+    with needs("matplotlib"):
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure

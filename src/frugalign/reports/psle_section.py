@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from frugalign.base.wording import counted
 from frugalign.methods.psle.report_data import (
     Points,
     Rounds,
@@ -48,7 +49,7 @@ class RoundsSection:
     """`groups`: (heading, what it says, figures), those without figures left out; `head`, `rows`: the table."""
 
     number: int
-    unfinished: list[str]
+    incomplete: list[str]
     head: list[str]
     rows: list[list[str]]
     groups: list[tuple[str, str, list[Figure]]]
@@ -80,7 +81,7 @@ def section(rounds: Rounds) -> RoundsSection:
             displacement_figures(rounds),
         ),
     ]
-    return RoundsSection(len(rounds.done), rounds.unfinished, head, rows, [group for group in groups if group[2]])
+    return RoundsSection(len(rounds.done), rounds.incomplete, head, rows, [group for group in groups if group[2]])
 
 
 def held_out_figures(rounds: Rounds) -> list[Figure]:
@@ -124,7 +125,7 @@ def reward_figures(rounds: Rounds) -> list[Figure]:
     for each in rounds.done:
         if not each.plain:
             continue
-        left_out = f", {each.unscored} couples without a reward left out" if each.unscored else ""
+        left_out = f", {counted(each.unscored, 'couple')} without a reward left out" if each.unscored else ""
         uri = figures.distributions(
             each.plain,
             each.guided,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from frugalign.base.files import write_atomic
 from frugalign.base.ledger import Costs, Ledger
 from frugalign.methods.psle.report_data import Rounds, read_rounds, side_by_side
 from frugalign.reports import figures
+from frugalign.reports.in_words import precise_interval, prompt_in_words, scores_in_words
 from frugalign.reports.psle_section import section
 from frugalign.reports.render import render
 from frugalign.reports.rerank_section import shift_of
@@ -196,22 +196,18 @@ def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, base, policy) for the table of quality; a dash where a number does not apply."""
     if not metrics:
         return []
-    rows = [(name, _cell(metrics.get(base)) if base else "", _cell(metrics.get(own))) for name, own, base in _TABLE]
+    rows = [
+        (name, precise_interval(metrics.get(base)) if base else "", precise_interval(metrics.get(own)))
+        for name, own, base in _TABLE
+    ]
     named = metrics.get("rewards", {})
     if len(named) > 1:  # the first of them is the main one
         before = metrics.get("base_rewards", {})
-        rows[:1] = [(f"Reward {name}", _cell(before.get(name)), _cell(value)) for name, value in named.items()]
+        rows[:1] = [
+            (f"Reward {name}", precise_interval(before.get(name)), precise_interval(value))
+            for name, value in named.items()
+        ]
     return rows
-
-
-def _cell(estimate: Mapping[str, Any] | None) -> str:
-    """As many decimals as the interval's width makes worth reading, at least two."""
-    if not estimate:
-        return "—"
-    mean, low, high = (float(estimate[key]) for key in ("mean", "ci_low", "ci_high"))
-    width = high - low
-    decimals = min(6, max(2, 1 - math.floor(math.log10(width)))) if width > 0 else 2
-    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _curves(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -271,17 +267,3 @@ def _shown(sample: Mapping[str, Any]) -> dict[str, Any]:
         "base_rewards": scores_in_words(sample.get("base_rewards", {})),
         "rewards": scores_in_words(sample.get("rewards", {})),
     }
-
-
-def prompt_in_words(prompt: Any) -> str:
-    """A string as it is, a conversation a line per message."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-
-
-def scores_in_words(rewards: Mapping[str, float | None]) -> str:
-    """Rewards by name, a dash where one does not apply."""
-    return ", ".join(
-        f"{name} {'—' if value is None else format(value, '.3g').replace('-', '−')}" for name, value in rewards.items()
-    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.ledger import PHASES, Costs
+from frugalign.base.wording import counted
 from frugalign.runs.layout import (
     COSTS_FILE,
     LOG_FILE,
@@ -64,11 +65,11 @@ class FinishedRound:
 
 @dataclass(frozen=True)
 class Rounds:
-    """`unfinished`: folders that were left out; `missing`: files that a reader would look for, in words."""
+    """`incomplete`: folders that were left out; `missing`: files that a reader would look for, in words."""
 
     done: list[FinishedRound]
     looks: list[Look]
-    unfinished: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -213,7 +214,7 @@ def displacement_verdict(rounds: Rounds) -> str:
         (False, False): "neither falls",
     }[_mean(guided) < 0, _mean(plain) < 0]
     parts = [
-        f"{_mean(changes):+.3f} {label} (down in {sum(change < 0 for change in changes)} of {len(changes)} rounds)"
+        f"{_mean(changes):+.3f} {label} (down in {sum(change < 0 for change in changes)} of {counted(len(changes), 'round')})"
         for changes, label in zip(moves, reversed(rounds.sides), strict=True)
     ]
     return (

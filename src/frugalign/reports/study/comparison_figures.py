@@ -8,8 +8,8 @@ from typing import Any
 
 from frugalign.metrics import Estimate
 from frugalign.reports.figures import data_uri
-from frugalign.reports.study_curves import learning, on_test, settings
-from frugalign.reports.study_style import (
+from frugalign.reports.study.curve_figures import learning, on_test
+from frugalign.reports.study.style import (
     BASE,
     Figure,
     axes_of,
@@ -21,6 +21,7 @@ from frugalign.reports.study_style import (
     style_of,
     values_of,
 )  # fmt: skip
+from frugalign.reports.study.sweep_figures import settings
 from frugalign.study.table import Row
 
 

@@ -9,7 +9,7 @@ from frugalign.methods.psle.report_data import read_rounds
 from frugalign.reports.psle_section import learned_from_figures
 from frugalign.reports.rerank_section import shift_of
 from frugalign.reports.reward_page import layers_figure, reliability_figure
-from frugalign.reports.study_style import Figure
+from frugalign.reports.study.style import Figure
 from frugalign.runs.layout import read_log, read_reward_report, read_shift
 from frugalign.study.layout import fitted_reward, training_run
 from frugalign.study.table import Row

@@ -43,17 +43,17 @@ def colour_of(rows: Sequence[Row], row: Row) -> str:
 
 
 def style_of(rows: Sequence[Row], row: Row) -> str:
-    """How a line is drawn: another way for each time that the colours come round."""
+    """A line's dashes: the next pattern each time that the colours start over."""
     return "-" if row.line.method == "base" else ("-", "--", ":", "-.")[_number_of(rows, row) // len(COLOURS) % 4]
 
 
 def marker_of(rows: Sequence[Row], row: Row) -> str:
-    """How a line's point is drawn: as its curve."""
+    """The marker of a line's points."""
     return "o" if row.line.method == "base" else mark_of(_number_of(rows, row))[1]
 
 
 def mark_of(number: int) -> tuple[str, str]:
-    """Colour and marker of the so-manieth line: another marker for each time that the colours come round."""
+    """Colour and marker of line number `number`, from 0: the next marker each time that the colours start over."""
     return COLOURS[number % len(COLOURS)], "osD^"[number // len(COLOURS) % 4]
 
 
@@ -72,7 +72,7 @@ def bars_of(value: Estimate) -> list[list[float]]:
 
 
 def axes_of(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes."""
+    """A figure of this size in inches, and its axes."""
     figure = canvas(width, height)
     axes = figure.add_subplot()
     tidy(axes, "both")

@@ -1,0 +1,1 @@
+"""A study's page: `summary` has the numbers, `headline` and `tables` the words, the `…_figures` the drawings, `page` puts them together."""

@@ -1,0 +1,100 @@
+"""The sentences at the top of a study's page: what its table bears out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from frugalign.base.wording import counted
+from frugalign.reports.in_words import number, signed
+from frugalign.reports.study.summary import Summary, SummaryLine, main_measure, reference_in_words
+from frugalign.study.plan import STAND_FOR_PPO
+
+_LEVEL = 0.05
+_UNMOVED = 0.005
+"""Nats a response below which a training has not moved the model: 0.00 in the table."""
+
+
+def headline(summary: Summary) -> list[str]:
+    """The best line, what gains at the lowest cost, and which lines do not differ from what they are compared with."""
+    compared = [line for line in summary["lines"] if main_measure(summary, line).get("difference") is not None]
+    if not compared:
+        return []
+    trained = [line for line in compared if line["costs"]["lm_forward_tokens"] > 0]
+    reference = reference_in_words(summary)
+    below = [line["label"] for line in compared if _direction(summary, line) < 0]
+    level = [line["label"] for line in compared if _direction(summary, line) == 0]
+    still = [
+        line["label"] for line in trained if (kl := line["others"]["kl_per_sequence"]) and abs(kl["mean"]) < _UNMOVED
+    ]
+    refusing = _refusing(summary)
+    found = [
+        _best(summary, compared),
+        _cheapest(summary, trained),
+        f"Below {reference}: {'; '.join(below)}." if below else "",
+        f"Refuse more of the prompts that are labelled safe: {refusing}." if refusing else "",
+        f"Not told apart from {reference} after the correction: {'; '.join(level)}." if level else "",
+        f"Hardly moved by their training: {'; '.join(still)}." if still else "",
+        "Responses are decoded greedily, those of best-of-n are sampled."
+        if not summary["options"].get("eval_do_sample", True)
+        else "",
+        "RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."
+        if any(line["method"] in STAND_FOR_PPO for line in compared)
+        else "",
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _best(summary: Summary, compared: Sequence[SummaryLine]) -> str:
+    """The line with the highest mean, and its difference to what it is compared with."""
+    judge, reference = summary["judge"], reference_in_words(summary)
+    if not any(main_measure(summary, line)["difference"]["mean"] for line in compared):
+        return f"By {judge}, no line differs from {reference}."
+    best = max(compared, key=lambda line: float(main_measure(summary, line)["value"]["mean"]))
+    main = main_measure(summary, best)
+    gap, corrected = main["difference"], main["p_holm"]
+    among = "" if gap["mean"] > 0 else f" of those that are compared, and not above {reference}"
+    said = (
+        f"By {judge}, {best['label']} is highest{among}: {number(main['value']['mean'])}, {signed(gap['mean'])} "
+        f"[{signed(gap['ci_low'])}, {signed(gap['ci_high'])}] to {reference}"
+    )
+    if corrected is None:
+        return f"{said}."
+    return f"{said}, p = {corrected:.2g} after Holm's correction over {counted(len(compared), 'line')}."
+
+
+def _cheapest(summary: Summary, trained: Sequence[SummaryLine]) -> str:
+    """The trained line that gains for the fewest tokens; empty where none gains."""
+    gained = [line for line in trained if _direction(summary, line) > 0 and not _is_control(line)]
+    if not gained:
+        return ""
+    cheap = min(gained, key=lambda line: float(line["costs"]["lm_forward_tokens"]))
+    return (
+        f"The cheapest that gains, among those that train, is {cheap['label']}: "
+        f"{signed(main_measure(summary, cheap)['difference']['mean'])} for {cheap['costs']['lm_forward_tokens']:,.0f} tokens fed through the model."
+    )
+
+
+def _direction(summary: Summary, line: SummaryLine) -> int:
+    """1 where a line is surely above what it is compared with, -1 where below, 0 where neither: by Holm's p, without one by the interval."""
+    main = main_measure(summary, line)
+    gap = main["difference"]
+    sure = main["p_holm"] < _LEVEL if main["p_holm"] is not None else not gap["ci_low"] <= 0 <= gap["ci_high"]
+    return (1 if gap["mean"] > 0 else -1) if sure else 0
+
+
+def _refusing(summary: Summary) -> str:
+    """Lines that refuse surely more of the safe prompts than what they are compared with, the intervals being apart; empty where there is none, or nothing is labelled."""
+    named = summary["options"].get("reference")
+    rates = [(line, rate) for line in summary["lines"] if (rate := line["others"].get("over_refusal_rate"))]
+    known = (rate for line, rate in rates if (line["label"] == named if named else line["method"] == "base"))
+    limit = next(known, None)
+    if limit is None:
+        return ""
+    more = [(rate["mean"], line["label"]) for line, rate in rates if rate["ci_low"] > limit["ci_high"]]
+    said = ", ".join(f"{label} {mean:.0%}" for mean, label in sorted(more, reverse=True))
+    return f"{said}; {reference_in_words(summary)} refuses {limit['mean']:.0%}" if said else ""
+
+
+def _is_control(line: SummaryLine) -> bool:
+    """A line that is there to be beaten: a proxy that does not read the state."""
+    return bool(line["setting"].get("candidate_features") == "token_bias")

@@ -1,0 +1,123 @@
+"""Write a finished study as `study.json`, `study.md` and one self-contained page; what is missing is named, never made up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from frugalign.base.files import write_atomic, write_json_atomic
+from frugalign.reports.in_words import prompt_in_words, scores_in_words
+from frugalign.reports.render import render
+from frugalign.reports.study.comparison_figures import figures_of
+from frugalign.reports.study.headline import headline
+from frugalign.reports.study.method_figures import run_figures_of
+from frugalign.reports.study.summary import Summary, reference_in_words, summary_of
+from frugalign.reports.study.tables import cost_note, cost_table, quality_table, wins_table
+from frugalign.runs.layout import REPORT_FILE
+from frugalign.study.cell import shown_rows
+from frugalign.study.layout import MARKDOWN_FILE, SUMMARY_FILE, read_trace
+from frugalign.study.plan import METHODS
+from frugalign.study.responses import responses_of
+from frugalign.study.runner import Finished, Outcome
+from frugalign.study.table import Row, rows_of
+
+
+def write_study(found: Finished, recipe: str, flags: Sequence[str] = ()) -> Path:
+    """Write the study's three files into its folder and return the page's path. `recipe`: the YAML, and `flags` beside it, for the commands."""
+    folder = Path(found.options.output_dir)
+    rows = rows_of(found)
+    summary = summary_of(found, rows, recipe, flags)
+    write_json_atomic(folder / SUMMARY_FILE, summary)
+    write_atomic(folder / MARKDOWN_FILE, markdown(summary))
+    judge, reference = rows[0].judge if rows else "", reference_in_words(summary)
+    page = render(
+        "study.html",
+        title=summary["name"],
+        summary=summary,
+        headline=headline(summary),
+        reference=reference,
+        table=quality_table(summary),
+        wins=wins_table(summary),
+        costs=cost_table(summary),
+        cost_note=cost_note(summary),
+        in_words=_in_words,
+        figures=[asdict(figure) for figure in [*figures_of(rows, judge, reference), *run_figures_of(rows)]],
+        samples=_samples(rows),
+        commands=[(each.cell.name, command(each, summary)) for each in (*found.unchosen, *found.outcomes)],
+        methods=[(line["label"], METHODS[line["method"]]) for line in summary["lines"]],
+    )
+    write_atomic(folder / REPORT_FILE, page)
+    return folder / REPORT_FILE
+
+
+def markdown(summary: Summary) -> str:
+    """The study as Markdown: headline, the tables, what is missing, and the command."""
+    parts = [f"# {summary['name']}", *headline(summary)]
+    shown = {"Quality": quality_table(summary), "Wins and distance": wins_table(summary), "Cost": cost_table(summary)}
+    for title, (head, rows) in shown.items():
+        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+        parts += [f"## {title}", "\n".join(lines)]
+    parts += [note] if (note := cost_note(summary)) else []
+    failed = [f"- {name} failed: {why}" for what in summary["chosen"].values() for name, why in what["failed"].items()]
+    if failed:
+        parts += ["## Settings that could not be tried", "\n".join(failed)]
+    if summary["missing"] or summary["undecided"]:
+        said = [f"- {each['cell']}: {each['why']}" for each in summary["missing"]]
+        said += [f"- {label}: its setting is not chosen yet" for label in summary["undecided"]]
+        parts += ["## Missing", "\n".join(said)]
+    parts.append(f"`{summary['command']}` · {'; '.join(_machine(each) for each in summary['machines'])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def command(outcome: Outcome, summary: Summary) -> str:
+    """What runs one cell alone."""
+    return f'{summary["command"]} --only "{outcome.cell.line.label}:{outcome.cell.seed}"'
+
+
+def _in_words(value: Any) -> str:
+    """A setting or an option as the YAML has it."""
+    if value is None:
+        return "—"
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).removesuffix("...\n").strip()
+
+
+def _asks(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.result is not None  # a row has finished cells only
+    return outcome.result["asks"]
+
+
+# -- samples ------------------------------------------------------------------------------------------------------------
+
+
+def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The same prompts answered by every line, evenly spread over the test, first seed; a proxy's with what it rejected."""
+    if not rows:
+        return []
+    answers = [(row, responses_of(row.outcomes[0])) for row in rows]
+    found = []
+    size = int(_asks(rows[0].outcomes[0])["eval_samples"])
+    for row_number in shown_rows(min(len(lines) for _, lines in answers) // size):
+        place = row_number * size
+        found.append(
+            {
+                "prompt": prompt_in_words(answers[0][1][place]["prompt"]),
+                "answers": [
+                    {
+                        "label": row.line.label,
+                        "text": lines[place]["policy"],
+                        "rewards": scores_in_words(lines[place]["rewards"]),
+                        "trace": read_trace(row.outcomes[0].folder, row_number),
+                    }
+                    for row, lines in answers
+                ],
+            }
+        )
+    return found
