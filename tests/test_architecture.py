@@ -152,10 +152,12 @@ def test_only_declared_dependencies_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=\[ ;]", entry)[0].lower() for entry in project["dependencies"]}
     optional = {
+        "matplotlib",
+        "jinja2",
         "fastapi",
         "uvicorn",
         "bitsandbytes",
-    }  # the serve extra, and 4-bit weights: imported where they are asked for
+    }  # the study and serve extras, and 4-bit weights: imported where they are asked for
     arrive_with = {
         "numpy",
         "tokenizers",
@@ -172,6 +174,25 @@ def test_only_declared_dependencies_are_imported() -> None:
     )
     used = {(name.split(".")[0], path.name) for path in FILES for _, name in imports(parse(path))}
     assert {(name, where) for name, where in used if name not in known} == set()
+
+
+def test_pages_alone_need_the_libraries_that_draw_them() -> None:
+    """Using and training a model works without the study extra: matplotlib and Jinja2 are imported in reports/, inside functions."""
+    drawn_with = {"matplotlib", "jinja2"}
+    elsewhere = {
+        (str(path), name)
+        for path in FILES
+        if room(path) != "reports"
+        for _, name in imports(parse(path))
+        if name.split(".")[0] in drawn_with
+    }
+    at_the_top = {
+        (path.name, ast.unparse(node))
+        for path in FILES
+        for node in parse(path).body
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and drawn_with & {n.split(".")[0] for _, n in imports(node)}
+    }
+    assert elsewhere == at_the_top == set()
 
 
 def test_the_two_constraints_files_differ_in_torch_only() -> None:

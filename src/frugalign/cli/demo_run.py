@@ -13,6 +13,7 @@ from frugalign.base.ledger import Costs
 from frugalign.evaluation.measure import evaluate
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.run import train_proxy
+from frugalign.reports.render import check_libraries
 from frugalign.reports.run_page import evenly_spread, write_report
 from frugalign.runs.layout import Sample, read_costs, read_samples, read_settings
 from frugalign.runs.lock import in_use
@@ -56,6 +57,7 @@ def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None) ->
     Args:
         max_steps: optimiser steps; None for the recipe's.
     """
+    check_libraries()
     options = SETTINGS | {"output_dir": output_dir, "seed": seed, "report_to": "none", "logging_steps": 4}
     if max_steps is not None:
         options["max_steps"] = max_steps

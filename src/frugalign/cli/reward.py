@@ -19,12 +19,16 @@ def run(argv: list[str]) -> int:
     options: RewardOptions = parse(COMMAND, argv)
     options.output_dir = options.output_dir or "runs/reward"
     from frugalign.methods.representation_reward.run import train_reward
+    from frugalign.reports.render import MissingLibrary
     from frugalign.reports.reward_page import write_reward_report
 
     report = train_reward(options)
-    page = write_reward_report(options.output_dir)
     print("\n".join(lines(report)))
-    print(f"The reward is in {options.output_dir}, its report in {page}.")
+    print(f"The reward is in {options.output_dir}.")
+    try:
+        print(f"Its report is {write_reward_report(options.output_dir)}.")
+    except MissingLibrary as error:  # the reward itself is trained and saved
+        print(error)
     print(
         f"Next: frugalign proxy --model_name_or_path {options.model_name_or_path} --dataset_name PROMPTS --reward {options.output_dir}"
     )

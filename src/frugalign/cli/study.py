@@ -22,10 +22,12 @@ def run(argv: list[str]) -> int:
     """Run what is missing, write the page, say what is still missing."""
     options: StudyOptions = parse(COMMAND, argv)
     recipe, flags = _recipe(argv)
+    from frugalign.reports.render import check_libraries
     from frugalign.reports.study.page import write_study
     from frugalign.study.runner import run_study
     from frugalign.study.verdicts import judge_study, judges_of
 
+    check_libraries()
     judges_of(options)  # a mistake there is said before hours of running
     # A runner that is told to stop takes its cells with it.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
