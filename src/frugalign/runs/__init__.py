@@ -1,1 +1,1 @@
-"""What the methods' trainers share: the run folder, atomic checkpoints, artefact cards."""
+"""What the trainers share: the run folder with its files and its lock, atomic checkpoints, progress, work split over processes."""

@@ -1,7 +1,7 @@
-"""Checkpoints that exist whole or not at all, and the rules about them: none is written over, none is resumed under other settings.
+"""Checkpoints that exist whole or not at all. None is overwritten unless asked for, and none is resumed under other settings.
 
-Trainer writes its checkpoints file by file, and a kill while it does leaves a folder that it would resume from. `WholeCheckpoints`
-lets it write aside and moves the folder into place in one step; any trainer of this package puts it before its Trainer class.
+Trainer writes a checkpoint file by file: a kill in between leaves a folder that it would resume from. `WholeCheckpoints` lets it write into
+a staging folder and moves that into place in one step. Every trainer of this package lists it before its Trainer class.
 """
 
 from __future__ import annotations
@@ -60,10 +60,7 @@ _RUN_FILES = (
 
 
 class WholeCheckpoints(ABC):
-    """A mixin for a `transformers.Trainer`: its checkpoints hold what `run_state` gives, beside Trainer's own.
-
-    The class that uses it has a `ledger`.
-    """
+    """A mixin for a `transformers.Trainer` that has a `ledger`: its checkpoints hold what `run_state` returns, beside Trainer's own files."""
 
     args: Any
     state: TrainerState
@@ -77,15 +74,15 @@ class WholeCheckpoints(ABC):
 
     @abstractmethod
     def run_state(self) -> dict[str, Any]:
-        """What moves, beside weights, optimiser, scheduler and the ledger; JSON-ready."""
+        """What changes during training, apart from weights, optimiser, scheduler and the ledger; JSON-ready."""
 
     @abstractmethod
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """Take up what `run_state` gave."""
+        """Restore what `run_state` returned."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop what an earlier, interrupted `train` left."""
+        """Drop what an earlier, interrupted `train` left in memory."""
 
     def train(
         self,
@@ -93,7 +90,7 @@ class WholeCheckpoints(ABC):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train, or go on from a checkpoint: its folder, or True for the newest one in the run folder.
+        """Train from the start, or resume from a checkpoint: its folder, or True for the newest one in the run folder.
 
         Raises:
             FrugalignError: a run folder that holds an earlier run, unless `overwrite_output_dir`; a checkpoint of other settings.
@@ -156,8 +153,10 @@ class WholeCheckpoints(ABC):
 
 
 def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] = ()) -> None:
-    """Nothing is written over: a folder with an earlier run's checkpoints or artefact is left alone unless asked for.
-    `also`: names of what else a method leaves and the folder holds.
+    """Leave a folder with an earlier run's checkpoints or artefact alone, unless `overwrite`.
+
+    Args:
+        also: names of other results of the method that the folder holds.
 
     Raises:
         FrugalignError: where there is one.
@@ -167,8 +166,8 @@ def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] 
     found += also
     if found and not overwrite:
         raise FrugalignError(
-            f"{folder} holds an earlier run ({sorted(found)[-1]}): go on with it by resume_from_checkpoint true, delete it by "
-            "overwrite_output_dir, or choose another output_dir."
+            f"{folder} holds an earlier run ({sorted(found)[-1]}): resume it (resume_from_checkpoint true), replace it "
+            "(overwrite_output_dir), or choose another output_dir."
         )
 
 
@@ -187,7 +186,7 @@ def _results(folder: Path) -> list[Path]:
 
 
 def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: int | None) -> None:
-    """Complete the checkpoint staged under `run_dir/.saving` and move it into place in one step, then drop the oldest ones."""
+    """Complete the staged checkpoint and move it into place in one step, then delete the oldest ones."""
     staged = checkpoint_folder(run_dir / STAGING_FOLDER, step)
     write_json_atomic(staged / CHECKPOINT_STATE_FILE, state)
     target = checkpoint_folder(run_dir, step)
@@ -208,11 +207,11 @@ def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
 
 
 _BY_HASH = {"base", "prompts", "held-out prompts", "pairs", "probes"}
-"""Settings whose values say nothing to a reader."""
+"""Settings whose values are hashes, which tell a reader nothing."""
 
 
 def check_settings(checkpoint: str | Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than those that the checkpoint was made with: the two halves would be no run.
+    """Refuse to resume under settings other than the checkpoint's: the two halves would not be one run.
 
     Raises:
         FrugalignError: naming what differs.

@@ -1,4 +1,4 @@
-"""Work that several processes share by rows, and what each of them counted."""
+"""Work that several processes split by rows, and the sum of what each of them counted."""
 
 from __future__ import annotations
 

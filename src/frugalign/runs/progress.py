@@ -1,4 +1,4 @@
-"""A progress bar for training in a terminal, and plain lines where nobody watches."""
+"""Training progress: a bar in a terminal, plain lines in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 
 
 class TrainingProgress(TrainerCallback):
-    """One bar with the newest of the `shown` numbers beside it; in a file or a pipe, one line per log instead."""
+    """A bar with the latest of the `shown` numbers beside it; in a file or a pipe, one line per log entry."""
 
     def __init__(self, title: str, shown: tuple[str, ...]) -> None:
         self.title, self.shown = title, shown

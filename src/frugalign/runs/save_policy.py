@@ -1,4 +1,4 @@
-"""The policy that a method trains: a LoRA by default, and how it is left in the run folder."""
+"""The policy that a method trains, a LoRA by default, and what is saved of it in the run folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save_policy(
     done: str,
     description: str,
 ) -> None:
-    """Write the adapter or the model, its card, the costs and what it was trained on into the run folder. `done`: what happened to it, in a word or two."""
+    """Write the adapter or the model, its card, the costs and what it was trained on into the run folder. `done`: how it was trained, in a word or two."""
     with saving(folder / WEIGHTS_FILE):
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -50,7 +50,7 @@ def save_policy(
 
 
 def trained_on_of(name: str | None) -> dict[str, Any] | None:
-    """What the adapter or model in a run folder, or in a round's folder inside one, was trained on; None where nothing says so."""
+    """What the adapter or model in a run folder, or in a round's folder inside one, was trained on; None where that is unknown."""
     for folder in () if name is None else (Path(name), Path(name).parent):
         found = read_trained_on(folder)
         if found:

@@ -1,4 +1,4 @@
-"""Groups of responses sampled by all processes together; a killed run goes on with what each of them had."""
+"""Groups of responses sampled by all processes together; a resumed run keeps what each of them had finished."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from frugalign.runs.folder import saving
 
 
 def my_partial(stem: Path) -> Path:
-    """This process's file for unfinished work: `stem` with its number."""
+    """This process's file of partial work: `stem` with the process's number."""
     return stem.with_name(f"{stem.name}-{PartialState().process_index}.partial")
 
 
