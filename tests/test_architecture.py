@@ -8,8 +8,13 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from frugalign.base import files
+from frugalign.runs import layout as run_layout
+from frugalign.study import layout as study_layout
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "frugalign"
@@ -225,3 +230,74 @@ def test_every_public_name_can_be_fetched() -> None:
         assert getattr(frugalign, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = frugalign.nonsense
+
+
+LAYOUTS = (files, run_layout, study_layout)
+"""Where the names of files are written down: of an artefact, of a run, of a study."""
+
+
+def names_of(kind: str, *layouts: ModuleType) -> set[str]:
+    """What the layouts call `…_FILE`, `…_FOLDER` or `…_PREFIX`."""
+    return {value for layout in layouts for name, value in vars(layout).items() if name.endswith(f"_{kind}")}
+
+
+FILE_NAMES, PREFIXES = names_of("FILE", *LAYOUTS), names_of("PREFIX", *LAYOUTS)
+
+
+def written_names(tree: ast.AST, own: str = "runs") -> Iterator[tuple[int, str]]:
+    """Line and value of every literal that names a file of a run: alone, as the last part of a path, or as a folder that is joined to a path.
+
+    Sentences may name a file: a literal with a space in it is left alone. So are a study's folders where no study is read: `prompts` is a common word.
+    """
+    folder_names = names_of("FOLDER", run_layout, *([study_layout] if own in ("study", "reports", "cli") else []))
+    joined = {id(node.right) for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or " " in node.value:
+            continue
+        last = node.value.rsplit("/", 1)[-1]
+        if last in FILE_NAMES or last.startswith(tuple(PREFIXES)) or (id(node) in joined and last in folder_names):
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_room_spells_the_name_of_a_run_s_file(path: Path) -> None:
+    if path not in {Path(str(layout.__file__)) for layout in LAYOUTS}:
+        assert list(written_names(parse(path), room(path))) == [], (
+            "name the file by its constant in runs/layout.py or study/layout.py"
+        )
+
+
+def test_each_name_is_written_once() -> None:
+    """`.lock` and so on stand in one module; the log of a cell and the log of a run are two files."""
+    for kind in ("FILE", "FOLDER", "PREFIX"):
+        every = [
+            (layout.__name__, node.value.value)
+            for layout in LAYOUTS
+            for node in ast.parse(Path(str(layout.__file__)).read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id.endswith(f"_{kind}")
+            and isinstance(node.value, ast.Constant)
+        ]
+        values = [value for _, value in every]
+        assert len(values) > 1 and {value for value in values if values.count(value) > 1} <= {run_layout.START_FOLDER}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "open(folder / 'metrics.jsonl')",
+        "open(f'{folder}/costs.json')",
+        "folder / 'groups' / name",
+        "list(folder.glob('*/metrics.json'))",
+        "folder.glob('checkpoint-*')",
+        "x = f'round-{number}'",
+    ],
+)
+def test_the_name_rule_sees_what_it_should(source: str) -> None:
+    assert list(written_names(ast.parse(source))) != []
+
+
+@pytest.mark.parametrize("source", ["f('Where metrics.json goes.')", "{'start': 1}", "spec = 'round'"])
+def test_the_name_rule_leaves_other_words_alone(source: str) -> None:
+    assert list(written_names(ast.parse(source))) == []

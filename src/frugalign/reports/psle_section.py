@@ -1,4 +1,4 @@
-"""The section "Rounds" of a report: what `rounds` read, as figures, tables and sentences for the template."""
+"""The section "Rounds" of a run's page: PSLE's rounds as figures, a table and sentences for the template."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _DRIFT = (
 
 @dataclass(frozen=True)
 class RoundsSection:
-    """`groups`: (heading, what it says, figures), those without figures left out; `head`, `rows`: the table."""
+    """`groups`: (heading, caption, figures), without those that have no figure; `head`, `rows`: the table."""
 
     number: int
     incomplete: list[str]
@@ -61,7 +61,7 @@ def section(rounds: Rounds) -> RoundsSection:
     groups = [
         (
             "Held-out prompts",
-            "Asked plainly, with the same noise every time; 0 is the start. Bands are 95 % intervals.",
+            "Answered without the principles, with the same noise at every evaluation; 0 is the start. Bands are 95 % intervals.",
             held_out_figures(rounds),
         ),
         (
@@ -69,15 +69,19 @@ def section(rounds: Rounds) -> RoundsSection:
             LEARNED_FROM,
             learned_from_figures(rounds),
         ),
-        ("Rewards of the responses", "Before each round's training; one scale for all rounds.", reward_figures(rounds)),
+        (
+            "Rewards of the responses",
+            "Sampled before each round's training; one scale for all rounds.",
+            reward_figures(rounds),
+        ),
         (
             "Distance from the start",
-            "On the held-out prompts. Refusals are told by their wording.",
+            "On the held-out prompts. Refusals are recognised by their wording.",
             drift_figures(rounds),
         ),
         (
             "Displacement",
-            f"{displacement_verdict(rounds)} Each point is of other couples; at a dotted line a round ends.".strip(),
+            f"{displacement_verdict(rounds)} Every point is over other couples. A dotted line ends a round.".strip(),
             displacement_figures(rounds),
         ),
     ]

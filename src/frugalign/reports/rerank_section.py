@@ -53,8 +53,8 @@ def verdict(
     if changed:
         return (
             f"The hypothesis does not hold for this run: rankings changed, and so did the policy's own samples {numbers}; "
-            "stored responses stand for the policy's own less and less."
+            "the stored responses represent the policy's own less and less."
         )
     if stayed:
-        return f"Nothing to decide in this run: neither rankings nor samples moved much {numbers}."
-    return f"The hypothesis does not hold for this run: the samples moved, the rankings hardly {numbers}."
+        return f"This run decides nothing: neither rankings nor samples moved much {numbers}."
+    return f"The hypothesis does not hold for this run: the samples moved, and the rankings hardly did {numbers}."

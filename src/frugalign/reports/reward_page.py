@@ -17,7 +17,7 @@ def write_reward_report(folder: str | Path) -> Path:
     """Write the page of a representation reward into its run folder.
 
     Raises:
-        FrugalignError: a folder without one.
+        FrugalignError: a folder without its report.
     """
     report = read_reward_report(Path(folder))
     if report is None:

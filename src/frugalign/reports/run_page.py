@@ -1,4 +1,4 @@
-"""`write_report`: one page about a run, without external resources. What the folder lacks is named, never made up."""
+"""`write_report`: one page about a run, without external resources. It names what the folder lacks, and makes nothing up."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class _Run:
-    """What a folder holds; empty where a file is missing or cannot be read."""
+    """What a folder holds; empty where a file is missing."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -102,11 +102,11 @@ class _Run:
 def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` into a run folder: settings, learning curve, quality before and after, cost, samples.
 
-    The folder is a training's (`metrics.jsonl`, or `round-*` folders of which one is finished), an evaluation's (`metrics.json`),
+    The folder is a training's (a log, or `round-*` folders of which one is complete), an evaluation's,
     or a training's with an evaluation in it or in a folder directly below it.
 
     Raises:
-        FrugalignError: for a folder that is none of them.
+        FrugalignError: for any other folder.
     """
     folder = Path(run_folder).expanduser()
     run = _read(folder)
@@ -182,7 +182,7 @@ def _missing(run: _Run) -> list[str]:
 
 
 def _cost_rows(costs: Costs) -> list[tuple[str, str]]:
-    """The ledger's own table, of saved costs."""
+    """The ledger's own table, from saved costs."""
     ledger = Ledger()
     ledger.load_dict(costs)
     measured = {
@@ -254,7 +254,7 @@ def _distributions(samples: list[Sample]) -> list[tuple[str, str]]:
 
 
 def evenly_spread(samples: list[S], n: int = _SAMPLES) -> list[S]:
-    """`n` of the samples from begin to end: not chosen by their reward."""
+    """`n` of the samples from the first to the last, not chosen by their reward."""
     step = max(1, len(samples) // n)
     return samples[::step][:n]
 

@@ -1,4 +1,4 @@
-"""A study's figures over its lines: quality against cost and KL, win rates, distributions. Each caption says what to see."""
+"""A study's lines against each other: quality against cost and KL, win rates, distributions. Each caption says what to look for."""
 
 from __future__ import annotations
 
