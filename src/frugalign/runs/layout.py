@@ -1,0 +1,260 @@
+"""The files of a run folder: each name once, and a typed reader for every file that another room reads.
+
+    runs/mine/
+      .lock                 held while a command uses the folder
+      config.yaml           every option as it ran
+      metrics.jsonl         the log, one line per logging step
+      costs.json            the ledger of the training
+      completions.jsonl     some completions of every rollout (proxy)
+      groups/               epoch-000.jsonl: the ranking of an epoch; shift.jsonl: stored responses (rerank)
+      shift.json            what the shift is measured with (rerank, shift_reward)
+      reward_report.json    accuracy and controls of a representation reward
+      trained_on.json       the prompts that an adapter or a model was trained on
+      checkpoint-40/        Trainer's files and frugalign.json; written in .saving/ and moved into place whole
+      model.safetensors …   the artefact, see `frugalign.base.files`
+      report.html           the page
+    runs/mine/evaluation/
+      metrics.json, samples.jsonl, costs.json
+                            in a training's own folder the costs are evaluation_costs.json
+    runs/mine/              of PSLE, beside the above
+      run.json              the settings that the run was started with, and σ_0
+      start/                the evaluation before round 0
+      round-000/            responses.jsonl, metrics.jsonl, costs.json, the policy, evaluation.json, evaluation.jsonl, and
+                            manifest.json, written last: a round without it is incomplete
+
+Nothing here imports torch. A reader gives an empty value for a missing file, and raises FrugalignError for one that is not JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import yaml
+
+from frugalign.base.files import read_json, read_lines
+from frugalign.base.ledger import Costs
+
+LOCK_FILE = ".lock"
+STAGING_FOLDER = ".saving"
+CONFIG_FILE = "config.yaml"
+LOG_FILE = "metrics.jsonl"
+COSTS_FILE = "costs.json"
+COMPLETIONS_FILE = "completions.jsonl"
+GROUPS_FOLDER = "groups"
+SHIFT_FILE = "shift.json"
+REWARD_REPORT_FILE = "reward_report.json"
+TRAINED_ON_FILE = "trained_on.json"
+TRAINING_ARGUMENTS_FILE = "training_args.bin"
+CHECKPOINT_PREFIX = "checkpoint-"
+CHECKPOINT_STATE_FILE = "frugalign.json"
+REPORT_FILE = "report.html"
+
+METRICS_FILE = "metrics.json"
+SAMPLES_FILE = "samples.jsonl"
+EVALUATION_COSTS_FILE = "evaluation_costs.json"
+
+RUN_FILE = "run.json"
+START_FOLDER = "start"
+ROUND_PREFIX = "round-"
+RESPONSES_FILE = "responses.jsonl"
+MANIFEST_FILE = "manifest.json"
+ROUND_METRICS_FILE = "evaluation.json"
+ROUND_SAMPLES_FILE = "evaluation.jsonl"
+
+
+# -- every run --------------------------------------------------------------------------------------------------------
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Every option of the run, by name."""
+    path = folder / CONFIG_FILE
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The log's lines: `step`, `epoch` and what the trainer measured. A line that a crash cut short is left out."""
+    return read_lines(folder / LOG_FILE)
+
+
+def read_costs(folder: Path) -> Costs:
+    """The ledger of what this folder holds: of a training, or of an evaluation in a folder of its own."""
+    return cast(Costs, read_json(folder / COSTS_FILE))
+
+
+def read_trained_on(folder: Path) -> dict[str, Any]:
+    """The prompts that the adapter or model in this folder was trained on, as `about_training` describes them."""
+    return read_json(folder / TRAINED_ON_FILE)
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of an optimiser step lies."""
+    return folder / f"{CHECKPOINT_PREFIX}{step}"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The complete checkpoints, the oldest first."""
+    found = [path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if _number_of(path, CHECKPOINT_PREFIX) is not None]
+    complete = [path for path in found if (path / CHECKPOINT_STATE_FILE).is_file()]
+    return sorted(complete, key=lambda path: _number_of(path, CHECKPOINT_PREFIX) or 0)
+
+
+def ranking_file(folder: Path, epoch: int) -> Path:
+    """Where the ranked groups of an epoch (from 0) are kept."""
+    return folder / GROUPS_FOLDER / f"epoch-{epoch:03d}.jsonl"
+
+
+def rankings_in(folder: Path) -> list[Path]:
+    """The ranked groups of all epochs, the oldest first."""
+    return sorted(folder.glob(f"{GROUPS_FOLDER}/epoch-*.jsonl"))
+
+
+def shift_responses_file(folder: Path) -> Path:
+    """Where the stored responses lie that the shift is measured on."""
+    return folder / GROUPS_FOLDER / "shift.jsonl"
+
+
+class ShiftFloor(TypedDict):
+    """Wasserstein distance between two sample sets of one model: its mean, and its 97.5 % quantile."""
+
+    mean: float
+    high: float
+
+
+class ShiftStart(TypedDict):
+    """`reward`: the name of the reward that training never saw; `prompts`, `responses`: how many, and how many to each."""
+
+    floor: ShiftFloor
+    reward: str
+    prompts: int
+    responses: int
+
+
+def read_shift(folder: Path) -> ShiftStart | None:
+    """What the shift of a re-ranking run is measured with; None where it was not measured."""
+    found = read_json(folder / SHIFT_FILE)
+    return cast(ShiftStart, found) if "floor" in found else None
+
+
+def read_reward_report(folder: Path) -> dict[str, Any] | None:
+    """What training a representation reward measured, as `train_reward` returned it; None where there is none."""
+    return read_json(folder / REWARD_REPORT_FILE) or None
+
+
+# -- an evaluation ----------------------------------------------------------------------------------------------------
+
+
+class Sample(TypedDict):
+    """A prompt (text or messages), the base's completion and the policy's, and their rewards by name."""
+
+    prompt: Any
+    base: str
+    policy: str
+    base_rewards: dict[str, float | None]
+    rewards: dict[str, float | None]
+
+
+def has_evaluation(folder: Path) -> bool:
+    """Whether an evaluation was written into this very folder."""
+    return (folder / METRICS_FILE).is_file()
+
+
+def evaluation_of(folder: Path) -> Path:
+    """The folder of a run's evaluation: the run folder itself, else the newest one directly below it, else again the run folder."""
+    if has_evaluation(folder):
+        return folder
+    below = sorted(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime)
+    return below[-1].parent if below else folder
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What `evaluate` returned."""
+    return read_json(folder / METRICS_FILE)
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """Every completion that was evaluated, prompt by prompt."""
+    return cast(list[Sample], read_lines(folder / SAMPLES_FILE))
+
+
+def evaluation_costs_file(folder: Path) -> Path:
+    """Where an evaluation in this folder keeps its costs: in a training's own folder, costs.json is the training's."""
+    return folder / (EVALUATION_COSTS_FILE if (folder / LOG_FILE).is_file() else COSTS_FILE)
+
+
+def read_evaluation_costs(folder: Path) -> Costs:
+    """The costs of an evaluation in the training's own folder."""
+    return cast(Costs, read_json(folder / EVALUATION_COSTS_FILE))
+
+
+# -- PSLE's rounds ----------------------------------------------------------------------------------------------------
+
+
+class Manifest(TypedDict, total=False):
+    """What a complete round says of itself; `frugalign.methods.psle.folders.account` computes most of it.
+
+    `start`, `end`: hashes of base and weights; `principles`: their hash, None without; `threshold`: τ·σ_0; `branches`: couples in each; `rewards`: mean
+    and std of the plain and the guided responses; `use`, `use_of_raft`: share of tokens and responses learned from.
+    """
+
+    round: int
+    start: dict[str, Any]
+    end: dict[str, Any]
+    prompts: dict[str, Any]
+    principles: str | None
+    tau: float
+    reward_scale: float
+    threshold: float
+    branches: dict[str, int]
+    rewards: dict[str, dict[str, float]]
+    reward_metrics: dict[str, float]
+    use: dict[str, float]
+    use_of_raft: dict[str, float]
+    responses: dict[str, int]
+    reward_calls: int
+    optimizer_steps: int
+    settings: dict[str, Any]
+
+
+def round_folder(folder: Path, number: int) -> Path:
+    """Where a round (from 0) is kept."""
+    return folder / f"{ROUND_PREFIX}{number:03d}"
+
+
+def rounds_in(folder: Path) -> list[int]:
+    """The numbers of the rounds that have a folder, complete or not; folders of other names are left alone."""
+    found = [(_number_of(path, ROUND_PREFIX), path) for path in folder.glob(f"{ROUND_PREFIX}*")]
+    return sorted(number for number, path in found if number is not None and path == round_folder(folder, number))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a round's folder; None where the round is incomplete."""
+    path = folder / MANIFEST_FILE
+    return cast(Manifest, read_json(path)) if path.is_file() else None
+
+
+def read_responses(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a round's responses as they stand, unchecked; `read_round` of PSLE checks them."""
+    return read_lines(folder / RESPONSES_FILE)
+
+
+def read_round_metrics(folder: Path) -> dict[str, Any]:
+    """Means with intervals over the held-out prompts, in a round's folder or in `start`."""
+    return read_json(folder / ROUND_METRICS_FILE)
+
+
+def read_round_samples(folder: Path) -> list[dict[str, Any]]:
+    """The completions of the held-out prompts, in a round's folder or in `start`."""
+    return read_lines(folder / ROUND_SAMPLES_FILE)
+
+
+def read_run_state(folder: Path) -> dict[str, Any]:
+    """The settings that a run of rounds was started with and, from round 0 on, `reward_scale`; empty before the run began."""
+    return read_json(folder / RUN_FILE)
+
+
+def _number_of(path: Path, prefix: str) -> int | None:
+    """40 for `checkpoint-40`; None for other names."""
+    digits = path.name.removeprefix(prefix)
+    return int(digits) if re.fullmatch(r"\d+", digits) else None

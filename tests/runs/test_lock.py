@@ -1,0 +1,137 @@
+"""One command at a time in a run folder: two processes, one process twice, and a process that was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frugalign.base.errors import FrugalignError
+from frugalign.cli.main import main
+from frugalign.runs.lock import in_use
+
+HOLD = """
+import sys
+from frugalign.runs.lock import in_use
+
+with in_use(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder: Path) -> "subprocess.Popen[str]":
+    """Another process that has the folder, until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    first = holder(folder)
+    with pytest.raises(FrugalignError, match=r"Another command is using .*mine\.$"), in_use(folder):
+        raise AssertionError
+    with in_use(folder / "evaluation"):  # a folder of its own
+        pass
+    first.communicate()
+    with in_use(folder):
+        pass
+
+
+def test_a_killed_process_frees_its_folder(tmp_path: Path) -> None:
+    first = holder(tmp_path)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    with in_use(tmp_path):
+        pass
+
+
+def test_one_process_may_enter_again_and_holds_until_it_leaves_the_first_time(tmp_path: Path) -> None:
+    def is_free() -> bool:
+        done = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], input="", capture_output=True, text=True)
+        return done.returncode == 0
+
+    with in_use(tmp_path):
+        with in_use(str(tmp_path)), in_use(tmp_path / "evaluation"):
+            assert not is_free()
+        assert not is_free()
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # what lies inside needs none
+    assert is_free()
+
+
+def test_an_error_inside_frees_the_folder_and_is_not_changed(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="mine"), in_use(tmp_path):
+        raise OSError("mine")
+    with in_use(tmp_path):
+        pass
+
+
+def test_a_forked_process_does_not_hold_what_its_parent_holds(tmp_path: Path) -> None:
+    with in_use(tmp_path):
+        child = os.fork()
+        if child == 0:
+            try:
+                with in_use(tmp_path):
+                    os._exit(1)
+            except FrugalignError:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_other_processes_of_one_run_enter_freely(tmp_path: Path) -> None:
+    first = holder(tmp_path)
+    with in_use(tmp_path, main_process=False):
+        pass
+    first.communicate()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FrugalignError, match="Cannot write"), in_use(tmp_path / "file"):
+        raise AssertionError
+
+
+COMMON = ["--model_name_or_path", "frugalign.sandbox:model", "--dataset_name", "frugalign.sandbox:prompts"]
+PAIRS = [*COMMON[:3], "frugalign.sandbox:pairs"]
+LEARNED = ["--reward", "frugalign.sandbox:learned"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["proxy", *COMMON, *LEARNED, "--use_cpu"],
+        ["psle", *COMMON, *LEARNED, "--use_cpu", "--principles", "frugalign.sandbox:PRINCIPLES"],
+        ["reward", *PAIRS, "--use_cpu"],
+        ["rerank", *PAIRS, "--confidence", "constant", "--use_cpu"],
+        ["evaluate", *COMMON, *LEARNED],
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_every_verb_leaves_a_folder_in_use_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    first = holder(tmp_path)
+    assert main([*words, "--output_dir", str(tmp_path)]) == 2
+    assert f"frugalign: Another command is using {tmp_path}." in capsys.readouterr().err
+    first.communicate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1\n"
+
+
+def test_a_study_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tmp_path / "study"
+    (tmp_path / "study.yaml").write_text(
+        "model_name_or_path: frugalign.sandbox:model\ndataset_name: frugalign.sandbox:study_prompts\n"
+        f"judges: [frugalign.sandbox:gold]\nmethods: {{base: null}}\noutput_dir: {study}\n"
+    )
+    first = holder(study)
+    assert main(["study", str(tmp_path / "study.yaml")]) == 2
+    assert f"Another command is using {study}." in capsys.readouterr().err
+    first.communicate()
+    assert [path.name for path in study.iterdir()] == [".lock"]
