@@ -50,6 +50,7 @@ from frugalign.runs.layout import (
     rankings_in,
     shift_responses_file,
 )
+from frugalign.runs.lock import in_use
 
 _RUN_FILES = (
     *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, TRAINING_ARGUMENTS_FILE, SHIFT_FILE),
@@ -93,8 +94,15 @@ class WholeCheckpoints(ABC):
         """Train from the start, or resume from a checkpoint: its folder, or True for the newest one in the run folder.
 
         Raises:
-            FrugalignError: a run folder that holds an earlier run, unless `overwrite_output_dir`; a checkpoint of other settings.
+            FrugalignError: a run folder that another command is using, or that holds an earlier run, unless `overwrite_output_dir`; a checkpoint of
+                other settings.
         """
+        with in_use(str(self.args.output_dir), main_process=self.args.process_index == 0):
+            return self._train_or_resume(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train_or_resume(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
         trainer: Any = super()
         self.forget()
         folder = str(self.args.output_dir)

@@ -55,6 +55,7 @@ from frugalign.runs.layout import (
     read_run_state,
     round_folder,
 )
+from frugalign.runs.lock import in_use
 from frugalign.runs.progress import TrainingProgress
 from frugalign.runs.save_policy import lora_of
 
@@ -159,9 +160,13 @@ class PSLETrainer:
         """Run the rounds that are not finished yet and return every round's manifest; a callback with a true `ran_out` ends the run after its round.
 
         Raises:
-            FrugalignError: a run folder that holds an earlier run, unless it is resumed or `overwrite_output_dir`; other settings than the run began
-                with; whatever sampling, scoring and training find.
+            FrugalignError: a run folder that another command is using, or that holds an earlier run, unless it is resumed or `overwrite_output_dir`;
+                other settings than the run began with; whatever sampling, scoring and training find.
         """
+        with in_use(str(self.args.output_dir), main_process=self._is_main):
+            return self._run(resume_from_checkpoint)
+
+    def _run(self, resume_from_checkpoint: str | bool | None) -> list[Manifest]:
         folder = open_run_folder(str(self.args.output_dir))
         resuming = is_resuming(resume_from_checkpoint)
         if self._is_main:
