@@ -13,6 +13,9 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.cli.parser import Command, parse
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
+from frugalign.options import groups
+from frugalign.options.declare import REQUIRED, defaults, option
+from frugalign.options.kinds import COUNT
 
 
 @dataclass
@@ -150,7 +153,32 @@ def test_help_is_the_dataclass(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "Share of 100 % of the steps. (default: 5)" in text
     assert "The model. (required)" in text
     assert "--style {short,long}" in text
-    assert "An inherited flag. (default: 0.5)" in printed(HEAVY, "--help_all", capsys)
+    everything = printed(HEAVY, "--help_all", capsys)
+    assert "An inherited flag. (default: 0.5)" in everything
+    assert everything.index("\nheavy:\n") < everything.index("--model") < everything.index("\ninherited:\n")
+
+
+def test_the_help_has_a_section_per_group_and_the_verbs_own_last(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass
+    @defaults(seed=0, model_name_or_path=REQUIRED)
+    class Greet(groups.Seed, groups.Model):
+        model: str = option("m", "The model.")
+        zero: float = option(0.0, "A number.")
+
+    text = printed(Command("greet", "Say hello.", Greet), "--help", capsys)
+    places = [text.index(word) for word in ("\nmodel:\n", "--revision", "\nrun:\n", "--seed", "\ngreet:\n", "--zero")]
+    assert places == sorted(places)
+    assert "Seed of everything random. (default: 0)" in text and "A number. (default: 0.0)" in text
+    assert "package.module:attribute." in text and text.count("(required)") == 1
+
+
+def test_every_verb_holds_its_values_against_their_kinds() -> None:
+    @dataclass
+    class Greet:
+        times: int = option(1, "How often.", COUNT)
+
+    with pytest.raises(FrugalignError, match=r"^times is 0; it must be at least 1\.$"):
+        parse(Command("greet", "Say hello.", Greet), ["--times", "0"])
 
 
 @pytest.mark.parametrize("words", ["runs/a --depth 2", "--depth 2 runs/a", "--run runs/a --depth 2"])

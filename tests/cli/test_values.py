@@ -8,7 +8,6 @@ from typing import Any, Literal
 import pytest
 
 from frugalign.cli.values import from_text, from_yaml
-from frugalign.options.hints import describe
 
 
 class Kind(Enum):
@@ -87,9 +86,3 @@ def test_yaml(value: Any, hint: Any, expected: Any) -> None:
 def test_yaml_of_another_type(value: Any, hint: Any) -> None:
     with pytest.raises(ValueError, match="is not"):
         from_yaml(value, hint)
-
-
-def test_types_in_words() -> None:
-    assert describe(int | None) == "a whole number"
-    assert describe(list[str] | None) == "a list"
-    assert describe(Literal["a", "b"] | None) == "one of a, b"

@@ -1,28 +1,27 @@
 """Flags from a dataclass. A verb is one module:
 
     @dataclass
-    class GreetOptions:
-        name: str = field(metadata={"help": "Whom to greet."})                       # no default: must be given
-        times: int = field(default=1, metadata={"help": "How often."})
-        loud: bool = field(default=False, metadata={"help": "In capitals."})         # --loud, --no_loud, --loud true
-        reward: list[str] = field(default_factory=list, metadata={"help": "…"})      # --reward a b, or --reward a
-            --reward b
-        style: Literal["short", "long"] = field(default="short", metadata={"help": "…"})
-        run: str = field(metadata={"help": "The run folder.", "positional": True})   # `frugalign greet RUN`, or --run
-            RUN
+    @defaults(seed=1)                                                              # another default of a shared option
+    @notes(model_name_or_path="It writes the greeting.")                           # a sentence more in its help
+    class GreetOptions(groups.Seed, groups.Model):                                 # shared options: options/groups.py
+        name: str = option(REQUIRED, "Whom to greet.", positional=True)            # `frugalign greet NAME`, or --name NAME
+        times: int = option(1, "How often.", COUNT)                                # the kind is the rule for its value
+        loud: bool = option(False, "In capitals.")                                 # --loud, --no_loud, --loud true
+        words: list[str] = option([], "Words to use.")                             # --words a b, or --words a --words b
+        style: Literal["short", "long"] = option("short", "How much to say.")
 
     COMMAND = Command("greet", "Say hello.", GreetOptions)
 
     def run(argv: list[str]) -> int:
-        options = parse(COMMAND, argv)      # a GreetOptions; --help prints and exits 0
-        ...                                 # import what is heavy here
+        options: GreetOptions = parse(COMMAND, argv)   # checked; --help prints and exits 0
+        ...                                            # import what is heavy here
         return 0
 
 The dataclass must be light to import: `--help` reads it alone. A verb whose full config needs torch names it by string,
 
     COMMAND = Command("proxy", "Train a proxy.", ProxyOptions, full="frugalign.methods.proxy_rlhf.config:ProxyConfig")
 
-and `parse` then returns a `ProxyConfig`; flags that the light class does not know are looked up in the full one,
+and `parse` then returns a `ProxyConfig`; flags that the light class does not have are looked up in the full one,
 which `--help_all` lists. Every verb takes `--config FILE.yaml`; flags override it. Each mistake is one
 `FrugalignError`.
 """
@@ -40,6 +39,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import load_attribute
 from frugalign.cli.values import from_text, from_yaml
 from frugalign.options.check import check_options
+from frugalign.options.declare import section_of
 from frugalign.options.hints import choices, describe, list_item, members, scalar
 
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", dict: "JSON"}
@@ -164,10 +164,13 @@ def _parser(command: Command, target: type) -> _Parser:
     general.add_argument("-h", "--help", action="store_true", help="Show this.")
     if command.full is not None:
         general.add_argument("--help_all", action="store_true", help="Show the inherited flags too (slower).")
-    group = parser.add_argument_group("flags")
-    hints = get_type_hints(target)
+    hints, own = get_type_hints(target), {item.name for item in _fields(command.options)}
+    sections: dict[str, argparse._ArgumentGroup] = {}
     for item in _fields(target):
-        _add(group, item, hints[item.name])
+        title = section_of(target, item.name) or (command.name if item.name in own else "inherited")
+        if title not in sections:
+            sections[title] = parser.add_argument_group(title)
+        _add(sections[title], item, hints[item.name])
     return parser
 
 
@@ -219,7 +222,7 @@ def _help(item: Field[Any]) -> str:
     default = item.default_factory() if item.default_factory is not MISSING else item.default
     if default is MISSING:
         text += " (required)"
-    elif default not in (None, False, "") and default != [] and "default" not in text.lower():
+    elif default is not None and default is not False and default not in ("", []) and "default" not in text.lower():
         text += f" (default: {getattr(default, 'value', default)})"
     return _escape(text)
 

@@ -1,7 +1,7 @@
 """How an option is declared: once, in a group; a verb changes its default with `defaults` and adds to its help with `notes`.
 
     @dataclass
-    class Optimiser:
+    class Optimiser(Group, section="optimisation"):
         learning_rate: float = option(1e-4, "Peak learning rate.", NON_NEGATIVE)
 
     @dataclass
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, field, fields
-from typing import Any, TypeVar, get_type_hints
+from inspect import get_annotations
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from frugalign.options.hints import without_none
 from frugalign.options.kinds import Kind
@@ -24,6 +25,22 @@ from frugalign.options.kinds import Kind
 Options = TypeVar("Options")
 REQUIRED: Any = MISSING
 """The default of an option that must be given."""
+
+
+class Group:
+    """Base of a group of options; `section`: the heading under which `--help` lists the options that it declares."""
+
+    section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, section: str = "", **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.section = section
+
+
+def section_of(cls: type, name: str) -> str:
+    """The section of the class that declares the option `name` of `cls`: a group's, or `` for an option of its own."""
+    owners = [base for base in reversed(cls.__mro__) if name in get_annotations(base)]
+    return next((base.section for base in owners if issubclass(base, Group)), "")
 
 
 def option(default: Any, text: str, kind: Kind | None = None, *, positional: bool = False) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frugalign.options.declare import option
+from frugalign.options.declare import Group, option
 from frugalign.options.kinds import (
     COUNT,
     COUNT_OR_ZERO,
@@ -23,22 +23,22 @@ from frugalign.options.kinds import (
 
 
 @dataclass
-class ModelName:
-    """Model"""
+class ModelName(Group, section="model"):
+    """Which model."""
 
     model_name_or_path: str | None = option(None, "The model: hub id, folder, or package.module:attribute.")
 
 
 @dataclass
-class Device:
-    """Model"""
+class Device(Group, section="model"):
+    """Where it runs."""
 
     use_cpu: bool = option(False, "Use the CPU even where there is a GPU.")
 
 
 @dataclass
-class Model(Device, ModelName):
-    """Model"""
+class Model(Device, ModelName, section="model"):
+    """Which model, and how it is loaded."""
 
     revision: str | None = option(None, "Revision of the model on the hub.")
     dtype: str | None = option(None, "Dtype of the model: float32, bfloat16, float16, auto. Default: float32 on a CPU.")
@@ -47,15 +47,15 @@ class Model(Device, ModelName):
 
 
 @dataclass
-class ModelAdapter:
-    """Model"""
+class ModelAdapter(Group, section="model"):
+    """An adapter that comes with the model."""
 
     adapter: str | None = option(None, "A PEFT adapter of the model.")
 
 
 @dataclass
-class Lora:
-    """LoRA"""
+class Lora(Group, section="LoRA"):
+    """What is trained: an adapter, or every weight."""
 
     use_peft: bool = option(True, "Train a LoRA; --no_use_peft trains every weight.")
     lora_r: int = option(16, "Rank of the LoRA.", COUNT)
@@ -66,22 +66,22 @@ class Lora:
 
 
 @dataclass
-class Data:
-    """Data"""
+class Data(Group, section="data"):
+    """What is read."""
 
     dataset_name: str | None = option(None, "The data set: hub id, file or folder.")
 
 
 @dataclass
-class EvalPrompts:
-    """Data"""
+class EvalPrompts(Group, section="data"):
+    """How many prompts are evaluated."""
 
     eval_prompts: int | None = option(None, "Held-out prompts to evaluate on.", COUNT_OR_ZERO)
 
 
 @dataclass
-class Principles:
-    """Data"""
+class Principles(Group, section="data"):
+    """Written principles."""
 
     principles: str | None = option(
         None,
@@ -90,26 +90,26 @@ class Principles:
 
 
 @dataclass
-class Rewards:
-    """Rewards"""
+class Rewards(Group, section="rewards"):
+    """What scores responses."""
 
     reward: list[str] = option(
         [],
-        "A reward, repeatable: package.module:name, file.py:name, the folder of a representation reward, or a "
+        "A reward: package.module:name, file.py:name, the folder of a representation reward, or a "
         "sequence-classification model.",
     )
 
 
 @dataclass
-class RewardWeights:
-    """Rewards"""
+class RewardWeights(Group, section="rewards"):
+    """How several rewards add up."""
 
     reward_weights: list[float] | None = option(None, "Weights of several rewards. Default: 1 each.", FINITE)
 
 
 @dataclass
-class RewardErrors:
-    """Rewards"""
+class RewardErrors(Group, section="rewards"):
+    """What a failing reward does."""
 
     reward_on_error: Literal["raise", "skip"] = option(
         "raise", "When a reward fails: stop the run, or drop what it was to score (counted)."
@@ -117,8 +117,8 @@ class RewardErrors:
 
 
 @dataclass
-class TruncationPenalty:
-    """Rewards"""
+class TruncationPenalty(Group, section="rewards"):
+    """What a response loses by being cut."""
 
     missing_eos_penalty: float = option(
         0.0, "Added to the reward of a response that is cut at max_new_tokens.", NON_POSITIVE
@@ -129,8 +129,8 @@ class TruncationPenalty:
 
 
 @dataclass
-class PromptFormat:
-    """Sampling"""
+class PromptFormat(Group, section="sampling"):
+    """How a prompt becomes text."""
 
     prompt_format: Literal["auto", "raw", "chat"] = option(
         "auto",
@@ -139,23 +139,23 @@ class PromptFormat:
 
 
 @dataclass
-class Sampling(PromptFormat):
-    """Sampling"""
+class Sampling(PromptFormat, section="sampling"):
+    """How responses are sampled."""
 
     max_new_tokens: int = option(128, "Most tokens of a response.", COUNT)
     temperature: float = option(1.0, "Sampling temperature.", POSITIVE)
 
 
 @dataclass
-class PromptLength:
-    """Sampling"""
+class PromptLength(Group, section="sampling"):
+    """How long a prompt may be."""
 
     max_prompt_length: int | None = option(None, "Cut longer prompts on the left (counted).", COUNT)
 
 
 @dataclass
-class PairLength:
-    """Data"""
+class PairLength(Group, section="data"):
+    """How long a prompt and its answer may be."""
 
     max_length: int | None = option(
         None, "Most tokens of prompt and answer; prompts are cut on the left. Default: the model's context.", COUNT
@@ -163,15 +163,15 @@ class PairLength:
 
 
 @dataclass
-class SamplingBatch:
-    """Sampling"""
+class SamplingBatch(Group, section="sampling"):
+    """How many responses are sampled at once."""
 
     sampling_batch_size: int = option(64, "Responses sampled at once.", COUNT)
 
 
 @dataclass
-class Generations:
-    """Sampling"""
+class Generations(Group, section="sampling"):
+    """How many responses a prompt gets."""
 
     num_generations: int = option(8, "Responses sampled per prompt.", COUNT)
 
@@ -180,8 +180,8 @@ class Generations:
 
 
 @dataclass
-class Steps:
-    """Optimisation"""
+class Steps(Group, section="optimisation"):
+    """How the optimiser runs, and what it leaves behind."""
 
     max_steps: int = option(-1, "Optimiser steps; -1 for num_train_epochs passes.", MAX_STEPS)
     per_device_train_batch_size: int = option(16, "Training batch size of one device.", COUNT)
@@ -194,15 +194,15 @@ class Steps:
 
 
 @dataclass
-class Epochs:
-    """Optimisation"""
+class Epochs(Group, section="optimisation"):
+    """How often the data is seen."""
 
     num_train_epochs: float = option(1, "Passes over the training data.", POSITIVE)
 
 
 @dataclass
-class EvalSteps:
-    """Optimisation"""
+class EvalSteps(Group, section="optimisation"):
+    """When a training is evaluated."""
 
     eval_steps: float | None = option(
         None, "Evaluate on held-out data every this many steps. Default: never.", STEPS_OR_FRACTION
@@ -210,22 +210,22 @@ class EvalSteps:
 
 
 @dataclass
-class Beta:
-    """Objective"""
+class Beta(Group, section="objective"):
+    """The pull towards the starting model."""
 
     beta: float = option(0.1, "Weight β of staying close to the starting model.", NON_NEGATIVE)
 
 
 @dataclass
-class SFTWeight:
-    """Objective"""
+class SFTWeight(Group, section="objective"):
+    """The pull towards good responses."""
 
     sft_weight: float = option(0.0, "Weight of the log-likelihood of good responses in the loss.", NON_NEGATIVE)
 
 
 @dataclass
-class Margin:
-    """Objective"""
+class Margin(Group, section="objective"):
+    """The margin of probes."""
 
     margin: float = option(1.0, "Margin of the probes' pair loss −log σ(r_chosen − r_rejected − margin).", FINITE)
 
@@ -234,22 +234,22 @@ class Margin:
 
 
 @dataclass
-class OutputDir:
-    """Run"""
+class OutputDir(Group, section="run"):
+    """Where results go."""
 
     output_dir: str | None = option(None, "Folder that the results are written to.", PATH)
 
 
 @dataclass
-class Seed:
-    """Run"""
+class Seed(Group, section="run"):
+    """The noise."""
 
     seed: int = option(0, "Seed of everything random.", SEED)
 
 
 @dataclass
-class Run(Seed, OutputDir):
-    """Run"""
+class Run(Seed, OutputDir, section="run"):
+    """A run and its folder."""
 
     overwrite_output_dir: bool = option(
         False, "Replace the earlier run that output_dir holds; without it, such a folder is refused."
@@ -257,8 +257,8 @@ class Run(Seed, OutputDir):
 
 
 @dataclass
-class TrainingRun(Run):
-    """Run"""
+class TrainingRun(Run, section="run"):
+    """A training run: its folder, how it resumes, what tracks it."""
 
     resume_from_checkpoint: str | None = option(
         None, "Resume: a checkpoint folder, or `true` for the newest checkpoint in output_dir."

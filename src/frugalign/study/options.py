@@ -14,10 +14,10 @@ from frugalign.options.kinds import COUNT, PATH, SEED
 @dataclass
 @notes(
     model_name_or_path="It is the base of every method.",
-    dataset_name="Prompts with the splits train, test and, for choose, validation; a `label` column of safe/unsafe gives over-refusal.",
+    dataset_name="It holds prompts with the splits train, test and, for choose, validation. A `label` column of safe/unsafe gives over-refusal.",
     reward="Every method that learns from a reward learns from these.",
-    principles="For psle and context_distillation.",
-    max_new_tokens="In training and in the test.",
+    principles="The methods psle and context_distillation need them.",
+    max_new_tokens="The limit holds in training and in the test.",
 )
 class StudyOptions(
     groups.Sampling,

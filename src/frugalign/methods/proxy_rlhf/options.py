@@ -14,16 +14,16 @@ from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSI
 @defaults(max_steps=960, learning_rate=1e-2, per_device_train_batch_size=128, save_steps=100, beta=0.05)
 @notes(
     model_name_or_path="It stays frozen.",
-    dataset_name="Prompts in a `prompt` column (strings or messages).",
-    adapter="It belongs to the frozen base.",
-    temperature="That of the base's proposals.",
+    dataset_name="It holds prompts in a `prompt` column (strings or messages).",
+    adapter="It is part of the frozen base.",
+    temperature="The base proposes tokens at it.",
     max_prompt_length="Default: a prompt over the context is an error.",
-    num_generations="They are one another's baseline.",
-    beta="Reward units per nat of KL to the base, per response; the start where target_kl adapts it.",
-    max_steps="Rounded up to whole rollouts.",
-    per_device_train_batch_size="It counts the responses of a rollout: a multiple of num_generations.",
-    eval_steps="Held-out prompts.",
-    save_steps="Rounded up to whole rollouts.",
+    num_generations="Each is the others' baseline.",
+    beta="Its unit is reward per nat of KL to the base, over a response. With target_kl it is the starting value.",
+    max_steps="They are rounded up to whole rollouts.",
+    per_device_train_batch_size="It counts the responses of a rollout and is a multiple of num_generations.",
+    output_dir="Default: runs/proxy.",
+    save_steps="They are rounded up to whole rollouts.",
 )
 class ProxyOptions(
     groups.TrainingRun,

@@ -13,21 +13,21 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
 @dataclass
 @defaults(num_generations=1, sft_weight=1.0, logging_steps=5, save_total_limit=1)
 @notes(
-    dataset_name="Prompts in a `prompt` column (strings or messages); a `weight` column weighs rows.",
+    dataset_name="It holds prompts in a `prompt` column (strings or messages); a `weight` column weighs rows.",
     principles="The model is told them for half of its responses.",
-    output_dir="Every round is a folder in it.",
+    output_dir="Every round is a folder in it. Default: runs/psle.",
     num_generations="It counts each kind: plain, and under the principles (k).",
-    sft_weight="η: the demonstrations beside the ranking.",
-    beta="Of method dpo.",
-    max_steps="Of one round.",
-    num_train_epochs="Over the couples of a round.",
+    sft_weight="η: that of the demonstrations, beside the ranking.",
+    beta="For method dpo.",
+    max_steps="They are those of one round.",
+    num_train_epochs="The data are the couples of a round.",
     per_device_train_batch_size="It counts couples.",
-    learning_rate="Of each round. For every weight try a tenth of it.",
-    lr_scheduler_type="Of each round.",
-    warmup_steps="Of each round.",
-    save_steps="Within a round; every round is kept anyway.",
-    save_total_limit="Within a round; those of a finished one go.",
-    resume_from_checkpoint="Here `true` alone.",
+    learning_rate="It is that of a LoRA; when training every weight, try a tenth of it. Every round starts anew.",
+    lr_scheduler_type="Every round has its own.",
+    warmup_steps="Every round has its own.",
+    save_steps="They count within a round; every finished round is kept anyway.",
+    save_total_limit="They are those of the current round; a finished one needs none.",
+    resume_from_checkpoint="Rounds take `true` only.",
 )
 class PSLEOptions(
     groups.TrainingRun,

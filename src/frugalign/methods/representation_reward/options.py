@@ -13,7 +13,8 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PART, PA
 @dataclass
 @notes(
     model_name_or_path="Its hidden states are read.",
-    dataset_name="Judged answers: pairs (prompt, chosen, rejected) or labelled ones (prompt, completion, label true/false).",
+    dataset_name="It holds labelled answers: pairs (prompt, chosen, rejected) or single ones (prompt, completion, label true/false).",
+    output_dir="Default: runs/reward.",
 )
 class RewardOptions(
     groups.Run,
@@ -31,7 +32,7 @@ class RewardOptions(
     """
 
     eval_dataset_name: list[str] = option(
-        [], "Judged answers from elsewhere, repeatable: reported, never learned from."
+        [], "Labelled answers from elsewhere, repeatable: reported, never learned from."
     )
     layers: list[int] | None = option(
         None, "Layers to read, as indices into hidden_states (negative: from the end). Default: 1 to the last.", WHOLE

@@ -15,14 +15,14 @@ _GROUP_SIZE = Kind("at least 2, or 0 for none", lambda x: x >= 2 or x == 0, whol
 
 @dataclass
 @notes(
-    dataset_name="Preference pairs: prompt, chosen, rejected (and confidence, weight). Or prompts to sample for, or prompts with their completions.",
-    beta="β of DPO.",
-    sft_weight="Per token of the favoured answer, times |2γ − 1| (the term of RPO).",
-    missing_eos_penalty="Probes fitted on whole answers may give a cut one anything.",
-    margin="Of the probes' own steps (reward_refresh_steps).",
+    dataset_name="It holds preference pairs: prompt, chosen, rejected (and confidence, weight). Or prompts to sample for, or prompts with completions.",
+    beta="It is that of DPO.",
+    sft_weight="Here per token of the favoured answer, times |2γ − 1| (the term of RPO).",
+    missing_eos_penalty="Probes fitted on whole answers can score a cut one wrongly.",
+    margin="It is that of the updates every reward_refresh_steps.",
+    output_dir="Default: runs/rerank.",
     per_device_train_batch_size="It counts pairs.",
-    learning_rate="Of a LoRA; for every weight try a tenth of it.",
-    eval_steps="Held-out pairs.",
+    learning_rate="It is that of a LoRA; when training every weight, try a tenth of it.",
 )
 class RerankOptions(
     groups.TrainingRun,
@@ -43,7 +43,7 @@ class RerankOptions(
     """Options of `frugalign rerank`: DPO with confidence that follows the policy. Names are TRL's where it has one."""
 
     reward: str | None = like(
-        groups.Rewards, "reward", None, "Here exactly one: a representation reward of this model (`frugalign reward`)."
+        groups.Rewards, "reward", None, "Here a representation reward of this model (`frugalign reward`)."
     )
     confidence: Literal["pair", "batch", "constant"] = option(
         "pair", "γ from the current policy's states: per pair, per batch (the published code's form), or constant."
