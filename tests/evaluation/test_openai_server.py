@@ -306,6 +306,8 @@ def test_one_comparison_that_is_refused(server: Server) -> None:
         {"concurrency": 0},
         {"max_cost": 1.0},
         {"prompt_price": -1.0},
+        {"timeout": float("inf")},
+        {"temperature": float("nan")},
     ],
 )
 def test_options_that_cannot_be_meant(options: dict[str, Any]) -> None:

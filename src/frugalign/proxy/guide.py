@@ -22,6 +22,8 @@ from frugalign.decoding.chooser import (
 )
 from frugalign.decoding.noise import Noise, draw
 from frugalign.engines.transformers import embedding_rows
+from frugalign.options.check import check_value
+from frugalign.options.kinds import NON_NEGATIVE
 from frugalign.proxy import overseer
 from frugalign.proxy.candidates import Candidates, candidates, intersect
 from frugalign.proxy.network import ProxyModel
@@ -73,8 +75,7 @@ class ProxyGuide:
         self, proxies: Sequence[ProxyModel], keys: Sequence[Tensor | None], strengths: Sequence[float]
     ) -> None:
         for strength in strengths:
-            if not (math.isfinite(strength) and strength >= 0):
-                raise FrugalignError(f"strength is {strength}; it must be a finite number, 0 or more.")
+            check_value("strength", strength, NON_NEGATIVE)
         first = proxies[0].config
         for other in (proxy.config for proxy in proxies[1:]):
             for field in ("objective", "temperature", "vocabulary", "width"):

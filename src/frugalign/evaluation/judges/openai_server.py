@@ -27,6 +27,8 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import writing
 from frugalign.data.templating import Prompt
 from frugalign.evaluation.judges.pairwise import CRITERION, VERDICT_REQUEST, comparison, parse_verdict
+from frugalign.options.check import check_value
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,14 @@ _GIVE_UP = 20
 """Comparisons in a row without an answer after which the rest of a call is not tried."""
 _TEMPLATE_TOKENS = 100
 """More tokens than a server's chat template puts around one message."""
+
+_KINDS = {
+    **dict.fromkeys(("concurrency", "max_tokens"), COUNT),
+    **dict.fromkeys(("retries", "max_requests"), COUNT_OR_ZERO),
+    **dict.fromkeys(("temperature", "prompt_price", "completion_price", "max_cost"), NON_NEGATIVE),
+    "timeout": POSITIVE,
+}
+"""What the numbers of `LLMJudgeOptions` may be."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +99,9 @@ class LLMJudgeOptions:
     def __post_init__(self) -> None:
         if not _is_address(self.base_url):
             raise FrugalignError("base_url must be http:// or https:// and a host, with no user or key in it.")
-        if self.concurrency < 1 or self.max_tokens < 1 or self.retries < 0 or self.timeout <= 0:
-            raise FrugalignError("concurrency and max_tokens must be at least 1, retries at least 0, timeout above 0.")
-        if min(self.prompt_price, self.completion_price, self.max_cost or 0, self.max_requests or 0) < 0:
-            raise FrugalignError("Prices, max_cost and max_requests cannot be negative.")
+        for name, kind in _KINDS.items():
+            if getattr(self, name) is not None:
+                check_value(name, getattr(self, name), kind)
         if self.max_cost is not None and self.prompt_price == self.completion_price == 0:
             raise FrugalignError(
                 "max_cost needs prompt_price or completion_price: without them nothing costs anything."
