@@ -23,6 +23,7 @@ from frugalign.runs.layout import (
     rounds_in,
 )
 
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert read_settings(tmp_path) == read_metrics(tmp_path) == read_costs(tmp_path) == {}
     assert read_log(tmp_path) == read_samples(tmp_path) == rounds_in(tmp_path) == checkpoints_in(tmp_path) == []
@@ -32,7 +33,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(FrugalignError, match="manifest.json is not valid JSON"):
+    with pytest.raises(FrugalignError, match=r"manifest\.json is not valid JSON"):
         read_manifest(tmp_path)
 
 

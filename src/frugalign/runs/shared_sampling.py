@@ -9,12 +9,12 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalign.data.groups import Groups
-from frugalign.decoding.sample_groups import sample_groups
-from frugalign.decoding.loop import SamplingParams
 from frugalign.base.ledger import Ledger
-from frugalign.runs.processes import count_all, my_rows, shared
+from frugalign.data.groups import Groups
+from frugalign.decoding.loop import SamplingParams
+from frugalign.decoding.sample_groups import sample_groups
 from frugalign.runs.folder import saving
+from frugalign.runs.processes import count_all, my_rows, shared
 
 
 def my_partial(stem: Path) -> Path:
