@@ -16,7 +16,7 @@ from frugalign.cli.parser import read_config
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
 from frugalign.methods.psle.options import PSLEOptions
 from frugalign.methods.rerank.options import RerankOptions
-from frugalign.study.budgeted import check_options
+from frugalign.study.checks import check_lines
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, cell_of, lines_of, swept
 
@@ -87,7 +87,7 @@ def test_studies_can_be_planned(path: Path) -> None:
     """Every line is a method with options that its command has."""
     lines = [cell.line for cell in study_cells(path)]
     assert len(lines) > 1 and lines[0].method == "base"
-    check_options(lines)
+    check_lines(lines)
 
 
 def study_cells(path: Path) -> list[Cell]:

@@ -15,13 +15,13 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import read_lines
 from frugalign.cli.main import main
+from frugalign.methods.budget import Budget
 from frugalign.reports.study.curve_figures import on_test
 from frugalign.reports.study.method_figures import run_figures_of
 from frugalign.reports.study.page import write_study
 from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
 from frugalign.study.base_samples import sampled_groups
-from frugalign.study.budget import Budget
 from frugalign.study.cell import run_cell, shown_rows
 from frugalign.study.layout import TRACE_FILE
 from frugalign.study.options import StudyOptions
@@ -276,7 +276,7 @@ def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, m
     first, cell = run(data, Path("study"), "proxy", setting)
     (cell.folder / "cell.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr("frugalign.study.budgeted.train", lambda task: pytest.fail("trained again"))
+        patched.setattr("frugalign.study.task.Task.common", lambda task: pytest.fail("trained again"))
         again = run_cell(cell.folder, Path("study/start"), Path("study/trainings"))
         assert again["costs"] == first["costs"] and again["training_machine"] == first["training_machine"]
         # Another judge and fewer prompts.

@@ -118,7 +118,7 @@ def line_of(label: str, mean: float, p_holm: float | None, tokens: float, **give
 def test_the_headline_goes_by_the_corrected_p() -> None:
     """An interval without zero is no gain where its p, corrected, is above 0.05; a control is not the cheapest; a line that stood still is named."""
     lines = [
-        line_of("control", 0.5, 0.01, 5.0, setting={"candidate_features": "token_bias"}),
+        line_of("control", 0.5, 0.01, 5.0, method="proxy", setting={"candidate_features": "token_bias"}),
         line_of("cheap", 0.2, 0.2, 10.0),
         line_of("dear", 0.4, 0.01, 100.0),
         line_of("worse", -0.4, 0.01, 1.0),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from frugalign.base.errors import FrugalignError
-from frugalign.study.budget import Budget
+from frugalign.methods.budget import Budget
 from frugalign.study.task import Task, prompt_splits
 
 

@@ -1,7 +1,8 @@
 """`frugalign VERB …`: find the verb, run it, and turn what the user can mend into one sentence.
 
-To add a verb, add its line to `VERBS` and a module `frugalign.cli.<verb>` with `run(argv: list[str]) -> int`;
-`frugalign.cli.parser` shows how such a module looks. Nothing heavy is imported before the verb runs.
+A method's verb comes with its entry (`frugalign.methods.registry`). To add any other verb, add its line to `VERBS` and a module
+`frugalign.cli.<verb>` with `run(argv: list[str]) -> int`; `frugalign.cli.parser` shows how such a module looks. Nothing heavy is imported before
+the verb runs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ from pathlib import Path
 
 from frugalign import __version__
 from frugalign.base.errors import FrugalignError
+from frugalign.cli import method
 
 VERBS = {
     "demo": "see a frozen model aligned by a proxy, in minutes, on this machine",
-    "proxy": "train a proxy for a frozen model (Proxy-RLHF)",
-    "reward": "train a reward on a model's own hidden states",
-    "rerank": "align a model on stored preferences, its own states weighing them",
-    "psle": "align a model by its own answers under written principles",
+    **{name: verb.summary for name, verb in method.VERBS.items()},
     "generate": "answer one prompt, with or without a proxy",
     "chat": "talk to a model, with or without a proxy",
     "evaluate": "measure a policy against its base on prompts",
@@ -72,7 +71,10 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}."
         raise FrugalignError(f"There is no command {verb!r}; {hint}")
     _prepare()
-    status: int = import_module(f"frugalign.cli.{verb}").run(argv[1:])
+    if verb in method.VERBS:
+        status = method.run(verb, argv[1:])
+    else:
+        status = import_module(f"frugalign.cli.{verb}").run(argv[1:])
     sys.stdout.flush()  # a closed pipe shows here, where it is understood
     return status
 

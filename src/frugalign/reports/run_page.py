@@ -16,6 +16,7 @@ from frugalign.reports.in_words import precise_interval, prompt_in_words, scores
 from frugalign.reports.psle_section import section
 from frugalign.reports.render import render
 from frugalign.reports.rerank_section import shift_of
+from frugalign.reports.reward_page import write_reward_report
 from frugalign.runs.layout import (
     CONFIG_FILE,
     COSTS_FILE,
@@ -33,6 +34,7 @@ from frugalign.runs.layout import (
     read_evaluation_costs,
     read_log,
     read_metrics,
+    read_reward_report,
     read_samples,
     read_settings,
     read_shift,
@@ -103,12 +105,14 @@ def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` into a run folder: settings, learning curve, quality before and after, cost, samples.
 
     The folder is a training's (a log, or `round-*` folders of which one is complete), an evaluation's,
-    or a training's with an evaluation in it or in a folder directly below it.
+    or a training's with an evaluation in it or in a folder directly below it. That of a representation reward has a page of its own.
 
     Raises:
         FrugalignError: for any other folder.
     """
     folder = Path(run_folder).expanduser()
+    if read_reward_report(folder) is not None:
+        return write_reward_report(folder)
     run = _read(folder)
     after, pairs = side_by_side(run.rounds) if run.rounds else (0, [])
     page = render(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from filelock import FileLock
@@ -21,7 +21,9 @@ from frugalign.rewards import load_rewards
 from frugalign.runs.layout import COSTS_FILE, LOCK_FILE, read_costs
 from frugalign.study.layout import GROUPS_FILE, ONLINE_FOLDER, PAIRS_FOLDER, SAMPLES_FOLDER
 from frugalign.study.plan import samples_folder
-from frugalign.study.task import Task
+
+if TYPE_CHECKING:
+    from frugalign.study.task import Task
 
 _CHUNK = 64
 """Prompts sampled between two looks at the clock."""

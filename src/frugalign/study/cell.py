@@ -44,8 +44,6 @@ from frugalign.study.plan import hashes_of, training_folder
 if TYPE_CHECKING:
     from frugalign.engines.loading import LoadedModel
 
-_RUN_KINDS = ("proxy", "adapter", "policy")
-"""What `evaluate` calls a policy that is a run folder."""
 SHOWN = 3
 """Prompts whose answers the page shows."""
 _LENGTH_PROMPTS = 64
@@ -128,29 +126,33 @@ def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
 
 def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> Trained:
     """What `evaluate` is to measure (`policy`), what its training cost and on which machine: of a training in this folder that ended, else of a new one."""
-    from frugalign.study.budget import Budget
-    from frugalign.study.budgeted import train
+    from frugalign.methods import registry
+    from frugalign.methods.budget import Budget
     from frugalign.study.task import Task
 
-    # The folder may have been moved, or be another study's: where the run lies is known, not remembered.
-    run = {name: str(training_run(folder)) for name in _RUN_KINDS}
+    run = str(training_run(folder))
     done = read_trained(folder)
-    if done is not None:
-        needs_run = any(name in done["policy"] for name in _RUN_KINDS)
-        if training_run(folder).is_dir() or not needs_run:
-            return {**done, "policy": {name: run.get(name, value) for name, value in done["policy"].items()}}
+    if done is not None and (training_run(folder).is_dir() or RUN_FOLDER not in done["policy"].values()):
+        return {**done, "policy": _replaced(done["policy"], RUN_FOLDER, run)}
     for left in (RUN_FOLDER, *LEARNED_FROM):
         path = folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     given = asks.get("budget") or {}
     length = mean_length(asks, start) if "generated_tokens" in given else 1.0
     task = Task(asks, folder, Budget(**given, mean_length=length))
+    train = registry.get(asks["method"]).run
+    assert train is not None, "the plan has no line for a method that trains no policy"
     policy = train(task)
     where = machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs)
     found: Trained = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where}
-    stored = {name: RUN_FOLDER if name in run else value for name, value in policy.items()}
-    write_json_atomic(folder / TRAINED_FILE, {**found, "policy": stored})
+    # The folder may be moved, or be another study's: the run is stored as lying inside it.
+    write_json_atomic(folder / TRAINED_FILE, {**found, "policy": _replaced(policy, run, RUN_FOLDER)})
     return found
+
+
+def _replaced(policy: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """The policy with one folder in place of another."""
+    return {name: new if value == old else value for name, value in policy.items()}
 
 
 def traces(asks: dict[str, Any], base: LoadedModel, proxy: str, rows: Any) -> dict[str, list[TracePiece]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data import load_splits
 from frugalign.engines.loading import check_model
+from frugalign.methods import registry
 from frugalign.policies.principles import load_principles
 from frugalign.rewards import load_rewards
-from frugalign.study.budgeted import check_options
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import NEED_PRINCIPLES, Line, cell_of, swept
+from frugalign.study.plan import Line, cell_of, swept
 from frugalign.study.task import prompt_splits
 
 
@@ -22,16 +24,14 @@ def check_study(options: StudyOptions, lines: Sequence[Line]) -> None:
     Raises:
         FrugalignError: the first one that is not.
     """
-    check_options(lines, options.budget)
+    check_lines(lines, options.budget)
     if options.trainings_dir is not None and not Path(options.trainings_dir).is_dir():
         raise FrugalignError(f"trainings_dir names {options.trainings_dir}, which is no folder.")
     check_model(str(options.model_name_or_path))
     prompt_splits(cell_of(lines[0], options.seeds[0], "test", options).asks)
     measures = list(dict.fromkeys([*options.judges, *options.reward]))
-    settings = [each.setting for line in lines for each in swept(line)]
-    watching = dict.fromkeys(setting["shift_reward"] for setting in settings if "shift_reward" in setting)
-    # Each by itself: what is watched may be a judge too, and two of one name are no mistake there.
-    for rewards in (measures, *([each] for each in watching)):
+    # Each of a line's rewards by itself: it may be a judge too, and two of one name are no mistake there.
+    for rewards in (measures, *([each] for each in _rewards_of_lines(lines))):
         load_rewards(rewards)
     if options.representation_reward is not None:
         load_rewards(options.representation_reward)
@@ -39,5 +39,49 @@ def check_study(options: StudyOptions, lines: Sequence[Line]) -> None:
         check_model(options.model_judge)
     if options.preferences is not None:
         load_splits(options.preferences, kind="preference")
-    if options.principles is not None and any(line.method in NEED_PRINCIPLES for line in lines):
+    if options.principles is not None and any(
+        "principles" in registry.get(line.method).study_options for line in lines
+    ):
         load_principles(options.principles)
+
+
+def _rewards_of_lines(lines: Sequence[Line]) -> list[str]:
+    """The rewards that the lines' own options name, each once."""
+    every = [each for line in lines for each in swept(line)]
+    named = [each.setting.get(name) for each in every for name in registry.get(each.method).reward_options]
+    return list(dict.fromkeys(name for name in named if name is not None))
+
+
+_THE_STUDYS = {
+    *("model_name_or_path", "dataset_name", "reward", "reward_weights", "principles", "output_dir"),
+    *("overwrite_output_dir", "resume_from_checkpoint", "seed", "use_cpu", "max_new_tokens", "max_completion_length"),
+    *("prompt_format", "method", "loss_type", "report_to", "eval_reward", "eval_prompts", "reward_dataset_name"),
+}
+"""Options that are the study's, the same for every line."""
+_THE_BUDGETS = {"max_steps", "prompts_per_round"}
+
+
+def check_lines(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> None:
+    """Every line's options are its method's, and neither the study's nor the budget's.
+
+    Raises:
+        FrugalignError: one that is not, with what was probably meant.
+    """
+    for line in lines:
+        method = registry.get(line.method)
+        known = registry.option_names(method)
+        for name in line.setting:
+            said = f"The study's line {line.label!r} gives {line.method} the option {name!r}, which"
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise FrugalignError(f"{said} it does not have{f'; did you mean {near[0]}?' if near else '.'}")
+            if name in _THE_STUDYS:
+                raise FrugalignError(f"{said} is the study's, the same for every line.")
+            observed = registry.observed_by(name)
+            if observed and name not in method.observers:
+                raise FrugalignError(f"{said} a study has for {' and '.join(observed)} only.")
+            if budget and name in _THE_BUDGETS:
+                raise FrugalignError(f"{said} follows from the budget.")
+        for each in swept(line):
+            if (problem := method.problem(each.setting)) is not None:
+                raise FrugalignError(f"The study's line {line.label!r} {problem}.")

@@ -10,7 +10,7 @@ runs/study/
     evaluation/         a run's evaluation, trace.json (a proxy's proposals), verdicts-….json (a pairwise judge's)
   trainings/METHOD-HASH/
                         .lock, trained.json (written last), run/ (the training's run folder, see `frugalign.runs.layout`) and what it
-                        learned from: prompts/, watched/, preferences/, pairs/, online/, samples/, reward/, states/
+                        learned from: prompts/, observed/, preferences/, pairs/, online/, samples/, reward/
   trainings/samples-HASH/
                         .lock, groups.jsonl, costs.json: samples of the base that several methods learn from
 """
@@ -42,16 +42,15 @@ TRACE_FILE = "trace.json"
 TRAINED_FILE = "trained.json"
 RUN_FOLDER = "run"
 PROMPTS_FOLDER = "prompts"
-WATCHED_FOLDER = "watched"
+OBSERVED_FOLDER = "observed"
 PREFERENCES_FOLDER = "preferences"
 PAIRS_FOLDER = "pairs"
 ONLINE_FOLDER = "online"
 SAMPLES_FOLDER = "samples"
 REWARD_FOLDER = "reward"
-STATES_FOLDER = "states"
 LEARNED_FROM = (
-    *(PROMPTS_FOLDER, WATCHED_FOLDER, PREFERENCES_FOLDER, PAIRS_FOLDER),
-    *(ONLINE_FOLDER, SAMPLES_FOLDER, REWARD_FOLDER, STATES_FOLDER),
+    *(PROMPTS_FOLDER, OBSERVED_FOLDER, PREFERENCES_FOLDER, PAIRS_FOLDER),
+    *(ONLINE_FOLDER, SAMPLES_FOLDER, REWARD_FOLDER),
 )
 """What a training that did not finish may have left beside its run folder."""
 GROUPS_FILE = "groups.jsonl"
@@ -76,7 +75,7 @@ class TracePiece(TypedDict):
 
 
 class Trained(TypedDict):
-    """What a finished training is measured as (keyword arguments of `evaluate`), and what it cost on which machine."""
+    """What a finished training is measured as (the values of a `PolicySpec`), and what it cost on which machine."""
 
     policy: dict[str, Any]
     costs: Costs

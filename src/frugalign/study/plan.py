@@ -14,35 +14,13 @@ from typing import Any, Literal
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import is_attribute, source_of
+from frugalign.methods import registry
+from frugalign.methods.method import Method
 from frugalign.options.check import check_value
 from frugalign.options.kinds import COUNT, POSITIVE, SEED
 from frugalign.study.layout import CELLS_FOLDER, SAMPLES_FOLDER
 from frugalign.study.options import StudyOptions
 
-METHODS: dict[str, str] = {
-    "base": "the model as it is",
-    "best_of_n": "best of n samples by the reward",
-    "reward_guided": "decoding guided by the reward over the top-k tokens (ARGS)",
-    "proxy": "a proxy accepts or rejects the frozen model's tokens (Proxy-RLHF)",
-    "sft": "supervised fine-tuning on the preferred responses",
-    "raft": "fine-tuning on the best of k responses (RAFT)",
-    "context_distillation": "fine-tuning on responses under the principles",
-    "psle": "ranking and weighted demonstrations by a moving threshold (PSLE)",
-    "dpo": "direct preference optimisation",
-    "conservative_dpo": "DPO with a constant confidence below 1",
-    "robust_dpo": "DPO unbiased under known label noise",
-    "ipo": "identity preference optimisation",
-    "kto": "Kahneman-Tversky optimisation on single responses",
-    "rerank": "DPO with moving confidence from the model's own states",
-    "online_dpo": "DPO on responses sampled anew in every epoch",
-    "rloo": "REINFORCE with a leave-one-out baseline",
-    "grpo": "group-relative policy optimisation",
-}
-"""Every method and what it is. RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."""
-STAND_FOR_PPO = ("rloo", "grpo")
-LEARN_FROM_REWARD = ("proxy", "raft", "psle", "rloo", "grpo", "best_of_n", "reward_guided")
-LEARN_FROM_PREFERENCES = ("sft", "dpo", "conservative_dpo", "robust_dpo", "ipo", "kto", "rerank", "online_dpo")
-NEED_PRINCIPLES = ("psle", "context_distillation")
 BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
 _LARGE = 1 << 26
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -63,12 +41,8 @@ _NOT_ASKED = {
     "reference",
 }
 
-_READ_BY = {
-    "principles": NEED_PRINCIPLES,
-    "preferences": LEARN_FROM_PREFERENCES,
-    "representation_reward": ("rerank", "online_dpo"),
-}
-"""What is asked of the methods that read it alone."""
+_READ_BY_SOME = ("principles", "preferences", "representation_reward")
+"""Options of a study that matter only to methods that need or read them."""
 _TESTS_ALONE = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
 """What is asked of a cell that its training has nothing to do with."""
 _LEARNS_ALONE = {"method", "setting", "principles", "preferences", "representation_reward"}
@@ -109,7 +83,7 @@ class Cell:
 
 def training_folder(asks: dict[str, Any], trainings: Path) -> Path:
     """Where what a cell trains lies: the same folder for all cells that train the same, however they are called and tested."""
-    return trainings / f"{asks['method']}-{_digest_of(_without(asks, _TESTS_ALONE))}"
+    return trainings / f"{_folder_name(asks['method'])}-{_digest_of(_without(asks, _TESTS_ALONE))}"
 
 
 def samples_folder(asks: dict[str, Any], size: int, trainings: Path) -> Path:
@@ -140,22 +114,9 @@ def lines_of(options: StudyOptions) -> list[Line]:
     for label, given in (options.methods or {}).items():
         setting = {str(name): _as_number(value) for name, value in (given or {}).items()}
         method = str(setting.pop("method", label))
-        if method not in METHODS:
-            raise FrugalignError(
-                f"The study's line {label!r} asks for the method {method!r}; there are {', '.join(METHODS)}."
-            )
-        for name, needed, there in (
-            ("reward", LEARN_FROM_REWARD, options.reward),
-            ("principles", NEED_PRINCIPLES, options.principles),
-            ("preferences or reward", LEARN_FROM_PREFERENCES, options.preferences or options.reward),
-        ):
-            if method in needed and not there:
-                raise FrugalignError(f"The study's line {label!r} needs {name}, and the study names none.")
-        if method == "online_dpo" and not (options.preferences or options.representation_reward):
-            # Fitting probes on samples of its own would spend the tokens that it learns from.
-            raise FrugalignError(
-                f"The study's line {label!r} needs preferences or representation_reward to rank its samples by, and the study names neither."
-            )
+        lacking = _method_of(label, method).lacks(lambda name: getattr(options, name))
+        if lacking is not None:
+            raise FrugalignError(f"The study's line {label!r} needs {lacking}, and the study names none.")
         lines.append(Line(label, method, setting))
     every = [each.label for line in lines for each in swept(line)]
     folders = [_folder_name(label) for label in every]
@@ -176,6 +137,16 @@ def lines_of(options: StudyOptions) -> list[Line]:
                 f"only names {name!r}, which is no line of the study; there are {', '.join(options.methods or {})}."
             )
     return lines
+
+
+def _method_of(label: str, name: str) -> Method:
+    try:
+        method = registry.get(name)
+    except FrugalignError as error:
+        raise FrugalignError(f"The study's line {label!r} asks for the method {name!r}. {error}") from error
+    if method.run is None:
+        raise FrugalignError(f"The study's line {label!r} asks for the method {name!r}, which trains no policy.")
+    return method
 
 
 def swept(line: Line) -> list[Line]:
@@ -227,12 +198,14 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
 def contents_of(options: StudyOptions, line: Line) -> dict[str, str]:
     """Hashes of what the study names for a line, as `hashes_of` has them."""
     named = [options.model_name_or_path, options.dataset_name, *options.reward, *options.judges]
-    named += [getattr(options, name) for name in _READ_BY if _is_read(name, line)]
-    return hashes_of([str(name) for name in (*named, line.setting.get("shift_reward")) if name])
+    named += [getattr(options, name) for name in _READ_BY_SOME if _is_read(name, line)]
+    named += [line.setting.get(name) for name in registry.get(line.method).reward_options]
+    named += [line.method] if is_attribute(line.method) else []
+    return hashes_of([str(name) for name in named if name])
 
 
 def _is_read(name: str, line: Line) -> bool:
-    return line.method in _READ_BY.get(name, (line.method,))
+    return name not in _READ_BY_SOME or name in registry.get(line.method).study_options
 
 
 def hashes_of(names: Iterable[str]) -> dict[str, str]:

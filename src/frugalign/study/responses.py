@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from frugalign.methods import registry
 from frugalign.runs.layout import Sample, read_samples
 from frugalign.study.layout import evaluation_folder
 from frugalign.study.runner import Finished, Outcome
@@ -10,7 +11,7 @@ from frugalign.study.runner import Finished, Outcome
 def is_reference(outcome: Outcome, found: Finished) -> bool:
     """Whether this is a cell of the line that the others are compared with."""
     reference, line = found.options.reference, outcome.cell.line
-    return line.method == "base" if reference is None else line.label == reference
+    return registry.get(line.method).role == "base" if reference is None else line.label == reference
 
 
 def reference_of(outcome: Outcome, found: Finished) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.files import read_json, write_json_atomic
+from frugalign.methods import registry
 from frugalign.runs.lock import in_use
-from frugalign.study.budgeted import UNTRAINED
 from frugalign.study.checks import check_study
 from frugalign.study.layout import (
     ASKS_FILE,
@@ -190,7 +190,7 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     left = [each.cell for each in open_ones]
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
-    to_train = [each for each in open_ones if each.cell.line.method not in UNTRAINED]
+    to_train = [each for each in open_ones if registry.get(each.cell.line.method).is_trained]
     trained = sum(read_trained(each.training) is not None for each in to_train)
     if trained or (to_train and options.trainings_dir is not None):
         print(f"{trained} of {len(to_train)} trainings of the other cells are there already.", flush=True)

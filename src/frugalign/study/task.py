@@ -1,4 +1,4 @@
-"""One cell at work: its prompts, its base, what it may spend, what it has spent."""
+"""One cell at work, as its method sees it: prompts, base, what it may spend, what it has spent."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from frugalign.data import held_out_split, load_splits
 from frugalign.data.labelled import with_prompt
 from frugalign.data.loading import HELD_OUT, distinct, prompt_key, training_split
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.study.budget import Budget, StopAfter
-from frugalign.study.layout import PREFERENCES_FOLDER, PROMPTS_FOLDER, WATCHED_FOLDER, training_run
+from frugalign.methods.budget import Budget
+from frugalign.methods.registry import METHODS
+from frugalign.study import base_samples
+from frugalign.study.clock import StopAfter
+from frugalign.study.layout import OBSERVED_FOLDER, PREFERENCES_FOLDER, PROMPTS_FOLDER, fitted_reward, training_run
 
 _log = logging.getLogger(__name__)
-_WATCHED = 64
-"""Test prompts that a learning curve looks at."""
+_OBSERVED = 64
+"""Test prompts of a learning curve."""
 
 
 def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
@@ -66,7 +69,7 @@ def _heard(prompt: Any) -> str:
 
 @dataclass
 class Task:
-    """`asks`: everything that the cell's result depends on; `folder`: its training's; `ledger`: what it has spent; `paid`: folders whose costs are in it."""
+    """The `Job` of a cell. `asks`: everything that the cell's result depends on; `folder`: its training's; `ledger`: what it has spent; `paid`: folders whose costs are in it."""
 
     asks: dict[str, Any]
     folder: Path
@@ -81,8 +84,8 @@ class Task:
         return prompt_splits(self.asks)
 
     @property
-    def run(self) -> Path:
-        """The training's own run folder."""
+    def run_folder(self) -> Path:
+        """Where the trained policy goes, inside the training's folder."""
         return training_run(self.folder)
 
     @property
@@ -133,16 +136,16 @@ class Task:
         return self._prompts_in(PROMPTS_FOLDER)
 
     @property
-    def watched(self) -> str:
+    def observed_dataset(self) -> str:
         """The same with the test's first prompts as `validation` too, for a learning curve on them; nothing is chosen by it."""
-        return self._prompts_in(WATCHED_FOLDER, watch=True)
+        return self._prompts_in(OBSERVED_FOLDER, observed=True)
 
-    def _prompts_in(self, name: str, *, watch: bool = False) -> str:
+    def _prompts_in(self, name: str, *, observed: bool = False) -> str:
         folder = self.folder / name
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             parts, tested = self.splits, self.splits["test"]
-            shown = {"validation": tested.select(range(min(len(tested), _WATCHED)))} if watch else {}
+            shown = {"validation": tested.select(range(min(len(tested), _OBSERVED)))} if observed else {}
             # The training's last: a folder without it is not finished.
             for split, rows in {**shown, "test": tested, "train": parts["train"]}.items():
                 rows.to_json(str(folder / f"{split}.jsonl"))
@@ -170,7 +173,40 @@ class Task:
         return {name: self.asks[name] for name in names if name in self.asks}
 
     def common(self) -> dict[str, Any]:
-        """What every training of ours is told."""
-        found = {"output_dir": str(self.run), "overwrite_output_dir": True, "seed": self.seed, "use_cpu": self.use_cpu}
+        """The options that are the same for every method of ours."""
+        found = {
+            "output_dir": str(self.run_folder),
+            "overwrite_output_dir": True,
+            "seed": self.seed,
+            "use_cpu": self.use_cpu,
+        }
         found |= {"disable_tqdm": True, "model_name_or_path": self.asks["model_name_or_path"]}
         return found | self.shared("max_new_tokens", "temperature", "prompt_format")
+
+    def spend(self, ledger: Ledger) -> None:
+        """Add a training's costs to the cell's; the parameters are the training's."""
+        self.ledger.add(ledger)
+        self.ledger.set_parameters(trainable=ledger.trainable_parameters, base=ledger.base_parameters)
+
+    def sampled_groups(self, size: int) -> Path:
+        """A file of groups: `size` responses of the base to each prompt with the training reward, as many as the budget allows."""
+        return base_samples.sampled_groups(self, size)
+
+    def sampled_pairs(self, size: int) -> Dataset:
+        """The groups as pairs, best with worst, second with second-worst."""
+        return base_samples.sampled_pairs(self, size)
+
+    def some_prompts(self, number: int | None) -> Path:
+        """A folder with so many different training prompts (None: all), in an order that the seed gives."""
+        return base_samples.prompts_folder(self, number)
+
+    def representation_reward(self, size: int) -> str:
+        """The study's; else one fitted, at the cell's cost, on the preferences or on pairs of `size` sampled responses."""
+        name = "representation_reward"
+        if name in self.asks:
+            return str(self.asks[name])
+        fit = METHODS[name].fit
+        assert fit is not None, "the method of this name provides it"
+        folder = fitted_reward(self.folder)
+        fit(self, self.preferences or str(base_samples.sampled_pairs_folder(self, size)), folder)
+        return str(folder)

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from frugalign.base.errors import FrugalignError
+from frugalign.cli.method import command_of
 from frugalign.cli.parser import parse
-from frugalign.cli.proxy import COMMAND
 from frugalign.methods.proxy_rlhf import ProxyConfig
+
+COMMAND = command_of("proxy")
 
 
 def config(tmp_path: Path, **options: Any) -> ProxyConfig:

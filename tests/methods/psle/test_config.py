@@ -13,11 +13,12 @@ import yaml
 
 from frugalign.base.errors import FrugalignError
 from frugalign.cli.main import VERBS, main
+from frugalign.cli.method import command_of
 from frugalign.cli.parser import parse
-from frugalign.cli.psle import COMMAND
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.options import PSLEOptions
 
+COMMAND = command_of("psle")
 NAN, INF = float("nan"), float("inf")
 
 

@@ -89,17 +89,6 @@ def _rotated(rows: list[Any]) -> list[Any]:
     return rows[-1:] + rows[:-1]
 
 
-CONFIGS: dict[str, Any] = {
-    "sft": SFTConfig,
-    "kto": KTOConfig,
-    "ipo": DPOConfig,
-    "robust_dpo": DPOConfig,
-    "rloo": RLOOConfig,
-    "grpo": GRPOConfig,
-}
-"""The config whose options a method takes."""
-
-
 # -- on stored pairs ----------------------------------------------------------------------------------------------------
 
 

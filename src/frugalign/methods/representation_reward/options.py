@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from frugalign.options import groups
 from frugalign.options.check import check_options
-from frugalign.options.declare import notes, option
+from frugalign.options.declare import defaults, notes, option
 from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PART, PATH, POSITIVE, WHOLE
 
 
 @dataclass
+@defaults(output_dir="runs/reward")
 @notes(
     model_name_or_path="Its hidden states are read.",
     dataset_name="It holds labelled answers: pairs (prompt, chosen, rejected) or single ones (prompt, completion, label true/false).",

@@ -44,7 +44,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
     for name in ("model_name_or_path", "dataset_name"):
         if not getattr(options, name):
             raise FrugalignError(f"--{name} is missing.")
-    folder = options.output_dir or "runs/reward"
+    folder = str(options.output_dir)
     with in_use(folder):
         return _train(options, open_run_folder(folder))
 

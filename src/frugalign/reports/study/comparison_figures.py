@@ -15,6 +15,7 @@ from frugalign.reports.study.style import (
     axes_of,
     bars_of,
     colour_of,
+    is_base,
     legend_beside,
     main_of,
     marker_of,
@@ -60,7 +61,7 @@ def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
     if len(trained) < 2:
         return None
     points = [_point_of(rows, row, row.costs["lm_forward_tokens"]) for row in trained]
-    base = next((main_of(row).mean for row in rows if row.line.method == "base"), None)
+    base = next((main_of(row).mean for row in rows if is_base(row)), None)
     return Figure(
         "Quality against cost",
         data_uri(cost_figure(points, base, judge)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from frugalign.base.wording import counted
+from frugalign.methods import registry
 from frugalign.reports.in_words import number, signed
 from frugalign.reports.study.summary import Summary, SummaryLine, main_measure, reference_in_words
-from frugalign.study.plan import STAND_FOR_PPO
 
 _LEVEL = 0.05
 _UNMOVED = 0.005
@@ -37,9 +37,7 @@ def headline(summary: Summary) -> list[str]:
         "Responses are decoded greedily, those of best-of-n are sampled."
         if not summary["options"].get("eval_do_sample", True)
         else "",
-        "RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."
-        if any(line["method"] in STAND_FOR_PPO for line in compared)
-        else "",
+        *dict.fromkeys(registry.get(line["method"]).note or "" for line in compared),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -86,7 +84,11 @@ def _refusing(summary: Summary) -> str:
     """Lines that refuse surely more of the safe prompts than what they are compared with, the intervals being apart; empty where there is none, or nothing is labelled."""
     named = summary["options"].get("reference")
     rates = [(line, rate) for line in summary["lines"] if (rate := line["others"].get("over_refusal_rate"))]
-    known = (rate for line, rate in rates if (line["label"] == named if named else line["method"] == "base"))
+    known = (
+        rate
+        for line, rate in rates
+        if (line["label"] == named if named else registry.get(line["method"]).role == "base")
+    )
     limit = next(known, None)
     if limit is None:
         return ""
@@ -96,5 +98,5 @@ def _refusing(summary: Summary) -> str:
 
 
 def _is_control(line: SummaryLine) -> bool:
-    """A line that is there to be beaten: a proxy that does not read the state."""
-    return bool(line["setting"].get("candidate_features") == "token_bias")
+    """A line that is there to be beaten."""
+    return registry.get(line["method"]).is_control(line["setting"])

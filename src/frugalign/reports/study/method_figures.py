@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from frugalign.methods import registry
 from frugalign.methods.psle.report_data import read_rounds
 from frugalign.reports.psle_section import learned_from_figures
 from frugalign.reports.rerank_section import shift_of
@@ -26,8 +27,9 @@ _SEE = (
 def run_figures_of(rows: Sequence[Row]) -> list[Figure]:
     """Everything that the lines' first runs have the numbers for; each kind once, of the first line that has it."""
     found: list[Figure] = []
-    for read in (probes, shift, rounds):
-        found += next((figures for row in rows if (figures := read(row, row.outcomes[0].training))), [])
+    for kind, read in {"probes": probes, "shift": shift, "rounds": rounds}.items():
+        own = [row for row in rows if kind in registry.get(row.line.method).report]
+        found += next((figures for row in own if (figures := read(row, row.outcomes[0].training))), [])
     return found
 
 
@@ -53,7 +55,7 @@ def shift(row: Row, training: Path) -> list[Figure]:
 
 def rounds(row: Row, training: Path) -> list[Figure]:
     """What PSLE's rounds learned from: gain and threshold, branches, the use of the responses beside RAFT's."""
-    read = read_rounds(training_run(training)) if row.line.method == "psle" else None
+    read = read_rounds(training_run(training))
     drawn = [] if read is None else learned_from_figures(read)
     return [
         Figure(f"{row.line.label}: {text}", uri, next(said for part, said in _SEE if part in text), wide=False)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from frugalign.base.files import write_atomic, write_json_atomic
+from frugalign.methods import registry
 from frugalign.reports.in_words import prompt_in_words, scores_in_words
 from frugalign.reports.render import render
 from frugalign.reports.study.comparison_figures import figures_of
@@ -20,7 +21,6 @@ from frugalign.reports.study.tables import cost_note, cost_table, quality_table,
 from frugalign.runs.layout import REPORT_FILE
 from frugalign.study.cell import shown_rows
 from frugalign.study.layout import MARKDOWN_FILE, SUMMARY_FILE, read_trace
-from frugalign.study.plan import METHODS
 from frugalign.study.responses import responses_of
 from frugalign.study.runner import Finished, Outcome
 from frugalign.study.table import Row, rows_of
@@ -48,7 +48,7 @@ def write_study(found: Finished, recipe: str, flags: Sequence[str] = ()) -> Path
         figures=[asdict(figure) for figure in [*figures_of(rows, judge, reference), *run_figures_of(rows)]],
         samples=_samples(rows),
         commands=[(each.cell.name, command(each, summary)) for each in (*found.unchosen, *found.outcomes)],
-        methods=[(line["label"], METHODS[line["method"]]) for line in summary["lines"]],
+        methods=[(line["label"], registry.get(line["method"]).summary) for line in summary["lines"]],
     )
     write_atomic(folder / REPORT_FILE, page)
     return folder / REPORT_FILE

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frugalign.methods import registry
 from frugalign.metrics import Estimate
 from frugalign.reports.figures import canvas, tidy
 from frugalign.study.responses import responses_of
@@ -37,19 +38,24 @@ class Figure:
     wide: bool = True
 
 
+def is_base(row: Row) -> bool:
+    """Whether this is the base's line."""
+    return registry.get(row.line.method).role == "base"
+
+
 def colour_of(rows: Sequence[Row], row: Row) -> str:
     """A line's colour: the base is grey."""
-    return BASE if row.line.method == "base" else mark_of(_number_of(rows, row))[0]
+    return BASE if is_base(row) else mark_of(_number_of(rows, row))[0]
 
 
 def style_of(rows: Sequence[Row], row: Row) -> str:
     """A line's dashes: the next pattern each time that the colours start over."""
-    return "-" if row.line.method == "base" else ("-", "--", ":", "-.")[_number_of(rows, row) // len(COLOURS) % 4]
+    return "-" if is_base(row) else ("-", "--", ":", "-.")[_number_of(rows, row) // len(COLOURS) % 4]
 
 
 def marker_of(rows: Sequence[Row], row: Row) -> str:
     """The marker of a line's points."""
-    return "o" if row.line.method == "base" else mark_of(_number_of(rows, row))[1]
+    return "o" if is_base(row) else mark_of(_number_of(rows, row))[1]
 
 
 def mark_of(number: int) -> tuple[str, str]:
@@ -58,7 +64,7 @@ def mark_of(number: int) -> tuple[str, str]:
 
 
 def _number_of(rows: Sequence[Row], row: Row) -> int:
-    return [each.line.label for each in rows if each.line.method != "base"].index(row.line.label)
+    return [each.line.label for each in rows if not is_base(each)].index(row.line.label)
 
 
 def legend_beside(axes: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from frugalign.methods import registry
 from frugalign.reports.figures import canvas, data_uri, tidy
 from frugalign.reports.study.curve_figures import is_number, learning, on_test
 from frugalign.reports.study.style import BASE, COLOURS, Figure, axes_of, main_of, values_of
@@ -26,9 +27,9 @@ def sweeps(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
-    """For lines that differ in one number: the main judge over it, its distribution at each value beside SFT's, and the learning curves."""
+    """For lines that differ in one number: the main judge over it, its distribution at each value beside imitation's, and the learning curves."""
     found = []
-    sft = next((row for row in rows if row.line.method == "sft"), None)
+    imitation = next((row for row in rows if registry.get(row.line.method).role == "imitation"), None)
     for name, same in sweeps(rows):
         method = same[0].line.method
         at, values = [float(row.line.setting[name]) for row in same], [main_of(row) for row in same]
@@ -43,23 +44,23 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
         axes.set_ylabel(judge)
         caption = f"The test's {judge} over {name}, everything else as it is."
         found.append(Figure(f"{method}: {judge} over {name}", data_uri(figure), caption))
-        found.append(_panels(same, name, judge, sft))
+        found.append(_panels(same, name, judge, imitation))
         for curves in (learning(same), on_test(same)):
             if curves is not None:
                 found.append(Figure(f"{method}: {_lowered(curves.title)} at each {name}", curves.uri, curves.caption))
     return found
 
 
-def _panels(same: Sequence[Row], name: str, judge: str, sft: Row | None) -> Figure:
-    """A histogram for each value of a setting, SFT's in grey behind each."""
+def _panels(same: Sequence[Row], name: str, judge: str, imitation: Row | None) -> Figure:
+    """A histogram for each value of a setting, that of imitation in grey behind each."""
     figure = canvas(min(4, len(same)) * 2.6, 2.6 * -(-len(same) // 4))
-    bins = None
+    bins, grey = None, "" if imitation is None else imitation.line.label
     for place, row in enumerate(same):
         axes = figure.add_subplot(-(-len(same) // 4), min(4, len(same)), place + 1)
         tidy(axes, "both")
-        own, behind = values_of(row), [] if sft is None else values_of(sft)
+        own, behind = values_of(row), [] if imitation is None else values_of(imitation)
         bins = bins if bins is not None else _bins([value for each in same for value in values_of(each)] + behind)
-        for values, colour, label in ((behind, BASE, "sft"), (own, COLOURS[0], row.line.method)):
+        for values, colour, label in ((behind, BASE, grey), (own, COLOURS[0], row.line.method)):
             if values:
                 axes.hist(
                     values, bins=bins, weights=[1 / len(values)] * len(values), alpha=0.55, color=colour, label=label
@@ -68,7 +69,7 @@ def _panels(same: Sequence[Row], name: str, judge: str, sft: Row | None) -> Figu
         axes.set_xlabel(judge)
         if place == 0:
             axes.legend(frameon=False, fontsize=7)
-    caption = f"How the test's {judge} is distributed at each {name}" + ("; SFT in grey." if sft is not None else ".")
+    caption = f"How the test's {judge} is distributed at each {name}" + (f"; {grey} in grey." if grey else ".")
     return Figure(f"{same[0].line.method}: distributions over {name}", data_uri(figure), caption)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from frugalign.methods import registry
 from frugalign.reports.in_words import interval
 from frugalign.reports.study.summary import Summary, SummaryLine, main_measure, reference_in_words
-from frugalign.study.budgeted import WATCHES
 
 Table = tuple[list[str], list[list[str]]]
 _COSTS = (
@@ -77,7 +77,7 @@ def cost_table(summary: Summary) -> Table:
         share = line["trainable_share"]
         rows.append(
             [
-                f"{line['label']} †" if _is_watched(line) else line["label"],
+                f"{line['label']} †" if _observers(line) else line["label"],
                 *(f"{line['costs'][name]:,.0f}" for _, name in _COSTS),
                 f"{line['trainable_parameters'] or 0:,}",
                 "—" if share is None else f"{share:.2%}",
@@ -96,13 +96,18 @@ def _speed(line: SummaryLine) -> str:
 
 def cost_note(summary: Summary) -> str:
     """What the daggers of the cost table mean; empty without one."""
-    if not any(_is_watched(line) for line in summary["lines"]):
+    observers = sorted({name for line in summary["lines"] for name in _observers(line)})
+    if not observers:
         return ""
-    return "† With what its looks at the training cost (eval_steps, shift_reward), which another training would not need: tokens, reward calls and seconds."
+    return (
+        f"† With what observing the training cost ({', '.join(observers)}), which another training would not need: "
+        "tokens, reward calls and seconds."
+    )
 
 
-def _is_watched(line: SummaryLine) -> bool:
-    return not WATCHES.keys().isdisjoint(line["setting"])
+def _observers(line: SummaryLine) -> set[str]:
+    """The options of a line that only observe its training."""
+    return set(registry.get(line["method"]).observers) & set(line["setting"])
 
 
 def _verdicts(said: dict[str, Any] | None) -> tuple[str, str]:

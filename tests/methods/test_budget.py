@@ -1,12 +1,9 @@
 """Equal budgets in worked numbers."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from frugalign.base.errors import FrugalignError
-from frugalign.study.budget import Budget, StopAfter, batch_of
+from frugalign.methods.budget import Budget, batch_of
 
 
 def test_tokens_become_responses_by_the_base_s_mean_length() -> None:
@@ -48,15 +45,3 @@ def test_a_batch_uses_every_example_within_the_steps() -> None:
     """100 examples in 8 steps: 13 each, 8 of which are enough and 12 would not be."""
     assert batch_of(100, 8) == 13 and -(-100 // 13) == 8 and -(-100 // 12) == 9
     assert batch_of(3, 8) == 1 and batch_of(100, None) is None
-
-
-def test_the_clock_stops_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr("frugalign.study.budget.time.perf_counter", lambda: now[0])
-    stop, control = StopAfter(130.0), SimpleNamespace(should_training_stop=False)
-    anything: Any = None
-    stop.on_step_end(anything, anything, control)  # type: ignore[arg-type]
-    assert not control.should_training_stop and not stop.ran_out
-    now[0] = 130.0
-    stop.on_step_end(anything, anything, control)  # type: ignore[arg-type]
-    assert control.should_training_stop and stop.ran_out

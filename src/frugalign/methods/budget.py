@@ -1,14 +1,15 @@
-"""Equal budgets: how many prompts, completions and steps each method may have, and the clock that stops it."""
+"""Equal budgets: how many prompts, completions and steps each method may have. Pure arithmetic."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from frugalign.base.errors import FrugalignError
+
+GROUP_SIZE = 4
+"""Responses per prompt where a method samples groups and its line does not say how many."""
+PAIRS_PER_STEP = 16
+"""Pairs of a step where neither the line nor the budget says how many."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,3 @@ class Budget:
 def batch_of(examples: int, steps: int | None) -> int | None:
     """The smallest batch with which `steps` steps use every example; None where steps are not given."""
     return None if steps is None else max(1, -(-examples // steps))
-
-
-class StopAfter(TrainerCallback):
-    """Ends a training when its clock runs out, at the end of a step. `deadline`: of `time.perf_counter`."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-
-    @property
-    def ran_out(self) -> bool:
-        """Whether nothing more is to begin; `PSLETrainer` asks it between rounds."""
-        return time.perf_counter() >= self.deadline
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.ran_out:
-            control.should_training_stop = True

@@ -1,0 +1,115 @@
+"""TRL's trainers as methods, for comparison: how a study's budget sizes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP, batch_of
+from frugalign.methods.job import Job
+from frugalign.methods.method import Method, Policy
+
+_LORA = ("lora_r", "lora_alpha", "use_peft")
+_STANDS_FOR_PPO = "RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."
+
+
+def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> Policy:
+    """Train on the stored preferences, else on ranked pairs of the base's responses, all of which the budget's steps use."""
+    from frugalign.data.pairs import preference_pairs
+    from frugalign.methods.peers.trl import train_on_pairs
+
+    setting = job.setting
+    group = int(setting.pop("sample", GROUP_SIZE))
+    options: dict[str, Any] = {
+        "num_train_epochs": 1,
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": rows_of_a_pair * PAIRS_PER_STEP,
+    }
+    if job.preferences is not None:
+        pairs, _, _ = preference_pairs(job.preferences)
+    else:
+        pairs = job.sampled_pairs(group)
+        batch = batch_of(rows_of_a_pair * len(pairs), job.budget.steps)
+        options |= {} if batch is None else {"per_device_train_batch_size": batch}
+    options = _common(job) | options | setting
+    if job.budget.steps is not None:
+        options["max_steps"] = job.budget.steps
+    base = job.load(trained=not options.get("use_peft", True))
+    kind = train_on_pairs(method, base, pairs, job.run_folder, job.ledger, options, callbacks=job.callbacks())
+    return {kind: str(job.run_folder)}
+
+
+def on_rewards(job: Job, method: str) -> Policy:
+    """Train on the study's reward. Tokens give the size and number of the rollouts, steps their number."""
+    from frugalign.methods.peers.trl import train_on_rewards
+    from frugalign.rewards import load_rewards
+
+    setting = job.setting
+    group, per_rollout = int(setting.get("num_generations", 8)), int(setting.get("steps_per_generation", 2))
+    passes = int(setting.get("num_iterations", 1))
+    accumulated = int(setting.get("gradient_accumulation_steps", 1))
+    if per_rollout * passes % accumulated:
+        raise FrugalignError(
+            "steps_per_generation times num_iterations must be a multiple of gradient_accumulation_steps."
+        )
+    sizes = job.budget.on_policy(
+        int(setting.get("per_device_train_batch_size", 64)) * per_rollout,
+        group=group * per_rollout,
+        steps_per_rollout=per_rollout * passes // accumulated,
+    )
+    completions = sizes.pop("completions")
+    options = {
+        "learning_rate": 1e-4,
+        "num_generations": group,
+        "steps_per_generation": per_rollout,
+        "max_completion_length": job.asks["max_new_tokens"],
+        "temperature": job.asks["temperature"],
+        **job.shared("reward_weights"),
+    }
+    options = _common(job) | options | setting | sizes | {"per_device_train_batch_size": completions // per_rollout}
+    rewards = load_rewards(job.asks["reward"])
+    base = job.load(trained=not options.get("use_peft", True))
+    kind = train_on_rewards(
+        method, base, job.prompts(), rewards, job.run_folder, job.ledger, options, callbacks=job.callbacks()
+    )
+    return {kind: str(job.run_folder)}
+
+
+def _common(job: Job) -> dict[str, Any]:
+    return {"seed": job.seed, "use_cpu": job.use_cpu} | job.shared("prompt_format")
+
+
+def lacks_label_noise(setting: Mapping[str, Any]) -> str | None:
+    """Robust DPO needs to be told how many labels are wrong."""
+    known = 0 < setting.get("label_smoothing", 0.0) < 0.5
+    return None if known else "needs label_smoothing, the share of wrong labels, in (0, 0.5)"
+
+
+def _by_pairs(name: str, summary: str, config: str, rows_of_a_pair: int = 1, **more: Any) -> Method:
+    return Method(
+        name,
+        summary,
+        partial(on_pairs, method=name, rows_of_a_pair=rows_of_a_pair),
+        needs=(("preferences", "reward"),),
+        config=config,
+        options=(*_LORA, "sample"),
+        **more,
+    )
+
+
+def _by_rewards(name: str, summary: str, config: str) -> Method:
+    run = partial(on_rewards, method=name)
+    return Method(name, summary, run, needs=("reward",), config=config, options=_LORA, note=_STANDS_FOR_PPO)
+
+
+ENTRIES = (
+    _by_pairs("sft", "supervised fine-tuning on the preferred responses", "trl:SFTConfig", role="imitation"),
+    _by_pairs("robust_dpo", "DPO unbiased under known label noise", "trl:DPOConfig", problem=lacks_label_noise),
+    _by_pairs("ipo", "identity preference optimisation", "trl:DPOConfig"),
+    # KTO's rows are single answers, two of them a pair.
+    _by_pairs("kto", "Kahneman-Tversky optimisation on single responses", "trl:KTOConfig", rows_of_a_pair=2),
+    _by_rewards("rloo", "REINFORCE with a leave-one-out baseline", "trl:RLOOConfig"),
+    _by_rewards("grpo", "group-relative policy optimisation", "trl:GRPOConfig"),
+)

@@ -1,0 +1,76 @@
+"""Proxy-RLHF as a method: its command, and how a study's budget sizes its rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from frugalign.methods.job import Job
+from frugalign.methods.method import Method, Policy, Verb
+
+if TYPE_CHECKING:
+    from frugalign.methods.proxy_rlhf.config import ProxyConfig
+    from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
+
+
+def run(job: Job) -> Policy:
+    """Train a proxy by the study's reward. Tokens give the size and number of the rollouts, steps their number."""
+    from frugalign.methods.proxy_rlhf.config import ProxyConfig
+    from frugalign.methods.proxy_rlhf.run import train_proxy
+
+    setting = job.setting
+    mini_batches = int(setting.get("num_mini_batches", 2))
+    sizes = job.budget.on_policy(
+        int(setting.get("per_device_train_batch_size", 128)),
+        # Prompts divide into the minibatches.
+        group=int(setting.get("num_generations", 8)) * mini_batches,
+        steps_per_rollout=int(setting.get("num_iterations", 2)) * mini_batches,
+    )
+    completions = sizes.pop("completions")
+    options = job.common() | job.shared("reward", "reward_weights")
+    options |= {"dataset_name": job.observed_dataset if "eval_steps" in setting else job.dataset}
+    options |= {"save_strategy": "no"} | setting | sizes | {"per_device_train_batch_size": completions}
+    trainer = train_proxy(ProxyConfig(**options), callbacks=job.callbacks())
+    job.spend(trainer.ledger)
+    return {"proxy": str(job.run_folder)}
+
+
+def closing(config: ProxyConfig, trainer: ProxyTrainer) -> list[str]:
+    """What a proxy cost, and the command that evaluates it."""
+    if not trainer.is_world_process_zero():
+        return []
+    share = trainer.ledger.shares["of_base"] or 0.0
+    rewards = " ".join(f"--reward {spec}" for spec in config.reward)
+    return [
+        f"A proxy of {trainer.ledger.trainable_parameters:,} parameters ({share:.2%} of its base, of full fine-tuning; "
+        f"{share / 2:.2%} of PPO), trained in {trainer.ledger.wall_clock_seconds:,.0f} s, is in {config.output_dir}.",
+        f"Next: frugalign evaluate --model_name_or_path {config.model_name_or_path} --proxy {config.output_dir} "
+        f"--dataset_name {config.dataset_name} {rewards} --output_dir {config.output_dir}/evaluation",
+    ]
+
+
+def is_control(setting: Mapping[str, Any]) -> bool:
+    """A proxy that does not read the state."""
+    return bool(setting.get("candidate_features") == "token_bias")
+
+
+ENTRIES = (
+    Method(
+        "proxy",
+        "a proxy accepts or rejects the frozen model's tokens (Proxy-RLHF)",
+        run,
+        needs=("reward",),
+        config="frugalign.methods.proxy_rlhf.config:ProxyConfig",
+        observers=("eval_steps",),
+        is_control=is_control,
+        verb=Verb(
+            "proxy",
+            "train a proxy for a frozen model (Proxy-RLHF)",
+            "Train a proxy of under 1 % of a frozen model's parameters that accepts or rejects every token it proposes.",
+            options="frugalign.methods.proxy_rlhf.options:ProxyOptions",
+            config="frugalign.methods.proxy_rlhf.config:ProxyConfig",
+            train="frugalign.methods.proxy_rlhf.run:train_proxy",
+            closing=closing,
+        ),
+    ),
+)

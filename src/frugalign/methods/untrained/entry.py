@@ -1,0 +1,48 @@
+"""What the methods are measured against without training anything: the base, best-of-n, and decoding guided by the reward."""
+
+from __future__ import annotations
+
+from frugalign.methods.budget import GROUP_SIZE
+from frugalign.methods.job import Job
+from frugalign.methods.method import Method, Policy
+
+
+def base(job: Job) -> Policy:
+    """The base as it is."""
+    return {}
+
+
+def best_of_n(job: Job) -> Policy:
+    """The best of `n` samples by the training reward."""
+    return {"best_of_n": job.setting.get("n", GROUP_SIZE), "selection_reward": job.asks["reward"]} | _weights(job)
+
+
+def reward_guided(job: Job) -> Policy:
+    """The training reward over the likeliest tokens, at every token."""
+    given = {f"guiding_{name}": value for name, value in job.setting.items()}
+    return given | {"guiding_reward": job.asks["reward"]} | _weights(job)
+
+
+def _weights(job: Job) -> Policy:
+    return {"decoding_reward_weights": job.asks.get("reward_weights")}
+
+
+ENTRIES = (
+    Method("base", "the model as it is", base, is_trained=False, role="base"),
+    Method(
+        "best_of_n",
+        "best of n samples by the reward",
+        best_of_n,
+        needs=("reward",),
+        options=("n",),
+        is_trained=False,
+    ),
+    Method(
+        "reward_guided",
+        "decoding guided by the reward over the top-k tokens (ARGS)",
+        reward_guided,
+        needs=("reward",),
+        options=("top_k", "weight"),
+        is_trained=False,
+    ),
+)
