@@ -1,0 +1,261 @@
+"""Figures 1 to 5 of the Proxy-RLHF paper (arXiv 2403.04283) at this project's size, as pictures in docs/img.
+
+    FRUGALIGN_TRIALS=folder python -m experiments.proxy_paper_figures [--jobs 1] [--output docs/img]
+
+Runs `studies/proxy-paper.yaml` and `studies/proxy-paper-greedy.yaml`, about a quarter of an hour on one core, and draws them; what is done
+already is not run again. Without a trials folder the sandbox stands in for the stories. All proxies have the marginal objective.
+Other studies with the same lines, such as stories.yaml and stories-greedy.yaml, are drawn with --studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.trials import are_named
+from matplotlib.figure import Figure
+
+from frugalign.cli.parser import read_config
+from frugalign.metrics import Estimate
+from frugalign.reports.study.style import main_of, values_of
+from frugalign.runs.layout import read_log, read_settings
+from frugalign.study.layout import read_trace, training_run
+from frugalign.study.options import StudyOptions
+from frugalign.study.responses import responses_of
+from frugalign.study.runner import run_study
+from frugalign.study.table import Row, rows_of
+
+STUDIES = Path(__file__).parent / "studies"
+GREY, GREEN, RED = "#8a8f98", "#0b6e4f", "#a8324a"
+DEFAULTS = {"p_t": 0.01, "temperature": 1.0}
+SYMBOLS = {"p_t": "p_t", "temperature": "temperature"}
+SANDBOX: dict[str, Any] = {
+    "model_name_or_path": "frugalign.sandbox:model",
+    "dataset_name": "frugalign.sandbox:study_prompts",
+    "reward": ["frugalign.sandbox:learned"],
+    "judges": ["frugalign.sandbox:gold"],
+    "prompt_format": "auto",
+    "budget": {"generated_tokens": 144_000},
+}
+PROMPTS = 2_000
+"""Training prompts of one epoch."""
+
+
+# -- the runs -----------------------------------------------------------------------------------------------------------
+
+
+def options_of(recipe: Path, jobs: int) -> StudyOptions:
+    """A study's options, on the sandbox where there is no trials folder."""
+    given = read_config(str(recipe), StudyOptions)
+    if not are_named():
+        given |= SANDBOX
+        for setting in given["methods"].values():
+            if setting and "target_kl" in setting:  # the learned reward is exploited unless KL costs more
+                setting |= {"beta": 0.4, "learning_rate": 3e-3}
+                del setting["target_kl"]
+        for name in ("output_dir", "trainings_dir"):
+            if name in given:
+                given[name] = given[name].replace("proxy-paper", "proxy-paper-sandbox")
+    return StudyOptions(**given | {"jobs": jobs})
+
+
+def lines_over(rows: Sequence[Row], name: str) -> list[tuple[float, Row]]:
+    """(value, row) of the proxies that differ in one number alone, in its order."""
+    other = next(each for each in DEFAULTS if each != name)
+    found = [
+        (float(row.line.setting.get(name, DEFAULTS[name])), row)
+        for row in rows
+        if row.line.method == "proxy"
+        and row.line.setting.get(other, DEFAULTS[other]) == DEFAULTS[other]
+        and row.line.setting.get("candidate_features") is None
+    ]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def row_named(rows: Sequence[Row], label: str) -> Row:
+    """The row with this label."""
+    return next(row for row in rows if row.line.label == label)
+
+
+def test_curve(row: Row) -> tuple[list[float], list[float]]:
+    """Training prompts seen and the mean score on the test prompts, along the first seed's training."""
+    run = training_run(row.outcomes[0].training)
+    config = read_settings(run)
+    prompts = config["per_device_train_batch_size"] / config["num_generations"]
+    each = prompts / (config["num_iterations"] * config["num_mini_batches"])
+    looks = [line for line in read_log(run) if "eval_reward" in line]
+    return [line["step"] * each for line in looks], [line["eval_reward"] for line in looks]
+
+
+# -- the pictures -------------------------------------------------------------------------------------------------------
+
+
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def panel(figure: Figure, rows: int, columns: int, place: int, title: str = "") -> Any:
+    """One plain panel."""
+    axes = figure.add_subplot(rows, columns, place)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def completion(rows: Sequence[Row]) -> Figure:
+    """Figure 1: a completion token by token, what was rejected before each struck through."""
+    cell = row_named(rows, "proxy").outcomes[0]
+    samples, size = responses_of(cell), int((cell.result or {})["asks"]["eval_samples"])
+    traces = {place: read_trace(cell.folder, place) for place in range(len(samples) // size)}
+    known = [(place, pieces) for place, pieces in traces.items() if pieces]
+    place, pieces = max(known, key=lambda item: sum(len(piece["rejected"]) for piece in item[1]))
+    prompt = str(samples[place * size]["prompt"])
+    words = [(word, "black", False) for word in prompt.split(" ")]
+    for piece in pieces:
+        words += [(str(word), RED, True) for word in piece["rejected"][:3]]
+        words.append((str(piece["text"]).replace("\n", " ").strip() or "␣", GREEN, False))
+    columns, lines, at = 84, [[]], 0  # type: ignore[var-annotated]
+    for word in words:
+        if at and at + len(word[0]) > columns:
+            lines.append([])
+            at = 0
+        lines[-1].append((at, *word))
+        at += len(word[0]) + 1
+    figure = figure_of(9.6, 0.55 + 0.26 * len(lines))
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_xlim(0, columns + 6)
+    axes.set_ylim(len(lines), -0.8)
+    for number, line in enumerate(lines):
+        for start, text, colour, struck in line:
+            axes.text(
+                start, number, text, color=colour, family="monospace", fontsize=9.5, va="center", parse_math=False
+            )
+            if struck:
+                axes.plot([start - 0.2, start + len(text) + 0.1], [number, number], color=colour, linewidth=0.9)
+    axes.set_title(
+        "Prompt (black), accepted tokens (green), proposals the proxy rejected (red)", fontsize=10, loc="left"
+    )
+    return figure
+
+
+def histogram(axes: Any, sft: Sequence[float], own: Sequence[float], label: str, legend: bool) -> None:
+    """Two distributions on common bins."""
+    low, high = min(*sft, *own), max(*sft, *own)
+    bins = [low + (high - low or 1.0) * place / 24 for place in range(25)]
+    for values, colour, name in ((sft, GREY, "SFT"), (own, GREEN, label)):
+        axes.hist(values, bins=bins, weights=[1 / len(values)] * len(values), color=colour, alpha=0.6, label=name)
+    if legend:
+        axes.legend(frameon=False, fontsize=8, loc="upper center")
+
+
+def rewards(rows: Sequence[Row]) -> Figure:
+    """Figure 2a: the distribution of the test reward."""
+    figure = figure_of(5.4, 3.4)
+    axes = panel(figure, 1, 1, 1, "Test reward of SFT and of the proxy")
+    histogram(axes, values_of(row_named(rows, "sft")), values_of(row_named(rows, "proxy")), "proxy", True)
+    axes.set_xlabel("test reward")
+    axes.set_ylabel("share of responses")
+    return figure
+
+
+def win_rates(rows: Sequence[Row]) -> Figure:
+    """Figure 2b: win rates against SFT, decoded greedily but for best-of-n."""
+    shown = [(title, row_named(rows, label).win_rate) for title, label in
+             (("proxy", "proxy"), ("DPO", "dpo"), ("RLOO", "rloo"), ("best of 32", "best-of-32"))]  # fmt: skip
+    known = [(title, rate) for title, rate in shown if rate is not None]
+    figure = figure_of(5.4, 3.4)
+    axes = panel(figure, 1, 1, 1, "Win rate against SFT")
+    low = [rate.mean - rate.ci_low for _, rate in known]
+    high = [rate.ci_high - rate.mean for _, rate in known]
+    axes.bar(
+        [title for title, _ in known],
+        [rate.mean for _, rate in known],
+        yerr=[low, high],
+        capsize=4,
+        color=GREEN,
+        width=0.6,
+    )
+    axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("share of prompts won")
+    return figure
+
+
+def means(rows: Sequence[Row]) -> Figure:
+    """Figure 3: the mean test score after one epoch against p_t and temperature."""
+    figure = figure_of(8.6, 3.4)
+    sft: Estimate = main_of(row_named(rows, "sft"))
+    for place, name in enumerate(DEFAULTS, start=1):
+        axes = panel(figure, 1, 2, place, f"({'ab'[place - 1]}) against {SYMBOLS[name]}")
+        points = [(value, main_of(row)) for value, row in lines_over(rows, name)]
+        at, middle = [value for value, _ in points], [each.mean for _, each in points]
+        spread = [[each.mean - each.ci_low for _, each in points], [each.ci_high - each.mean for _, each in points]]
+        axes.errorbar(at, middle, yerr=spread, color=GREEN, marker="o", capsize=4, label="proxy")
+        axes.axhline(sft.mean, color=GREY, linestyle="--", label="SFT")
+        if name == "p_t":
+            axes.set_xscale("log")
+        axes.set_xlabel(SYMBOLS[name])
+        axes.set_ylabel("mean test score")
+        axes.legend(frameon=False, fontsize=8, loc="center left")
+    return figure
+
+
+def at_each(name: str) -> Callable[[Sequence[Row]], Figure]:
+    """Figures 4 (temperature) and 5 (p_t): distributions after one epoch, above the test score over the training prompts."""
+
+    def draw(rows: Sequence[Row]) -> Figure:
+        sft, lines = values_of(row_named(rows, "sft")), lines_over(rows, name)
+        figure, shared = figure_of(2.7 * len(lines), 5.2), None
+        for place, (value, row) in enumerate(lines):
+            axes = panel(figure, 2, len(lines), place + 1, f"({'abcd'[place]}) {SYMBOLS[name]} {value:g}")
+            histogram(axes, sft, values_of(row), "proxy", place == 0)
+            axes.set_xlabel("test reward", fontsize=9)
+            below = panel(figure, 2, len(lines), len(lines) + place + 1, f"({'efgh'[place]}) {SYMBOLS[name]} {value:g}")
+            below.plot(*test_curve(row), color=GREEN, marker="o", markersize=3)
+            below.set_xlim(0, PROMPTS)
+            below.set_xticks([0, PROMPTS // 2, PROMPTS])
+            below.set_xlabel("training prompts seen", fontsize=9)
+            if shared is not None:
+                below.sharey(shared)
+            shared = shared or below
+            if not place:
+                axes.set_ylabel("share of responses")
+                below.set_ylabel("mean test score")
+        return figure
+
+    return draw
+
+
+SAMPLED: dict[str, Callable[[Sequence[Row]], Figure]] = {
+    "1-completion": completion,
+    "2a-rewards": rewards,
+    "3-means": means,
+    "4-temperature": at_each("temperature"),
+    "5-p_t": at_each("p_t"),
+}
+
+
+def main() -> None:
+    """Run what is not done, draw everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=Path, nargs=2, default=[STUDIES / "proxy-paper.yaml", STUDIES / "proxy-paper-greedy.yaml"], metavar=("SAMPLED", "GREEDY"))  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, help="Cells that run at once.")
+    parser.add_argument("--output", type=Path, default=Path("docs/img"))
+    asked = parser.parse_args()
+    asked.output.mkdir(parents=True, exist_ok=True)
+    sampled, greedy = (rows_of(run_study(options_of(recipe, asked.jobs))) for recipe in asked.studies)
+    drawn = {name: draw(sampled) for name, draw in SAMPLED.items()} | {"2b-win-rates": win_rates(greedy)}
+    for name, figure in sorted(drawn.items()):
+        path = asked.output / f"proxy-paper-{name}.png"
+        figure.savefig(path, dpi=130)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
