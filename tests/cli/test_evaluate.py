@@ -40,7 +40,10 @@ def test_a_guiding_reward(words: list[str], tmp_path: Path, capsys: pytest.Captu
     ("flags", "sentence"),
     [
         (["--best_of_n", "2"], "best_of_n needs a selection_reward to choose by."),
-        (["--best_of_n", "2", "--guiding_reward", "a:b", "--selection_reward", "a:b"], "Only one policy"),
+        (
+            ["--best_of_n", "2", "--guiding_reward", "a:b", "--selection_reward", "a:b"],
+            "Give only one of best_of_n and guiding_reward.",
+        ),
     ],
 )
 def test_what_is_missing_is_one_sentence(

@@ -97,10 +97,10 @@ def test_chat_shows_rejections_too(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--temperature", "0.5", "--proxy", "PROXY"], "brings the temperature it was trained at"),
-        (["--temperature", "0"], "temperature must be above 0"),
+        (["--temperature", "0.5", "--proxy", "PROXY"], "was trained at temperature 1 and cannot be used at 0.5"),
+        (["--temperature", "0"], "it must be above 0"),
         (["--proxy", "nowhere/at/all"], "nowhere/at/all"),
-        (["--proxy", "PROXY", "--adapter", "PROXY"], "Only one policy"),
+        (["--proxy", "PROXY", "--adapter", "PROXY"], "Give only one of proxy and adapter"),
     ],
 )
 def test_mistakes_are_one_sentence(

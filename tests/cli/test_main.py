@@ -15,6 +15,8 @@ import pytest
 from frugalign import __version__
 from frugalign.base.errors import FrugalignError
 from frugalign.cli.main import VERBS, main
+from frugalign.evaluation.settings import EvaluationSettings
+from frugalign.policies.spec import PolicySpec
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,8 +145,8 @@ def test_evaluate_passes_its_flags_on_and_prints_a_table(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def evaluate(model_name_or_path: str, **arguments: Any) -> dict[str, Any]:
-        seen.update(arguments, model=model_name_or_path)
+    def evaluate(policy: Any, prompts: str, reward: list[str], settings: Any, **arguments: Any) -> dict[str, Any]:
+        seen.update(arguments, policy=policy, prompts=prompts, reward=reward, settings=settings)
         return {
             "reward": METRIC,
             "rewards": {"gold": METRIC},
@@ -153,15 +155,15 @@ def test_evaluate_passes_its_flags_on_and_prints_a_table(
             "split": "test",
         }
 
-    module = types.ModuleType("frugalign.evaluation")
+    module = types.ModuleType("frugalign.evaluation.measure")
     module.evaluate = evaluate  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "frugalign.evaluation", module)
+    monkeypatch.setitem(sys.modules, "frugalign.evaluation.measure", module)
     words = (
         f"--model_name_or_path M --dataset_name D --reward g=a:b --reward c:d --output_dir {tmp_path} --no_do_sample"
     )
     assert main(["evaluate", *words.split()]) == 0
-    assert seen["model"] == "M" and seen["reward"] == ["g=a:b", "c:d"] and seen["do_sample"] is False
-    assert seen["temperature"] is None and seen["output_dir"] == str(tmp_path)
+    assert seen["policy"] == PolicySpec("M") and seen["prompts"] == "D" and seen["reward"] == ["g=a:b", "c:d"]
+    assert seen["settings"] == EvaluationSettings(do_sample=False) and seen["output_dir"] == str(tmp_path)
     printed = capsys.readouterr().out
     for expected in ("rewards.gold", "0.125 … 0.5", "kl_per_token", "—", "2,560", "metrics.json"):
         assert expected in printed

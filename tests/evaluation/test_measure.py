@@ -9,13 +9,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tests.evaluation.evaluated import evaluated
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import resolve_name
 from frugalign.decoding import SamplingParams, generate, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.evaluation import evaluate
 from frugalign.proxy.network import new_proxy
 
 ESTIMATES = (
@@ -62,7 +62,7 @@ def proxy_folder(base: LoadedModel, tmp_path: Path) -> Path:
 
 
 def test_the_base_against_itself(base: LoadedModel, rows: Dataset, tmp_path: Path) -> None:
-    metrics = evaluate(base, dataset_name=rows, reward=[shortness, labelled], max_new_tokens=8, output_dir=tmp_path)
+    metrics = evaluated(base, rows, [shortness, labelled], max_new_tokens=8, output_dir=tmp_path)
     for name in ESTIMATES:
         assert set(metrics[name]) == {"mean", "ci_low", "ci_high", "n"}, name
     assert metrics["win_rate"]["mean"] == 0.5 and metrics["kl_per_sequence"]["mean"] == 0.0
@@ -78,7 +78,7 @@ def test_the_base_against_itself(base: LoadedModel, rows: Dataset, tmp_path: Pat
 
 
 def test_a_proxy_brings_its_settings(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:
-    metrics = evaluate(base, dataset_name=rows, reward=shortness, proxy=str(proxy_folder), num_samples=4)
+    metrics = evaluated(base, rows, shortness, proxy=str(proxy_folder), num_samples=4)
     settings = metrics["settings"]
     assert settings["max_new_tokens"] == 9 and settings["p_t"] == 0.05 and settings["policy"] == "proxy"
     assert 0 < metrics["kl_restriction"]["mean"] < metrics["kl_per_sequence"]["mean"]
@@ -89,20 +89,19 @@ def test_a_proxy_brings_its_settings(base: LoadedModel, rows: Dataset, proxy_fol
 
 
 def test_strength_zero_leaves_only_the_restriction(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:
-    metrics = evaluate(base, dataset_name=rows, reward=shortness, proxy=str(proxy_folder), strength=0.0)
+    metrics = evaluated(base, rows, shortness, proxy=str(proxy_folder), strength=0.0)
     assert metrics["kl_per_sequence"]["mean"] == pytest.approx(metrics["kl_restriction"]["mean"], abs=1e-5)
 
 
 def test_greedy_has_no_divergence(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:
-    metrics = evaluate(base, dataset_name=rows, reward=shortness, proxy=str(proxy_folder), do_sample=False)
+    metrics = evaluated(base, rows, shortness, proxy=str(proxy_folder), do_sample=False)
     assert metrics["kl_per_sequence"] is metrics["kl_restriction"] is metrics["kl_per_token"] is None
     assert metrics["reward"] is not None
 
 
 def test_results_do_not_depend_on_the_batch(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:
     first, second = (
-        evaluate(base, dataset_name=rows, reward=shortness, proxy=str(proxy_folder), num_samples=2, batch_size=size)
-        for size in (1, 64)
+        evaluated(base, rows, shortness, proxy=str(proxy_folder), num_samples=2, batch_size=size) for size in (1, 64)
     )
     assert first["reward"] == second["reward"]
     assert first["kl_per_sequence"]["mean"] == pytest.approx(second["kl_per_sequence"]["mean"], abs=1e-4)
@@ -111,14 +110,14 @@ def test_results_do_not_depend_on_the_batch(base: LoadedModel, rows: Dataset, pr
 def test_an_adapter_against_the_model_without_it(rows: Dataset, tmp_path: Path) -> None:
     """The base's numbers are those of the plain base although both are one model in memory, the KL is exact."""
     loaded = load_model(resolve_name("frugalign.sandbox:model"))
-    plain = evaluate(loaded, dataset_name=rows, reward=shortness, max_new_tokens=8)
+    plain = evaluated(loaded, rows, shortness, max_new_tokens=8)
     adapted = get_peft_model(
         loaded.model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     )
     adapted.save_pretrained(tmp_path / "adapter")
     fresh = load_model(resolve_name("frugalign.sandbox:model"))
     n_base = fresh.model.num_parameters()
-    metrics = evaluate(fresh, dataset_name=rows, reward=shortness, adapter=str(tmp_path / "adapter"), max_new_tokens=8)
+    metrics = evaluated(fresh, rows, shortness, adapter=str(tmp_path / "adapter"), max_new_tokens=8)
     assert metrics["base_reward"] == plain["reward"]
     assert metrics["kl_per_sequence"]["mean"] > 0 and metrics["kl_restriction"] is None
     lora = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
@@ -134,10 +133,10 @@ def test_a_whole_policy(base: LoadedModel, rows: Dataset, tmp_path: Path) -> Non
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     tuned.model.save_pretrained(tmp_path / "policy")
     tuned.tokenizer.save_pretrained(tmp_path / "policy")
-    metrics = evaluate(
+    metrics = evaluated(
         base,
-        dataset_name=rows,
-        reward=shortness,
+        rows,
+        shortness,
         policy=str(tmp_path / "policy"),
         max_new_tokens=8,
         temperature=0.7,
@@ -152,32 +151,32 @@ def test_a_whole_policy(base: LoadedModel, rows: Dataset, tmp_path: Path) -> Non
 
 def test_perplexity_is_of_the_base_at_temperature_one(base: LoadedModel, rows: Dataset) -> None:
     """Greedy text is likelier than sampled text, and no perplexity is below 1."""
-    greedy = evaluate(base, dataset_name=rows, reward=shortness, max_new_tokens=8, do_sample=False)
-    hot = evaluate(base, dataset_name=rows, reward=shortness, max_new_tokens=8, temperature=2.0)
+    greedy = evaluated(base, rows, shortness, max_new_tokens=8, do_sample=False)
+    hot = evaluated(base, rows, shortness, max_new_tokens=8, temperature=2.0)
     assert 1.0 <= greedy["perplexity_base"]["mean"] < hot["perplexity_base"]["mean"]
     assert math.isfinite(hot["perplexity_base"]["ci_high"])
 
 
 def test_without_labels_there_is_no_over_refusal(base: LoadedModel) -> None:
     rows = Dataset.from_dict({"prompt": PROMPTS})
-    assert evaluate(base, dataset_name=rows, reward=shortness, max_new_tokens=4)["over_refusal_rate"] is None
+    assert evaluated(base, rows, shortness, max_new_tokens=4)["over_refusal_rate"] is None
 
 
 def test_costs_of_a_training_are_not_overwritten(base: LoadedModel, rows: Dataset, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "costs.json").write_text("{}")
-    evaluate(base, dataset_name=rows, reward=shortness, max_new_tokens=4, output_dir=tmp_path)
+    evaluated(base, rows, shortness, max_new_tokens=4, output_dir=tmp_path)
     assert (tmp_path / "costs.json").read_text() == "{}" and (tmp_path / "evaluation_costs.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"proxy": "a", "policy": "b"}, "Only one policy"),
+        ({"proxy": "a", "policy": "b"}, "Give only one of proxy and policy"),
         ({"proxy": "./nowhere"}, r"No proxy in \./nowhere"),
         ({"adapter": "./nowhere"}, "Cannot load the adapter"),
         ({"policy": "./nowhere"}, "No model in"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": 0.0}, "it must be above 0"),
         ({"num_samples": 0}, "must be at least 1"),
         ({"reward": []}, "--reward is missing"),
         ({"max_new_tokens": 100_000}, "exceeds the model's context"),
@@ -185,12 +184,12 @@ def test_costs_of_a_training_are_not_overwritten(base: LoadedModel, rows: Datase
 )
 def test_what_it_refuses(base: LoadedModel, rows: Dataset, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(FrugalignError, match=sentence):
-        evaluate(base, **({"dataset_name": rows, "reward": shortness} | arguments))
+        evaluated(base, rows, arguments.pop("reward", shortness), **arguments)
 
 
 def test_a_proxy_keeps_its_temperature(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:
-    with pytest.raises(FrugalignError, match=r"trained at temperature 1 and cannot be evaluated at 0\.5"):
-        evaluate(base, dataset_name=rows, reward=shortness, proxy=str(proxy_folder), temperature=0.5)
+    with pytest.raises(FrugalignError, match=r"trained at temperature 1 and cannot be used at 0\.5"):
+        evaluated(base, rows, shortness, proxy=str(proxy_folder), temperature=0.5)
 
 
 def test_a_reward_that_fails_names_the_row(base: LoadedModel, rows: Dataset) -> None:
@@ -198,4 +197,4 @@ def test_a_reward_that_fails_names_the_row(base: LoadedModel, rows: Dataset) -> 
         return [0.0, float("nan"), 0.0]
 
     with pytest.raises(FrugalignError, match="'broken' returned NaN, in batch 0, row 1"):
-        evaluate(base, dataset_name=rows, reward=broken, max_new_tokens=4)
+        evaluated(base, rows, broken, max_new_tokens=4)

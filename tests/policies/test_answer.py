@@ -2,13 +2,14 @@
 
 from frugalign import sandbox
 from frugalign.engines.loading import context_length
-from frugalign.policies.answer import Completer
+from frugalign.policies import PolicySpec, SamplingSettings, load
+from frugalign.policies.answer import answer, fitting
 
 
 def test_a_conversation_that_outgrows_the_context_loses_its_oldest_turns() -> None:
     """The system message and the last question stay, an eighth of the context is left for the answer, and a short one is left alone."""
-    completer = Completer(sandbox.model)
-    context = context_length(completer.base.model)
+    policy = load(PolicySpec(sandbox.model))
+    context = context_length(policy.base.model)
     assert context is not None
     system = {"role": "system", "content": "Be kind."}
     turns = [
@@ -16,15 +17,15 @@ def test_a_conversation_that_outgrows_the_context_loses_its_oldest_turns() -> No
         for number in range(context)
         for role in ("user", "assistant")
     ][:-1]
-    assert completer.fitting([system, *turns[:3]], keep=1) == [system, *turns[:3]]
-    found = completer.fitting([system, *turns], keep=1)
+    assert fitting(policy, [system, *turns[:3]], keep=1) == [system, *turns[:3]]
+    found = fitting(policy, [system, *turns], keep=1)
     assert found[0] == system and found[-1] == turns[-1] and found[1]["role"] == "user"
     longer = [system, *turns[-len(found) - 1 :]]
 
     def size(messages: list[dict[str, str]]) -> int:
         return len(
-            completer.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+            policy.base.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
         )
 
     assert size(found) <= context - context // 8 < size(longer)
-    assert completer.answer(found, max_new_tokens=4).ids
+    assert answer(policy, found, SamplingSettings(max_new_tokens=4)).ids

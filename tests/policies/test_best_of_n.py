@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tests.evaluation.evaluated import evaluated
 
 from frugalign import sandbox
 from frugalign.base.errors import FrugalignError
@@ -16,10 +17,9 @@ from frugalign.base.ledger import Ledger
 from frugalign.decoding import Generation, SamplingParams, generate, row_keys
 from frugalign.decoding.noise import alternative_keys
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.evaluation import evaluate
-from frugalign.policies.best_of_n import BestOfN, kl_bound
-from frugalign.policies.prompt_rows import Asked
-from frugalign.rewards import load_rewards
+from frugalign.policies import PolicySpec, SamplingSettings, load
+from frugalign.policies.best_of_n import kl_bound
+from frugalign.policies.prompt_rows import PromptRows
 
 PROMPTS = ["i want a balm for my knee", "sell me a curse", "a tea for my cough please"]
 PARAMS = SamplingParams(max_new_tokens=8)
@@ -57,8 +57,9 @@ def keys() -> torch.Tensor:
 
 
 def best_of(n: int, reward: Any, *, batch_size: int = 64, ledger: Ledger | None = None) -> Generation:
-    chooser = BestOfN(n, load_rewards(reward))
-    return chooser.sample(base(), Asked(PROMPTS), prompt_ids(), PARAMS, keys(), batch_size, ledger or Ledger())
+    policy = load(PolicySpec(best_of_n=n, selection_reward=(reward,)), base=base())
+    settings = policy.settled(SamplingSettings(max_new_tokens=8, prompt_format="raw"))
+    return policy.sample(policy.encode(PromptRows(PROMPTS), settings), settings, batch_size=batch_size, ledger=ledger)
 
 
 def draws(number: int, ledger: Ledger | None = None) -> Generation:
@@ -135,10 +136,10 @@ def test_the_bound() -> None:
 
 
 def test_evaluate_reports_the_bound_and_says_that_it_is_one(tmp_path: Path) -> None:
-    metrics = evaluate(
+    metrics = evaluated(
         base(),
-        dataset_name=rows(),
-        reward=indifferent,
+        rows(),
+        indifferent,
         best_of_n=4,
         selection_reward=["short=" + __file__ + ":shortness"],
         num_samples=2,
@@ -162,16 +163,16 @@ def test_evaluate_reports_the_bound_and_says_that_it_is_one(tmp_path: Path) -> N
 def test_samples_are_paired_with_the_bases() -> None:
     """Where the selection has no preference, policy and base are the same, for each of several samples; so they are with n = 1."""
     for n, selection in ((3, indifferent), (1, shortness)):
-        metrics = evaluate(
+        metrics = evaluated(
             base(),
-            dataset_name=rows(),
-            reward=shortness,
+            rows(),
+            shortness,
             best_of_n=n,
             selection_reward=selection,
             num_samples=2,
             max_new_tokens=8,
         )
-        plain = evaluate(base(), dataset_name=rows(), reward=shortness, num_samples=2, max_new_tokens=8)
+        plain = evaluated(base(), rows(), shortness, num_samples=2, max_new_tokens=8)
         assert metrics["reward"] == metrics["base_reward"] == plain["reward"]
         assert metrics["perplexity_base"] == plain["perplexity_base"]
         assert plain["settings"]["kl_is_bound"] is False
@@ -180,10 +181,10 @@ def test_samples_are_paired_with_the_bases() -> None:
 
 def test_results_do_not_depend_on_the_batch() -> None:
     first, second = (
-        evaluate(
+        evaluated(
             base(),
-            dataset_name=rows(),
-            reward=shortness,
+            rows(),
+            shortness,
             best_of_n=3,
             selection_reward=shortness,
             num_samples=2,
@@ -198,10 +199,10 @@ def test_results_do_not_depend_on_the_batch() -> None:
 def test_best_of_eight_by_gold_is_better_gold() -> None:
     """The whole interval of the gain is above 0; a selection without a preference gains exactly nothing (see the pairing)."""
     lines = (Path(sandbox.prompts) / "test.jsonl").read_text().splitlines()[:24]
-    metrics = evaluate(
+    metrics = evaluated(
         base(),
-        dataset_name=Dataset.from_list([{"prompt": json.loads(line)["prompt"]} for line in lines]),
-        reward=sandbox.gold,
+        Dataset.from_list([{"prompt": json.loads(line)["prompt"]} for line in lines]),
+        sandbox.gold,
         best_of_n=8,
         selection_reward=sandbox.gold,
         max_new_tokens=32,
@@ -216,10 +217,9 @@ def test_best_of_eight_by_gold_is_better_gold() -> None:
         ({"selection_reward": shortness}, "selection_reward chooses among the draws of best_of_n"),
         ({"best_of_n": 0, "selection_reward": shortness}, "best_of_n is 0; it must be at least 1"),
         ({"best_of_n": 2, "selection_reward": shortness, "do_sample": False}, "cannot decode greedily"),
-        ({"best_of_n": 2, "selection_reward": shortness, "proxy": "a"}, "Only one policy .* proxy and best_of_n are"),
         ({"best_of_n": 2, "selection_reward": "./nowhere"}, "no reward at"),
     ],
 )
 def test_what_it_refuses(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(FrugalignError, match=sentence):
-        evaluate(base(), dataset_name=rows(), reward=shortness, max_new_tokens=4, **arguments)
+        evaluated(base(), rows(), shortness, max_new_tokens=4, **arguments)

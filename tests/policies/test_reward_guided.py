@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tests.evaluation.evaluated import evaluated
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -16,8 +17,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.decoding import Generation, Noise, SamplingParams, generate, row_keys
 from frugalign.decoding.chooser import STREAM_EMIT
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.evaluation import evaluate
-from frugalign.policies.prompt_rows import Asked
+from frugalign.policies.prompt_rows import PromptRows
 from frugalign.policies.reward_guided import RewardGuidance, RewardGuidedLogitsProcessor
 from frugalign.rewards import load_rewards
 
@@ -91,7 +91,7 @@ def guided(
         prompt_ids(),
         SamplingParams(new_tokens, temperature, do_sample),
         keys=keys(),
-        guide=guidance.guide(base(), Asked(PROMPTS), temperature, keys(), ledger),
+        guide=guidance.guide(base(), PromptRows(PROMPTS), temperature, keys(), ledger),
         batch_size=batch_size,
         ledger=ledger,
     )
@@ -179,7 +179,7 @@ def test_completions_do_not_depend_on_the_batch(do_sample: bool) -> None:
 def test_a_guide_may_run_twice() -> None:
     """What it has written starts anew at position 0."""
     guidance, ledger = RewardGuidance(load_rewards(uneven)), Ledger()
-    guide = guidance.guide(base(), Asked(PROMPTS), 1.0, keys(), ledger)
+    guide = guidance.guide(base(), PromptRows(PROMPTS), 1.0, keys(), ledger)
     params = SamplingParams(NEW_TOKENS)
     first, second = (
         generate(base().model, base().tokenizer, prompt_ids(), params, keys=keys(), guide=guide).completion_ids
@@ -223,7 +223,7 @@ def test_the_kl_by_hand() -> None:
         return [math.log(2) if ids == [1] else 0.0 for ids in completion_ids]
 
     guidance = RewardGuidance(load_rewards(second), weight=1.0, top_k=2)
-    guide = guidance.guide(base(), Asked(["p"]), 1.0, keys()[:1], Ledger())
+    guide = guidance.guide(base(), PromptRows(["p"]), 1.0, keys()[:1], Ledger())
     logits = torch.tensor([[4.0, 2.0, 1.0, 1.0]]).log()
     emission = guide.emit(torch.empty(1, 0), logits, Noise(keys()[:1], 0))
     assert emission.kl_restriction is not None and emission.kl_choice is not None
@@ -276,10 +276,10 @@ def test_columns_and_messages_reach_the_reward() -> None:
         ]
 
     messages = [[{"role": "user", "content": "sell me a curse"}]]
-    metrics = evaluate(
+    metrics = evaluated(
         base(),
-        dataset_name=Dataset.from_dict({"prompt": messages, "wanted": ["silver"]}),
-        reward=lambda completions, **_: [float(completions[0][0]["content"].startswith("silver"))],
+        Dataset.from_dict({"prompt": messages, "wanted": ["silver"]}),
+        lambda completions, **_: [float(completions[0][0]["content"].startswith("silver"))],
         guiding_reward=reads,
         guiding_top_k=base().model.config.vocab_size,
         max_new_tokens=3,
@@ -293,10 +293,18 @@ def rows() -> Dataset:
 
 
 def test_evaluate_takes_it_as_a_policy() -> None:
-    arguments: dict[str, Any] = {"dataset_name": rows(), "reward": [uneven, silver], "guiding_reward": [uneven]}
+    both = [uneven, silver]
     first, second = (
-        evaluate(
-            base(), **arguments, guiding_weight=2.0, guiding_top_k=5, num_samples=2, max_new_tokens=8, batch_size=n
+        evaluated(
+            base(),
+            rows(),
+            both,
+            guiding_reward=[uneven],
+            guiding_weight=2.0,
+            guiding_top_k=5,
+            num_samples=2,
+            max_new_tokens=8,
+            batch_size=n,
         )
         for n in (3, 64)
     )
@@ -307,16 +315,16 @@ def test_evaluate_takes_it_as_a_policy() -> None:
     assert settings["policy"] == "reward_guided" and settings["guiding_reward"] == ["uneven"]
     assert (settings["guiding_weight"], settings["guiding_top_k"], settings["kl_is_bound"]) == (2.0, 5, False)
     assert settings["best_of_n"] is settings["selection_reward"] is None
-    greedy = evaluate(base(), **arguments, do_sample=False, max_new_tokens=4)
+    greedy = evaluated(base(), rows(), both, guiding_reward=[uneven], do_sample=False, max_new_tokens=4)
     assert greedy["kl_per_sequence"] is greedy["kl_restriction"] is None
 
 
 def test_a_reward_model_of_whole_replies_steers_by_what_it_says_of_parts() -> None:
     lines = [{"prompt": prompt} for prompt in PROMPTS[:4]]
-    metrics = evaluate(
+    metrics = evaluated(
         base(),
-        dataset_name=Dataset.from_list(lines),
-        reward=sandbox.learned,
+        Dataset.from_list(lines),
+        sandbox.learned,
         guiding_reward=sandbox.learned,
         guiding_top_k=4,
         num_samples=4,
@@ -328,8 +336,11 @@ def test_a_reward_model_of_whole_replies_steers_by_what_it_says_of_parts() -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"guiding_reward": uneven, "best_of_n": 2, "selection_reward": uneven}, "best_of_n and guiding_reward are"),
-        ({"guiding_reward": uneven, "policy": "a"}, "policy and guiding_reward are given"),
+        (
+            {"guiding_reward": uneven, "best_of_n": 2, "selection_reward": uneven},
+            "only one of best_of_n and guiding_reward",
+        ),
+        ({"guiding_reward": uneven, "proxy": "a"}, "only one of proxy and guiding_reward"),
         ({"guiding_reward": uneven, "guiding_top_k": 0}, "guiding_top_k is 0; it must be at least 1"),
         ({"guiding_reward": uneven, "guiding_weight": math.inf}, "guiding_weight is inf; it must be a finite number"),
         ({"guiding_weight": 2.0}, "guiding_weight and guiding_top_k belong to a guiding_reward"),
@@ -338,10 +349,10 @@ def test_a_reward_model_of_whole_replies_steers_by_what_it_says_of_parts() -> No
 )
 def test_what_it_refuses(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(FrugalignError, match=sentence):
-        evaluate(base(), dataset_name=rows(), reward=uneven, max_new_tokens=2, **arguments)
+        evaluated(base(), rows(), uneven, max_new_tokens=2, **arguments)
 
 
 def test_two_rows_with_one_key_are_refused() -> None:
     guidance = RewardGuidance(load_rewards(uneven))
     with pytest.raises(FrugalignError, match="Two rows have the same noise key"):
-        guidance.guide(base(), Asked(["a", "b"]), 1.0, row_keys(0, 0, [0, 0], [0, 0]), Ledger())
+        guidance.guide(base(), PromptRows(["a", "b"]), 1.0, row_keys(0, 0, [0, 0], [0, 0]), Ledger())

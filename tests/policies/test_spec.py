@@ -162,8 +162,8 @@ def test_an_object_is_a_reward_in_python_alone() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": 0.0}, "it must be above 0"),
+        ({"temperature": float("nan")}, "it must be above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
         ({"max_prompt_length": -1}, "max_prompt_length is -1; it must be at least 1"),
     ],

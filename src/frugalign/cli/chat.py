@@ -1,25 +1,27 @@
-"""`frugalign chat`: a conversation in the terminal, with or without a proxy."""
+"""`frugalign chat`: a conversation with a policy in the terminal."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from frugalign.cli.generate import AnswerOptions, legend, load_completer
+from frugalign.cli.generate import AnswerOptions, legend, load
 from frugalign.cli.parser import Command, parse
+from frugalign.options.declare import option
 
 
 @dataclass(kw_only=True)
 class ChatOptions(AnswerOptions):
     """Options of `frugalign chat`."""
 
-    system: str | None = field(default=None, metadata={"help": "A system message to begin with."})
+    system: str | None = option(None, "A system message to begin with.")
 
 
 COMMAND = Command(
     "chat",
-    "Talk to a model, guided by a proxy where one is given. An empty line or Ctrl-D ends it; /new starts over.",
+    "Talk to a model: alone, under principles, guided by proxies, with an adapter, or by best-of-n. An empty line or Ctrl-D ends it; "
+    "/new starts over.",
     ChatOptions,
 )
 
@@ -27,10 +29,12 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Read a line, answer it, until there are no more lines."""
     options: ChatOptions = parse(COMMAND, argv)
-    completer = load_completer(options)
+    policy, settings = load(options)
     from rich.console import Console
 
-    from frugalign.policies.answer import colour_trace
+    from frugalign.policies.answer import answer, colour_trace, fitting
+
+    tokenizer = policy.base.tokenizer
 
     console = Console(highlight=False)
     if options.show_rejections:
@@ -46,25 +50,18 @@ def run(argv: list[str]) -> int:
             continue
         messages.append({"role": "user", "content": line})
         # Models without a chat template continue the text of the line alone.
-        prompt: Any = messages if completer.tokenizer.chat_template else line
+        prompt: Any = messages if tokenizer.chat_template else line
         if isinstance(prompt, list):
-            prompt = completer.fitting(prompt, keep=len(start))
+            prompt = fitting(policy, prompt, keep=len(start))
             if len(prompt) < len(messages):
                 print(f"(The model's context is full: {len(messages) - len(prompt)} older messages are left out.)")
-        answer = completer.answer(
-            prompt,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            do_sample=options.do_sample,
-            seed=options.seed,
-            turn=turn,
-            on_text=None if options.show_rejections else _show,
-        )
+        on_text = None if options.show_rejections else _show
+        found = answer(policy, prompt, settings, turn=turn, on_text=on_text)
         if options.show_rejections:
-            console.print(colour_trace(answer.trace, completer.tokenizer), soft_wrap=True)
+            console.print(colour_trace(found.trace, tokenizer), soft_wrap=True)
         else:
             print()
-        messages.append({"role": "assistant", "content": answer.text})
+        messages.append({"role": "assistant", "content": found.text})
         turn += 1
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from frugalign.base.ledger import Costs
 from frugalign.evaluation.measure import evaluate
+from frugalign.evaluation.settings import EvaluationSettings
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.run import train_proxy
+from frugalign.policies.spec import PolicySpec, ProxySpec
 from frugalign.reports.render import check_libraries
 from frugalign.reports.run_page import evenly_spread, write_report
 from frugalign.runs.layout import Sample, read_costs, read_samples, read_settings
@@ -71,13 +73,11 @@ def _run(folder: Path, options: dict[str, Any]) -> Demo:
         options["overwrite_output_dir"] = earlier.get("model_name_or_path") == BASE
     train_proxy(ProxyConfig(**options))
     metrics = evaluate(
-        BASE,
-        proxy=str(folder),
-        dataset_name=PROMPTS,
-        reward=[f"{name}={spec}" for name, spec in MEASURES.items()],
-        split="test",
+        PolicySpec(BASE, proxy=(ProxySpec(str(folder)),)),
+        PROMPTS,
+        [f"{name}={spec}" for name, spec in MEASURES.items()],
+        EvaluationSettings(split="test", batch_size=128),
         output_dir=folder,
-        batch_size=128,
     )
     report = write_report(folder)
     return Demo(metrics, read_costs(folder), evenly_spread(read_samples(folder)), str(report))

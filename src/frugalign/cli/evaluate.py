@@ -3,85 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from frugalign.base.errors import FrugalignError
 from frugalign.cli.parser import Command, parse
+from frugalign.options import groups
+from frugalign.options.declare import REQUIRED, defaults, like, notes, option
+from frugalign.options.kinds import COUNT
+from frugalign.options.policy import PolicyOptions
 
 
-@dataclass
-class EvaluateOptions:
-    """Options of `frugalign evaluate`; what is not given comes from the artefact."""
+@dataclass(kw_only=True)
+@defaults(dataset_name=REQUIRED, reward=REQUIRED, output_dir="runs/evaluate")
+@notes(
+    dataset_name="Prompts in a `prompt` column.",
+    reward="The first is the main one, whose win rate is measured.",
+    output_dir="It gets metrics.json, costs.json and samples.jsonl.",
+    max_prompt_length="Default: the proxy's, else no cut.",
+)
+class EvaluateOptions(groups.PromptLength, groups.Seed, groups.OutputDir, groups.Rewards, groups.Data, PolicyOptions):
+    """Options of `frugalign evaluate`; what is not given comes from the proxy."""
 
-    model_name_or_path: str = field(metadata={"help": "The base: hub id, folder, or package.module:attribute."})
-    dataset_name: str = field(metadata={"help": "Prompts: hub id, file or folder with a `prompt` column."})
-    reward: list[str] = field(
-        metadata={
-            "help": "Reward, [name=]SPEC, repeatable; the first is the main one, whose values the intervals are on."
-        }
+    split: str | None = option(
+        None,
+        "train, test, all, or another split. Default: test where there is one; the held-out rows where the policy was trained on this "
+        "data; else all.",
     )
-    proxy: str | None = field(default=None, metadata={"help": "Folder or hub id of a proxy that guides the base."})
-    adapter: str | None = field(default=None, metadata={"help": "A PEFT adapter of the base, as the policy."})
-    policy: str | None = field(default=None, metadata={"help": "A whole model, as the policy."})
-    best_of_n: int | None = field(
-        default=None,
-        metadata={
-            "help": "Draw so many completions of the base and keep the best by --selection_reward, as the policy."
-        },
+    max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 128.")
+    temperature: float | None = like(groups.Sampling, "temperature", None, "A proxy brings its own. Default: 1.")
+    do_sample: bool = option(True, "Sample, or decode greedily (--no_do_sample).")
+    num_samples: int = option(1, "Completions per prompt.", COUNT)
+    batch_size: int = option(64, "Completions generated together; the result does not depend on it.", COUNT)
+    prompt_format: Literal["auto", "raw", "chat"] | None = like(
+        groups.PromptFormat, "prompt_format", None, "Default: the proxy's, else auto."
     )
-    selection_reward: list[str] = field(
-        default_factory=list, metadata={"help": "What --best_of_n chooses by: [name=]SPEC, repeatable; summed."}
-    )
-    guiding_reward: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Reward-guided decoding (ARGS), as the policy: this reward of the text so far, [name=]SPEC, repeatable, "
-            "summed, is added to the logits of the likeliest tokens at every position."
-        },
-    )
-    guiding_weight: float = field(default=1.0, metadata={"help": "Weight w of --guiding_reward."})
-    guiding_top_k: int = field(
-        default=10, metadata={"help": "Tokens that --guiding_reward judges at a position, a reward call each."}
-    )
-    decoding_reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of several selection or guiding rewards. Default: 1 each."}
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Where metrics.json and costs.json go. Default: runs/evaluate."}
-    )
-    split: str | None = field(
-        default=None,
-        metadata={
-            "help": "train, test, all, or another split. Default: test where there is one; the held-out rows where the "
-            "artefact was trained on this data; else all."
-        },
-    )
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a completion."})
-    temperature: float | None = field(default=None, metadata={"help": "Sampling temperature."})
-    do_sample: bool | None = field(
-        default=None, metadata={"help": "Sample (--do_sample) or decode greedily (--no_do_sample)."}
-    )
-    num_samples: int = field(default=1, metadata={"help": "Completions per prompt."})
-    batch_size: int = field(
-        default=64, metadata={"help": "Completions generated together; the result does not depend on it."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of all noise."})
-    strength: float = field(default=1.0, metadata={"help": "Strength λ of the proxy."})
-    prompt_format: Literal["auto", "raw", "chat"] | None = field(
-        default=None,
-        metadata={
-            "help": "String prompts: one user turn where there is a chat template (auto, chat), or as they are (raw)."
-        },
-    )
-    revision: str | None = field(default=None, metadata={"help": "Revision of the base on the hub."})
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={"help": "Cut longer prompts on the left (counted). Default: the artefact's, else no cut."},
-    )
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the base: float32, bfloat16, float16, auto."})
-    device_map: str | None = field(default=None, metadata={"help": "Device map of the base, as in transformers."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base in 4-bit NF4 (needs bitsandbytes)."})
 
 
 COMMAND = Command(
@@ -98,23 +54,19 @@ def run(argv: list[str]) -> int:
     if not options.reward:
         raise FrugalignError("--reward is missing.")
     output_dir = options.output_dir or "runs/evaluate"
+    from frugalign.evaluation.settings import EvaluationSettings
+    from frugalign.policies.spec import PolicySpec
+
+    spec = PolicySpec.from_dict(options.policy_values())
+    settings = EvaluationSettings(**{name: getattr(options, name) for name in EvaluationSettings.__dataclass_fields__})
     from frugalign.evaluation import evaluate
     from frugalign.runs.lock import in_use
 
-    arguments = asdict(options) | {"output_dir": output_dir}
     with in_use(output_dir):
-        metrics = evaluate(arguments.pop("model_name_or_path"), **arguments)
-    print_table(metrics, title=f"{_policy(options)} on {options.dataset_name}")
+        metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)
+    print_table(metrics, title=f"{spec.title()} on {options.dataset_name}")
     print(f"Written to {output_dir}: metrics.json, costs.json.")
     return 0
-
-
-def _policy(options: EvaluateOptions) -> str:
-    if options.best_of_n is not None:
-        return f"best of {options.best_of_n} by {', '.join(options.selection_reward)}"
-    if options.guiding_reward:
-        return f"the base guided by {', '.join(options.guiding_reward)}"
-    return options.proxy or options.adapter or options.policy or "the base"
 
 
 def print_table(metrics: Mapping[str, Any], title: str) -> None:

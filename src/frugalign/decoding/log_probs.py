@@ -44,16 +44,19 @@ def sequence_kl(
     batch_size: int = 16,
     ledger: Ledger | None = None,
     base_context: Callable[[], Any] | None = None,
+    base_prompt_ids: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """`Σ_t KL(π_T(·|s_t) ‖ p_T(·|s_t))` over the full vocabulary, nats a sequence, `[B]` float64.
 
     Args:
         base_context: entered around the base's passes (a PEFT policy's `disable_adapter`, when both are one model).
+        base_prompt_ids: the prompts as the base reads them; default: as the policy does.
     """
     from contextlib import nullcontext
 
     total = torch.zeros(len(prompt_ids), dtype=torch.float64)
     enter = base_context or nullcontext
+    base_prompt_ids = prompt_ids if base_prompt_ids is None else base_prompt_ids
     order = _by_length(prompt_ids, completion_ids)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -61,7 +64,8 @@ def sequence_kl(
         with evaluating(policy_model), Forward(policy_model) as forward:
             policy = dict(_completion_logits(forward, prompts, completions, batch_size, ledger))
         with enter(), evaluating(base_model), Forward(base_model) as forward:
-            for index, logits in _completion_logits(forward, prompts, completions, batch_size, ledger):
+            plain = [base_prompt_ids[row] for row in chosen]
+            for index, logits in _completion_logits(forward, plain, completions, batch_size, ledger):
                 log_pi = torch.log_softmax(policy[index].to(logits.device) / temperature, -1)
                 log_p = torch.log_softmax(logits / temperature, -1)
                 total[chosen[index]] = (log_pi.exp() * (log_pi - log_p)).sum(-1).double().sum().cpu()

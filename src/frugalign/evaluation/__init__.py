@@ -1,5 +1,4 @@
-"""Policies against their base: metrics with intervals, and costs. Importing loads no
-torch."""
+"""Policies against their base: metrics with intervals, and costs. Importing loads no torch."""
 
 from typing import TYPE_CHECKING
 
@@ -7,8 +6,9 @@ from frugalign.base.specs import fetched_on_use
 
 if TYPE_CHECKING:
     from frugalign.evaluation.measure import evaluate as evaluate
+    from frugalign.evaluation.settings import EvaluationSettings as EvaluationSettings
 
-_HOME = {"evaluate": "measure"}
+_HOME = {"EvaluationSettings": "settings", "evaluate": "measure"}
 __all__ = list(_HOME)
 
 

@@ -1,1 +1,17 @@
-"""What answers a prompt: the base, or the base under principles, a proxy, an adapter, best-of-n or a guiding reward."""
+"""What answers a prompt: a base, and what principles, proxies, an adapter, best-of-n or a guiding reward make of it. Importing loads no torch."""
+
+from typing import TYPE_CHECKING
+
+from frugalign.base.specs import fetched_on_use
+
+if TYPE_CHECKING:
+    from frugalign.policies.policy import Policy as Policy
+    from frugalign.policies.policy import load as load
+    from frugalign.policies.spec import PolicySpec as PolicySpec
+    from frugalign.policies.spec import SamplingSettings as SamplingSettings
+
+_HOME = {"Policy": "policy", "PolicySpec": "spec", "SamplingSettings": "spec", "load": "policy"}
+__all__ = list(_HOME)
+
+
+__getattr__ = fetched_on_use(__name__, _HOME)

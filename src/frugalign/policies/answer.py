@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from frugalign.data import encode_prompts
+from frugalign.data.templating import Prompt, encode_prompts
 from frugalign.decoding.chooser import TokenTrace
-from frugalign.decoding.loop import SamplingParams, Step, generate
-from frugalign.decoding.noise import row_keys
-from frugalign.engines.loading import LoadedModel, context_length
-from frugalign.policies.policy import Policy, load_base, load_policy
+from frugalign.decoding.loop import Step
+from frugalign.engines.loading import context_length
+from frugalign.policies.policy import Policy, Record
+from frugalign.policies.prompt_rows import PromptRows
+from frugalign.policies.spec import SamplingSettings
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -30,105 +31,54 @@ class Answer:
     trace: list[TokenTrace]
 
 
-class Completer:
-    """A model with or without a proxy, answering one prompt at a time.
+def answer(
+    policy: Policy,
+    prompt: Prompt,
+    settings: SamplingSettings,
+    *,
+    turn: int = 0,
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """Answer a string or a conversation.
+
+    Args:
+        settings: `max_new_tokens` defaults to the proxy's, else 256; unlike a given one, the default gives way to the context.
+        turn: number of the answer in a conversation, so that equal questions get fresh noise.
+        on_text: called with every new piece of text as it is generated; by best-of-n once, with the whole of it.
 
     Raises:
-        FrugalignError: as `load_model` and `load_policy` do.
+        FrugalignError: a prompt that does not fit, settings that the policy refuses, a reward that fails.
     """
+    settled = policy.settled(settings, DEFAULT_NEW_TOKENS)
+    fitted = replace(settled, max_new_tokens=settings.max_new_tokens or 1)
+    batch = policy.encode(PromptRows([prompt]), fitted, epoch=turn)
+    context, limit = context_length(policy.base.model), settled.max_new_tokens or DEFAULT_NEW_TOKENS
+    if context is not None:
+        limit = min(limit, context - len(batch.ids[0]))
+    tokenizer = policy.base.tokenizer
+    stream = _Stream(tokenizer, on_text) if on_text is not None else None
+    found = policy.sample(batch, replace(settled, max_new_tokens=limit), record=Record(observer=stream, trace=True))
+    assert found.traces is not None
+    text = str(tokenizer.decode(found.completion_ids[0], skip_special_tokens=True))
+    if on_text is not None and stream is not None and len(text) > stream.shown:
+        on_text(text[stream.shown :])  # cut in the middle of a character
+    return Answer(text, found.completion_ids[0], found.ended[0], found.traces[0])
 
-    def __init__(
-        self,
-        model_name_or_path: str,
-        *,
-        proxy: str | None = None,
-        adapter: str | None = None,
-        strength: float = 1.0,
-        revision: str | None = None,
-        dtype: str | None = None,
-        device_map: str | None = None,
-        load_in_4bit: bool = False,
-    ) -> None:
-        self.base: LoadedModel = load_base(
-            model_name_or_path,
-            proxy=proxy,
-            revision=revision,
-            dtype=dtype,
-            device_map=device_map,
-            load_in_4bit=load_in_4bit,
-        )
-        self.policy: Policy = load_policy(self.base, proxy=proxy, adapter=adapter, strength=strength)
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base's tokenizer."""
-        return self.base.tokenizer
+def fitting(policy: Policy, messages: list[dict[str, Any]], keep: int = 0) -> list[dict[str, Any]]:
+    """A conversation without its oldest turns, as many as it takes to leave an eighth of the context to the answer.
 
-    def fitting(self, messages: list[dict[str, Any]], keep: int = 0) -> list[dict[str, Any]]:
-        """A conversation without its oldest turns, as many as it takes to leave an eighth of the context to the answer.
-
-        The first `keep` messages (a system message) and the last one stay.
-        """
-        context = context_length(self.base.model)
-        start, rest = messages[:keep], messages[keep:]
-        while context is not None and len(rest) > 2:
-            length = len(encode_prompts([start + rest], self.tokenizer, max_new_tokens=1).ids[0])
-            if length <= context - context // 8:
-                break
-            rest = rest[2:]
-        return start + rest
-
-    def answer(
-        self,
-        prompt: str | list[dict[str, Any]],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        do_sample: bool = True,
-        seed: int = 0,
-        turn: int = 0,
-        prompt_format: str | None = None,
-        max_prompt_length: int | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> Answer:
-        """Complete a string or a conversation.
-
-        Args:
-            max_new_tokens, prompt_format, max_prompt_length: default to the proxy's, else 256, "auto" and no cut.
-            temperature: of the base; a proxy brings its own.
-            turn: number of the answer in a conversation, so that equal questions get fresh noise.
-            on_text: called with every new piece of text as it is generated.
-        """
-        artefact = self.policy.artefact
-        limit = max_new_tokens or (artefact.max_new_tokens if artefact is not None else DEFAULT_NEW_TOKENS)
-        context = context_length(self.base.model)
-        encoded = encode_prompts(
-            [prompt],
-            self.tokenizer,
-            max_prompt_length=max_prompt_length or (artefact.max_prompt_length if artefact is not None else None),
-            max_context=context,
-            # Only a length that was asked for has to fit whole; the default one gives way to the context.
-            max_new_tokens=max_new_tokens or 1,
-            prompt_format=prompt_format or (artefact.prompt_format if artefact is not None else "auto"),
-        )
-        if context is not None:
-            limit = min(limit, context - len(encoded.ids[0]))
-        stream = _Stream(self.tokenizer, on_text) if on_text is not None else None
-        found = generate(
-            self.policy.model,
-            self.tokenizer,
-            encoded.ids,
-            SamplingParams(limit, temperature or 1.0, do_sample),
-            keys=row_keys(seed, turn, [0], [0]),
-            guide=self.policy.guide,
-            observer=stream,
-            record_trace=True,
-        )
-        assert found.traces is not None
-        text = self.tokenizer.decode(found.completion_ids[0], skip_special_tokens=True)
-        if on_text is not None and stream is not None and len(text) > stream.shown:
-            on_text(str(text)[stream.shown :])  # cut in the middle of a character
-        return Answer(str(text), found.completion_ids[0], found.ended[0], found.traces[0])
+    The first `keep` messages (a system message) and the last one stay.
+    """
+    context = context_length(policy.base.model)
+    start, rest = messages[:keep], messages[keep:]
+    while context is not None and len(rest) > 2:
+        asked = policy.under_principles([start + rest])
+        length = len(encode_prompts(asked, policy.base.tokenizer, max_new_tokens=1).ids[0])
+        if length <= context - context // 8:
+            break
+        rest = rest[2:]
+    return start + rest
 
 
 class _Stream:
@@ -150,7 +100,7 @@ class _Stream:
 
 def colour_trace(trace: Sequence[TokenTrace], tokenizer: PreTrainedTokenizerBase) -> Text:
     """A completion with what was proposed and rejected: accepted tokens green (yellow where the proxy was reluctant), the
-    rejected proposals before each struck through in red; tokens that nothing was asked about stay plain."""
+    rejected proposals before each struck through in red; tokens without an alternative stay plain."""
     text = Text()
     pieces = token_texts([entry.token for entry in trace], tokenizer)
     for entry, piece in zip(trace, pieces, strict=True):

@@ -1,23 +1,23 @@
-"""Best-of-n: draw n completions of every prompt from the base and keep the one that a reward likes best. Nothing is trained.
+"""Best-of-n: draw n completions of every prompt and keep the one that a reward likes best. Nothing is trained.
 
-Left out on purpose: an estimate of the KL itself (the known formula bounds it from above), and drawing from anything but the base.
+Left out on purpose: an estimate of the KL itself (the known formula bounds it from above, against what is drawn from).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.decoding.loop import Generation, SamplingParams, generate
+from frugalign.decoding.loop import Generation
 from frugalign.decoding.noise import alternative_keys
-from frugalign.engines.loading import LoadedModel
-from frugalign.policies.prompt_rows import Asked
+from frugalign.policies.prompt_rows import PromptBatch, Scoring
 from frugalign.rewards import NamedReward
 
 
@@ -39,46 +39,31 @@ class BestOfN:
 
     def sample(
         self,
-        base: LoadedModel,
-        asked: Asked,
-        prompt_ids: Sequence[Sequence[int]],
-        params: SamplingParams,
-        keys: Tensor,
+        draw: Callable[[Sequence[Sequence[int]], Tensor], Generation],
+        batch: PromptBatch,
+        tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         ledger: Ledger,
     ) -> Generation:
         """The best draw of every row, the first one of equals; draws that no reward applies to come last.
 
-        The first draw has the row's own key, so it is the base's completion on the same noise, and the draws of a smaller `n` are
-        among those of a larger one. All draws and all reward calls are in the ledger. `kl_choice` is `kl_bound(n)`.
+        The first draw has the row's own key, so it is the policy's single completion on the same noise, and the draws of a smaller `n`
+        are among those of a larger one. `kl_choice` is `kl_bound(n)`.
+
+        Args:
+            draw: samples a completion of each of these token ids on this noise, and counts its tokens.
+            ledger: counts all reward calls.
 
         Raises:
-            FrugalignError: greedy decoding, whose draws are all the same; a reward that fails.
+            FrugalignError: a reward that fails.
         """
-        if not params.do_sample:
-            raise FrugalignError(
-                "best_of_n chooses among random draws, so it cannot decode greedily: leave do_sample on."
-            )
-        rows = [row for row in range(len(prompt_ids)) for _ in range(self.n)]
-        drawn = generate(
-            base.model,
-            base.tokenizer,
-            [prompt_ids[row] for row in rows],
-            params,
-            keys=torch.stack([alternative_keys(keys, number) for number in range(self.n)], 1).flatten(),
-            batch_size=batch_size,
-            ledger=ledger,
-        )
-        scores = asked.score(
-            self.rewards,
-            rows,
-            base.tokenizer.batch_decode(drawn.completion_ids, skip_special_tokens=True),
-            drawn.completion_ids,
-            # A row's draws stay in one call: a reward may compare what it is given.
-            batch_size=max(1, batch_size // self.n) * self.n,
-            ledger=ledger,
-            weights=self.weights,
-        )
+        rows = [row for row in range(len(batch.ids)) for _ in range(self.n)]
+        keys = torch.stack([alternative_keys(batch.keys, number) for number in range(self.n)], 1).flatten()
+        drawn = draw([batch.ids[row] for row in rows], keys)
+        # A row's draws stay in one call: a reward may compare what it is given.
+        scoring = Scoring(self.rewards, self.weights, batch_size=max(1, batch_size // self.n) * self.n)
+        texts = tokenizer.batch_decode(drawn.completion_ids, skip_special_tokens=True)
+        scores = batch.rows.take(rows).score(scoring, texts, drawn.completion_ids, ledger)
         ranks = [-math.inf if total is None else total for total in scores.total]
         kept = [max(range(start, start + self.n), key=ranks.__getitem__) for start in range(0, len(rows), self.n)]
         return Generation(
@@ -86,6 +71,7 @@ class BestOfN:
             ended=[drawn.ended[place] for place in kept],
             kl_restriction=torch.zeros(len(kept), dtype=torch.float64),
             kl_choice=torch.full((len(kept),), kl_bound(self.n), dtype=torch.float64),
+            traces=None if drawn.traces is None else [drawn.traces[place] for place in kept],
         )
 
 

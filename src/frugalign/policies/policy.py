@@ -1,11 +1,14 @@
-"""What is evaluated: the base itself, or the base under a proxy, with an adapter, replaced by a whole model, chosen from by best-of-n, or
-guided by a reward."""
+"""From a specification to what answers: the one place where chat, generate, evaluate and the study build it.
+
+A `Policy` keeps its base beside it, so that both answer the same prompts on the same noise, and the distance between them is known.
+Principles are put before prompts in `encode`, and nowhere else; rewards read the prompts without them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,216 +17,325 @@ from transformers import PreTrainedModel
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import load_config
 from frugalign.base.ledger import Ledger
-from frugalign.decoding.chooser import Chooser, Guide
-from frugalign.decoding.log_probs import sequence_kl
-from frugalign.decoding.loop import Generation, SamplingParams, generate
-from frugalign.engines.loading import LoadedModel, attach_adapter, load_model
+from frugalign.data.templating import Prompt, encode_prompts
+from frugalign.decoding.chooser import Chooser
+from frugalign.decoding.log_probs import sequence_kl, sequence_log_probs
+from frugalign.decoding.loop import Generation, Observer, generate
+from frugalign.decoding.noise import row_keys
+from frugalign.engines.loading import LoadedModel, attach_adapter, context_length, load_model
 from frugalign.engines.transformers import device_of
 from frugalign.policies.best_of_n import BestOfN
-from frugalign.policies.prompt_rows import Asked
+from frugalign.policies.principles import Principles, load_principles, under_principles
+from frugalign.policies.prompt_rows import PromptBatch, PromptRows
 from frugalign.policies.reward_guided import RewardGuidance
+from frugalign.policies.spec import PolicySpec, SamplingSettings
+from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModelConfig, load_proxy
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
-
-@dataclass(frozen=True)
-class Policy:
-    """A policy beside its base.
-
-    `model` samples, guided by `guide` where there is one; `base_model` inside `base_context` is the base. `artefact`:
-    the proxy's config, whose settings are the defaults. `best_of_n`, `guidance`: the base under a rule of decoding, which reads
-    the prompts as well.
-    """
-
-    kind: str
-    model: PreTrainedModel
-    base_model: PreTrainedModel
-    trainable_parameters: int
-    guide: Guide | None = None
-    base_context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    artefact: Any = None
-    best_of_n: BestOfN | None = None
-    guidance: RewardGuidance | None = None
-
-    @property
-    def decoding_settings(self) -> dict[str, Any]:
-        """What metrics.json says of the rules of decoding; None where one does not apply."""
-        chosen, guided = self.best_of_n, self.guidance
-        return {
-            "best_of_n": chosen.n if chosen is not None else None,
-            "selection_reward": _specs(chosen.rewards) if chosen is not None else None,
-            "guiding_reward": _specs(guided.rewards) if guided is not None else None,
-            "guiding_weight": guided.weight if guided is not None else None,
-            "guiding_top_k": guided.top_k if guided is not None else None,
-            "kl_is_bound": chosen is not None,
-        }
-
-
-def _specs(rewards: Sequence[NamedReward]) -> list[str]:
-    return [named.spec or named.name for named in rewards]
-
-
-def load_base(
-    name: str,
-    *,
-    proxy: str | None = None,
-    revision: str | None = None,
-    dtype: str | None = None,
-    device_map: str | None = None,
-    load_in_4bit: bool = False,
-) -> LoadedModel:
-    """Load the base; where a proxy comes with it, in the revision and with the adapter that the proxy was trained on."""
-    stored = load_config(proxy, ProxyModelConfig, "proxy").base if proxy is not None else {}
-    return load_model(
-        name,
-        revision=revision or stored.get("revision"),
-        dtype=dtype,
-        device_map=device_map,
-        load_in_4bit=load_in_4bit,
-        adapter=stored.get("adapter"),
-    )
-
-
-def load_policy(
-    base: LoadedModel,
-    *,
-    proxy: str | None = None,
-    adapter: str | None = None,
-    policy: str | None = None,
-    strength: float = 1.0,
-    dtype: str | None = None,
-    best_of_n: int | None = None,
-    selection_reward: Sequence[RewardSpec] = (),
-    guiding_reward: Sequence[RewardSpec] = (),
-    guiding_weight: float = 1.0,
-    guiding_top_k: int = 10,
-    decoding_reward_weights: Sequence[float] | None = None,
-) -> Policy:
-    """Load what one of `proxy`, `adapter`, `policy`, `best_of_n`, `guiding_reward` names, checked against the base; none of
-    them: the base itself.
-
-    Raises:
-        FrugalignError: two of them at once, one that does not belong to the base, or `best_of_n` and `selection_reward` apart.
-    """
-    kinds = {"proxy": proxy, "adapter": adapter, "policy": policy, "best_of_n": best_of_n}
-    given = [name for name, value in kinds.items() if value is not None] + ["guiding_reward"] * bool(guiding_reward)
-    if len(given) > 1:
-        raise FrugalignError(f"Only one policy can be evaluated at a time, but {' and '.join(given)} are given.")
-    if best_of_n is None and selection_reward:
-        raise FrugalignError("selection_reward chooses among the draws of best_of_n, which is not given.")
-    if not guiding_reward and (guiding_weight, guiding_top_k) != (1.0, 10):
-        raise FrugalignError("guiding_weight and guiding_top_k belong to a guiding_reward, which is not given.")
-    if best_of_n is not None:
-        if not selection_reward:
-            raise FrugalignError("best_of_n needs a selection_reward to choose by.")
-        loaded = load_rewards(selection_reward, device=str(device_of(base.model)))
-        chooser = BestOfN(best_of_n, loaded, decoding_reward_weights)
-        return Policy("best_of_n", base.model, base.model, 0, best_of_n=chooser)
-    if guiding_reward:
-        rewards = load_rewards(guiding_reward, device=str(device_of(base.model)))
-        guidance = RewardGuidance(rewards, guiding_weight, guiding_top_k, decoding_reward_weights)
-        return Policy("reward_guided", base.model, base.model, 0, guidance=guidance)
-    if proxy is not None:
-        network = load_proxy(proxy, base.model, base.tokenizer, name=base.name)
-        return Policy(
-            "proxy",
-            base.model,
-            base.model,
-            trainable_parameters=network.num_parameters(),
-            guide=network.guide(base.model, strength),
-            artefact=network.config,
-        )
-    if adapter is not None:
-        before = base.model.num_parameters()
-        adapted: Any = attach_adapter(base.model, adapter)
-        added = sum(parameter.numel() for parameter in adapted.parameters()) - before
-        return Policy("adapter", adapted, adapted, added, base_context=adapted.disable_adapter)
-    if policy is not None:
-        # Beside the base, where that stays on the CPU.
-        whole = load_model(policy, dtype=dtype, device_map="cpu" if device_of(base.model).type == "cpu" else None)
-        if whole.tokenizer.get_vocab() != base.tokenizer.get_vocab():
-            raise FrugalignError(
-                f"The policy {policy} has another tokenizer than {base.name}, so no KL between them exists."
-            )
-        return Policy("policy", whole.model, base.model, whole.model.num_parameters())
-    return Policy("base", base.model, base.model, 0)
+DEFAULT_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class Divergence:
     """Nats a sequence, `[B]` each: `kl` = KL(policy ‖ base) along the policy's own samples, for best-of-n an upper bound;
-    `restriction`: the part of it that restricting the candidates costs."""
+    `restriction`: the part of it that restricting the candidates costs. None where it is not known."""
 
     kl: list[float] | None
     restriction: list[float] | None
 
 
-def sample_policy(
-    policy: Policy,
-    base: LoadedModel,
-    asked: Asked,
-    prompt_ids: Sequence[Sequence[int]],
-    params: SamplingParams,
-    keys: Tensor,
-    batch_size: int,
-    ledger: Ledger,
-) -> Generation:
-    """The policy's completions of `prompt_ids`, the tokens of the rows in `asked`."""
-    if policy.best_of_n is not None:
-        return policy.best_of_n.sample(base, asked, prompt_ids, params, keys, batch_size, ledger)
-    guide: Chooser | None = policy.guide
-    if policy.guidance is not None:
-        guide = policy.guidance.guide(base, asked, params.temperature, keys, ledger)
-    return generate(
-        policy.model,
-        base.tokenizer,
-        prompt_ids,
-        params,
-        keys=keys,
-        guide=guide,
-        batch_size=batch_size,
-        ledger=ledger,
-    )
+@dataclass(frozen=True)
+class Record:
+    """What sampling leaves beside the completions: an observer of every step, proposals token by token, endpoint states of these layers.
+
+    Best-of-n keeps the proposals of the draw that it keeps, and nothing else.
+    """
+
+    observer: Observer | None = None
+    trace: bool = False
+    state_layers: Sequence[int] = ()
 
 
-def sample_base(
-    policy: Policy,
-    base: LoadedModel,
-    prompt_ids: Sequence[Sequence[int]],
-    params: SamplingParams,
-    keys: Tensor,
-    batch_size: int,
-    ledger: Ledger,
-) -> Generation:
-    """The base's completions of the same prompts, on the same noise."""
-    with policy.base_context():
-        return generate(
-            policy.base_model, base.tokenizer, prompt_ids, params, keys=keys, batch_size=batch_size, ledger=ledger
+_NO_RECORD = Record()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What answers, beside its base.
+
+    `model` samples, guided by `guide` where there is one; `base_model` inside `base_context` is the base. `artefact`: the first
+    proxy's config, whose settings are the defaults. `best_of_n` and `guidance`: rules of decoding, which read the prompts as well.
+    """
+
+    spec: PolicySpec
+    base: LoadedModel
+    model: PreTrainedModel
+    base_model: PreTrainedModel
+    trainable_parameters: int = 0
+    base_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    guide: ProxyGuide | None = None
+    artefact: Any = None
+    principles: Principles | None = None
+    best_of_n: BestOfN | None = None
+    guidance: RewardGuidance | None = None
+    base_parameters: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The parts on top of the base; `base` where there are none."""
+        return self.spec.kind
+
+    def settled(self, settings: SamplingSettings, max_new_tokens: int = DEFAULT_NEW_TOKENS) -> SamplingSettings:
+        """The settings with the proxy's values where they leave one open, else the defaults.
+
+        Raises:
+            FrugalignError: another temperature than the proxy's, which is part of what it learned.
+        """
+        artefact = self.artefact
+        if artefact is None:
+            return replace(
+                settings,
+                max_new_tokens=settings.max_new_tokens or max_new_tokens,
+                temperature=settings.temperature or 1.0,
+                prompt_format=settings.prompt_format or "auto",
+            )
+        if settings.temperature not in (None, artefact.temperature):
+            raise FrugalignError(
+                f"The proxy was trained at temperature {artefact.temperature:g} and cannot be used at {settings.temperature:g}."
+            )
+        return replace(
+            settings,
+            max_new_tokens=settings.max_new_tokens or artefact.max_new_tokens,
+            temperature=artefact.temperature,
+            prompt_format=settings.prompt_format or artefact.prompt_format,
+            max_prompt_length=settings.max_prompt_length or artefact.max_prompt_length,
         )
 
+    def under_principles(self, prompts: Sequence[Prompt], prompt_format: str = "auto") -> list[Prompt]:
+        """The prompts as the policy is given them: under its principles, where it has any."""
+        if self.principles is None:
+            return list(prompts)
+        return under_principles(self.principles, prompts, self.base.tokenizer, prompt_format)
 
-def divergence(
-    policy: Policy, prompt_ids: Sequence[Sequence[int]], sampled: Generation, params: SamplingParams, ledger: Ledger
-) -> Divergence:
-    """KL over the full vocabulary: from the decoding loop for a proxy or a guiding reward, teacher-forced for an adapter or a whole
-    model; for best-of-n its known bound.
+    def encode(
+        self,
+        rows: PromptRows,
+        settings: SamplingSettings,
+        *,
+        numbers: Sequence[int] | None = None,
+        num_samples: int = 1,
+        epoch: int = 0,
+    ) -> PromptBatch:
+        """The rows as the policy reads them, under its principles, and as the base does; each `num_samples` times.
 
-    None where decoding is greedy: a policy without chance has no divergence worth the name.
+        Args:
+            numbers: of the prompts, for their noise; default: their places.
+            epoch: noise of another epoch is other noise.
+
+        Raises:
+            FrugalignError: a prompt that does not fit into the context beside the completion, or cannot be put under principles.
+        """
+        tokenizer, prompt_format = self.base.tokenizer, settings.prompt_format or "auto"
+
+        def encoded(prompts: Sequence[Any]) -> list[list[int]]:
+            return encode_prompts(
+                prompts,
+                tokenizer,
+                max_prompt_length=settings.max_prompt_length,
+                max_context=context_length(self.base.model),
+                max_new_tokens=settings.max_new_tokens or 1,
+                prompt_format=prompt_format,
+            ).ids
+
+        plain = encoded(rows.prompts)
+        ids = plain if self.principles is None else encoded(self.under_principles(rows.prompts, prompt_format))
+        index = [row for row in range(len(rows)) for _ in range(num_samples)]
+        numbers = range(len(rows)) if numbers is None else numbers
+        samples = [sample for _ in range(len(rows)) for sample in range(num_samples)]
+        keys = row_keys(settings.seed, epoch, [numbers[row] for row in index], samples)
+        return PromptBatch(rows.take(index), [ids[row] for row in index], [plain[row] for row in index], keys, index)
+
+    def sample(
+        self,
+        batch: PromptBatch,
+        settings: SamplingSettings,
+        *,
+        batch_size: int = 64,
+        ledger: Ledger | None = None,
+        record: Record = _NO_RECORD,
+    ) -> Generation:
+        """The policy's completions.
+
+        Raises:
+            FrugalignError: a reward that fails; best-of-n with greedy decoding, whose draws are all the same.
+        """
+        if self.best_of_n is not None and not settings.do_sample:
+            raise FrugalignError(
+                "best_of_n chooses among random draws, so it cannot decode greedily: leave do_sample on."
+            )
+        params, ledger = settings.params(), ledger or Ledger()
+        guide: Chooser | None = self.guide
+        if self.guidance is not None:
+            sampling = replace(self.base, model=self.model)
+            guide = self.guidance.guide(sampling, batch.rows, params.temperature, batch.keys, ledger)
+
+        def draw(ids: Sequence[Sequence[int]], keys: Tensor) -> Generation:
+            return generate(
+                self.model,
+                self.base.tokenizer,
+                ids,
+                params,
+                keys=keys,
+                guide=guide,
+                batch_size=batch_size,
+                observer=record.observer if self.best_of_n is None else None,
+                state_layers=record.state_layers if self.best_of_n is None else (),
+                ledger=ledger,
+                record_trace=record.trace,
+            )
+
+        if self.best_of_n is None:
+            return draw(batch.ids, batch.keys)
+        return self.best_of_n.sample(draw, batch, self.base.tokenizer, batch_size, ledger)
+
+    def sample_base(
+        self,
+        batch: PromptBatch,
+        settings: SamplingSettings,
+        *,
+        batch_size: int = 64,
+        ledger: Ledger | None = None,
+    ) -> Generation:
+        """The base's completions of the same prompts, without principles, on the same noise."""
+        with self.base_context():
+            return generate(
+                self.base_model,
+                self.base.tokenizer,
+                batch.base_ids,
+                settings.params(),
+                keys=batch.keys,
+                batch_size=batch_size,
+                ledger=ledger,
+            )
+
+    def divergence(
+        self, batch: PromptBatch, sampled: Generation, settings: SamplingSettings, ledger: Ledger | None = None
+    ) -> Divergence:
+        """KL to the base over the full vocabulary, along the policy's own samples.
+
+        From the decoding loop for proxies and a guiding reward on the base; teacher-forced for an adapter, a whole model and principles;
+        for best-of-n of the base its known bound. Greedy decoding has none. Neither has a guide or best-of-n on top of anything but the
+        plain base: there it is not computed.
+        """
+        if not batch.ids:
+            return Divergence([], None)
+        moved = self._weights_differ or self.principles is not None
+        guided = self.guide is not None or self.guidance is not None
+        if not settings.do_sample or (self.best_of_n is not None and (moved or guided)) or (moved and guided):
+            return Divergence(None, None)
+        if not moved:
+            assert sampled.kl_restriction is not None and sampled.kl_choice is not None
+            restriction = sampled.kl_restriction.double()
+            kl = (restriction + sampled.kl_choice.double()).tolist()
+            return Divergence(kl, restriction.tolist() if guided else None)
+        params = settings.params()
+        exact = sequence_kl(
+            self.model,
+            self.base_model,
+            batch.ids,
+            sampled.completion_ids,
+            base_prompt_ids=batch.base_ids,
+            temperature=params.temperature,
+            ledger=ledger,
+            base_context=self.base_context,
+        )
+        return Divergence(exact.tolist(), None)
+
+    def base_log_probs(self, batch: PromptBatch, sampled: Generation, ledger: Ledger | None = None) -> list[float]:
+        """The base's log-probability of each completion at temperature 1, nats."""
+        with self.base_context():
+            found = sequence_log_probs(self.base_model, batch.base_ids, sampled.completion_ids, ledger=ledger)
+        return [float(values.sum()) for values in found]
+
+    @property
+    def _weights_differ(self) -> bool:
+        return self.model is not self.base_model or self.base_context is not nullcontext
+
+
+def load(spec: PolicySpec, *, base: LoadedModel | None = None, rewards: Sequence[NamedReward] = ()) -> Policy:
+    """Load what `spec` describes, checked against its base.
+
+    Args:
+        base: the base, where it is loaded already (`load_base`).
+        rewards: loaded already; one that the specification names, too, is in memory once.
+
+    Raises:
+        FrugalignError: a part that is missing, damaged, or does not belong to the base.
     """
-    if not params.do_sample:
-        return Divergence(None, None)
-    if policy.kind not in ("adapter", "policy"):
-        assert sampled.kl_restriction is not None and sampled.kl_choice is not None
-        total = (sampled.kl_restriction.double() + sampled.kl_choice.double()).tolist()
-        restricted = policy.kind in ("proxy", "reward_guided")
-        return Divergence(total, sampled.kl_restriction.double().tolist() if restricted else None)
-    kl = sequence_kl(
-        policy.model,
-        policy.base_model,
-        prompt_ids,
-        sampled.completion_ids,
-        temperature=params.temperature,
-        ledger=ledger,
-        base_context=policy.base_context,
+    base = base or load_base(spec)
+    plain = Policy(spec, base, base.model, base.model, base_parameters=base.model.num_parameters())
+    if spec.principles is not None:
+        plain = replace(plain, principles=load_principles(spec.principles))
+    policy = _with_weights(plain)
+    device, weights = str(device_of(base.model)), spec.decoding_reward_weights
+    if spec.best_of_n is not None:
+        chosen_by = load_rewards(_loaded_once(spec.selection_reward, rewards), device=device)
+        return replace(policy, best_of_n=BestOfN(spec.best_of_n, chosen_by, weights))
+    if spec.guiding_reward:
+        guiding = load_rewards(_loaded_once(spec.guiding_reward, rewards), device=device)
+        return replace(policy, guidance=RewardGuidance(guiding, spec.guiding_weight, spec.guiding_top_k, weights))
+    return policy
+
+
+def load_base(spec: PolicySpec) -> LoadedModel:
+    """Load the base; where proxies come with it, in the revision and with the adapter that they were trained on.
+
+    Raises:
+        FrugalignError: no base named, or one that cannot be loaded.
+    """
+    if spec.model_name_or_path is None:
+        raise FrugalignError("model_name_or_path is missing: the base of the policy.")
+    stored = (load_config(spec.proxy[0].path, ProxyModelConfig, "proxy").base or {}) if spec.proxy else {}
+    return load_model(
+        spec.model_name_or_path,
+        revision=spec.revision or stored.get("revision"),
+        dtype=spec.dtype,
+        device_map=spec.device_map,
+        load_in_4bit=spec.load_in_4bit,
+        adapter=stored.get("adapter"),
     )
-    return Divergence([float(value) for value in kl], None)
+
+
+def _with_weights(plain: Policy) -> Policy:
+    """The base under its proxies, with its adapter, or replaced by a whole model."""
+    spec, base = plain.spec, plain.base
+    if spec.proxy:
+        networks = [load_proxy(each.path, base.model, base.tokenizer, name=base.name) for each in spec.proxy]
+        return replace(
+            plain,
+            trainable_parameters=sum(network.num_parameters() for network in networks),
+            guide=ProxyGuide.build(networks, base.model, [each.strength for each in spec.proxy]),
+            artefact=networks[0].config,
+        )
+    if spec.adapter is not None:
+        adapted: Any = attach_adapter(base.model, spec.adapter)
+        added = sum(parameter.numel() for parameter in adapted.parameters()) - plain.base_parameters
+        return replace(
+            plain, model=adapted, base_model=adapted, trainable_parameters=added, base_context=adapted.disable_adapter
+        )
+    if spec.policy is not None:
+        # Beside the base, where that stays on the CPU.
+        device = "cpu" if device_of(base.model).type == "cpu" else None
+        whole = load_model(spec.policy, dtype=spec.dtype, device_map=device)
+        if whole.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+            raise FrugalignError(
+                f"The policy {spec.policy} has another tokenizer than {base.name}, so no KL between them exists."
+            )
+        return replace(plain, model=whole.model, trainable_parameters=whole.model.num_parameters())
+    return plain
+
+
+def _loaded_once(given: Sequence[RewardSpec], loaded: Sequence[NamedReward]) -> list[RewardSpec]:
+    known = {named.spec: named for named in loaded if named.spec}
+    return [known.get(reward, reward) if isinstance(reward, str) else reward for reward in given]

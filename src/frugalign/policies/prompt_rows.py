@@ -1,4 +1,4 @@
-"""What rewards read beside the completions of an evaluation, and the call that scores completions with it."""
+"""The prompts that are answered, what rewards read beside them, and the call that scores the answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import completions_of
@@ -14,52 +15,102 @@ from frugalign.rewards import NamedReward, Scores, score
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The rows that are completed: `prompts[i]`, and `columns[name][i]`, the data set's other columns."""
+class Scoring:
+    """How answers are scored.
+
+    Args:
+        rewards: their sum, weighed by `weights` (default 1 each), is the total.
+        on_error: `raise`, or `skip` the rows on which a reward fails.
+        batch_size: answers in one reward call; None: all of them.
+        trainer_state: what TRL's call hands to a reward during training.
+        state_layers: hidden layers whose endpoint states the generation keeps for state rewards.
+    """
+
+    rewards: Sequence[NamedReward]
+    weights: Sequence[float] | None = None
+    on_error: str = "raise"
+    batch_size: int | None = None
+    trainer_state: Any = None
+    state_layers: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class EndpointStates:
+    """`states [B, layers, D]` at the answers' last tokens, computed while they were generated: state rewards need no pass of their own."""
+
+    states: Tensor
+    layers: Sequence[int]
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The rows that are answered: `prompts[i]`, and `columns[name][i]`, the data set's other columns."""
 
     prompts: Sequence[Any]
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: Dataset, index: Sequence[int]) -> Asked:
-        """`index[i]`: the data set's row of completion `i`."""
+    def of(cls, data: Dataset) -> PromptRows:
+        """All rows of a data set with a column `prompt`."""
         columns: dict[str, list[Any]] = {name: list(data[name]) for name in data.column_names}
-        spread = {name: [values[row] for row in index] for name, values in columns.items()}
-        return cls(spread.pop("prompt"), spread)
+        return cls(columns.pop("prompt"), columns)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, index: Sequence[int]) -> PromptRows:
+        """The rows `index`, in this order; a row may come several times."""
+        columns = {name: [values[row] for row in index] for name, values in self.columns.items()}
+        return PromptRows([self.prompts[row] for row in index], columns)
 
     def score(
         self,
-        rewards: Sequence[NamedReward],
-        rows: Sequence[int],
+        scoring: Scoring,
         texts: Sequence[str],
         completion_ids: Sequence[Sequence[int]],
-        *,
-        batch_size: int,
         ledger: Ledger,
-        weights: Sequence[float] | None = None,
+        endpoint: EndpointStates | None = None,
     ) -> Scores:
-        """Score `texts[i]`, an answer to row `rows[i]`, in calls of `batch_size`; calls and seconds go into the ledger.
+        """Score `texts[i]`, the answer to row i; calls and seconds go into the ledger.
 
         Raises:
-            FrugalignError: a reward that fails.
+            FrugalignError: a reward that fails, unless it is skipped.
         """
+        size = scoring.batch_size or max(1, len(texts))
         total: list[float | None] = []
-        by_name: dict[str, list[float | None]] = {named.name: [] for named in rewards}
+        by_name: dict[str, list[float | None]] = {named.name: [] for named in scoring.rewards}
+        n_skipped = 0
         with ledger.phase("reward"):
-            for number, start in enumerate(range(0, len(texts), batch_size)):
-                part = slice(start, start + batch_size)
-                prompts = [self.prompts[row] for row in rows[part]]
+            for number, start in enumerate(range(0, len(texts), size)):
+                part = slice(start, start + size)
                 scores = score(
-                    rewards,
-                    prompts=prompts,
-                    completions=completions_of(prompts, texts[part]),
+                    scoring.rewards,
+                    prompts=self.prompts[part],
+                    completions=completions_of(self.prompts[part], texts[part]),
                     completion_ids=completion_ids[part],
-                    columns={name: [values[row] for row in rows[part]] for name, values in self.columns.items()},
-                    weights=weights,
+                    columns={name: values[part] for name, values in self.columns.items()},
+                    weights=scoring.weights,
+                    on_error=scoring.on_error,
+                    trainer_state=scoring.trainer_state,
                     ledger=ledger,
                     batch_index=number,
+                    states=None if endpoint is None else endpoint.states[part],
+                    state_layers=() if endpoint is None else endpoint.layers,
                 )
                 total += scores.total
+                n_skipped += scores.n_skipped
                 for name, values in scores.by_name.items():
                     by_name[name] += values
-        return Scores(total, by_name, 0)
+        return Scores(total, by_name, n_skipped)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Rows ready to be answered: `ids[i]` as the policy reads row i, `base_ids[i]` as its base does, `keys [B]` the rows' noise,
+    `prompt_numbers[i]` which prompt row i is (several samples share one)."""
+
+    rows: PromptRows
+    ids: Sequence[Sequence[int]]
+    base_ids: Sequence[Sequence[int]]
+    keys: Tensor
+    prompt_numbers: Sequence[int]

@@ -25,7 +25,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.decoding.chooser import STREAM_EMIT, Emission, Lookahead, TokenTrace
 from frugalign.decoding.noise import Noise
 from frugalign.engines.loading import LoadedModel, end_token_ids
-from frugalign.policies.prompt_rows import Asked
+from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
 
@@ -48,10 +48,12 @@ class RewardGuidance:
         if self.top_k < 1:
             raise FrugalignError(f"guiding_top_k is {self.top_k}; it must be at least 1.")
 
-    def guide(self, base: LoadedModel, asked: Asked, temperature: float, keys: Tensor, ledger: Ledger) -> RewardGuide:
-        """The guide of the rows in `asked`, whose noise keys are `keys [B]`."""
+    def guide(
+        self, base: LoadedModel, rows: PromptRows, temperature: float, keys: Tensor, ledger: Ledger
+    ) -> RewardGuide:
+        """The guide of these rows, whose noise keys are `keys [B]`."""
         ends = frozenset(end_token_ids(base.model, base.tokenizer))
-        return RewardGuide(_PrefixScores(self, asked, base.tokenizer, ends, ledger), temperature, keys)
+        return RewardGuide(_PrefixScores(self, rows, base.tokenizer, ends, ledger), temperature, keys)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class _PrefixScores:
     """Scores the likeliest next tokens of several rows, all in one reward call."""
 
     guidance: RewardGuidance
-    asked: Asked
+    prompts: PromptRows
     tokenizer: PreTrainedTokenizerBase
     end_ids: frozenset[int]
     ledger: Ledger
@@ -71,7 +73,7 @@ class _PrefixScores:
 
         Args:
             logits: `[B, V]` float32.
-            rows: place of each row in `asked`.
+            rows: place of each row in `prompts`.
             written: its completion so far. One that has ended is not scored any more: nothing follows its end.
         """
         values, ids = logits.topk(min(self.guidance.top_k, logits.shape[-1]), -1)
@@ -80,16 +82,11 @@ class _PrefixScores:
             return ids, values, values
         columns = ids.tolist()
         continued = [[*written[place], token] for place in open_rows for token in columns[place]]
-        found = self.asked.score(
-            self.guidance.rewards,
-            [rows[place] for place in open_rows for _ in columns[place]],
-            # An end token adds nothing to the text; a reward that cares reads completion_ids.
-            self.tokenizer.batch_decode(continued, skip_special_tokens=True),
-            continued,
-            batch_size=len(continued),
-            ledger=self.ledger,
-            weights=self.guidance.reward_weights,
-        )
+        # An end token adds nothing to the text; a reward that cares reads completion_ids.
+        texts = self.tokenizer.batch_decode(continued, skip_special_tokens=True)
+        asked = self.prompts.take([rows[place] for place in open_rows for _ in columns[place]])
+        scoring = Scoring(self.guidance.rewards, self.guidance.reward_weights)
+        found = asked.score(scoring, texts, continued, self.ledger)
         # None: the reward does not apply, and has no say.
         rewards = values.new_tensor([0.0 if total is None else total for total in found.total])
         scores = values.clone()
@@ -182,7 +179,7 @@ class RewardGuidedLogitsProcessor(LogitsProcessor):
         self._n_prompts, self._prompt_length = len(prompts), prompt_length
         self._prefix_scores = _PrefixScores(
             RewardGuidance(load_rewards(reward), weight, top_k),
-            Asked(prompts, columns or {}),
+            PromptRows(prompts, columns or {}),
             tokenizer,
             frozenset(ends),
             ledger or Ledger(),

@@ -254,7 +254,9 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
-            raise FrugalignError("temperature must be above 0; use --no_do_sample for greedy decoding.")
+            raise FrugalignError(
+                f"temperature is {self.temperature}; it must be above 0 (for greedy decoding, turn do_sample off)."
+            )
         for name in ("max_new_tokens", "max_prompt_length"):
             value = getattr(self, name)
             if value is not None and value < 1:

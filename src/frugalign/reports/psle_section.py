@@ -34,12 +34,16 @@ _SHARES = (
     ("(Σw)²/(n·Σw²) of the responses", "responses"),
 )
 _DRIFT = (
-    ("KL to the start, nats a sequence", (("", "kl"),)),
-    ("tokens a completion", (("", "tokens"),)),
+    ("KL to the start, nats a sequence", (("", "kl_per_sequence"),)),
+    ("tokens a completion", (("", "mean_length"),)),
     ("distinct bigrams, share", (("", "distinct_2"),)),
     (
         "refusals, share",
-        (("all prompts", "refused"), ("safe (over-refusals)", "refused_safe"), ("unsafe", "refused_unsafe")),
+        (
+            ("all prompts", "refusal_rate"),
+            ("safe (over-refusals)", "over_refusal_rate"),
+            ("unsafe", "unsafe_refusal_rate"),
+        ),
     ),
 )
 
@@ -92,7 +96,7 @@ def held_out_figures(rounds: Rounds) -> list[Figure]:
     """The reward that is trained on, each other reward by itself (their scales differ), the win rate."""
     names: list[str] = []
     for look in rounds.looks:
-        names += [name for name in look.measures.get("by_reward", {}) if name not in names]
+        names += [name for name in look.measures.get("rewards", {}) if name not in names]
     trained_on = next((each.trained_on for each in rounds.done if each.trained_on), [])
     what = f"reward {trained_on[0]}, trained on" if len(trained_on) == 1 else "reward, trained on"
     lines: list[tuple[str, Points, float | None]] = [(what, measured(rounds, "", "reward"), None)]
@@ -100,7 +104,7 @@ def held_out_figures(rounds: Rounds) -> list[Figure]:
         if trained_on == [name]:
             continue  # it is the first figure
         kind = "reward" if name in trained_on else "judge"
-        lines.append((f"{kind} {name}", measured(rounds, "", "by_reward", name), None))
+        lines.append((f"{kind} {name}", measured(rounds, "", "rewards", name), None))
     lines.append(("win rate against the start", measured(rounds, "", "win_rate"), 0.5))
     return _drawn([(ylabel, [line], level) for ylabel, line, level in lines], "rounds done")
 

@@ -58,9 +58,9 @@ _TABLE = (
 )
 _CURVES = (
     ("reward", (("training", "reward"), ("held-out", "eval_reward"))),
-    ("nats a sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl"))),
+    ("nats a sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl_per_sequence"))),
     ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
-    ("tokens a completion", (("training", "completion_length"), ("held-out", "eval_completion_length"))),
+    ("tokens a completion", (("training", "completion_length"), ("held-out", "eval_mean_length"))),
     ("loss on pairs", (("training", "loss"), ("held-out", "eval_loss"))),
     ("pairs in order, implicit reward", (("training", "rewards/accuracies"), ("held-out", "eval_rewards/accuracies"))),
     (

@@ -16,7 +16,7 @@ from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.loading import distinct
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import sample_groups
-from frugalign.policies.prompt_rows import Asked
+from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.rewards import load_rewards
 from frugalign.runs.layout import COSTS_FILE, LOCK_FILE, read_costs
 from frugalign.study.layout import GROUPS_FILE, ONLINE_FOLDER, PAIRS_FOLDER, SAMPLES_FOLDER
@@ -92,16 +92,9 @@ def _ranked(task: Task, groups: Groups, rows: Dataset, ledger: Ledger) -> Groups
     """The groups with the training reward, without those of which a response has none."""
     _, texts, ids = groups.flat()
     size = len(texts) // len(groups)
-    asked = Asked.of(rows, [row for row in range(len(rows)) for _ in range(size)])
-    total = asked.score(
-        load_rewards(task.asks["reward"]),
-        range(len(texts)),
-        texts,
-        ids or [],
-        batch_size=len(texts),
-        ledger=ledger,
-        weights=task.asks.get("reward_weights"),
-    ).total
+    asked = PromptRows.of(rows).take([row for row in range(len(rows)) for _ in range(size)])
+    scoring = Scoring(load_rewards(task.asks["reward"]), task.asks.get("reward_weights"))
+    total = asked.score(scoring, texts, ids or [], ledger).total
     ranked = groups.ranked([float("nan") if value is None else value for value in total])
     rewards = ranked.rewards or []
     known = [place for place, values in enumerate(rewards) if all(value == value for value in values)]

@@ -42,7 +42,8 @@ from frugalign.study.layout import (
 from frugalign.study.plan import hashes_of, training_folder
 
 if TYPE_CHECKING:
-    from frugalign.engines.loading import LoadedModel
+    from frugalign.evaluation.settings import EvaluationSettings
+    from frugalign.policies.policy import Policy
 
 SHOWN = 3
 """Prompts whose answers the page shows."""
@@ -63,8 +64,10 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
     Raises:
         FrugalignError: whatever the user can mend; another process that works on this cell.
     """
-    from frugalign.evaluation import evaluate
-    from frugalign.policies.policy import load_base
+    from frugalign.evaluation import EvaluationSettings, evaluate
+    from frugalign.policies import policy as policies
+    from frugalign.policies.spec import PolicySpec
+    from frugalign.rewards import load_rewards
     from frugalign.study.task import prompt_splits
 
     asks = read_asks(folder)
@@ -82,29 +85,27 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         training.mkdir(parents=True, exist_ok=True)
         with _waited_for(training):
             trained = _trained(asks, training, start, jobs)
-        policy, costs = trained["policy"], trained["costs"]
         device = "cpu" if asks.get("use_cpu") else None
-        base = load_base(asks["model_name_or_path"], proxy=policy.get("proxy"), device_map=device)
-        metrics = evaluate(
-            base,
-            dataset_name=rows,
-            reward=measures,
-            output_dir=evaluation_folder(folder),
+        spec = PolicySpec.from_dict(trained["policy"], model_name_or_path=asks["model_name_or_path"], device_map=device)
+        base = policies.load_base(spec)
+        rewards = load_rewards(measures, device=str(base.model.device))
+        policy = policies.load(spec, base=base, rewards=rewards)
+        settings = EvaluationSettings(
             max_new_tokens=asks["max_new_tokens"],
-            temperature=asks["temperature"] if "proxy" not in policy else None,
+            temperature=None if spec.proxy else asks["temperature"],
             prompt_format=asks["prompt_format"],
-            do_sample=asks["eval_do_sample"] or "best_of_n" in policy,
+            do_sample=asks["eval_do_sample"] or spec.best_of_n is not None,
             num_samples=asks["eval_samples"],
             batch_size=batch_size,
             seed=_TEST_SEED + asks["seed"],
-            **policy,
         )
-        if "proxy" in policy and asks["eval_do_sample"]:
-            write_json_atomic(evaluation_folder(folder) / TRACE_FILE, traces(asks, base, policy["proxy"], rows))
+        metrics = evaluate(policy, rows, rewards, settings, output_dir=evaluation_folder(folder))
+        if spec.proxy and asks["eval_do_sample"]:
+            write_json_atomic(evaluation_folder(folder) / TRACE_FILE, traces(policy, rows, settings))
         result: CellResult = {
             "asks": asks,
             "metrics": metrics,
-            "costs": costs,
+            "costs": trained["costs"],
             "evaluation_costs": read_costs(evaluation_folder(folder)),
             "machine": machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs),
             "training_machine": trained.get("machine"),
@@ -155,35 +156,24 @@ def _replaced(policy: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     return {name: new if value == old else value for name, value in policy.items()}
 
 
-def traces(asks: dict[str, Any], base: LoadedModel, proxy: str, rows: Any) -> dict[str, list[TracePiece]]:
+def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str, list[TracePiece]]:
     """The proposals behind a proxy's first answers to the prompts that the page shows, the very answers that are tested: by row a list of
     token texts and what was rejected before each."""
-    from frugalign.data import encode_prompts
-    from frugalign.decoding.loop import SamplingParams, generate
-    from frugalign.decoding.noise import row_keys
     from frugalign.policies.answer import token_texts
-    from frugalign.policies.policy import load_policy
+    from frugalign.policies.policy import Record
+    from frugalign.policies.prompt_rows import PromptRows
 
-    guide, shown = load_policy(base, proxy=proxy).guide, shown_rows(len(rows))
-    ids = encode_prompts(
-        rows.select(shown)["prompt"], base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]
-    ).ids
-    answered = generate(
-        base.model,
-        base.tokenizer,
-        ids,
-        SamplingParams(asks["max_new_tokens"]),
-        keys=row_keys(_TEST_SEED + asks["seed"], 0, shown, [0] * len(shown)),
-        guide=guide,
-        record_trace=True,
-    )
+    shown, tokenizer = shown_rows(len(rows)), policy.base.tokenizer
+    settled = policy.settled(settings)
+    batch = policy.encode(PromptRows.of(rows.select(shown)), settled, numbers=shown)
+    answered = policy.sample(batch, settled, record=Record(trace=True))
     found: dict[str, list[TracePiece]] = {}
     for row, entries in zip(shown, answered.traces or [], strict=True):
         shown_ids = [entry.token for entry in entries]
-        pieces = token_texts(shown_ids, base.tokenizer)
-        ends = set(base.tokenizer.all_special_ids)
+        pieces = token_texts(shown_ids, tokenizer)
+        ends = set(tokenizer.all_special_ids)
         pieces = ["" if token in ends else piece for token, piece in zip(shown_ids, pieces, strict=True)]
-        rejected = [[str(base.tokenizer.decode([token])).strip() or "␣" for token, _ in e.rejected] for e in entries]
+        rejected = [[str(tokenizer.decode([token])).strip() or "␣" for token, _ in e.rejected] for e in entries]
         found[str(row)] = [{"text": a, "rejected": b} for a, b in zip(pieces, rejected, strict=True)]
     return found
 

@@ -63,7 +63,7 @@ def held_out_gold(base: LoadedModel, folder: Path, reward: Any, **options: Any) 
     trainer.train()
     trainer.rewards = [NamedReward("gold", gold)]
     metrics = trainer.evaluate()
-    return metrics["eval_reward"], metrics["eval_kl"]
+    return metrics["eval_reward"], metrics["eval_kl_per_sequence"]
 
 
 @pytest.mark.slow

@@ -150,9 +150,16 @@ def test_evaluation_on_held_out_prompts_under_the_same_noise(base: LoadedModel, 
     found.train()
     lines = [line for line in read_log(tmp_path) if "eval_reward" in line]
     assert [line["step"] for line in lines] == [2, 4]
-    names = ("eval_reward", "eval_kl", "eval_completion_length", "eval_cut_share", "eval_acceptance")
+    names = (
+        "eval_reward",
+        "eval_kl_per_sequence",
+        "eval_kl_restriction",
+        "eval_mean_length",
+        "eval_ended_rate",
+        "eval_acceptance",
+    )
     assert all(line[name] == pytest.approx(first[name]) for line in lines for name in names)
-    assert first["eval_reward"] < 0 < first["eval_completion_length"] <= 8
+    assert first["eval_reward"] < 0 < first["eval_mean_length"] <= 8
     with pytest.raises(FrugalignError, match="no eval_dataset"):
         trainer(base, tmp_path).evaluate()
 

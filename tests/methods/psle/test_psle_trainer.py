@@ -82,7 +82,7 @@ def test_a_model_with_dropout_is_its_own_start(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.train()
     seen = json.loads((tmp_path / "round-000" / "evaluation.json").read_text())
-    assert seen["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    assert seen["kl_per_sequence"]["mean"] == pytest.approx(0.0, abs=1e-6)
     log = [json.loads(line) for line in (tmp_path / "round-000" / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in log if "loss" in line)
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5) and first["kl"] == pytest.approx(0.0, abs=1e-6)

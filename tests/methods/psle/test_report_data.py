@@ -40,17 +40,22 @@ def write_look(folder: Path, reward: float, win_rate: float | None, words: str) 
     folder.mkdir(parents=True, exist_ok=True)
     measures = {
         "reward": estimate(reward),
-        "by_reward": {"taught": estimate(reward), "gold": estimate(2 * reward), "manners": None},
-        "kl": estimate(reward / 10),
-        "tokens": estimate(7.0),
+        "rewards": {"taught": estimate(reward), "gold": estimate(2 * reward), "manners": None},
+        "kl_per_sequence": estimate(reward / 10),
+        "mean_length": estimate(7.0),
         "distinct_2": estimate(0.5),
-        "refused": estimate(0.25),
-        "refused_safe": None,
-        "refused_unsafe": None,
+        "refusal_rate": estimate(0.25),
+        "over_refusal_rate": None,
+        "unsafe_refusal_rate": None,
         "win_rate": None if win_rate is None else estimate(win_rate),
     }
     (folder / "evaluation.json").write_text(json.dumps(measures))
-    sample = {"completion": words, "reward": reward, "by_reward": {"taught": reward, "gold": None}, "kl": 0.0}
+    sample = {
+        "completion": words,
+        "reward": reward,
+        "rewards": {"taught": reward, "gold": None},
+        "kl_per_sequence": 0.0,
+    }
     write_lines(folder / "evaluation.jsonl", [{"prompt": f"prompt {number}"} | sample for number in (1, 2)])
 
 
@@ -108,12 +113,13 @@ def note(page: str) -> str:
 
 def test_held_out_measures_stand_at_the_rounds_done(run: Path) -> None:
     rounds = read(run)
-    label, done, values = measured(rounds, "gold", "by_reward", "gold")
+    label, done, values = measured(rounds, "gold", "rewards", "gold")
     assert (label, done) == ("gold", [0, 1, 2])
     assert values == [pytest.approx(each) for each in ((1.0, 0.9, 1.2), (2.0, 1.9, 2.2), (4.0, 3.9, 4.2))]
     assert measured(rounds, "", "win_rate")[1] == [1, 2]  # the start has none against itself
     assert (
-        measured(rounds, "", "by_reward", "manners")[1] == [] and measured(rounds, "", "kl", "nothing", "here")[1] == []
+        measured(rounds, "", "rewards", "manners")[1] == []
+        and measured(rounds, "", "kl_per_sequence", "nothing", "here")[1] == []
     )
 
 

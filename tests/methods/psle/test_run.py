@@ -107,13 +107,17 @@ def test_every_round_is_a_folder_and_nothing_generated_is_lost() -> None:
     ]
     for name in ("generated_tokens", "lm_forward_tokens", "reward_calls"):
         assert costs[0][name] == sum(each[name] for each in costs[1:])
-    start = sum(line["tokens"] for line in map(json.loads, Path("run/start/evaluation.jsonl").read_text().splitlines()))
+    start = sum(line["length"] for line in map(json.loads, Path("run/start/evaluation.jsonl").read_text().splitlines()))
     assert costs[3]["generated_tokens"] == start
     assert costs[0]["optimizer_steps"] == first["optimizer_steps"] + second["optimizer_steps"] == 12
     # The held-out prompts: same noise at the start and after, so their rewards can be compared one by one.
     start_seen, seen = (json.loads(Path(f"run/{name}/evaluation.json").read_text()) for name in ("start", "round-001"))
-    assert start_seen["win_rate"] is None and start_seen["kl"]["mean"] == 0 and seen["kl"]["mean"] > 0
-    assert set(seen["by_reward"]) == {"gold", "rude"} and seen["reward"] == seen["by_reward"]["gold"]
+    assert (
+        start_seen["win_rate"] is None
+        and start_seen["kl_per_sequence"]["mean"] == 0
+        and seen["kl_per_sequence"]["mean"] > 0
+    )
+    assert set(seen["rewards"]) == {"gold", "rude"} and seen["reward"] == seen["rewards"]["gold"]
     for name in ("adapter_model.safetensors", "README.md", "config.yaml", "tokenizer.json"):
         assert Path("run", name).is_file()
 
@@ -393,7 +397,7 @@ def test_no_principles_is_an_ablation_of_plain_couples() -> None:
 def test_full_training_keeps_the_start_for_its_kl() -> None:
     assert main(command(use_peft="false", rounds=2, learning_rate=0.0003, kl_weight=0.1)) == 0
     seen = json.loads(Path("run/round-001/evaluation.json").read_text())
-    assert seen["kl"]["mean"] > 0 and Path("run/round-001/model.safetensors").is_file()
+    assert seen["kl_per_sequence"]["mean"] > 0 and Path("run/round-001/model.safetensors").is_file()
     shutil.rmtree("run/round-001")
     whole = load_file("run/model.safetensors")
     assert (
@@ -566,7 +570,7 @@ def test_held_out_prompts_follow_the_runs_rules() -> None:
     flags = {"reward": "odd.py:fails_on_held_out", "reward_on_error": "skip", "skip_long_prompts": "true", "rounds": 1}
     assert main(command(**flags)) == 0
     seen = json.loads(Path("run/round-000/evaluation.json").read_text())
-    assert seen["reward"] is None and seen["by_reward"]["rude"]["n"] == 2
+    assert seen["reward"] is None and seen["rewards"]["rude"]["n"] == 2
 
 
 def test_a_reward_is_handed_the_state_of_the_training() -> None:

@@ -20,7 +20,7 @@ from frugalign.runs.layout import COSTS_FILE
 from frugalign.runs.lock import in_use
 from frugalign.runs.progress import TrainingProgress
 
-_SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl")
+_SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl_per_sequence")
 
 
 def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> ProxyTrainer:

@@ -30,10 +30,12 @@ from frugalign.engines.transformers import causal_lm, device_of, embedding_rows
 from frugalign.methods.proxy_rlhf.advantages import adapt_beta
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.experience import Experience, Prompts, ScoredRollout, score_rollout
+from frugalign.methods.proxy_rlhf.held_out import held_out
 from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, roll_out
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
 from frugalign.options.loading import model_arguments
+from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
 from frugalign.rewards import load_rewards
@@ -42,9 +44,6 @@ from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder, open_run_folder
 
 _log = logging.getLogger(__name__)
-
-_EVAL_EPOCH = -1
-"""Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
 
 
 class ProxyTrainer(WholeCheckpoints, Trainer):
@@ -102,10 +101,11 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             "prompts": rows_fingerprint(train_dataset),
             "rewards": [named.name for named in self.rewards],
         }
+        self._base = LoadedModel(model, processing_class, base.name, base.revision)
         # A reward that reads this very model's states gets those of the rollout, and no second copy of the model.
         self._state_layers = share_base(
             [reward.function for reward in self.rewards],
-            LoadedModel(model, processing_class, base.name, base.revision),
+            self._base,
             state_fingerprint(base.to_dict()),
         )
         proxy.config.max_new_tokens, proxy.config.max_prompt_length = args.max_new_tokens, args.max_prompt_length
@@ -115,9 +115,8 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         nn.Module.to(proxy, device_of(model))
         self._embeddings = embedding_rows(model) if proxy.config.candidate_features == "embedding" else None
         self._train_prompts = self._encode(train_dataset, processing_class, args, proxy)
-        self._eval_prompts = (
-            self._encode(eval_dataset, processing_class, args, proxy) if eval_dataset is not None else None
-        )
+        if eval_dataset is not None:  # a prompt that does not fit is refused before the training
+            self._encode(eval_dataset, processing_class, args, proxy)
         self._last_kl: float | None = None
         self._round = -1
         self._minibatches: list[Minibatch] = []
@@ -162,8 +161,8 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         )
         return Prompts(dataset, encoded.ids, tokenizer)
 
-    def _roll_out(self, prompts: Prompts, indices: list[int], epoch: int, numbers: list[int]) -> Rollout | None:
-        args = self.args
+    def _roll_out(self, indices: list[int], epoch: int, numbers: list[int]) -> Rollout | None:
+        args, prompts = self.args, self._train_prompts
         proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
         guide = ProxyGuide.build([proxy], self.lm, [1.0])
         with self.ledger.phase("rollout"):
@@ -180,12 +179,12 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 ledger=self._uncounted,
             )
 
-    def _score(self, prompts: Prompts, indices: list[int], rollout: Rollout) -> ScoredRollout:
+    def _score(self, indices: list[int], rollout: Rollout) -> ScoredRollout:
         args = self.args
         with self.ledger.phase("reward"):
             scored = score_rollout(
                 self.rewards,
-                prompts,
+                self._train_prompts,
                 indices,
                 rollout,
                 weights=args.reward_weights,
@@ -212,7 +211,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         indices = [index for index in chosen for _ in range(args.num_generations)]
         size, rank = args.per_device_train_batch_size, self.accelerator.process_index
         mine = slice(rank * size, (rank + 1) * size)
-        rollout = self._roll_out(self._train_prompts, indices[mine], epoch, numbers[mine])
+        rollout = self._roll_out(indices[mine], epoch, numbers[mine])
         # Asked of all processes: one that raised alone would leave the others waiting for it.
         n_with_choice = self._sum(torch.tensor(float(rollout is not None)))
         if rollout is None or n_with_choice < self.accelerator.num_processes:
@@ -226,7 +225,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 rollout.statistics["kl_restriction"],
                 args.target_kl,
             )
-        scored = self._score(self._train_prompts, indices[mine], rollout)
+        scored = self._score(indices[mine], rollout)
         rewards = scored.rewards
         self._count()
         groups = torch.arange(size) // args.num_generations
@@ -349,34 +348,24 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean reward, KL and length of one completion per held-out prompt, under fixed noise; each process takes its share."""
-        prompts = self._eval_prompts
-        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
-            prompts = self._encode(
-                eval_dataset, self.processing_class, self.args, self.accelerator.unwrap_model(self.model)
-            )
-        if prompts is None:
+        """Measures of one completion per held-out prompt, under fixed noise; each process takes its share."""
+        args, rows = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None or not len(rows):
             raise FrugalignError("There is no eval_dataset to evaluate on.")
-        indices = list(range(self.accelerator.process_index, len(prompts.ids), self.accelerator.num_processes))
-        waiting = self._logs
-        self._logs = {}
-        rollout = self._roll_out(prompts, indices, _EVAL_EPOCH, [0] * len(indices)) if indices else None
-        names = ("kl", "kl_restriction", "completion_length", "cut_share", "acceptance")
-        # Also a process without prompts adds its zeros: the others would wait for it.
-        sums = torch.zeros(3 + len(names), dtype=torch.float64)
-        if rollout is not None:
-            rewards = self._score(prompts, indices, rollout).rewards
-            present = ~rewards.isnan()
-            sums[:3] = torch.tensor([float(rewards[present].sum()), float(present.sum()), len(indices)])
-            sums[3:] = torch.tensor([rollout.statistics[name] * len(indices) for name in names])
-        reward, n_scored, n_prompts, *statistics = self._sum(sums).tolist()
-        metrics = {f"{metric_key_prefix}_reward": reward / n_scored} if n_scored else {}
-        for name, value in zip(names, statistics if n_prompts else [], strict=False):
-            metrics[f"{metric_key_prefix}_{name}"] = value / n_prompts
+        proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
+        scoring = Scoring(
+            self.rewards,
+            args.reward_weights,
+            args.reward_on_error,
+            trainer_state=self.state,
+            state_layers=self._state_layers,
+        )
+        with self.ledger.phase("evaluate"):
+            found = held_out(self._base, proxy, PromptRows.of(rows), scoring, args, self._uncounted)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self._count()
-        self._logs = waiting
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------

@@ -234,8 +234,8 @@ def side_by_side(rounds: Rounds) -> tuple[int, list[dict[str, Any]]]:
             "prompt": before["prompt"],
             "base": before["completion"],
             "policy": after["completion"],
-            "base_rewards": before.get("by_reward", {}),
-            "rewards": after.get("by_reward", {}),
+            "base_rewards": before.get("rewards", {}),
+            "rewards": after.get("rewards", {}),
         }
         for before, after in zip(first.samples, last.samples, strict=False)
         if before["prompt"] == after["prompt"]

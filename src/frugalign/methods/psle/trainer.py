@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +31,7 @@ from frugalign.engines.transformers import base_parameters
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.folders import account, begin, check_resumable, ledger_of, reopen, weights_digest
 from frugalign.methods.psle.responses import Round, Scored, read_round, save_round, split
-from frugalign.methods.psle.round_eval import RoundWatch
+from frugalign.methods.psle.round_eval import RoundEvaluation, StartingModel
 from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
 from frugalign.methods.psle.rules import RANKED, reward_scale, threshold
 from frugalign.methods.psle.sampling import Sampler
@@ -123,17 +122,17 @@ class PSLETrainer:
         if len(self.fitting) < len(train_dataset):
             _log.warning("Left out %d prompts that exceed the context.", len(train_dataset) - len(self.fitting))
         self.base = fingerprint(model, processing_class, name=str(args.model_name_or_path or ""))
-        self.watch = None
+        self.held_out = None
         if eval_dataset is not None and len(eval_dataset) and args.eval_prompts:
             judges = load_rewards(eval_reward_funcs, device=str(model.device)) if eval_reward_funcs else []
             load_rewards([*self.rewards, *judges])  # no two of one name
             rows = Sampler(eval_dataset, processing_class, None, args).fitting(model)[: args.eval_prompts]
-            self.watch = RoundWatch(eval_dataset.select(rows), processing_class, self.rewards, judges, args)
+            self.held_out = RoundEvaluation(eval_dataset.select(rows), processing_class, self.rewards, judges, args)
         set_seed(args.seed)
         self.start: PreTrainedModel | None = None
         if peft_config is None:
             policy.requires_grad_(True)
-            if args.kl_weight or self.watch is not None:
+            if args.kl_weight or self.held_out is not None:
                 self.start = copy.deepcopy(model).requires_grad_(False).eval()
         else:
             model.requires_grad_(False)
@@ -179,7 +178,7 @@ class PSLETrainer:
                 write_json_atomic(folder / RUN_FILE, self._about())
             write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.args.resolved(), sort_keys=False))
         self._wait()
-        self._first_look(folder / START_FOLDER)
+        self._evaluate_start(folder / START_FOLDER)
         manifests: list[Manifest] = []
         for number in range(self.args.rounds):
             there = round_folder(folder, number)
@@ -198,7 +197,7 @@ class PSLETrainer:
 
     def _about(self) -> dict[str, Any]:
         """What a run is begun with and goes on with."""
-        held_out = self.watch and dataset_fingerprint(self.watch.dataset)
+        held_out = self.held_out and dataset_fingerprint(self.held_out.dataset)
         return {
             **self.args.settings_of_a_run(),
             "base": self.base.identity,
@@ -234,7 +233,7 @@ class PSLETrainer:
                 tau * scale,
             )
         steps = self._train(number, folder, done, ledger)
-        self._look(folder, folder.parent / START_FOLDER, ledger)
+        self._evaluate(folder, folder.parent / START_FOLDER, ledger)
         manifest: Manifest = {
             "round": number,
             "start": {"base": asdict(self.base), "weights": begun},
@@ -259,13 +258,13 @@ class PSLETrainer:
         self._wait()
         return manifest
 
-    def _first_look(self, folder: Path) -> None:
+    def _evaluate_start(self, folder: Path) -> None:
         """The starting model on the held-out prompts, once."""
-        if self.watch is None:
+        if self.held_out is None:
             return
         ledger, done = ledger_of(folder), (folder / ROUND_METRICS_FILE).is_file()
         if not done:
-            self._look(folder, None, ledger)
+            self._evaluate(folder, None, ledger)
             if self._is_main:
                 ledger.save(folder / COSTS_FILE)
         self._count(folder, ledger, from_the_disk=done)
@@ -340,18 +339,18 @@ class PSLETrainer:
         self._save(folder)
         return int(trainer.state.global_step)
 
-    def _look(self, folder: Path, first: Path | None, ledger: Ledger) -> None:
-        if self.watch is None or (folder / ROUND_METRICS_FILE).is_file():
+    def _evaluate(self, folder: Path, first: Path | None, ledger: Ledger) -> None:
+        if self.held_out is None or (folder / ROUND_METRICS_FILE).is_file():
             return
         self._make(folder)
-        self.watch.look(self.model, folder, first, ledger, self._start())
+        self.held_out.run(self.model, folder, ledger, None if first is None else self._start(), first)
         self._wait()
 
-    def _start(self) -> tuple[PreTrainedModel, Callable[[], Any]]:
+    def _start(self) -> StartingModel:
         if self.start is not None:
-            return self.start, nullcontext
+            return StartingModel(self.start)
         policy: Any = self.model
-        return policy, policy.disable_adapter
+        return StartingModel(policy, policy.disable_adapter)
 
     # -- small things ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,74 @@
+"""How a proxy does on held-out prompts while it is trained: measured as `frugalign evaluate` does, by the trainer's own rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from frugalign.base.ledger import Ledger
+from frugalign.decoding.loop import Step
+from frugalign.engines.loading import LoadedModel
+from frugalign.evaluation.responses import measured
+from frugalign.evaluation.schema import Response, estimates
+from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.policies.policy import Policy, Record
+from frugalign.policies.prompt_rows import PromptRows, Scoring
+from frugalign.policies.spec import PolicySpec, SamplingSettings
+from frugalign.proxy.guide import Decision, ProxyGuide
+from frugalign.proxy.network import ProxyModel
+from frugalign.proxy.overseer import relative_acceptance
+from frugalign.runs.processes import my_rows, shared
+
+_EPOCH = -1
+"""Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
+_LOGGED = ("reward", "kl_per_sequence", "kl_restriction", "mean_length", "ended_rate")
+
+
+@dataclass
+class _Acceptance:
+    """An observer of the decoding loop: the mean acceptance of the tokens that were emitted."""
+
+    total: float = 0.0
+    n: int = 0
+
+    def __call__(self, step: Step) -> None:
+        details: Decision = step.emission.details
+        accepted = relative_acceptance(details.log_a, details.candidates.mask).gather(-1, details.choice[:, None])
+        self.total, self.n = self.total + float(accepted.float().sum()), self.n + len(accepted)
+
+
+def held_out(
+    base: LoadedModel, proxy: ProxyModel, rows: PromptRows, scoring: Scoring, args: ProxyConfig, ledger: Ledger
+) -> dict[str, float]:
+    """Means over one completion of every prompt, under fixed noise; each process answers its share.
+
+    `reward` is the total of `scoring` and the penalty of completions without an end; `acceptance` that of the emitted tokens. A measure
+    that does not apply is left out.
+    """
+    guide = ProxyGuide.build([proxy], base.model, [1.0])
+    policy = Policy(PolicySpec(), base, base.model, base.model, guide=guide, artefact=proxy.config)
+    settings = policy.settled(SamplingSettings(seed=args.seed))
+    numbers, acceptance = my_rows(len(rows)), _Acceptance()
+    batch = policy.encode(rows.take(numbers), settings, numbers=numbers, epoch=_EPOCH)
+    record = Record(observer=acceptance, state_layers=scoring.state_layers)
+    sampled = policy.sample(batch, settings, batch_size=args.per_device_train_batch_size, ledger=ledger, record=record)
+    divergence = policy.divergence(batch, sampled, settings)
+    responses = measured(policy, batch, sampled, scoring, ledger, divergence=divergence)
+    penalised = [_with_penalty(each, args.missing_eos_penalty).to_line() for each in responses]
+    everyone = [Response.from_line(line) for _, line in shared(list(zip(numbers, penalised, strict=True)))]
+    accepted = shared([(0, acceptance.total, acceptance.n)])
+    return _means(everyone) | {
+        "acceptance": sum(total for _, total, _ in accepted) / max(1, sum(n for *_, n in accepted))
+    }
+
+
+def _with_penalty(response: Response, penalty: float) -> Response:
+    if response.ended or response.reward is None:
+        return response
+    return replace(response, reward=response.reward + penalty)
+
+
+def _means(responses: Sequence[Response]) -> dict[str, float]:
+    found: dict[str, Any] = estimates(responses)
+    return {name: float(found[name]["mean"]) for name in _LOGGED if found[name] is not None}
