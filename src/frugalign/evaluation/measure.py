@@ -100,7 +100,8 @@ def _loaded(policy: PolicySpec | Policy, reward: RewardSpec | Sequence[RewardSpe
 
 def _trained_on(policy: Policy) -> dict[str, Any] | None:
     if policy.artefact is not None:
-        return policy.artefact.trained_on
+        stored: dict[str, Any] | None = policy.artefact.trained_on
+        return stored
     return trained_on_of(policy.spec.adapter or policy.spec.policy)
 
 

@@ -349,7 +349,8 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Measures of one completion per held-out prompt, under fixed noise; each process takes its share."""
-        args, rows = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        args = self.args
         if rows is None or not len(rows):
             raise FrugalignError("There is no eval_dataset to evaluate on.")
         proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
