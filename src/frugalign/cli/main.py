@@ -1,4 +1,4 @@
-"""`frugalign VERB …`: find the verb, run it, and turn what the user can mend into one sentence.
+"""`frugalign VERB …`: find the verb, run it, and report a user error in one sentence.
 
 A method's verb comes with its entry (`frugalign.methods.registry`). To add any other verb, add its line to `VERBS` and a module
 `frugalign.cli.<verb>` with `run(argv: list[str]) -> int`; `frugalign.cli.parser` shows how such a module looks. Nothing heavy is imported before
@@ -35,7 +35,7 @@ _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
+    """Run the command line and return its exit status: 0, 2 for a user error, 130 after Ctrl-C.
 
     `FRUGALIGN_DEBUG=1` shows the traceback behind a sentence.
     """

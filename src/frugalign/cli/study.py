@@ -12,7 +12,7 @@ from frugalign.study.options import StudyOptions
 COMMAND = Command(
     "study",
     "Run every method that a YAML names on one base, prompts, reward and budget, several seeds each, and write one page. "
-    "Cells that are done are skipped, so the same command goes on with a study.",
+    "Completed cells are skipped, so the same command resumes a study.",
     StudyOptions,
     config_first=True,
 )

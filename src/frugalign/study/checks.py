@@ -1,4 +1,4 @@
-"""What a study names is looked up once, before its first cell: a slip of the pen is one sentence, not one failure for each cell."""
+"""What a study names is looked up once, before its first cell: a typo is one sentence, not one failure per cell."""
 
 from __future__ import annotations
 

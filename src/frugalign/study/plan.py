@@ -26,8 +26,7 @@ _LARGE = 1 << 26
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
 
-# Where cells run and how many at once changes no result.
-_NOT_ASKED = {
+_CHANGES_NO_RESULT = {
     "output_dir",
     "trainings_dir",
     "jobs",
@@ -42,11 +41,11 @@ _NOT_ASKED = {
 }
 
 _READ_BY_SOME = ("principles", "preferences", "representation_reward")
-"""Options of a study that matter only to methods that need or read them."""
-_TESTS_ALONE = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
-"""What is asked of a cell that its training has nothing to do with."""
-_LEARNS_ALONE = {"method", "setting", "principles", "preferences", "representation_reward"}
-"""What is asked of a training that sampling the base has nothing to do with."""
+"""Options that matter only to methods that need or read them."""
+_OF_THE_TEST = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
+"""What a training does not depend on."""
+_OF_THE_METHOD = {"method", "setting", "principles", "preferences", "representation_reward"}
+"""What sampling the base does not depend on."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,12 @@ class Cell:
 
 def training_folder(asks: dict[str, Any], trainings: Path) -> Path:
     """Where what a cell trains lies: the same folder for all cells that train the same, however they are called and tested."""
-    return trainings / f"{_folder_name(asks['method'])}-{_digest_of(_without(asks, _TESTS_ALONE))}"
+    return trainings / f"{_folder_name(asks['method'])}-{_digest_of(_without(asks, _OF_THE_TEST))}"
 
 
 def samples_folder(asks: dict[str, Any], size: int, trainings: Path) -> Path:
     """Where the base's samples lie, `size` to a prompt: the same folder for all methods that learn from them."""
-    return trainings / f"{SAMPLES_FOLDER}-{_digest_of(_without(asks, _TESTS_ALONE | _LEARNS_ALONE) | {'size': size})}"
+    return trainings / f"{SAMPLES_FOLDER}-{_digest_of(_without(asks, _OF_THE_TEST | _OF_THE_METHOD) | {'size': size})}"
 
 
 def _without(asks: dict[str, Any], names: set[str]) -> dict[str, Any]:
@@ -184,7 +183,7 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
     asked = {
         name: value
         for name, value in vars(options).items()
-        if name not in _NOT_ASKED and value not in (None, []) and _is_read(name, line)
+        if name not in _CHANGES_NO_RESULT and value not in (None, []) and _is_read(name, line)
     }
     asked["contents"] = contents_of(options, line)
     asked |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}

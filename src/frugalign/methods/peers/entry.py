@@ -11,6 +11,7 @@ from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP, batch_of
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, Policy
 
+_TRL = "frugalign.methods.peers.trl"
 _LORA = ("lora_r", "lora_alpha", "use_peft")
 _STANDS_FOR_PPO = "RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."
 
@@ -93,7 +94,7 @@ def _by_pairs(name: str, summary: str, config: str, rows_of_a_pair: int = 1, **m
         summary,
         partial(on_pairs, method=name, rows_of_a_pair=rows_of_a_pair),
         needs=(("preferences", "reward"),),
-        config=config,
+        config=f"{_TRL}:{config}",
         options=(*_LORA, "sample"),
         **more,
     )
@@ -101,15 +102,16 @@ def _by_pairs(name: str, summary: str, config: str, rows_of_a_pair: int = 1, **m
 
 def _by_rewards(name: str, summary: str, config: str) -> Method:
     run = partial(on_rewards, method=name)
+    config = f"{_TRL}:{config}"
     return Method(name, summary, run, needs=("reward",), config=config, options=_LORA, note=_STANDS_FOR_PPO)
 
 
 ENTRIES = (
-    _by_pairs("sft", "supervised fine-tuning on the preferred responses", "trl:SFTConfig", role="imitation"),
-    _by_pairs("robust_dpo", "DPO unbiased under known label noise", "trl:DPOConfig", problem=lacks_label_noise),
-    _by_pairs("ipo", "identity preference optimisation", "trl:DPOConfig"),
+    _by_pairs("sft", "supervised fine-tuning on the preferred responses", "SFTConfig", role="imitation"),
+    _by_pairs("robust_dpo", "DPO unbiased under known label noise", "DPOConfig", problem=lacks_label_noise),
+    _by_pairs("ipo", "identity preference optimisation", "DPOConfig"),
     # KTO's rows are single answers, two of them a pair.
-    _by_pairs("kto", "Kahneman-Tversky optimisation on single responses", "trl:KTOConfig", rows_of_a_pair=2),
-    _by_rewards("rloo", "REINFORCE with a leave-one-out baseline", "trl:RLOOConfig"),
-    _by_rewards("grpo", "group-relative policy optimisation", "trl:GRPOConfig"),
+    _by_pairs("kto", "Kahneman-Tversky optimisation on single responses", "KTOConfig", rows_of_a_pair=2),
+    _by_rewards("rloo", "REINFORCE with a leave-one-out baseline", "RLOOConfig"),
+    _by_rewards("grpo", "group-relative policy optimisation", "GRPOConfig"),
 )
