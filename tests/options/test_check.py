@@ -127,6 +127,9 @@ def test_the_table_names_fields_that_training_arguments_has() -> None:
         ("reward", "--weight_decay 0.1 -1", "weight_decay holds -1.0; it must be at least 0."),
         ("study", "--jobs 0", "jobs is 0; it must be at least 1."),
         ("demo", "--max_steps 0", "max_steps is 0; it must be at least 1, or -1 for whole epochs."),
+        ("evaluate", "--temperature nan", "temperature is nan; it must be above 0."),
+        ("generate", "--max_new_tokens -5", "max_new_tokens is -5; it must be at least 1."),
+        ("chat", "--temperature inf", "temperature is inf; it must be above 0."),
         ("validate", "--max_problems -1", "max_problems is -1; it must be at least 0."),
     ],
 )

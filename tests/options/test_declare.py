@@ -91,7 +91,6 @@ def declarations() -> dict[str, list[str]]:
     declare nothing."""
     found = defaultdict(list)
     files = [*PACKAGE.glob("methods/*/options.py"), *PACKAGE.glob("options/*.py"), *PACKAGE.glob("cli/*.py")]
-    files = [path for path in files if path.name not in ("evaluate.py", "generate.py", "chat.py")]
     for path in [*files, *PACKAGE.glob("methods/*/config.py"), PACKAGE / "study" / "options.py"]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not isinstance(node, ast.ClassDef):

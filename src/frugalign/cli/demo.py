@@ -12,7 +12,7 @@ from frugalign.options.declare import like
 
 
 @dataclass
-class DemoOptions(groups.Seed):
+class DemoOptions(groups.Seed, groups.Device):
     """Options of `frugalign demo`."""
 
     output_dir: str = like(groups.OutputDir, "output_dir", "runs/demo")
@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
         "An apothecary's counter in an invented land: a frozen model of 1.1 million parameters serves curses and poisons, and is rude.\n"
         "A proxy under 1 % of its size now learns to accept or reject every token it proposes.\n"
     )
-    demo = run_demo(options.output_dir, seed=options.seed, max_steps=options.max_steps)
+    demo = run_demo(options.output_dir, seed=options.seed, max_steps=options.max_steps, use_cpu=options.use_cpu)
     table = Table(title=f"\n{demo.metrics['settings']['prompts']} unseen prompts, 95 % intervals", title_justify="left")
     table.add_column("quality")
     for heading in ("base", "with the proxy"):

@@ -53,14 +53,21 @@ class Demo:
     report: str
 
 
-def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None) -> Demo:
+def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None, use_cpu: bool = False) -> Demo:
     """Train, evaluate on the test prompts, write the report into `output_dir`.
 
     Args:
         max_steps: optimiser steps; None for the recipe's.
+        use_cpu: for the training and the evaluation, even where there is a GPU.
     """
     check_libraries()
-    options = SETTINGS | {"output_dir": output_dir, "seed": seed, "report_to": "none", "logging_steps": 4}
+    options = SETTINGS | {
+        "output_dir": output_dir,
+        "seed": seed,
+        "report_to": "none",
+        "logging_steps": 4,
+        "use_cpu": use_cpu,
+    }
     if max_steps is not None:
         options["max_steps"] = max_steps
     with in_use(output_dir):
@@ -73,7 +80,7 @@ def _run(folder: Path, options: dict[str, Any]) -> Demo:
         options["overwrite_output_dir"] = earlier.get("model_name_or_path") == BASE
     train_proxy(ProxyConfig(**options))
     metrics = evaluate(
-        PolicySpec(BASE, proxy=(ProxySpec(str(folder)),)),
+        PolicySpec(BASE, proxy=(ProxySpec(str(folder)),), device_map="cpu" if options["use_cpu"] else None),
         PROMPTS,
         [f"{name}={spec}" for name, spec in MEASURES.items()],
         EvaluationSettings(split="test", batch_size=128),

@@ -22,7 +22,9 @@ from frugalign.options.policy import PolicyOptions
     output_dir="It gets metrics.json, costs.json and samples.jsonl.",
     max_prompt_length="Default: the proxy's, else no cut.",
 )
-class EvaluateOptions(groups.PromptLength, groups.Seed, groups.OutputDir, groups.Rewards, groups.Data, PolicyOptions):
+class EvaluateOptions(
+    groups.Seed, groups.OutputDir, groups.Decoding, groups.PromptLength, groups.Rewards, groups.Data, PolicyOptions
+):
     """Options of `frugalign evaluate`; what is not given comes from the proxy."""
 
     split: str | None = option(
@@ -32,7 +34,6 @@ class EvaluateOptions(groups.PromptLength, groups.Seed, groups.OutputDir, groups
     )
     max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 128.")
     temperature: float | None = like(groups.Sampling, "temperature", None, "A proxy brings its own. Default: 1.")
-    do_sample: bool = option(True, "Sample, or decode greedily (--no_do_sample).")
     num_samples: int = option(1, "Completions per prompt.", COUNT)
     batch_size: int = option(64, "Completions generated together; the result does not depend on it.", COUNT)
     prompt_format: Literal["auto", "raw", "chat"] | None = like(

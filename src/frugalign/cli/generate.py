@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class AnswerOptions(groups.Seed, PolicyOptions):
+class AnswerOptions(groups.Seed, groups.Decoding, PolicyOptions):
     """What `generate` and `chat` have in common."""
 
     show_rejections: bool = option(False, "Show proposed, rejected and accepted tokens in colour.")
     max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 256.")
     temperature: float | None = like(groups.Sampling, "temperature", None, "A proxy brings its own. Default: 1.")
-    do_sample: bool = option(True, "Sample, or decode greedily (--no_do_sample).")
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from frugalign.base.errors import FrugalignError
+from frugalign.options.check import check_value
+from frugalign.options.kinds import COUNT
 from frugalign.policies.spec import SamplingSettings
 
 
@@ -28,5 +29,5 @@ class EvaluationSettings(SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_samples < 1 or self.batch_size < 1:
-            raise FrugalignError("num_samples and batch_size must be at least 1.")
+        for name in ("num_samples", "batch_size"):
+            check_value(name, getattr(self, name), COUNT)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, field, fields
+from functools import cache
 from inspect import get_annotations
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -114,8 +115,13 @@ def _inherited(cls: type, name: str) -> tuple[Any, Field[Any]]:
     for base in cls.__mro__[1:]:
         found = {each.name: each for each in fields(base)} if hasattr(base, "__dataclass_fields__") else {}
         if name in found:
-            return get_type_hints(base)[name], found[name]
+            return _hints(base)[name], found[name]
     raise TypeError(f"{cls.__name__} inherits no option {name}")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _redeclare(cls: type, name: str, hint: Any, declared: Any) -> None:

@@ -1,4 +1,7 @@
-"""Every option that several verbs or methods have, declared once. A verb inherits the groups that it takes; see `declare`."""
+"""Every option that several verbs or methods have, declared once. A verb inherits the groups that it takes; see `declare`.
+
+Groups are inherited, never compared or shown: without `==` and `repr`, `--help` starts sooner.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,21 @@ from frugalign.options.kinds import (
 # -- model --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class ModelName(Group, section="model"):
     """Which model."""
 
     model_name_or_path: str | None = option(None, "The model: hub id, folder, or package.module:attribute.")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Device(Group, section="model"):
     """Where it runs."""
 
     use_cpu: bool = option(False, "Use the CPU even where there is a GPU.")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Model(Device, ModelName, section="model"):
     """Which model, and how it is loaded."""
 
@@ -46,14 +49,14 @@ class Model(Device, ModelName, section="model"):
     load_in_4bit: bool = option(False, "Load the model in 4-bit NF4 (needs bitsandbytes).")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class ModelAdapter(Group, section="model"):
     """An adapter that comes with the model."""
 
     adapter: str | None = option(None, "A PEFT adapter of the model.")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Lora(Group, section="LoRA"):
     """What is trained: an adapter, or every weight."""
 
@@ -65,21 +68,21 @@ class Lora(Group, section="LoRA"):
 # -- data and rewards ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Data(Group, section="data"):
     """What is read."""
 
     dataset_name: str | None = option(None, "The data set: hub id, file or folder.")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class EvalPrompts(Group, section="data"):
     """How many prompts are evaluated."""
 
     eval_prompts: int | None = option(None, "Held-out prompts to evaluate on.", COUNT_OR_ZERO)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Principles(Group, section="data"):
     """Written principles."""
 
@@ -89,7 +92,7 @@ class Principles(Group, section="data"):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Rewards(Group, section="rewards"):
     """What scores responses."""
 
@@ -100,14 +103,14 @@ class Rewards(Group, section="rewards"):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class RewardWeights(Group, section="rewards"):
     """How several rewards add up."""
 
     reward_weights: list[float] | None = option(None, "Weights of several rewards. Default: 1 each.", FINITE)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class RewardErrors(Group, section="rewards"):
     """What a failing reward does."""
 
@@ -116,7 +119,7 @@ class RewardErrors(Group, section="rewards"):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class TruncationPenalty(Group, section="rewards"):
     """What a response loses by being cut."""
 
@@ -128,7 +131,7 @@ class TruncationPenalty(Group, section="rewards"):
 # -- sampling -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class PromptFormat(Group, section="sampling"):
     """How a prompt becomes text."""
 
@@ -138,7 +141,7 @@ class PromptFormat(Group, section="sampling"):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Sampling(PromptFormat, section="sampling"):
     """How responses are sampled."""
 
@@ -146,14 +149,21 @@ class Sampling(PromptFormat, section="sampling"):
     temperature: float = option(1.0, "Sampling temperature.", POSITIVE)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
+class Decoding(Group, section="sampling"):
+    """Sampling or greedy decoding."""
+
+    do_sample: bool = option(True, "Sample; --no_do_sample decodes greedily.")
+
+
+@dataclass(eq=False, repr=False)
 class PromptLength(Group, section="sampling"):
     """How long a prompt may be."""
 
     max_prompt_length: int | None = option(None, "Cut longer prompts on the left (counted).", COUNT)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class PairLength(Group, section="data"):
     """How long a prompt and its answer may be."""
 
@@ -162,14 +172,14 @@ class PairLength(Group, section="data"):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class SamplingBatch(Group, section="sampling"):
     """How many responses are sampled at once."""
 
     sampling_batch_size: int = option(64, "Responses sampled at once.", COUNT)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Generations(Group, section="sampling"):
     """How many responses a prompt gets."""
 
@@ -179,7 +189,7 @@ class Generations(Group, section="sampling"):
 # -- optimisation -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Steps(Group, section="optimisation"):
     """How the optimiser runs, and what it leaves behind."""
 
@@ -193,14 +203,14 @@ class Steps(Group, section="optimisation"):
     save_total_limit: int | None = option(2, "Most checkpoints kept.", COUNT)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Epochs(Group, section="optimisation"):
     """How often the data is seen."""
 
     num_train_epochs: float = option(1, "Passes over the training data.", POSITIVE)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class EvalSteps(Group, section="optimisation"):
     """When a training is evaluated."""
 
@@ -209,21 +219,21 @@ class EvalSteps(Group, section="optimisation"):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Beta(Group, section="objective"):
     """The pull towards the starting model."""
 
     beta: float = option(0.1, "Weight β of staying close to the starting model.", NON_NEGATIVE)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class SFTWeight(Group, section="objective"):
     """The pull towards good responses."""
 
     sft_weight: float = option(0.0, "Weight of the log-likelihood of good responses in the loss.", NON_NEGATIVE)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Margin(Group, section="objective"):
     """The margin of probes."""
 
@@ -233,21 +243,21 @@ class Margin(Group, section="objective"):
 # -- run ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class OutputDir(Group, section="run"):
     """Where results go."""
 
     output_dir: str | None = option(None, "Folder that the results are written to.", PATH)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Seed(Group, section="run"):
     """The noise."""
 
     seed: int = option(0, "Seed of everything random.", SEED)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Run(Seed, OutputDir, section="run"):
     """A run and its folder."""
 
@@ -256,7 +266,7 @@ class Run(Seed, OutputDir, section="run"):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class TrainingRun(Run, section="run"):
     """A training run: its folder, how it resumes, what tracks it."""
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.decoding.loop import Generation
 from frugalign.decoding.noise import alternative_keys
+from frugalign.options.check import check_value
+from frugalign.options.kinds import COUNT
 from frugalign.policies.prompt_rows import PromptBatch, Scoring
 from frugalign.rewards import NamedReward
 
@@ -34,8 +35,7 @@ class BestOfN:
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise FrugalignError(f"best_of_n is {self.n}; it must be at least 1.")
+        check_value("best_of_n", self.n, COUNT)
 
     def sample(
         self,

@@ -11,7 +11,6 @@ of several positions or hypotheses would have to be told apart, and a reward mod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,8 @@ from frugalign.base.ledger import Ledger
 from frugalign.decoding.chooser import STREAM_EMIT, Emission, Lookahead, TokenTrace
 from frugalign.decoding.noise import Noise
 from frugalign.engines.loading import LoadedModel, end_token_ids
+from frugalign.options.check import check_value
+from frugalign.options.kinds import COUNT, FINITE
 from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
@@ -43,10 +44,8 @@ class RewardGuidance:
     reward_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise FrugalignError(f"guiding_weight is {self.weight}; it must be a finite number.")
-        if self.top_k < 1:
-            raise FrugalignError(f"guiding_top_k is {self.top_k}; it must be at least 1.")
+        check_value("guiding_weight", self.weight, FINITE)
+        check_value("guiding_top_k", self.top_k, COUNT)
 
     def guide(
         self, base: LoadedModel, rows: PromptRows, temperature: float, keys: Tensor, ledger: Ledger

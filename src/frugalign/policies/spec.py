@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
+from frugalign.options.check import check_value
+from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE, POSITIVE, SEED
 
 if TYPE_CHECKING:
     from frugalign.decoding.loop import SamplingParams
@@ -40,8 +42,7 @@ class ProxySpec:
     def __post_init__(self) -> None:
         if not self.path:
             raise FrugalignError("A proxy needs a folder or a hub id.")
-        if not (_is_number(self.strength) and self.strength >= 0):
-            raise FrugalignError(f"strength is {self.strength}; it must be a finite number, 0 or more.")
+        check_value("strength", self.strength, NON_NEGATIVE)
 
     @classmethod
     def parse(cls, text: str, strength: float = 1.0) -> ProxySpec:
@@ -145,14 +146,12 @@ class PolicySpec:
             raise FrugalignError("selection_reward chooses among the draws of best_of_n, which is not given.")
         if self.best_of_n is not None and not self.selection_reward:
             raise FrugalignError("best_of_n needs a selection_reward to choose by.")
-        if self.best_of_n is not None and self.best_of_n < 1:
-            raise FrugalignError(f"best_of_n is {self.best_of_n}; it must be at least 1.")
+        if self.best_of_n is not None:
+            check_value("best_of_n", self.best_of_n, COUNT)
         if not self.guiding_reward and (self.guiding_weight, self.guiding_top_k) != (1.0, 10):
             raise FrugalignError("guiding_weight and guiding_top_k belong to a guiding_reward, which is not given.")
-        if not _is_number(self.guiding_weight):
-            raise FrugalignError(f"guiding_weight is {self.guiding_weight}; it must be a finite number.")
-        if self.guiding_top_k < 1:
-            raise FrugalignError(f"guiding_top_k is {self.guiding_top_k}; it must be at least 1.")
+        check_value("guiding_weight", self.guiding_weight, FINITE)
+        check_value("guiding_top_k", self.guiding_top_k, COUNT)
         weights, rewards = self.decoding_reward_weights, self.selection_reward or self.guiding_reward
         if weights is None:
             return
@@ -229,6 +228,9 @@ class PolicySpec:
         return f"{name} under {self.principles}" if self.principles else name
 
 
+_KINDS = {"temperature": POSITIVE, "max_new_tokens": COUNT, "max_prompt_length": COUNT, "seed": SEED}
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """How completions are sampled; None leaves a value to the proxy, else to the default.
@@ -253,14 +255,9 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
-            raise FrugalignError(
-                f"temperature is {self.temperature}; it must be above 0 (for greedy decoding, turn do_sample off)."
-            )
-        for name in ("max_new_tokens", "max_prompt_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FrugalignError(f"{name} is {value}; it must be at least 1.")
+        for name, kind in _KINDS.items():
+            if getattr(self, name) is not None:
+                check_value(name, getattr(self, name), kind)
 
     def params(self) -> SamplingParams:
         """For the decoding loop; lengths and temperature must be settled (`Policy.settled`)."""
