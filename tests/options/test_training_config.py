@@ -1,0 +1,75 @@
+"""The mixin of the methods' configs, on a small class in the place of `TrainingArguments`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+
+from frugalign.base.errors import FrugalignError
+from frugalign.options import groups
+from frugalign.options.declare import option
+from frugalign.options.training_config import TrainingConfig
+
+
+@dataclass
+class Arguments:
+    """Inherited fields, one of them refused in two lines."""
+
+    weight_decay: float = 0.0
+    optim: str = "adamw"
+    run_name: str | None = None
+    set_up: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.optim == "none":
+            raise ValueError("There is no\n optimiser none.")
+        self.set_up, self.run_name = True, "derived"
+
+
+@dataclass
+class Own(groups.TrainingRun):
+    rate: float = option(0.5, "The rate.")
+    shown: int = option(4, "How much is shown.")
+
+
+@dataclass
+class Config(TrainingConfig, Own, Arguments):
+    own: ClassVar[type] = Own
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"shown"})
+
+
+def test_values_are_checked_before_the_inherited_set_up() -> None:
+    assert Config().set_up
+    for values, sentence in (
+        ({"rate": float("inf")}, "rate is inf; it must be a finite number."),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be at least 0."),
+        ({"optim": "none"}, "These settings do not fit: There is no optimiser none."),
+    ):
+        given: dict[str, Any] = values
+        with pytest.raises(FrugalignError) as raised:
+            Config(**given)
+        assert str(raised.value) == sentence
+
+
+def test_what_is_written_starts_the_same_run_again() -> None:
+    """Our options all, inherited ones where they are not at their defaults, and nothing of how this run was started."""
+    first = Config(rate=0.25, weight_decay=0.1, overwrite_output_dir=True, resume_from_checkpoint="true", seed=3)
+    written = first.resolved()
+    assert written == {
+        "output_dir": None,
+        "seed": 3,
+        "report_to": "none",
+        "rate": 0.25,
+        "shown": 4,
+        "weight_decay": 0.1,
+    }
+    assert Config(**written).resolved() == written
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    first = Config().settings_of_a_run()
+    assert first == {"seed": 0, "rate": 0.5}
+    assert Config(shown=1, output_dir="x", report_to="all").settings_of_a_run() == first
+    assert Config(rate=0.1).settings_of_a_run() != first
