@@ -61,10 +61,8 @@ def run(argv: list[str]) -> int:
     spec = PolicySpec.from_dict(options.policy_values())
     settings = EvaluationSettings(**{name: getattr(options, name) for name in EvaluationSettings.__dataclass_fields__})
     from frugalign.evaluation import evaluate
-    from frugalign.runs.lock import in_use
 
-    with in_use(output_dir):
-        metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)
+    metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)
     print_table(metrics, title=f"{spec.title()} on {options.dataset_name}")
     print(f"Written to {output_dir}: metrics.json, costs.json.")
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.policies.spec import PolicySpec
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 from frugalign.runs.layout import METRICS_FILE, SAMPLES_FILE, evaluation_costs_file
+from frugalign.runs.lock import in_use
 from frugalign.runs.save_policy import trained_on_of
 
 _OF_THE_BASE = (
@@ -49,7 +51,7 @@ def evaluate(
         prompts: as for `load_prompts`, or a data set with a `prompt` column; other columns go to the rewards, and a `label` column of
             safe/unsafe gives the rates of refusals among each.
         reward: rewards as strings or functions; the first is the main one.
-        output_dir: where metrics.json, costs.json and samples.jsonl go; None writes nothing.
+        output_dir: where metrics.json, costs.json and samples.jsonl go; locked meanwhile. None writes nothing.
 
     Returns:
         What metrics.json holds: the estimates of `evaluation.schema.MEASURES`, each `{mean, ci_low, ci_high, n}` or None where it does not
@@ -60,6 +62,17 @@ def evaluate(
         FrugalignError: any user error, in one sentence.
     """
     settings = settings or EvaluationSettings()
+    with in_use(output_dir) if output_dir is not None else nullcontext():
+        return _evaluated(policy, prompts, reward, settings, output_dir)
+
+
+def _evaluated(
+    policy: PolicySpec | Policy,
+    prompts: str | Dataset,
+    reward: RewardSpec | Sequence[RewardSpec],
+    settings: EvaluationSettings,
+    output_dir: str | Path | None,
+) -> dict[str, Any]:
     ledger = Ledger()
     with ledger.phase("load"):
         policy, rewards = _loaded(policy, reward)
