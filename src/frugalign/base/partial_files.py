@@ -1,4 +1,4 @@
-"""Rows of work on their way to the disk, so that a killed run goes on with what it had."""
+"""Rows of work saved as they are finished, so that a killed run resumes with what it had."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 
-class Unfinished:
-    """What is finished of some work, as lines of JSON under a first line that stands for what was asked; other work does not go on with it."""
+class PartialWork:
+    """The finished rows of some work, as lines of JSON under a first line that identifies the work: other work starts afresh."""
 
-    def __init__(self, path: Path | None, *asked: Any) -> None:
-        """Read what an interrupted run left at `path`, for work that is told apart by the `repr` of `asked`.
+    def __init__(self, path: Path | None, *identity: Any) -> None:
+        """Read what an interrupted run left at `path`, for the work that the `repr` of `identity` identifies.
 
         Args:
-            path: the file; None: nothing is read or written, the rows are in memory alone.
+            path: the file; None keeps the rows in memory only.
         """
         self.path, self.rows = path, list[Any]()
         if path is None:
             return
-        key = hashlib.sha256(repr(asked).encode()).hexdigest()[:24]
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
         # What follows the last end of a line was cut by a kill, perhaps within a character, so it is left out before decoding. Not
         # splitlines: it also breaks at characters that a response may hold.
         whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []

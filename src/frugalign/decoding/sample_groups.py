@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.ledger import Ledger
-from frugalign.base.partial_files import Unfinished
+from frugalign.base.partial_files import PartialWork
 from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
 from frugalign.decoding.loop import SamplingParams, common_prefix, generate
@@ -59,7 +59,7 @@ def sample_groups(
     ).ids
     shared = common_prefix(prompt_ids) if share_prefix else 0
     asked = () if partial is None else (_weights(model), prompt_ids, numbers, size, params, seed, epoch)
-    finished = Unfinished(partial, *asked)
+    finished = PartialWork(partial, *asked)
     per_chunk = max(1, _CHUNK * batch_size // size)
     for start in range(len(finished.rows), len(prompts), per_chunk):
         rows = range(start, min(start + per_chunk, len(prompts)))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.base.partial_files import Unfinished
+from frugalign.base.partial_files import PartialWork
 from frugalign.data.encode import completions_of
 from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
@@ -150,7 +150,7 @@ class Sampler:
         state: TrainerState | None,
     ) -> list[dict[str, Any]]:
         asked = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
-        finished = Unfinished(partial, asked, [rows[place] for place in mine], groups.completions)
+        finished = PartialWork(partial, asked, [rows[place] for place in mine], groups.completions)
         per_chunk = max(1, _CHUNK // size)
         for number, start in enumerate(range(len(finished.rows), len(mine), per_chunk)):
             places = mine[start : start + per_chunk]
