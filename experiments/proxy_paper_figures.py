@@ -2,18 +2,20 @@
 
     FRUGALIGN_TRIALS=folder python -m experiments.proxy_paper_figures [--jobs 1] [--output docs/img]
 
-Runs `studies/proxy-paper.yaml` and `studies/proxy-paper-greedy.yaml`, about a quarter of an hour on one core, and draws them; what is done
-already is not run again. Without a trials folder the sandbox stands in for the stories. All proxies have the marginal objective.
-Other studies with the same lines, such as stories.yaml and stories-greedy.yaml, are drawn with --studies.
+Runs `studies/proxy-paper.yaml`, about a quarter of an hour on one core, and draws it; what is done already is not run again. Without a
+trials folder the sandbox stands in for the stories. All proxies have the marginal objective. Figure 2b shows the win rates in
+results/stories-greedy.json, whose study trains longer. Another study with the same lines, such as stories.yaml, is drawn with --study.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.summary import RESULTS
 from experiments.trials import are_named
 from matplotlib.figure import Figure
 
@@ -30,7 +32,6 @@ from frugalign.study.table import Row, rows_of
 STUDIES = Path(__file__).parent / "studies"
 GREY, GREEN, RED = "#8a8f98", "#0b6e4f", "#a8324a"
 DEFAULTS = {"p_t": 0.01, "temperature": 1.0}
-SYMBOLS = {"p_t": "p_t", "temperature": "temperature"}
 SANDBOX: dict[str, Any] = {
     "model_name_or_path": "frugalign.sandbox:model",
     "dataset_name": "frugalign.sandbox:study_prompts",
@@ -117,9 +118,9 @@ def completion(rows: Sequence[Row]) -> Figure:
     prompt = str(samples[place * size]["prompt"])
     words = [(word, "black", False) for word in prompt.split(" ")]
     for piece in pieces:
-        words += [(str(word), RED, True) for word in piece["rejected"][:3]]
+        words += [(str(word), RED, True) for word in list(dict.fromkeys(piece["rejected"]))[:3]]
         words.append((str(piece["text"]).replace("\n", " ").strip() or "␣", GREEN, False))
-    columns, lines, at = 84, [[]], 0  # type: ignore[var-annotated]
+    columns, lines, at = 112, [[]], 0  # type: ignore[var-annotated]
     for word in words:
         if at and at + len(word[0]) > columns:
             lines.append([])
@@ -129,7 +130,7 @@ def completion(rows: Sequence[Row]) -> Figure:
     figure = figure_of(9.6, 0.55 + 0.26 * len(lines))
     axes = figure.add_subplot()
     axes.set_axis_off()
-    axes.set_xlim(0, columns + 6)
+    axes.set_xlim(0, columns + 8)
     axes.set_ylim(len(lines), -0.8)
     for number, line in enumerate(lines):
         for start, text, colour, struck in line:
@@ -151,7 +152,8 @@ def histogram(axes: Any, sft: Sequence[float], own: Sequence[float], label: str,
     for values, colour, name in ((sft, GREY, "SFT"), (own, GREEN, label)):
         axes.hist(values, bins=bins, weights=[1 / len(values)] * len(values), color=colour, alpha=0.6, label=name)
     if legend:
-        axes.legend(frameon=False, fontsize=8, loc="upper center")
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room above the bars
+        axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def rewards(rows: Sequence[Row]) -> Figure:
@@ -164,23 +166,15 @@ def rewards(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def win_rates(rows: Sequence[Row]) -> Figure:
-    """Figure 2b: win rates against SFT, decoded greedily but for best-of-n."""
-    shown = [(title, row_named(rows, label).win_rate) for title, label in
-             (("proxy", "proxy"), ("DPO", "dpo"), ("RLOO", "rloo"), ("best of 32", "best-of-32"))]  # fmt: skip
-    known = [(title, rate) for title, rate in shown if rate is not None]
+def win_rates() -> Figure:
+    """Figure 2b: win rates against SFT, decoded greedily but for best-of-n, as they were recorded."""
+    recorded = json.loads((RESULTS / "stories-greedy.json").read_text(encoding="utf-8"))["rows"]
+    titles = {"proxy": "proxy", "dpo": "DPO", "rloo": "RLOO", "best-of-32": "best of 32"}
+    rates = [recorded[label]["win rate"] for label in titles]
+    spread = [[mean - low for mean, low, _ in rates], [high - mean for mean, _, high in rates]]
     figure = figure_of(5.4, 3.4)
     axes = panel(figure, 1, 1, 1, "Win rate against SFT")
-    low = [rate.mean - rate.ci_low for _, rate in known]
-    high = [rate.ci_high - rate.mean for _, rate in known]
-    axes.bar(
-        [title for title, _ in known],
-        [rate.mean for _, rate in known],
-        yerr=[low, high],
-        capsize=4,
-        color=GREEN,
-        width=0.6,
-    )
+    axes.bar(list(titles.values()), [rate[0] for rate in rates], yerr=spread, capsize=4, color=GREEN, width=0.6)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("share of prompts won")
@@ -192,7 +186,7 @@ def means(rows: Sequence[Row]) -> Figure:
     figure = figure_of(8.6, 3.4)
     sft: Estimate = main_of(row_named(rows, "sft"))
     for place, name in enumerate(DEFAULTS, start=1):
-        axes = panel(figure, 1, 2, place, f"({'ab'[place - 1]}) against {SYMBOLS[name]}")
+        axes = panel(figure, 1, 2, place, f"({'ab'[place - 1]}) against {name}")
         points = [(value, main_of(row)) for value, row in lines_over(rows, name)]
         at, middle = [value for value, _ in points], [each.mean for _, each in points]
         spread = [[each.mean - each.ci_low for _, each in points], [each.ci_high - each.mean for _, each in points]]
@@ -200,7 +194,7 @@ def means(rows: Sequence[Row]) -> Figure:
         axes.axhline(sft.mean, color=GREY, linestyle="--", label="SFT")
         if name == "p_t":
             axes.set_xscale("log")
-        axes.set_xlabel(SYMBOLS[name])
+        axes.set_xlabel(name)
         axes.set_ylabel("mean test score")
         axes.legend(frameon=False, fontsize=8, loc="center left")
     return figure
@@ -211,19 +205,19 @@ def at_each(name: str) -> Callable[[Sequence[Row]], Figure]:
 
     def draw(rows: Sequence[Row]) -> Figure:
         sft, lines = values_of(row_named(rows, "sft")), lines_over(rows, name)
-        figure, shared = figure_of(2.7 * len(lines), 5.2), None
-        for place, (value, row) in enumerate(lines):
-            axes = panel(figure, 2, len(lines), place + 1, f"({'abcd'[place]}) {SYMBOLS[name]} {value:g}")
+        figure = figure_of(2.7 * len(lines), 5.2)
+        curves = [test_curve(row) for _, row in lines]
+        scores = [score for _, curve in curves for score in curve]
+        for place, ((value, row), curve) in enumerate(zip(lines, curves, strict=True)):
+            axes = panel(figure, 2, len(lines), place + 1, f"({'abcd'[place]}) {name} {value:g}")
             histogram(axes, sft, values_of(row), "proxy", place == 0)
             axes.set_xlabel("test reward", fontsize=9)
-            below = panel(figure, 2, len(lines), len(lines) + place + 1, f"({'efgh'[place]}) {SYMBOLS[name]} {value:g}")
-            below.plot(*test_curve(row), color=GREEN, marker="o", markersize=3)
-            below.set_xlim(0, PROMPTS)
+            below = panel(figure, 2, len(lines), len(lines) + place + 1, f"({'efgh'[place]}) {name} {value:g}")
+            below.plot(*curve, color=GREEN, marker="o", markersize=3)
+            below.set_xlim(0, 1.03 * PROMPTS)
             below.set_xticks([0, PROMPTS // 2, PROMPTS])
+            below.set_ylim(min(scores) - 0.05, max(scores) + 0.05)
             below.set_xlabel("training prompts seen", fontsize=9)
-            if shared is not None:
-                below.sharey(shared)
-            shared = shared or below
             if not place:
                 axes.set_ylabel("share of responses")
                 below.set_ylabel("mean test score")
@@ -244,13 +238,13 @@ SAMPLED: dict[str, Callable[[Sequence[Row]], Figure]] = {
 def main() -> None:
     """Run what is not done, draw everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=Path, nargs=2, default=[STUDIES / "proxy-paper.yaml", STUDIES / "proxy-paper-greedy.yaml"], metavar=("SAMPLED", "GREEDY"))  # fmt: skip
+    parser.add_argument("--study", type=Path, default=STUDIES / "proxy-paper.yaml", help="Its recipe.")
     parser.add_argument("--jobs", type=int, default=1, help="Cells that run at once.")
     parser.add_argument("--output", type=Path, default=Path("docs/img"))
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
-    sampled, greedy = (rows_of(run_study(options_of(recipe, asked.jobs))) for recipe in asked.studies)
-    drawn = {name: draw(sampled) for name, draw in SAMPLED.items()} | {"2b-win-rates": win_rates(greedy)}
+    rows = rows_of(run_study(options_of(asked.study, asked.jobs)))
+    drawn = {name: draw(rows) for name, draw in SAMPLED.items()} | {"2b-win-rates": win_rates()}
     for name, figure in sorted(drawn.items()):
         path = asked.output / f"proxy-paper-{name}.png"
         figure.savefig(path, dpi=130)
