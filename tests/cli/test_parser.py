@@ -14,7 +14,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.cli.parser import Command, parse
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
 from frugalign.options import groups
-from frugalign.options.declare import REQUIRED, defaults, option
+from frugalign.options.declare import REQUIRED, defaults, like, option
 from frugalign.options.kinds import COUNT
 
 
@@ -164,9 +164,13 @@ def test_the_help_has_a_section_per_group_and_the_verbs_own_last(capsys: pytest.
     class Greet(groups.Seed, groups.Model):
         model: str = option("m", "The model.")
         zero: float = option(0.0, "A number.")
+        output_dir: str = like(groups.OutputDir, "output_dir", "runs/greet")
 
     text = printed(Command("greet", "Say hello.", Greet), "--help", capsys)
-    places = [text.index(word) for word in ("\nmodel:\n", "--revision", "\nrun:\n", "--seed", "\ngreet:\n", "--zero")]
+    places = [
+        text.index(word)
+        for word in ("\nmodel:\n", "--revision", "\nrun:\n", "--seed", "--output_dir", "\ngreet:\n", "--zero")
+    ]
     assert places == sorted(places)
     assert "Seed of everything random. (default: 0)" in text and "A number. (default: 0.0)" in text
     assert "package.module:attribute." in text and text.count("(required)") == 1

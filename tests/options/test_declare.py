@@ -82,7 +82,7 @@ def test_like_takes_help_and_kind_from_the_group() -> None:
         names: int = like(Names, "names", 2, kind=COUNT)
 
     found = of(Other)
-    assert found["rate"].metadata == {"help": "The rate. Default: the artefact's.", "kind": POSITIVE}
+    assert found["rate"].metadata == {"help": "The rate. Default: the artefact's.", "kind": POSITIVE, "section": ""}
     assert (Other().rate, Other().names, found["names"].metadata["kind"]) == (None, 2, COUNT)
 
 

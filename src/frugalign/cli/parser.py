@@ -167,7 +167,7 @@ def _parser(command: Command, target: type) -> _Parser:
     hints, own = get_type_hints(target), {item.name for item in _fields(command.options)}
     sections: dict[str, argparse._ArgumentGroup] = {}
     for item in _fields(target):
-        title = section_of(target, item.name) or (command.name if item.name in own else "inherited")
+        title = section_of(target, item) or (command.name if item.name in own else "inherited")
         if title not in sections:
             sections[title] = parser.add_argument_group(title)
         _add(sections[title], item, hints[item.name])

@@ -38,10 +38,11 @@ class Group:
         cls.section = section
 
 
-def section_of(cls: type, name: str) -> str:
-    """The section of the class that declares the option `name` of `cls`: a group's, or `` for an option of its own."""
-    owners = [base for base in reversed(cls.__mro__) if name in get_annotations(base)]
-    return next((base.section for base in owners if issubclass(base, Group)), "")
+def section_of(cls: type, item: Field[Any]) -> str:
+    """The section of the group that declares an option of `cls`, or `` for an option of the class itself."""
+    owners = [base for base in reversed(cls.__mro__) if item.name in get_annotations(base)]
+    declared_in = next((base.section for base in owners if issubclass(base, Group)), "")
+    return str(item.metadata.get("section", declared_in))
 
 
 def option(default: Any, text: str, kind: Kind | None = None, *, positional: bool = False) -> Any:
@@ -93,6 +94,7 @@ def like(
     metadata = {**{each.name: each for each in fields(group)}[name].metadata}
     metadata |= {"help": f"{metadata['help']} {note}"} if note else {}
     metadata |= {"kind": kind} if kind is not None else {}
+    metadata |= {"section": getattr(group, "section", "")}
     return _field(default, metadata | ({"positional": True} if positional else {}))
 
 

@@ -15,7 +15,7 @@ _NOT_THE_POLICYS = ("use_cpu",)
 @dataclass(kw_only=True)
 @defaults(model_name_or_path=REQUIRED)
 @notes(model_name_or_path="It is the base.", principles="The answers are given under them.")
-class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model):
+class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model, section="policy"):
     """A base and what is put on top of it; every flag is a field of `PolicySpec`, but `use_cpu` and `strength`."""
 
     proxy: list[str] = option(

@@ -73,7 +73,7 @@ class StudyOptions(
     eval_batch_size: int = option(64, "Responses sampled at once in the test; no result depends on it.", COUNT)
     llm_judge: dict[str, Any] | None = option(
         None,
-        "An OpenAI-compatible server that compares the responses with the base's: base_url, model, api_key_env, max_cost, …",
+        "An OpenAI-compatible server that compares the responses with the base's: base_url, model, api_key_env, max_cost and more.",
     )
     model_judge: str | None = option(
         None, "A causal language model on this machine as such a judge, read at one token: hub id or folder."
