@@ -81,7 +81,10 @@ def test_labelled_answers_become_a_reward_too(capsys: pytest.CaptureFixture[str]
         ({"dataset_name": "frugalign.sandbox:prompts"}, "no judged answers"),
         ({"layers": "9"}, "no layer 9"),
         ({"max_cache_gib": "0.000001"}, "choose fewer layers"),
-        ({"dataset_name": "data/train.jsonl", "test_fraction": "1.5"}, "share in (0, 1)"),
+        (
+            {"dataset_name": "data/train.jsonl", "test_fraction": "1.5"},
+            "test_fraction is 1.5; it must be above 0 and below 1",
+        ),
         ({"model_name_or_path": "./nothing"}, "./nothing"),
         ({"output_dir": "data/train.jsonl"}, "data/train.jsonl"),
     ],
