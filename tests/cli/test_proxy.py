@@ -69,7 +69,7 @@ def test_a_run_leaves_its_folder_and_says_what_comes_next(capsys: pytest.Capture
     assert names >= {
         "model.safetensors", "config.json", "README.md", "config.yaml", "metrics.jsonl", "costs.json", "checkpoint-4",
     }  # fmt: skip
-    assert not any(name.startswith(".") for name in names)
+    assert {name for name in names if name.startswith(".")} == {".lock"}
     card = Path("run/README.md").read_text()
     assert "2403.04283" in card and "frugalign.sandbox:model" in card and "Trainable parameters" in card
     settings = yaml.safe_load(Path("run/config.yaml").read_text())

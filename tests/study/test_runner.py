@@ -220,7 +220,7 @@ def test_two_commands_do_not_run_one_study(tmp_path: Path, started: list[str]) -
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"\n"
         try:
-            with pytest.raises(FrugalignError, match="Another command works on the study in"):
+            with pytest.raises(FrugalignError, match="Another command is using"):
                 run_study(study(tmp_path, {"base": None}))
         finally:
             other.kill()
