@@ -26,8 +26,8 @@ from peft import LoraConfig
 from frugalign.decoding import SamplingParams, generate
 from frugalign.engines.loading import load_model
 from frugalign.engines.states import endpoint_states, n_layers
+from frugalign.methods.rerank.confidence import pair_confidence
 from frugalign.methods.rerank.config import RerankConfig
-from frugalign.methods.rerank.loss import pair_confidence
 from frugalign.methods.rerank.trainer import RerankTrainer
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 from frugalign.sandbox.cached import sample_pairs

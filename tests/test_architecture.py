@@ -113,8 +113,8 @@ def test_imports_only_go_down_the_tiers(path: Path) -> None:
     [
         ("decoding", "from frugalign.proxy.network import ProxyModel"),
         ("proxy", "import frugalign.methods.proxy_rlhf.trainer"),
-        ("methods.psle", "from frugalign.methods.rerank.loss import confidence_loss"),
-        ("methods", "from frugalign.methods.rerank.loss import confidence_loss"),
+        ("methods.psle", "from frugalign.methods.rerank.confidence import pair_confidence"),
+        ("methods", "from frugalign.methods.rerank.confidence import pair_confidence"),
         ("rewards", "from frugalign.proxy.network import ProxyModel"),
         ("proxy", "def f():\n    from frugalign.sandbox import gold"),
         ("proxy", "from frugalign import Ledger"),
@@ -157,12 +157,13 @@ def test_only_declared_dependencies_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=\[ ;]", entry)[0].lower() for entry in project["dependencies"]}
     optional = {
+        "trl",
         "matplotlib",
         "jinja2",
         "fastapi",
         "uvicorn",
         "bitsandbytes",
-    }  # the study and serve extras, and 4-bit weights: imported where they are asked for
+    }  # the peers, study and serve extras, and 4-bit weights: imported where they are asked for
     arrive_with = {
         "numpy",
         "tokenizers",
@@ -179,6 +180,11 @@ def test_only_declared_dependencies_are_imported() -> None:
     )
     used = {(name.split(".")[0], path.name) for path in FILES for _, name in imports(parse(path))}
     assert {(name, where) for name, where in used if name not in known} == set()
+
+
+def test_peers_alone_need_trl() -> None:
+    importers = {path.parent.name for path in FILES for _, name in imports(parse(path)) if name.split(".")[0] == "trl"}
+    assert importers == {"peers"}
 
 
 def test_pages_alone_need_the_libraries_that_draw_them() -> None:

@@ -40,7 +40,9 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     shuffled = report["shuffled"]
     spread = f" ({100 * min(shuffled['each']):.1f} to {100 * max(shuffled['each']):.1f})" if shuffled["each"] else ""
     full = report.get("full_model")
-    whole = [] if full is None else [("a whole reward model, trained with TRL", _percent(full["accuracy"]), "—")]
+    whole = (
+        [] if full is None else [("a whole reward model, trained on the same pairs", _percent(full["accuracy"]), "—")]
+    )
     return [
         ("the probes", _percent(report["test"]["accuracy"]), _number(report["test"]["auroc"])),
         *whole,

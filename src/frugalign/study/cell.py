@@ -210,10 +210,11 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
 def machine(*, use_cpu: bool, jobs: int) -> dict[str, Any]:
     """The machine and the versions behind a result, and how many cells shared it."""
     import platform
+    from importlib.metadata import version
+    from importlib.util import find_spec
 
     import torch
     import transformers
-    import trl
 
     from frugalign import __version__
 
@@ -227,7 +228,7 @@ def machine(*, use_cpu: bool, jobs: int) -> dict[str, Any]:
         "frugalign": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "trl": trl.__version__,
+        "trl": version("trl") if find_spec("trl") else "not installed",
     }
 
 

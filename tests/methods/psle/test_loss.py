@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from frugalign.methods.psle.loss import couple_loss, dpo_loss, imitation_loss, ranking_loss
+from frugalign.methods.psle.loss import couple_loss, imitation_loss, ranking_loss
 
 
 def numbers(*values: float) -> Tensor:
@@ -102,22 +102,11 @@ def test_the_loss_of_a_batch_is_the_formula_written_out() -> None:
     assert float(found) == pytest.approx(expected / 9)
 
 
-def test_dpo_worked_number() -> None:
-    """β = 0.1, log-ratios 10·ln 3 apart: −log σ(ln 3) = log 4/3; at the reference itself log 2, with the gradient ∓β/2."""
-    found = dpo_loss(numbers(10 * math.log(3)), numbers(0), 0.1)
-    assert found.tolist() == pytest.approx([math.log(4 / 3)])
-    guided, plain = leaf(0), leaf(0)
-    loss = dpo_loss(guided, plain, 0.1)
-    assert loss.tolist() == pytest.approx([math.log(2)])
-    assert gradients(loss, guided, plain) == [pytest.approx([-0.05]), pytest.approx([0.05])]
-
-
 @pytest.mark.parametrize(
     "loss",
     [
         lambda guided, plain: ranking_loss(guided, plain, 0.3),
         lambda guided, plain: imitation_loss(guided, plain, numbers(2, 0, 1), numbers(0.5, 1, 0)),
-        lambda guided, plain: dpo_loss(guided, plain, 0.1),
         lambda guided, plain: couple_loss(
             ranking_loss(guided, plain, 0.3),
             imitation_loss(guided, plain, numbers(2, 0, 1), numbers(0.5, 1, 0)),
@@ -125,7 +114,7 @@ def test_dpo_worked_number() -> None:
             0.7,
         ),
     ],
-    ids=["ranking", "imitation", "dpo", "couples"],
+    ids=["ranking", "imitation", "couples"],
 )
 def test_gradients_are_those_of_finite_differences(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     assert torch.autograd.gradcheck(loss, (leaf(-1.0, -2.0, -0.3), leaf(-1.1, -1.5, -0.7)))

@@ -11,7 +11,7 @@ from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP, batch_of
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, Policy
 
-_TRL = "frugalign.methods.peers.trl"
+_TRL = "frugalign.methods.peers.configs"
 _LORA = ("lora_r", "lora_alpha", "use_peft")
 _STANDS_FOR_PPO = "RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."
 

@@ -16,18 +16,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import (  # type: ignore[attr-defined]
-    DPOConfig,
-    DPOTrainer,
-    GRPOConfig,
-    GRPOTrainer,
-    KTOConfig,
-    KTOTrainer,
-    RLOOConfig,
-    RLOOTrainer,
-    SFTConfig,
-    SFTTrainer,
-)
 
 from frugalign.base.files import WEIGHTS_FILE
 from frugalign.base.ledger import Ledger
@@ -35,10 +23,14 @@ from frugalign.data.encode import answer_text
 from frugalign.engines.encode import tokenised_pairs
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import base_parameters, causal_lm
+from frugalign.methods.peers.configs import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
 from frugalign.rewards import NamedReward, score
 from frugalign.runs.folder import RunFolder, saving
 from frugalign.runs.progress import TrainingProgress
 from frugalign.runs.save_policy import lora_of
+
+# After the configs, which notice a missing TRL.
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer, SFTTrainer  # type: ignore[attr-defined]  # isort: skip
 
 _PLAIN: dict[str, Any] = {
     "bf16": False,

@@ -1,4 +1,4 @@
-"""PSLE's loss over a batch of couples, and DPO's for the comparison (`docs/methods/psle.md#the-loss`). Pure functions.
+"""PSLE's loss over a batch of couples (`docs/methods/psle.md#the-loss`). Pure functions.
 
 `ℓ(y) = log π(y|x)/|y|` is a response's mean log-likelihood per token, its end token counted.
 """
@@ -23,8 +23,3 @@ def couple_loss(ranking: Tensor, imitation: Tensor, is_ranked: Tensor, sft_weigh
     """The ranking loss of the couples that are ranked, `η` times the imitation loss of the others, `[B]`; its mean is the loss
     `(1/N)·[Σ_rank … + η·Σ_wsft …]`."""
     return ranking.where(is_ranked, sft_weight * imitation)
-
-
-def dpo_loss(guided: Tensor, plain: Tensor, beta: float) -> Tensor:
-    """`−log σ(β·Δ)` per couple `[B]` from *summed* log-ratios to the reference (Rafailov et al. 2023, eq. 7)."""
-    return -logsigmoid(beta * (guided - plain))

@@ -26,6 +26,7 @@ from transformers import (
 from frugalign.base.ledger import Ledger
 from frugalign.data.templating import encode_prompts
 from frugalign.decoding.log_probs import sequence_log_probs
+from frugalign.methods.losses import dpo_loss
 from frugalign.methods.psle import loss as losses
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import Round
@@ -192,7 +193,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
         size = inputs["is_ranked"].shape[0]
         if args.method == "dpo":
             ratio = sums.new_zeros(2, size).index_put(place, sums) - inputs["reference"]
-            losses_of = losses.dpo_loss(ratio[1], ratio[0], args.beta)
+            losses_of = dpo_loss(ratio[1] - ratio[0], args.beta)
         per_token = sums.new_zeros(2, size).index_put(place, sums / lengths)
         plain, guided = per_token
         if args.method != "dpo":

@@ -19,7 +19,6 @@ import yaml
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
-from trl.trainer.utils import disable_dropout_in_model
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, write_atomic, write_json_atomic
@@ -28,6 +27,7 @@ from frugalign.data.loading import dataset_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
 from frugalign.engines.transformers import base_parameters
+from frugalign.methods.log_probs import disable_dropout
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.folders import account, begin, check_resumable, ledger_of, reopen, weights_digest
 from frugalign.methods.psle.responses import Round, Scored, read_round, save_round, split
@@ -110,8 +110,7 @@ class PSLETrainer:
         self.processing_class = processing_class
         if getattr(policy, "hf_device_map", None) is None:
             policy.to(args.device)
-        # As TRL does: likelihoods under dropout are no reference for one another.
-        disable_dropout_in_model(policy)
+        disable_dropout(policy)
         if len(train_dataset) == 0:
             raise FrugalignError("There are no prompts to train on.")
         _check_row_weights(train_dataset)

@@ -1,4 +1,4 @@
-"""The usual way, for comparison: a whole reward model trained with TRL on the same base, pairs and tokens (`docs/methods/representation-reward.md#read-the-report`)."""
+"""The usual way, for comparison: a whole reward model trained on the same base, pairs and tokens (`docs/methods/representation-reward.md#read-the-report`)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import copy
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainerCallback
-from trl.trainer.reward_config import RewardConfig
-from trl.trainer.reward_trainer import RewardTrainer
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from frugalign.data.labelled import Judged
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import causal_lm, evaluating
+from frugalign.methods.log_probs import disable_dropout
 from frugalign.methods.representation_reward.examples import Split, exchange_ids
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.metrics import mean_interval
@@ -41,17 +48,15 @@ def train_full_model(judged: Judged, base: LoadedModel, split: Split, options: R
     ]
     keep = _BestEpoch(judged, ids, split.validation)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _Quiet(
+        trainer = PairRewardTrainer(
             model=model,
-            args=RewardConfig(
+            args=TrainingArguments(
                 output_dir=folder,
                 num_train_epochs=options.full_model_epochs,
                 per_device_train_batch_size=_BATCH,
                 learning_rate=options.full_model_learning_rate,
-                max_length=None,
                 seed=options.seed,
-                bf16=False,
-                gradient_checkpointing=False,
+                remove_unused_columns=False,
                 use_cpu=base.model.device.type == "cpu",
                 save_strategy="no",
                 logging_strategy="no",
@@ -59,7 +64,7 @@ def train_full_model(judged: Judged, base: LoadedModel, split: Split, options: R
                 disable_tqdm=True,
             ),
             train_dataset=Dataset.from_list(rows),
-            processing_class=base.tokenizer,
+            data_collator=SideCollator(int(model.config.pad_token_id)),
             callbacks=[keep],
         )
         started = time.perf_counter()
@@ -94,9 +99,39 @@ def classifier_of(base: LoadedModel) -> PreTrainedModel:
     return model
 
 
-class _Quiet(RewardTrainer):
-    def _send_telemetry(self) -> None:
-        """Nothing is sent."""
+@dataclass
+class SideCollator:
+    """B pairs to `input_ids` and `attention_mask` `[2B, T]`, padded on the right: the chosen texts first, the rejected ones after them."""
+
+    pad_token_id: int
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        texts = [pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs]
+        width = max(map(len, texts))
+        return {
+            "input_ids": torch.tensor([[*text, *[self.pad_token_id] * (width - len(text))] for text in texts]),
+            "attention_mask": torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts]),
+        }
+
+
+class PairRewardTrainer(Trainer):
+    """Bradley–Terry on the scores of both texts: `−log σ(r_c − r_r)`, without dropout."""
+
+    # A mean over pairs: Trainer averages the batches of an accumulated step.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, model: nn.Module, **arguments: Any) -> None:
+        disable_dropout(model)
+        super().__init__(model=model, **arguments)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the batch's pairs."""
+        output = model(**inputs, use_cache=False)
+        chosen, rejected = output.logits[:, 0].chunk(2)
+        loss = -logsigmoid(chosen - rejected).mean()
+        return (loss, output) if return_outputs else loss
 
 
 class _BestEpoch(TrainerCallback):

@@ -1,69 +1,62 @@
-"""A batch of pairs on its way through TRL's loss: our columns beside TRL's, and what its own forward passes compute."""
+"""From pairs as token ids to a padded batch: the chosen answers first, the rejected ones after them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from datasets import Dataset
+from torch import Tensor
 
-from frugalign.engines.transformers import causal_lm
+from frugalign.base.errors import FrugalignError
+from frugalign.engines.encode import tokenised_pairs
 
 COLUMNS = ("confidence", "weight")
+"""A row's own γ, and the weight of its loss."""
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+"""Log-probabilities of both answers under the model before training, where they were computed ahead (TRL's names)."""
+
+
+def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Dataset:
+    """`prompt_ids`, `chosen_ids`, `rejected_ids` as the probes' definition of an exchange has them, and our columns.
+
+    Raises:
+        FrugalignError: a confidence outside [0, 1], naming its row.
+    """
+    for row, gamma in enumerate(pairs["confidence"] if "confidence" in pairs.column_names else []):
+        if gamma is not None and not (0 <= gamma <= 1 or math.isnan(gamma)):
+            raise FrugalignError(f"Row {row + 1} has the confidence {gamma}; it lies in [0, 1].")
+    columns = tokenised_pairs(pairs, model, tokenizer, max_length=args.max_length, prompt_format=args.prompt_format)
+    return Dataset.from_dict(columns | {name: pairs[name] for name in COLUMNS if name in pairs.column_names})
 
 
 @dataclass
-class PairCollator(DataCollatorForPreference):
-    """TRL's, with our columns beside; a row without one of them has NaN confidence and weight 1."""
+class PairCollator:
+    """B pairs to `input_ids`, `attention_mask`, `completion_mask` `[2B, T]`, padded on the right, and the pairs' columns `[B]`.
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
-        for name, default in zip(COLUMNS, (float("nan"), 1.0), strict=True):
-            if any(name in example for example in examples):
-                values = [example.get(name) for example in examples]
-                batch[name] = torch.tensor([default if value is None else float(value) for value in values])
-        return batch
+    A row without a confidence has NaN, one without a weight has 1.
+    """
 
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
 
-@dataclass
-class Caught:
-    """Summed log-probabilities of each forward pass, the policy's first, and the policy's endpoint states `[2B, layers, D]`."""
-
-    log_probs: list[Tensor] = field(default_factory=list)
-    states: Tensor | None = None
-
-
-@contextmanager
-def caught_passes(policy: Any, reference: Any, completion_mask: Tensor, layers: list[int]) -> Iterator[Caught]:
-    """Hooks on the models for the length of one loss; gone before the backward pass, where checkpointing runs the forward again."""
-    caught = Caught()
-    length = completion_mask.shape[1] - 1
-    end = (completion_mask * torch.arange(completion_mask.shape[1], device=completion_mask.device)).argmax(1)
-    rows = torch.arange(len(end), device=end.device)
-
-    def keep_log_probs(module: nn.Module, args: Any, output: Any) -> None:
-        caught.log_probs.append(output.log_probs[:, -length:].sum(1))
-
-    def ask_for_states(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        # Of the policy's pass, which is the first; the reference's states would be kept for nobody.
-        return (args, kwargs | {"output_hidden_states": True}) if caught.states is None and layers else None
-
-    def keep_states(module: nn.Module, args: Any, output: Any) -> None:
-        if caught.states is None and layers:
-            # A model may be spread over devices.
-            at = [output.hidden_states[layer] for layer in layers]
-            found = [states[rows.to(states.device), end.to(states.device)].detach().float() for states in at]
-            caught.states = torch.stack([states.to(end.device) for states in found], 1)
-
-    lm = causal_lm(policy)
-    with ExitStack() as stack:
-        stack.callback(lm.register_forward_hook(keep_log_probs).remove)
-        stack.callback(lm.register_forward_pre_hook(ask_for_states, with_kwargs=True).remove)
-        stack.callback(getattr(lm, lm.base_model_prefix).register_forward_hook(keep_states).remove)
-        if reference is not None:
-            stack.callback(causal_lm(reference).register_forward_hook(keep_log_probs).remove)
-        yield caught
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        sides = [(pair["prompt_ids"], pair[name]) for name in ("chosen_ids", "rejected_ids") for pair in pairs]
+        width = max(len(prompt) + len(answer) for prompt, answer in sides)
+        multiple = self.pad_to_multiple_of or 1
+        width = -(-width // multiple) * multiple
+        rest = [width - len(prompt) - len(answer) for prompt, answer in sides]
+        rows = [(*side, pad) for side, pad in zip(sides, rest, strict=True)]
+        batch: dict[str, list[Any]] = {
+            "input_ids": [[*prompt, *answer, *[self.pad_token_id] * pad] for prompt, answer, pad in rows],
+            "attention_mask": [[1] * (width - pad) + [0] * pad for _, _, pad in rows],
+            "completion_mask": [[0] * len(prompt) + [1] * len(answer) + [0] * pad for prompt, answer, pad in rows],
+        }
+        for name, missing in zip((*COLUMNS, *REFERENCE), (math.nan, 1.0, math.nan, math.nan), strict=True):
+            if any(name in pair for pair in pairs):
+                values = [pair.get(name) for pair in pairs]
+                batch[name] = [missing if value is None else float(value) for value in values]
+        return {name: torch.tensor(values) for name, values in batch.items()}

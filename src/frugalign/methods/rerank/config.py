@@ -1,11 +1,11 @@
-"""`RerankConfig`: the re-ranking options on TRL's `DPOConfig`."""
+"""`RerankConfig`: the re-ranking options on `transformers.TrainingArguments`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from trl.trainer.dpo_config import DPOConfig
+from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.rerank.options import RerankOptions
@@ -13,27 +13,24 @@ from frugalign.options.check import check_value
 from frugalign.options.kinds import POSITIVE
 from frugalign.options.training_config import TrainingConfig
 
-_NOT_TAKEN: dict[str, Any] = {
-    "label_smoothing": 0.0,
-    "loss_weights": None,
-    "sync_ref_model": False,
-    "router_aux_loss_coef": None,
-    "truncation_mode": "keep_start",
+_NOT_TAKEN: dict[str, tuple[Any, str]] = {
+    "label_smoothing": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
+    "sync_ref_model": (False, "a moving reference would not be in the checkpoints"),
+    "truncation_mode": ("keep_start", "exchanges are cut on the left"),
+    "loss_type": ("sigmoid", "the loss is the confidence-weighted one"),
+    "ld_alpha": (None, "the loss is the confidence-weighted one"),
+    "use_weighting": (False, "the loss is the confidence-weighted one"),
+    "f_divergence_type": ("reverse_kl", "the confidence-weighted loss is of the reverse KL"),
 }
-"""Options of `DPOConfig` that must stay at these defaults."""
-_INSTEAD = {
-    "label_smoothing": "conservative DPO is confidence constant with constant_confidence 1 − ε",
-    "sync_ref_model": "a moving reference would not be in the checkpoints",
-    "truncation_mode": "exchanges are cut on the left",
-}
+"""Options of TRL's `DPOConfig` with another meaning here: the value that changes nothing, and what to do instead."""
 
 
 @dataclass
-class RerankConfig(TrainingConfig, RerankOptions, DPOConfig):
-    """All of `RerankOptions` and `DPOConfig`, with defaults that run anywhere.
+class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
+    """All of `RerankOptions` and `TrainingArguments`, with defaults that run anywhere.
 
     Raises:
-        FrugalignError: values that contradict each other, and options of DPOConfig that our loss does not take part in.
+        FrugalignError: values that contradict each other, and options of TRL's DPOConfig that our loss does not take.
     """
 
     own: ClassVar[type] = RerankOptions
@@ -42,30 +39,39 @@ class RerankConfig(TrainingConfig, RerankOptions, DPOConfig):
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
 
+    precompute_ref_log_probs: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute the reference's log-probabilities once, before training. Default: where that saves a copy of the "
+            "model (every weight) or passes (several epochs)."
+        },
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Train without the model's dropout."})
+    pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Pad batches to a multiple of this length."})
+
+    label_smoothing: float = field(default=0.0, metadata={"help": "Must stay 0: see constant_confidence."})
+    sync_ref_model: bool = field(default=False, metadata={"help": "Must stay false: the reference does not move."})
+    truncation_mode: str = field(default="keep_start", metadata={"help": "Not used: exchanges are cut on the left."})
+    loss_type: str | list[str] = field(default="sigmoid", metadata={"help": "Must stay sigmoid."})
+    ld_alpha: float | None = field(default=None, metadata={"help": "Must stay unset."})
+    use_weighting: bool = field(default=False, metadata={"help": "Must stay false."})
+    f_divergence_type: str = field(default="reverse_kl", metadata={"help": "Must stay reverse_kl."})
+
     def __post_init__(self) -> None:
         if self.output_dir is None:
             self.output_dir = "runs/rerank"
         if self.eval_steps is not None:
             self.eval_strategy = "steps"
+        # Our data sets hold what the collator reads and nothing else.
+        self.remove_unused_columns = False
         super().__post_init__()
         check_value("beta", self.beta, POSITIVE)
-        for name, default in _NOT_TAKEN.items():
-            if getattr(self, name, default) not in (default, None):
-                raise FrugalignError(
-                    f"{name} is not carried over: {_INSTEAD.get(name, 'our loss does not take part in it')}."
-                )
+        for name, (neutral, instead) in _NOT_TAKEN.items():
+            if getattr(self, name) not in (neutral, [neutral], None):
+                raise FrugalignError(f"{name} is not carried over: {instead}.")
         if self.label_noise is not None and self.confidence != "pair":
             raise FrugalignError(
                 "label_noise is weighed per pair: it needs confidence pair (conservative DPO: constant_confidence 1 − ε)."
-            )
-        kinds = self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
-        if kinds != ["sigmoid"] or self.ld_alpha is not None or self.use_weighting:
-            raise FrugalignError(
-                "loss_type, ld_alpha and use_weighting are not carried over: the loss is the confidence-weighted one."
-            )
-        if getattr(self.f_divergence_type, "value", self.f_divergence_type) != "reverse_kl":
-            raise FrugalignError(
-                "f_divergence_type is not carried over: the confidence-weighted loss is of the reverse KL."
             )
         if self.load_best_model_at_end:
             raise FrugalignError("load_best_model_at_end is not carried over: load a checkpoint from its folder.")

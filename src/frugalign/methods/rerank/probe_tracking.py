@@ -169,8 +169,9 @@ class FollowPolicy(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             with self.trainer.ledger.phase("reward"):
+                # The same numbers on every process.
                 for name, value in self.follower.step(self.states).items():
-                    self.trainer.note(name, value)
+                    self.trainer.means.steps["train"][name].append(value)
 
     def states(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The current policy's endpoint states of labelled pairs, better and worse, `[n, layers, D]` each."""

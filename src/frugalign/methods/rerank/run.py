@@ -22,7 +22,7 @@ from frugalign.methods.rerank.collator import COLUMNS
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import sample_for
 from frugalign.methods.rerank.shift_monitor import ShiftWatch
-from frugalign.methods.rerank.trainer import RerankTrainer
+from frugalign.methods.rerank.trainer import RerankTrainer, TrackedReward
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.loading import NamedReward, load_reward
 from frugalign.rewards.representation.network import load_probes
@@ -84,18 +84,17 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
         train = first_groups(config, loaded, ledger, resuming=checkpoint is not None)
         trained_on = about_training(config.dataset_name, prompts_in(config.dataset_name), held_out_fraction=0.0)
     assert train is not None
+    seconds_before = ledger.wall_clock_seconds
     trainer = RerankTrainer(
         loaded.model,
-        probes,
+        probes if probes is None or labelled is None else TrackedReward(probes, labelled),
         config,
         train,
         held_out,
         processing_class=loaded.tokenizer,
-        peft_config="default" if config.use_peft else None,
         callbacks=list(callbacks),
-        ledger=ledger,
-        labelled_dataset=labelled,
     )
+    trainer.ledger.add(ledger, wall_clock=seconds_before)
     if shift_reward is not None:
         trainer.add_callback(shift_watch(config, trainer, shift_reward))
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)

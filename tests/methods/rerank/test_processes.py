@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from tests.methods.rerank.two_rerank_processes import train
+from tests.methods.rerank.two_processes import train
 
 from frugalign.data.groups import read_groups
 from frugalign.runs.layout import read_log
 
-SCRIPT = Path(__file__).with_name("two_rerank_processes.py")
+SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 def apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:

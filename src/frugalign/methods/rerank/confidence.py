@@ -1,13 +1,8 @@
-"""How sure a label is, from fresh rewards of both answers, and the loss that it weighs (`docs/methods/rerank.md#the-loss`). Pure functions.
-
-`Δ = log(π/π_ref)(y_c) − log(π/π_ref)(y_r)`; the loss is `−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)`, γ detached. A constant γ = 1 is DPO,
-a constant γ = 1 − ε conservative DPO.
-"""
+"""How sure a label is, from fresh rewards of both answers (`docs/methods/rerank.md#the-loss`). Pure functions; `methods/losses.py` has the loss that γ weighs."""
 
 from __future__ import annotations
 
-from torch import Tensor, sigmoid, where
-from torch.nn.functional import logsigmoid
+from torch import Tensor, sigmoid
 
 
 def pair_confidence(chosen: Tensor, rejected: Tensor, floor: float = 0.5) -> Tensor:
@@ -34,17 +29,3 @@ def batch_confidence(chosen: Tensor, rejected: Tensor, mu: float, kappa: float =
     """The published code's form, one γ for the batch: `max(σ(κ·(mean σ(r_c − μ) − mean σ(r_r − μ))), ½)`, repeated `[B]`; raw rewards."""
     gap = sigmoid(chosen - mu).mean() - sigmoid(rejected - mu).mean()
     return sigmoid(kappa * gap).clamp(min=0.5).detach().expand(len(chosen))
-
-
-def confidence_loss(delta: Tensor, gamma: Tensor, beta: float) -> Tensor:
-    """`−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)`, per pair `[B]`."""
-    return -gamma * logsigmoid(beta * delta) - (1 - gamma) * logsigmoid(-beta * delta)
-
-
-def imitation_loss(chosen: Tensor, rejected: Tensor, gamma: Tensor) -> Tensor:
-    """`−|2γ − 1|·ℓ` of the answer that γ favours, per pair `[B]`; `chosen`, `rejected`: mean log-likelihoods per token `[B]`.
-
-    Beside the loss on pairs it holds up the likelihood of the better answer, which that loss alone may lower together with the other's. At
-    γ = 1 it is the term of RPO; an undecided pair is not imitated, one that is turned round is imitated on its other side.
-    """
-    return -(2 * gamma - 1).abs() * where(gamma >= 0.5, chosen, rejected)

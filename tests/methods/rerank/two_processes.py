@@ -1,4 +1,4 @@
-"""Not a test: `torchrun --nproc_per_node 2 two_rerank_processes.py FOLDER` samples, ranks and trains on two processes."""
+"""Not a test: `torchrun --nproc_per_node 2 two_processes.py FOLDER` samples, ranks and trains on two processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     from frugalign.engines.loading import load_model
     from frugalign.methods.rerank.config import RerankConfig
     from frugalign.methods.rerank.groups import sample_for
-    from frugalign.methods.rerank.trainer import RerankTrainer
+    from frugalign.methods.rerank.trainer import RerankTrainer, TrackedReward
     from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
     from frugalign.sandbox.cached import sample_pairs
 
@@ -56,12 +56,11 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     groups = sample_for([row["prompt"] for row in rows], loaded.model, loaded.tokenizer, args, 0, Ledger())
     trainer = RerankTrainer(
         loaded.model,
-        probes,
+        TrackedReward(probes, Dataset.from_list(rows)),
         args,
         groups,
         processing_class=loaded.tokenizer,
         callbacks=[Spy()],
-        labelled_dataset=Dataset.from_list(rows),
     )
     trainer.train()
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)

@@ -1,0 +1,144 @@
+"""Log-probabilities of answers under a model in training, with their gradient.
+
+The LM head runs on the answers' positions alone: a pre-hook drops the others from its input, so the model's own forward applies
+whatever scaling or soft-cap it has. Logits stay in the model's dtype; float32 copies exist for a chunk of tokens at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frugalign.base.errors import FrugalignError
+from frugalign.engines.transformers import causal_lm, output_embeddings
+
+_CHUNK = 1024
+"""Tokens whose float32 logits exist at one time."""
+
+
+@dataclass
+class Scored:
+    """One forward pass over padded answers.
+
+    `log_probs [M, T−1]`: of each answer token, zero elsewhere; with a gradient. `mask [M, T−1]`: where the answers are.
+    `entropy`, `mean_logit`, `is_top1` `[M, T−1]`: of the distribution at these places, without a gradient, zero elsewhere.
+    `states [M, layers, D]`: hidden states at each answer's last token, float32 and detached; None where none were wanted.
+    """
+
+    log_probs: Tensor
+    mask: Tensor
+    entropy: Tensor
+    mean_logit: Tensor
+    is_top1: Tensor
+    states: Tensor | None = None
+
+    @property
+    def sums(self) -> Tensor:
+        """Log-probability of each whole answer, `[M]`."""
+        return self.log_probs.sum(1)
+
+
+def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], layers: list[int] | None = None) -> Scored:
+    """Run `model` on the batch's `input_ids`, `attention_mask` and `completion_mask`, each `[M, T]`, padded on the right.
+
+    Args:
+        model: what is called; it may wrap the policy for several processes.
+        policy: the causal LM itself, or its PEFT wrapper.
+        layers: indices into `hidden_states` whose endpoint states are wanted.
+
+    Raises:
+        FrugalignError: a model that computes logits without calling its LM head.
+    """
+    ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:].bool()
+    width = ids.shape[1]
+
+    def keep_answers(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # A prompt that PEFT learned stands before the batch's own tokens.
+        hidden = inputs[0][:, -width:][:, :-1]
+        return (hidden[mask.to(hidden.device)][None], *inputs[1:])
+
+    handle = output_embeddings(policy).register_forward_pre_hook(keep_answers)
+    try:
+        output = model(
+            input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False, output_hidden_states=bool(layers)
+        )
+    finally:
+        handle.remove()
+    logits = output.logits
+    if logits.shape[:2] != (1, int(mask.sum())):
+        raise FrugalignError(
+            f"{type(causal_lm(policy)).__name__} computes logits without calling its LM head (a fused head?), "
+            "so it cannot be trained here."
+        )
+    each = _TokenLogProbs.apply(logits[0], ids[:, 1:][mask].to(logits.device))
+    log_probs, entropy, mean_logit, is_top1 = (
+        values.new_zeros(mask.shape).masked_scatter(mask, values) for values in (found.to(ids.device) for found in each)
+    )
+    states = _endpoints(output.hidden_states, layers, batch["completion_mask"]) if layers else None
+    return Scored(log_probs, mask, entropy, mean_logit, is_top1, states)
+
+
+def _endpoints(hidden: tuple[Tensor, ...], layers: list[int], completion_mask: Tensor) -> Tensor:
+    """The layers' states at each row's last answer token, `[M, layers, D]`."""
+    width = completion_mask.shape[1]
+    end = (completion_mask * torch.arange(width, device=completion_mask.device)).argmax(1)
+    rows = torch.arange(len(end), device=end.device)
+    # A model may be spread over devices.
+    chosen = [hidden[layer][:, -width:] for layer in layers]
+    found = [states[rows.to(states.device), end.to(states.device)].detach().float().to(end.device) for states in chosen]
+    return torch.stack(found, 1)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """`log softmax(logits)[target]` of each row, and what is logged of the distribution; the softmax is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`logits [N, V]`, `targets [N]` → log-probability, entropy, mean logit, whether the target is the most likely, `[N]` each."""
+        rows = [_statistics(part, target) for part, target in _chunks(logits, targets)]
+        log_z, log_probs, entropy, mean_logit, is_top1 = (
+            torch.cat(columns) if columns else logits.new_zeros(0).float()
+            for columns in (list(zip(*rows, strict=True)) or [()] * 5)
+        )
+        ctx.save_for_backward(logits, targets, log_z)
+        ctx.mark_non_differentiable(entropy, mean_logit, is_top1)
+        return log_probs, entropy, mean_logit, is_top1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        logits, targets, log_z = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for start in range(0, len(targets), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            share = -torch.exp(logits[rows].float() - log_z[rows, None])
+            share.scatter_add_(1, targets[rows, None], torch.ones_like(share[:, :1]))
+            grad[rows] = (grads[0][rows, None].float() * share).to(grad.dtype)
+        return grad, None
+
+
+def _chunks(logits: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [
+        (logits[start : start + _CHUNK], targets[start : start + _CHUNK]) for start in range(0, len(targets), _CHUNK)
+    ]
+
+
+def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-normaliser, log-probability of the target, entropy, mean logit, and whether the target is on top, `[n]` each."""
+    z = logits.float()
+    top = z.amax(-1)
+    shares = torch.exp(z - top[:, None])
+    total = shares.sum(-1)
+    log_z = top + torch.log(total)
+    target = z.gather(-1, targets[:, None]).squeeze(-1)
+    entropy = log_z - (shares * z).sum(-1) / total
+    return log_z, target - log_z, entropy, z.mean(-1), (z.argmax(-1) == targets).float()
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """For good: likelihoods under dropout cannot be compared with one another."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0

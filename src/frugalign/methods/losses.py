@@ -1,0 +1,31 @@
+"""Losses on preferences, shared by the methods. Pure functions of `[B]` tensors.
+
+`Δ = log(π/π_ref)(y_c) − log(π/π_ref)(y_r)`, from log-probabilities summed over each answer's tokens.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, where
+from torch.nn.functional import logsigmoid
+
+
+def dpo_loss(delta: Tensor, beta: float) -> Tensor:
+    """`−log σ(βΔ)` per pair `[B]` (Rafailov et al. 2023, eq. 7)."""
+    return -logsigmoid(beta * delta)
+
+
+def confidence_loss(delta: Tensor, gamma: Tensor, beta: float) -> Tensor:
+    """`−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)` per pair `[B]`: DPO where the label is right with probability γ.
+
+    γ = 1 is DPO, and a constant γ = 1 − ε is conservative DPO. Below ½ the gradient prefers the rejected answer.
+    """
+    return gamma * dpo_loss(delta, beta) + (1 - gamma) * dpo_loss(-delta, beta)
+
+
+def imitation_loss(chosen: Tensor, rejected: Tensor, gamma: Tensor) -> Tensor:
+    """`−|2γ − 1|·ℓ` of the answer that γ favours, per pair `[B]`; `chosen`, `rejected`: mean log-likelihoods per token `[B]`.
+
+    A loss on pairs alone may lower the likelihood of both answers; this term holds up the better one. At γ = 1 it is the term
+    of RPO. At γ = ½ no answer is imitated, and below ½ the rejected one is.
+    """
+    return -(2 * gamma - 1).abs() * where(gamma >= 0.5, chosen, rejected)

@@ -1,0 +1,243 @@
+"""`PreferenceTrainer`: DPO on `transformers.Trainer`, whatever is trained (`carriers.py`) and however sure each label is.
+
+A batch of B pairs is one forward pass of 2B answers. The reference's log-probabilities come from a second pass, or from the data where
+they were computed before training. Left out: other losses than the confidence-weighted one, and a reference that moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.engines.transformers import base_parameters
+from frugalign.methods.log_probs import Scored
+from frugalign.methods.losses import confidence_loss, imitation_loss
+from frugalign.methods.rerank.carriers import Carrier, prepare_policy
+from frugalign.methods.rerank.collator import REFERENCE, PairCollator, encode_pairs
+from frugalign.methods.rerank.config import RerankConfig
+from frugalign.methods.rerank.reference import store_references
+from frugalign.methods.rerank.running_means import RunningMeans, Share, mean_of
+
+_BINS = 10
+
+
+@dataclass
+class Pairs:
+    """Pairs as `encode_pairs` gives them, to train on and to evaluate on; `vary`: the training pairs are replaced while training goes on."""
+
+    train: Any
+    held_out: Dataset | None = None
+    vary: bool = False
+
+
+class PreferenceTrainer(Trainer):
+    """Trains a carrier on pairs.
+
+    Args:
+        carrier: what is trained.
+        args: a `RerankConfig`.
+        pairs: what to train and to evaluate on, as token ids.
+        tokenizer: saved beside the policy.
+        ledger: counts tokens and steps.
+    """
+
+    args: RerankConfig
+    # The loss is a mean over a batch's pairs: Trainer averages the batches of an accumulated step.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        args: RerankConfig,
+        pairs: Pairs,
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback],
+        ledger: Ledger,
+    ) -> None:
+        self.carrier, self.ledger = carrier, ledger
+        self.tokens_seen = 0
+        prepare_policy(carrier.policy, args, int(tokenizer.pad_token_id))
+        super().__init__(
+            model=carrier.policy,
+            args=args,
+            data_collator=PairCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of),
+            train_dataset=pairs.train,
+            eval_dataset=pairs.held_out,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        if args.n_gpu > 1:
+            raise FrugalignError(
+                "Several GPUs in one process are not supported: start one process for each (torchrun), or show one (CUDA_VISIBLE_DEVICES)."
+            )
+        self.means = RunningMeans(self.accelerator)
+        self.pairs_vary = pairs.vary
+        trained = [parameter.numel() for parameter in carrier.policy.parameters() if parameter.requires_grad]
+        self.ledger.set_parameters(trainable=sum(trained), base=base_parameters(carrier.policy))
+
+    # -- the reference -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def starting_model(self) -> Iterator[Any]:
+        """The model as it was before training."""
+        with self.carrier.start() as model:
+            yield model
+
+    def score_reference(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probabilities of the batch's answers `[2B]` under the model before training."""
+        with self.accelerator.autocast():
+            return self.carrier.score_before(batch)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Trainer's, after the reference's log-probabilities where they are computed ahead: the policy is still the start."""
+        store_references(self)
+        self.carrier.begin()
+        found: TrainOutput = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return found
+
+    # -- the loss ----------------------------------------------------------------------------------------------------------
+
+    def probed_layers(self) -> list[int]:
+        """Layers whose hidden states `label_confidence` reads."""
+        return []
+
+    def label_confidence(self, scored: Scored, given: Tensor | None) -> Tensor:
+        """γ `[B]`: the row's own (`given`, NaN where it has none), else the constant of the settings."""
+        size = len(scored.log_probs) // 2
+        gamma = torch.full((size,), self.args.constant_confidence, device=self.accelerator.device)
+        return with_own(gamma, given)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the batch's pairs."""
+        scored = self.carrier.score(model, inputs, self.probed_layers())
+        chosen, rejected = scored.sums.chunk(2)
+        if REFERENCE[0] in inputs:
+            ref_chosen, ref_rejected = (inputs[name] for name in REFERENCE)
+        else:
+            ref_chosen, ref_rejected = self.score_reference(inputs).chunk(2)
+        ratios = (chosen - ref_chosen, rejected - ref_rejected)
+        gamma = self.label_confidence(scored, inputs.get("confidence"))
+        loss = confidence_loss(ratios[0] - ratios[1], gamma, self.args.beta)
+        if self.args.sft_weight:
+            lengths = inputs["completion_mask"].sum(1).clamp(min=1).chunk(2)
+            imitation = imitation_loss(chosen / lengths[0], rejected / lengths[1], gamma)
+            self.note({"imitation_loss": mean_of(imitation)})
+            loss = loss + self.args.sft_weight * imitation
+        if "weight" in inputs:
+            loss = loss * inputs["weight"].to(loss)
+        self._note_batch(inputs, scored, ratios, gamma)
+        return (loss.mean(), {"gamma": gamma}) if return_outputs else loss.mean()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        before = self.tokens_seen
+        passes = 1 if REFERENCE[0] in args[1] else 2
+        with self.ledger.phase("optimise"):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        self.ledger.count(
+            lm_forward_tokens=passes * (self.tokens_seen - before), optimizer_steps=int(self.accelerator.sync_gradients)
+        )
+        return loss
+
+    # -- evaluation --------------------------------------------------------------------------------------------------------
+
+    def encode(self, pairs: Dataset) -> Dataset:
+        """Pairs of texts as token ids."""
+        return encode_pairs(pairs, self.carrier.policy, self.processing_class, self.args)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Trainer's; pairs of texts will do."""
+        if isinstance(eval_dataset, Dataset) and "prompt_ids" not in eval_dataset.column_names:
+            eval_dataset = self.encode(eval_dataset)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss of a held-out batch; there are no labels beside it."""
+        with torch.no_grad():
+            loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    # -- what is logged ----------------------------------------------------------------------------------------------------
+
+    def note(self, found: Mapping[str, Share]) -> None:
+        """Numbers for the next log line, which has their means over processes and steps."""
+        self.means.note("train" if self.carrier.policy.training else "eval", found)
+
+    def _note_batch(
+        self, inputs: dict[str, Tensor], scored: Scored, ratios: tuple[Tensor, Tensor], gamma: Tensor
+    ) -> None:
+        """TRL's names where it has one."""
+        rewards = [self.args.beta * each.detach() for each in ratios]
+        places = scored.mask.sum()
+        chosen, rejected = scored.mask.chunk(2)
+        logits, sums = scored.mean_logit.chunk(2), scored.sums.detach().chunk(2)
+        self.note(
+            {
+                "entropy": (scored.entropy.sum(), places),
+                "logits/chosen": (logits[0].sum(), chosen.sum()),
+                "logits/rejected": (logits[1].sum(), rejected.sum()),
+                "mean_token_accuracy": (scored.is_top1.chunk(2)[0].sum(), chosen.sum()),
+                "rewards/chosen": mean_of(rewards[0]),
+                "rewards/rejected": mean_of(rewards[1]),
+                "rewards/accuracies": mean_of((rewards[0] > rewards[1]).float()),
+                "rewards/margins": mean_of(rewards[0] - rewards[1]),
+                "logps/chosen": mean_of(sums[0]),
+                "logps/rejected": mean_of(sums[1]),
+                **confidence_shares(gamma),
+            }
+        )
+        if self.carrier.policy.training:
+            self.tokens_seen += int(self.accelerator.reduce(inputs["attention_mask"].sum(), "sum"))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with what was noted since the last line."""
+        mode = "train" if self.carrier.policy.training else "eval"
+        prefix = "" if mode == "train" else "eval_"
+        found = self.means.take(mode)
+        if found:
+            found["num_tokens"] = self.tokens_seen
+        logs.update({f"{prefix}{name}": value for name, value in found.items()})
+        super().log(logs, start_time)
+
+    def log_apart(self, logs: dict[str, float]) -> None:
+        """A line of its own, which does not take up what is averaged for the next one."""
+        super().log(logs)
+
+
+def with_own(gamma: Tensor, given: Tensor | None) -> Tensor:
+    """γ with the rows' own confidence in its place, where they have one."""
+    if given is None:
+        return gamma
+    own = given.to(gamma)
+    return torch.where(own.isnan(), gamma, own)
+
+
+def confidence_shares(gamma: Tensor) -> dict[str, Share]:
+    """Mean γ, the shares of doubtful and of flipped labels, and a histogram: bin k holds γ from k/10 on, the last one 1 too."""
+    bins = (gamma * _BINS).long().clamp(max=_BINS - 1)
+    return {
+        "confidence/mean": mean_of(gamma),
+        "confidence/doubtful_share": mean_of((gamma <= 0.5).float()),
+        "confidence/flipped_share": mean_of((gamma < 0.5).float()),
+        **{f"confidence/histogram_{place}": mean_of((bins == place).float()) for place in range(_BINS)},
+    }

@@ -1,0 +1,98 @@
+"""`RerankTrainer`: γ from the policy's own states, on exchanges that end where the probes read."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tests.methods.rerank.small_trainer import batch_of, perturb, probes, trainer
+
+import frugalign.sandbox as sandbox
+from frugalign.base.errors import FrugalignError
+from frugalign.engines.loading import load_model
+from frugalign.methods.rerank.config import RerankConfig
+from frugalign.methods.rerank.trainer import RerankTrainer
+from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
+from frugalign.sandbox.cached import sample_pairs
+
+
+def test_the_states_are_those_of_the_probes_own_definition(tmp_path: Path) -> None:
+    """What the hook catches at the endpoint, in one padded batch, is what scoring each answer alone reads; γ follows from it."""
+    from frugalign.engines.states import endpoint_states
+
+    reward = probes()
+    found = trainer(tmp_path, reward, confidence_floor=0.0)
+    perturb(found)
+    batch = batch_of(found)
+    seen: list[torch.Tensor] = []
+    assert found.probes is not None
+    calibrated = reward.calibrated
+    found.probes.calibrated = lambda states: seen.append(states) or calibrated(states)  # type: ignore[method-assign,func-returns-value]
+    found.compute_loss(found.model, batch)
+    texts = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    alone = endpoint_states(found.model, texts, [2, 5])
+    torch.testing.assert_close(seen[0], alone, atol=1e-4, rtol=1e-4)
+    gamma = torch.sigmoid(torch.sub(*calibrated(alone).chunk(2)))
+    assert found.means.steps["train"]["confidence/mean"][-1] == pytest.approx(float(gamma.mean()), abs=1e-5)
+    end = found.processing_class.eos_token_id
+    assert all(text[-1] == end for text in texts)
+
+
+def test_policy_and_reference_part_and_the_rows_own_columns_count(tmp_path: Path) -> None:
+    """After a step the reference (the adapter switched off) is where it was; a weight of 0 leaves a row out of the loss."""
+    sure = {"weight": [0.0] * 4 + [1.0] * 4, "confidence": [1.0, None] * 4}
+    found = trainer(tmp_path, probes(), sure, learning_rate=1e-2)
+    batch = batch_of(found)
+    with found.model.disable_adapter():
+        before = found.model(batch["input_ids"]).logits
+    found.train()
+    with found.model.disable_adapter():
+        torch.testing.assert_close(found.model(batch["input_ids"]).logits, before)
+    assert float((found.model(batch["input_ids"]).logits - before).abs().max()) > 1e-3
+    line = next(line for line in found.state.log_history if "confidence/mean" in line)
+    assert 0.5 <= line["confidence/mean"] <= 1 and "representation_reward/chosen" in line
+    silent = trainer(tmp_path / "silent", probes(), {"weight": [0.0] * 8})
+    assert float(silent.compute_loss(silent.model, batch_of(silent))) == 0.0
+
+
+def test_what_is_not_carried_over_says_so(tmp_path: Path) -> None:
+    for wrong in ({"loss_type": ["ipo"]}, {"ld_alpha": 0.5}, {"confidence_floor": 1.5}, {"confidence": "sure"}):
+        with pytest.raises(FrugalignError):
+            RerankConfig(output_dir=str(tmp_path), use_cpu=True, **wrong)
+    with pytest.raises(FrugalignError, match="needs a representation reward"):
+        trainer(tmp_path, confidence="pair")
+    with pytest.raises(FrugalignError, match="another width"):
+        trainer(tmp_path, RepresentationModel(RepresentationConfig(width=3, layers=[1])))
+
+
+def test_the_reference_of_full_training_is_what_is_in_memory(tmp_path: Path) -> None:
+    """A model changed since it was loaded is its own reference: at step 0 policy and reference agree."""
+    loaded = load_model(sandbox.model)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1.05)
+    loaded.model.requires_grad_(True)
+    args = RerankConfig(
+        output_dir=str(tmp_path),
+        confidence="constant",
+        max_steps=1,
+        use_cpu=True,
+        save_strategy="no",
+        use_peft=False,
+        precompute_ref_log_probs=False,
+    )
+    rows = Dataset.from_list(sample_pairs("train", 4))
+    found = RerankTrainer(loaded.model, None, args, rows, processing_class=loaded.tokenizer)
+    loss = found.compute_loss(found.model, batch_of(found))
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
+    with found.starting_model() as start:
+        assert start is not found.model
+
+
+def test_the_reward_of_online_dpo_stays_as_it_was_fitted(tmp_path: Path) -> None:
+    given = probes()
+    found = trainer(tmp_path, given, reward_refresh_steps=1, max_steps=2)
+    found.train()
+    assert found.probes is not None and found.reward is not None
+    assert not torch.equal(found.probes.weight, given.weight) and torch.equal(found.reward.weight, given.weight)
