@@ -178,15 +178,15 @@ def test_an_attribute_may_be_a_path_or_the_principles_themselves(
         ("p.yaml", "principles: []\npreamble: ' '", "holds no principles"),
         ("p.yaml", "priciples: [a]", "has 'priciples'; it takes preamble, principles and demonstrations"),
         ("p.yaml", "3: [a]", "has '3'; it takes"),
-        ("p.yaml", "principles: [a", "is no YAML: "),
-        ("p.yaml", "principles: \x00", "is no YAML: "),
-        ("p.yaml", "principles: Be kind.", "`principles` is no list"),
-        ("p.yaml", "demonstrations: {prompt: a, response: b}", "`demonstrations` is no list"),
-        ("p.yaml", "preamble: 3\nprinciples: [a]", "`preamble` is no text"),
-        ("p.yaml", "preamble: [a]\nprinciples: [a]", "`preamble` is no text"),
-        ("p.yaml", "- Be kind.\n- 3", "principle 2 is no text"),
-        ("p.yaml", "- Be kind.\n- ' '", "principle 2 is no text"),
-        ("p.yaml", "- Be kind: always.", "principle 1 is no text"),  # YAML's own trap: that is a mapping
+        ("p.yaml", "principles: [a", "is not valid YAML: "),
+        ("p.yaml", "principles: \x00", "is not valid YAML: "),
+        ("p.yaml", "principles: Be kind.", "`principles` must be a list"),
+        ("p.yaml", "demonstrations: {prompt: a, response: b}", "`demonstrations` must be a list"),
+        ("p.yaml", "preamble: 3\nprinciples: [a]", "`preamble` must be text"),
+        ("p.yaml", "preamble: [a]\nprinciples: [a]", "`preamble` must be text"),
+        ("p.yaml", "- Be kind.\n- 3", "principle 2 must be text"),
+        ("p.yaml", "- Be kind.\n- ' '", "principle 2 must be text"),
+        ("p.yaml", "- Be kind: always.", "principle 1 must be text"),  # YAML's own trap: that is a mapping
         ("p.yaml", "demonstrations: [{prompt: a}]", "demonstration 1 needs the texts `prompt` and `response`"),
         ("p.yaml", "demonstrations: [{prompt: a, response: 3}]", "demonstration 1 needs the texts"),
         ("p.yaml", "demonstrations: [a]", "demonstration 1 needs the texts"),
@@ -211,14 +211,14 @@ def test_a_mistake_in_a_file_is_one_sentence(name: str, text: str, sentence: str
 
 
 @pytest.mark.parametrize("name", ["p.yaml", "p.md", "p.txt"])
-def test_a_file_that_is_no_utf8(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes("- Sei höflich.".encode("latin-1"))
-    with pytest.raises(FrugalignError, match=rf"{name} is no UTF-8 text\.$"):
+    with pytest.raises(FrugalignError, match=rf"{name} is not UTF-8 text\.$"):
         load_principles(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["harmles", "nowhere.yaml", ".", "Be kind to all folk. " * 30, "a\0b"])
-def test_a_name_that_nothing_has(name: str) -> None:
+def test_an_unknown_name(name: str) -> None:
     """A folder, a text where a name belongs (longer than a file's name can be), and what no path can hold are no files either."""
     with pytest.raises(FrugalignError, match="There are no principles") as raised:
         load_principles(name)
@@ -226,7 +226,7 @@ def test_a_name_that_nothing_has(name: str) -> None:
 
 
 def test_an_attribute_of_another_kind_or_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FrugalignError, match=r"some_principles:RULES are a list; they must be a text or a path\."):
+    with pytest.raises(FrugalignError, match=r"some_principles:RULES must be a text or a path, not a list\."):
         load_principles(attribute(monkeypatch, ["Be kind."]))
     with pytest.raises(FrugalignError, match="some_principles:RULES holds no principles"):
         load_principles(attribute(monkeypatch, " \n"))
@@ -331,7 +331,7 @@ def test_an_open_turn_of_the_assistant_stays_the_last_one() -> None:
 def test_a_prompt_that_the_user_does_not_begin(principles: Principles, prompt: Any) -> None:
     """Demonstrations end with the assistant: one who went on would be taken for two answers in a row, or none would be asked for."""
     with pytest.raises(
-        FrugalignError, match=r"^Prompt 2 does not begin with the user, so no principles fit before it\.$"
+        FrugalignError, match=r"^Prompt 2 does not begin with the user, so principles cannot stand before it\.$"
     ):
         under_principles(principles, ["a", prompt], tokenizer(TURNS))
 

@@ -70,7 +70,7 @@ def load_principles(name: str) -> Principles:
         if isinstance(found, Principles):
             return found
         if not isinstance(found, (str, Path)):
-            raise FrugalignError(f"The principles {name} are a {type(found).__name__}; they must be a text or a path.")
+            raise FrugalignError(f"The principles {name} must be a text or a path, not a {type(found).__name__}.")
         if isinstance(found, Path) or Path(found).suffix in (".yaml", ".yml", ".md", ".txt"):
             return load_principles(str(found))
         return _something(Principles(preamble=found.strip()), name)
@@ -107,11 +107,15 @@ def under_principles(
         own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
         told = text
         if not all(isinstance(turn["content"], str) for turn in own):
-            raise FrugalignError(f"Prompt {row + 1} has contents that are no text; principles go before text alone.")
+            raise FrugalignError(
+                f"Prompt {row + 1} has contents that are not text; principles can stand only before text."
+            )
         if own and own[0]["role"] in ("system", "developer"):
             told = "\n\n".join(part for part in (text, own.pop(0)["content"]) if part)
         if not own or own[0]["role"] != "user":
-            raise FrugalignError(f"Prompt {row + 1} does not begin with the user, so no principles fit before it.")
+            raise FrugalignError(
+                f"Prompt {row + 1} does not begin with the user, so principles cannot stand before it."
+            )
         turns: list[dict[str, Any]] = []
         for asked, answer in shown:
             turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
@@ -139,7 +143,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FrugalignError(f"{path} is no UTF-8 text.") from error
+        raise FrugalignError(f"{path} is not UTF-8 text.") from error
 
 
 def _something(found: Principles, name: str) -> Principles:
@@ -152,7 +156,7 @@ def _from_yaml(path: Path) -> Principles:
     try:
         content = yaml.safe_load(_read(path))
     except yaml.YAMLError as error:
-        raise FrugalignError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+        raise FrugalignError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if isinstance(content, list):
         content = {"principles": content}
     if not isinstance(content, dict):
@@ -161,10 +165,10 @@ def _from_yaml(path: Path) -> Principles:
         raise FrugalignError(f"{path} has {unknown[0]!r}; it takes preamble, principles and demonstrations.")
     preamble, items, shown = (content.get(key) for key in ("preamble", "principles", "demonstrations"))
     if not isinstance(preamble or "", str):
-        raise FrugalignError(f"{path}: `preamble` is no text.")
+        raise FrugalignError(f"{path}: `preamble` must be text.")
     for number, item in enumerate(_list(items, path, "principles"), start=1):
         if not isinstance(item, str) or not item.strip():
-            raise FrugalignError(f"{path}: principle {number} is no text.")
+            raise FrugalignError(f"{path}: principle {number} must be text.")
     pairs = []
     for number, item in enumerate(_list(shown, path, "demonstrations"), start=1):
         pair = [item.get(key) for key in ("prompt", "response")] if isinstance(item, dict) else []
@@ -178,7 +182,7 @@ def _from_yaml(path: Path) -> Principles:
 
 def _list(value: Any, path: Path, name: str) -> list[Any]:
     if value is not None and not isinstance(value, list):
-        raise FrugalignError(f"{path}: `{name}` is no list.")
+        raise FrugalignError(f"{path}: `{name}` must be a list.")
     return value or []
 
 
@@ -210,7 +214,7 @@ def _from_markdown(text: str, name: str) -> Principles:
             preamble.append(line)
         elif line:
             raise FrugalignError(
-                f"{name}: {line[:40]!r} stands after the list and belongs to no principle; put it before the list, or make it an item."
+                f"{name}: {line[:40]!r} stands after the list, outside every principle; put it before the list, or make it an item."
             )
     if [role if said else None for role, said in turns] != ["prompt", "response"] * (len(turns) // 2):
         raise FrugalignError(f"{name}: a demonstration is a line `Prompt: …` and then a line `Response: …`.")
