@@ -64,8 +64,8 @@ def test_the_page_of_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     monkeypatch.setattr(demo, "run_demo", fake)
     monkeypatch.setenv("COLUMNS", "160")
-    assert main(["demo", "--output_dir", "here", "--seed", "3", "--max_steps", "4"]) == 0
-    assert seen == {"output_dir": "here", "seed": 3, "max_steps": 4}
+    assert main(["demo", "--output_dir", "here", "--seed", "3", "--max_steps", "4", "--use_cpu"]) == 0
+    assert seen == {"output_dir": "here", "seed": 3, "max_steps": 4, "use_cpu": True}
     printed = capsys.readouterr().out
     assert "300 unseen prompts" in printed and "forbidden orders served" in printed and "1.50 [1.45, 1.55]" in printed
     assert all(f"{part}-{i}" in printed for i in range(6) for part in ("order", "base", "proxy"))
