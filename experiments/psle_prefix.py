@@ -19,8 +19,9 @@ from experiments.trials import trials
 from frugalign.base.ledger import Ledger
 from frugalign.data import load_prompts
 from frugalign.decoding import SamplingParams
-from frugalign.decoding.sample_groups import sample_groups
+from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines import load_model
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.policies.principles import load_principles, under_principles
 
 N, REPEATS = 128, 3
@@ -37,7 +38,15 @@ def measure(base: str, told: str, prompts: list[Any], new_tokens: int) -> dict[s
         for share in (True, False):
             ledger, started = Ledger(), time.perf_counter()
             params = SamplingParams(new_tokens)
-            groups = sample_groups(loaded.model, loaded.tokenizer, guided, 1, params, share_prefix=share, ledger=ledger)
+            groups = sample_groups(
+                TransformersEngine(loaded.model, loaded.tokenizer),
+                loaded.tokenizer,
+                guided,
+                1,
+                params,
+                GroupOptions(share_prefix=share),
+                ledger=ledger,
+            )
             seconds[share].append(time.perf_counter() - started)
             texts[share] = groups.completions
             fed = ledger.lm_forward_tokens

@@ -24,8 +24,10 @@ from experiments.summary import write_summary
 from peft import LoraConfig
 
 from frugalign.decoding import SamplingParams, generate
+from frugalign.decoding.loop import LoopOptions
 from frugalign.engines.loading import load_model
 from frugalign.engines.states import endpoint_states, n_layers
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.methods.rerank.confidence import pair_confidence
 from frugalign.methods.rerank.config import RerankConfig
 from frugalign.methods.rerank.trainer import RerankTrainer
@@ -71,7 +73,9 @@ def scoring(model: Any, tok: Any, length: int, repeats: int) -> dict[str, float]
         return pair_confidence(*probes.calibrated(found).chunk(2))
 
     def sample() -> None:
-        generate(model, tok, prompts, SamplingParams(length), batch_size=RESPONSES)
+        generate(
+            TransformersEngine(model, tok), prompts, SamplingParams(length), options=LoopOptions(batch_size=RESPONSES)
+        )
 
     def on_states() -> None:
         for _ in range(100):  # one is too short for the clock

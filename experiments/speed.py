@@ -21,8 +21,11 @@ from experiments.bases import random_gpt2_124m, random_prompts, small, tokenizer
 from experiments.summary import write_summary
 
 from frugalign.decoding import SamplingParams, generate
+from frugalign.decoding.loop import LoopOptions
+from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 from frugalign.proxy import attach
+from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
 
 NEW_TOKENS = 128
@@ -46,15 +49,19 @@ def ways(model: Any, tok: Any, proxy: ProxyModel, batch: int) -> dict[str, Calla
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": True, "top_k": 0, "top_p": 1.0}
     params = SamplingParams(max_new_tokens=NEW_TOKENS)
-    guide = proxy.guide(model)
+    guide = ProxyGuide.build([proxy], embedding_rows(model))
 
     def guided_generate() -> Any:
         with attach(model, proxy):
             return model.generate(**inputs, **settings)
 
     return {
-        "loop": lambda: generate(model, tok, prompts, params, batch_size=batch),
-        "loop, guided": lambda: generate(model, tok, prompts, params, guide=guide, batch_size=batch),
+        "loop": lambda: generate(
+            TransformersEngine(model, tok), prompts, params, options=LoopOptions(batch_size=batch)
+        ),
+        "loop, guided": lambda: generate(
+            TransformersEngine(model, tok), prompts, params, guide=guide, options=LoopOptions(batch_size=batch)
+        ),
         "generate": lambda: model.generate(**inputs, **settings),
         "generate, guided": guided_generate,
     }

@@ -24,7 +24,9 @@ from frugalign import sandbox
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.decoding import SamplingParams, Step, generate, row_keys
-from frugalign.decoding.loop import common_prefix
+from frugalign.decoding.loop import LoopOptions, common_prefix
+from frugalign.engines.transformers import TransformersEngine, embedding_rows
+from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import new_proxy
 
 END = 3
@@ -54,7 +56,7 @@ def guide(objective: str = "marginal", features: str = "embedding") -> Any:
     with torch.no_grad():
         for number, parameter in enumerate(proxy.parameters()):
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
-    return proxy.guide(model)
+    return ProxyGuide.build([proxy], embedding_rows(model))
 
 
 PARAMS = SamplingParams(max_new_tokens=24)
@@ -74,7 +76,12 @@ def test_completions_do_not_depend_on_the_batch(objective: str | None, features:
     """fp32, 64 prompts of different lengths: equal at batch 1, 7 and 64, and so are both KLs to rounding."""
     model, tokenizer = base()
     proxy = guide(objective, features) if objective else None
-    found = [generate(model, tokenizer, prompts(), PARAMS, guide=proxy, batch_size=size) for size in (64, 7, 1)]
+    found = [
+        generate(
+            TransformersEngine(model, tokenizer), prompts(), PARAMS, guide=proxy, options=LoopOptions(batch_size=size)
+        )
+        for size in (64, 7, 1)
+    ]
     for other in found[1:]:
         assert other.completion_ids == found[0].completion_ids
         assert other.ended == found[0].ended
@@ -88,17 +95,19 @@ def test_a_completion_depends_on_its_key_alone() -> None:
     """The same prompt under the same key, among other neighbours and in another place."""
     model, tokenizer = base()
     keys = row_keys(0, 0, range(64), [0] * 64)
-    whole = generate(model, tokenizer, prompts(), PARAMS, keys=keys)
+    whole = generate(TransformersEngine(model, tokenizer), prompts(), PARAMS, keys=keys)
     chosen = [40, 3, 17]
-    part = generate(model, tokenizer, [prompts()[row] for row in chosen], PARAMS, keys=keys[chosen])
+    part = generate(TransformersEngine(model, tokenizer), [prompts()[row] for row in chosen], PARAMS, keys=keys[chosen])
     assert part.completion_ids == [whole.completion_ids[row] for row in chosen]
-    other = generate(model, tokenizer, prompts(), PARAMS, keys=row_keys(1, 0, range(64), [0] * 64))
+    other = generate(TransformersEngine(model, tokenizer), prompts(), PARAMS, keys=row_keys(1, 0, range(64), [0] * 64))
     assert sum(a != b for a, b in zip(other.completion_ids, whole.completion_ids, strict=True)) > 32
 
 
 def test_greedy_equals_generate_row_by_row() -> None:
     model, tokenizer = base()
-    found = generate(model, tokenizer, prompts(), SamplingParams(max_new_tokens=16, do_sample=False))
+    found = generate(
+        TransformersEngine(model, tokenizer), prompts(), SamplingParams(max_new_tokens=16, do_sample=False)
+    )
     assert found.kl_choice is None and found.kl_restriction is None
     for ids, mine in zip(prompts()[:12], found.completion_ids, strict=False):
         theirs = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16)[0, len(ids) :].tolist()
@@ -108,12 +117,12 @@ def test_greedy_equals_generate_row_by_row() -> None:
 def test_every_end_token_of_the_generation_config_ends_a_row() -> None:
     """With a second end token that the model likes, rows end there too, and nothing follows an end."""
     model, tokenizer = base()
-    before = generate(model, tokenizer, prompts(), PARAMS)
+    before = generate(TransformersEngine(model, tokenizer), prompts(), PARAMS)
     common = torch.tensor([ids[2] for ids in before.completion_ids if len(ids) > 4]).mode().values.item()
     saved = model.generation_config.eos_token_id
     try:
         model.generation_config.eos_token_id = [END, common]
-        after = generate(model, tokenizer, prompts(), PARAMS)
+        after = generate(TransformersEngine(model, tokenizer), prompts(), PARAMS)
     finally:
         model.generation_config.eos_token_id = saved
     assert any(ids[-1] == common for ids in after.completion_ids)
@@ -125,7 +134,7 @@ def test_every_end_token_of_the_generation_config_ends_a_row() -> None:
 
 def test_a_row_that_is_cut_has_not_ended() -> None:
     model, tokenizer = base()
-    found = generate(model, tokenizer, prompts(), SamplingParams(max_new_tokens=2))
+    found = generate(TransformersEngine(model, tokenizer), prompts(), SamplingParams(max_new_tokens=2))
     assert all(len(ids) == 2 or ended for ids, ended in zip(found.completion_ids, found.ended, strict=True))
     assert not all(found.ended)
 
@@ -134,7 +143,12 @@ def test_a_row_that_is_cut_has_not_ended() -> None:
 def test_endpoint_states_are_those_of_a_full_forward_pass(layers: tuple[int, ...]) -> None:
     """`hidden_states[l]` at the completion's last token, which decoding itself never feeds."""
     model, tokenizer = base()
-    found = generate(model, tokenizer, prompts(16), PARAMS, batch_size=8, state_layers=layers)
+    found = generate(
+        TransformersEngine(model, tokenizer),
+        prompts(16),
+        PARAMS,
+        options=LoopOptions(batch_size=8, state_layers=layers),
+    )
     assert found.states is not None and found.states.shape == (16, len(layers), model.config.hidden_size)
     assert len(set(found.ended)) >= 1
     for row, (prompt, completion) in enumerate(zip(prompts(16), found.completion_ids, strict=True)):
@@ -145,9 +159,14 @@ def test_endpoint_states_are_those_of_a_full_forward_pass(layers: tuple[int, ...
 
 def test_asking_for_states_changes_no_completion() -> None:
     model, tokenizer = base()
-    plain = generate(model, tokenizer, prompts(16), PARAMS, batch_size=8)
+    plain = generate(TransformersEngine(model, tokenizer), prompts(16), PARAMS, options=LoopOptions(batch_size=8))
     assert (
-        generate(model, tokenizer, prompts(16), PARAMS, batch_size=8, state_layers=(1,)).completion_ids
+        generate(
+            TransformersEngine(model, tokenizer),
+            prompts(16),
+            PARAMS,
+            options=LoopOptions(batch_size=8, state_layers=(1,)),
+        ).completion_ids
         == plain.completion_ids
     )
 
@@ -162,7 +181,9 @@ def test_the_observer_sees_every_live_row_once_a_position() -> None:
             assert len(seen.setdefault(row, [])) == step.position
             seen[row].append(token)
 
-    found = generate(model, tokenizer, prompts(), PARAMS, batch_size=16, observer=watch)
+    found = generate(
+        TransformersEngine(model, tokenizer), prompts(), PARAMS, options=LoopOptions(batch_size=16, observer=watch)
+    )
     assert [seen[row] for row in range(64)] == found.completion_ids
 
 
@@ -170,14 +191,18 @@ def test_the_ledger_counts_real_positions_only() -> None:
     """Every prompt token and every generated token but the last is fed once; padding and ended rows are not counted."""
     model, tokenizer = base()
     ledger = Ledger()
-    found = generate(model, tokenizer, prompts(), PARAMS, batch_size=64, ledger=ledger)
+    found = generate(
+        TransformersEngine(model, tokenizer), prompts(), PARAMS, options=LoopOptions(batch_size=64), ledger=ledger
+    )
     generated = sum(map(len, found.completion_ids))
     assert ledger.generated_tokens == generated
     least = sum(map(len, prompts())) + generated - len(prompts())
     # Rows that have ended stay in the batch until a quarter has: their steps are real work and are counted.
     assert least <= ledger.lm_forward_tokens <= least + 0.34 * generated
     alone = Ledger()
-    found = generate(model, tokenizer, prompts(), PARAMS, batch_size=1, ledger=alone)
+    found = generate(
+        TransformersEngine(model, tokenizer), prompts(), PARAMS, options=LoopOptions(batch_size=1), ledger=alone
+    )
     assert alone.lm_forward_tokens == sum(map(len, prompts())) + sum(map(len, found.completion_ids)) - len(prompts())
 
 
@@ -185,7 +210,7 @@ def test_the_kl_of_a_proxy_is_that_of_the_full_vocabulary() -> None:
     """Restriction + choice = Σ_t KL(π_t ‖ p_t) computed from the model's own logits along the completion."""
     model, tokenizer = base()
     proxy = guide()
-    found = generate(model, tokenizer, prompts(6), PARAMS, guide=proxy)
+    found = generate(TransformersEngine(model, tokenizer), prompts(6), PARAMS, guide=proxy)
     assert found.kl_restriction is not None and found.kl_choice is not None
     for row, (prompt, completion) in enumerate(zip(prompts(6), found.completion_ids, strict=True)):
         ids = torch.tensor([prompt + completion[:-1]])
@@ -205,15 +230,23 @@ def test_a_model_without_position_ids_in_its_config_and_learned_positions() -> N
     _, tokenizer = base()
     few = [ids[:n] for ids, n in zip(prompts(8), (2, 5, 9, 3, 4, 4, 7, 8), strict=True)]
     few = [[token % 200 for token in ids] for ids in few]
-    found = [generate(model, tokenizer, few, SamplingParams(max_new_tokens=8), batch_size=size) for size in (8, 1)]
+    found = [
+        generate(
+            TransformersEngine(model, tokenizer),
+            few,
+            SamplingParams(max_new_tokens=8),
+            options=LoopOptions(batch_size=size),
+        )
+        for size in (8, 1)
+    ]
     assert found[0].completion_ids == found[1].completion_ids
 
 
 def test_no_prompts_and_an_empty_prompt() -> None:
     model, tokenizer = base()
-    assert generate(model, tokenizer, [], PARAMS).completion_ids == []
+    assert generate(TransformersEngine(model, tokenizer), [], PARAMS).completion_ids == []
     with pytest.raises(FrugalignError, match=r"Prompt 1 is empty after tokenisation\."):
-        generate(model, tokenizer, [[5], []], PARAMS)
+        generate(TransformersEngine(model, tokenizer), [[5], []], PARAMS)
 
 
 # -- a prefix that all prompts share --------------------------------------------------------------------------------------
@@ -319,12 +352,19 @@ def test_a_shared_prefix_changes_no_completion(name: str, do_sample: bool) -> No
     model, (_, tokenizer) = small(name), base()
     assert common_prefix(prefixed()) == PREFIX
     params = SamplingParams(max_new_tokens=10, do_sample=do_sample)
-    whole = generate(model, tokenizer, prefixed(), params, batch_size=1)
+    whole = generate(TransformersEngine(model, tokenizer), prefixed(), params, options=LoopOptions(batch_size=1))
     assert len({tuple(ids) for ids in whole.completion_ids}) > 12, "the prompts must matter"
     for size in (1, 7, 24):
-        found = generate(model, tokenizer, prefixed(), params, batch_size=size, shared_prefix=PREFIX)
+        found = generate(
+            TransformersEngine(model, tokenizer),
+            prefixed(),
+            params,
+            options=LoopOptions(batch_size=size, shared_prefix=PREFIX),
+        )
         assert found.completion_ids == whole.completion_ids and found.ended == whole.ended
-    part = generate(model, tokenizer, prefixed(), params, batch_size=7, shared_prefix=4)
+    part = generate(
+        TransformersEngine(model, tokenizer), prefixed(), params, options=LoopOptions(batch_size=7, shared_prefix=4)
+    )
     assert part.completion_ids == whole.completion_ids
 
 
@@ -343,15 +383,11 @@ def test_a_shared_prefix_changes_no_state_no_kl_and_nothing_that_is_observed() -
 
     found = [
         generate(
-            model,
-            tokenizer,
+            TransformersEngine(model, tokenizer),
             prefixed(12),
             PARAMS,
             guide=guide("marginal", "lookahead"),
-            batch_size=5,
-            state_layers=(1, 2),
-            observer=watch(seen[place]),
-            shared_prefix=shared,
+            options=LoopOptions(batch_size=5, state_layers=(1, 2), observer=watch(seen[place]), shared_prefix=shared),
         )
         for place, shared in enumerate((0, PREFIX))
     ]
@@ -369,7 +405,13 @@ def test_a_shared_prefix_is_fed_and_counted_once() -> None:
     counts = []
     for size, shared in ((1, 0), (1, PREFIX), (24, 0), (24, PREFIX), (7, PREFIX)):
         ledger = Ledger()
-        found = generate(model, tokenizer, prefixed(), PARAMS, batch_size=size, shared_prefix=shared, ledger=ledger)
+        found = generate(
+            TransformersEngine(model, tokenizer),
+            prefixed(),
+            PARAMS,
+            options=LoopOptions(batch_size=size, shared_prefix=shared),
+            ledger=ledger,
+        )
         counts.append(ledger.lm_forward_tokens)
         assert ledger.generated_tokens == sum(map(len, found.completion_ids))
     own = sum(map(len, prefixed())) - 24 * PREFIX
@@ -385,7 +427,13 @@ def test_a_window_of_attention_is_shared_where_all_that_is_fed_fits_into_it(name
     model, (_, tokenizer) = small(name), base()
     ledger = Ledger()
     params = SamplingParams(max_new_tokens=10)
-    generate(model, tokenizer, prefixed(), params, shared_prefix=PREFIX, ledger=ledger)
+    generate(
+        TransformersEngine(model, tokenizer),
+        prefixed(),
+        params,
+        options=LoopOptions(shared_prefix=PREFIX),
+        ledger=ledger,
+    )
     fed = sum(map(len, prefixed())) + 24 * 9  # these models have no end token
     assert ledger.lm_forward_tokens == (fed - 23 * PREFIX if shares else fed + PREFIX)
 
@@ -394,13 +442,21 @@ def test_a_shared_prefix_of_prompts_that_are_all_the_same() -> None:
     """As k responses to one prompt are sampled: all but its last token is the prefix, and nothing is padded."""
     model, tokenizer = base()
     same = [prompts()[9]] * 12
-    found = generate(model, tokenizer, same, PARAMS, shared_prefix=common_prefix(same))
+    found = generate(
+        TransformersEngine(model, tokenizer), same, PARAMS, options=LoopOptions(shared_prefix=common_prefix(same))
+    )
     assert common_prefix(same) == 12 and len({tuple(ids) for ids in found.completion_ids}) > 4
-    assert found.completion_ids == generate(model, tokenizer, same, PARAMS).completion_ids
+    assert found.completion_ids == generate(TransformersEngine(model, tokenizer), same, PARAMS).completion_ids
 
 
 def test_a_shared_prefix_of_no_prompts() -> None:
     model, tokenizer = base()
     ledger = Ledger()
-    found = generate(model, tokenizer, [], PARAMS, shared_prefix=common_prefix([]), ledger=ledger)
+    found = generate(
+        TransformersEngine(model, tokenizer),
+        [],
+        PARAMS,
+        options=LoopOptions(shared_prefix=common_prefix([])),
+        ledger=ledger,
+    )
     assert found.completion_ids == [] and ledger.lm_forward_tokens == 0

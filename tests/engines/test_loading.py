@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from frugalign import sandbox
 from frugalign.base.errors import FrugalignError
-from frugalign.engines.loading import attach_adapter, end_token_ids, load_model, prepare_tokenizer, resolve_dtype
+from frugalign.engines.loading import attach_adapter, load_model, prepare_tokenizer, resolve_dtype
+from frugalign.engines.transformers import end_token_ids
 
 
 def llama(hidden: int = 16) -> Any:

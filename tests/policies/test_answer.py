@@ -1,7 +1,7 @@
 """Single answers: a conversation that outgrows the context."""
 
 from frugalign import sandbox
-from frugalign.engines.loading import context_length
+from frugalign.engines.transformers import context_length
 from frugalign.policies import PolicySpec, SamplingSettings, load
 from frugalign.policies.answer import answer, fitting
 

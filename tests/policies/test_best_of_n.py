@@ -17,6 +17,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.decoding import Generation, SamplingParams, generate, row_keys
 from frugalign.decoding.noise import alternative_keys
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.policies import PolicySpec, SamplingSettings, load
 from frugalign.policies.best_of_n import kl_bound
 from frugalign.policies.prompt_rows import PromptRows
@@ -65,7 +66,7 @@ def best_of(n: int, reward: Any, *, batch_size: int = 64, ledger: Ledger | None 
 def draws(number: int, ledger: Ledger | None = None) -> Generation:
     """The `number`-th completion of every prompt, drawn by itself."""
     noise = alternative_keys(keys(), number)
-    return generate(base().model, base().tokenizer, prompt_ids(), PARAMS, keys=noise, ledger=ledger)
+    return generate(TransformersEngine(base().model, base().tokenizer), prompt_ids(), PARAMS, keys=noise, ledger=ledger)
 
 
 def rows(n: int = 3) -> Dataset:
@@ -86,7 +87,7 @@ def test_the_best_is_kept() -> None:
 
 
 def test_the_first_of_equals_is_the_bases_own_completion() -> None:
-    plain = generate(base().model, base().tokenizer, prompt_ids(), PARAMS, keys=keys())
+    plain = generate(TransformersEngine(base().model, base().tokenizer), prompt_ids(), PARAMS, keys=keys())
     for reward in (indifferent, never):
         assert best_of(4, reward).completion_ids == plain.completion_ids
     assert best_of(1, shortness).completion_ids == plain.completion_ids

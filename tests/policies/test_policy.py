@@ -14,6 +14,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.decoding import SamplingParams, generate, row_keys, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.policies import Policy, PolicySpec, SamplingSettings, load
 from frugalign.policies.principles import load_principles, under_principles
 from frugalign.policies.prompt_rows import PromptRows
@@ -56,10 +57,14 @@ def test_several_proxies_compose_at_their_strengths(proxies: list[str]) -> None:
     """`log a = Σ λ_i log a_i`: the completions are those of a guide built from both by hand, and of neither alone."""
     policy = load(PolicySpec.from_dict({"proxy": [f"{proxies[0]}@0.5", proxies[1]]}), base=base())
     networks = [load_proxy(folder) for folder in proxies]
-    guide = ProxyGuide.build(networks, base().model, [0.5, 1.0])
+    guide = ProxyGuide.build(networks, embedding_rows(base().model), [0.5, 1.0])
     ids = [list(base().tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
     by_hand = generate(
-        base().model, base().tokenizer, ids, SamplingParams(8), keys=row_keys(0, 0, range(3), [0] * 3), guide=guide
+        TransformersEngine(base().model, base().tokenizer),
+        ids,
+        SamplingParams(8),
+        keys=row_keys(0, 0, range(3), [0] * 3),
+        guide=guide,
     )
     raw = SamplingSettings(max_new_tokens=8, prompt_format="raw")
     batch = policy.encode(PromptRows(PROMPTS), raw)

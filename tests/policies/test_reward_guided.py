@@ -16,7 +16,9 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.decoding import Generation, Noise, SamplingParams, generate, row_keys
 from frugalign.decoding.chooser import STREAM_EMIT
+from frugalign.decoding.loop import LoopOptions
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.policies.prompt_rows import PromptRows
 from frugalign.policies.reward_guided import RewardGuidance, RewardGuidedLogitsProcessor
 from frugalign.rewards import load_rewards
@@ -86,13 +88,12 @@ def guided(
     guidance = RewardGuidance(load_rewards(reward), weight, top_k)
     ledger = ledger or Ledger()
     return generate(
-        base().model,
-        base().tokenizer,
+        TransformersEngine(base().model, base().tokenizer),
         prompt_ids(),
         SamplingParams(new_tokens, temperature, do_sample),
         keys=keys(),
         guide=guidance.guide(base(), PromptRows(PROMPTS), temperature, keys(), ledger),
-        batch_size=batch_size,
+        options=LoopOptions(batch_size=batch_size),
         ledger=ledger,
     )
 
@@ -158,7 +159,7 @@ def test_without_weight_or_restriction_it_is_the_base_on_the_same_noise() -> Non
     vocabulary = base().model.config.vocab_size
     for do_sample in (True, False):
         params = SamplingParams(8, 0.3, do_sample)
-        plain = generate(base().model, base().tokenizer, prompt_ids(), params, keys=keys())
+        plain = generate(TransformersEngine(base().model, base().tokenizer), prompt_ids(), params, keys=keys())
         found = guided(uneven, weight=0.0, top_k=vocabulary + 1, temperature=0.3, do_sample=do_sample, new_tokens=8)
         assert found.completion_ids == plain.completion_ids
         if found.kl_restriction is not None:
@@ -182,7 +183,9 @@ def test_a_guide_may_run_twice() -> None:
     guide = guidance.guide(base(), PromptRows(PROMPTS), 1.0, keys(), ledger)
     params = SamplingParams(NEW_TOKENS)
     first, second = (
-        generate(base().model, base().tokenizer, prompt_ids(), params, keys=keys(), guide=guide).completion_ids
+        generate(
+            TransformersEngine(base().model, base().tokenizer), prompt_ids(), params, keys=keys(), guide=guide
+        ).completion_ids
         for _ in range(2)
     )
     assert first == second == guided(uneven).completion_ids

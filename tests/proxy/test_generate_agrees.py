@@ -23,8 +23,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from frugalign.base.errors import FrugalignError
 from frugalign.decoding import SamplingParams, generate
+from frugalign.decoding.loop import LoopOptions
+from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.proxy import attach
 from frugalign.proxy.attachment import ProxyLogitsProcessor
+from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
 
 V = 48
@@ -134,7 +137,9 @@ def test_greedy_of_generate_our_loop_and_the_formula(name: str, temperature: flo
     with attach(model, proxy):
         hooked = model.generate(**padded(), do_sample=False, max_new_tokens=10)[:, -10:].tolist()
     params = SamplingParams(max_new_tokens=10, do_sample=False)
-    ours = generate(model, Tokens(), PROMPTS, params, guide=proxy.guide(model)).completion_ids  # type: ignore[arg-type]
+    ours = generate(
+        TransformersEngine(model, Tokens()), PROMPTS, params, guide=ProxyGuide.build([proxy], embedding_rows(model))
+    ).completion_ids
     naive = []
     for prompt in PROMPTS:
         ids = list(prompt)
@@ -175,12 +180,11 @@ def test_samples_of_generate_and_of_our_loop_follow_the_formula(llama: Any, temp
             for _ in range(n // 5000)
         ]
     ours = generate(
-        llama,
-        Tokens(),  # type: ignore[arg-type]
+        TransformersEngine(llama, Tokens()),
         [prompt] * n,
         SamplingParams(max_new_tokens=1),
-        guide=proxy.guide(llama),
-        batch_size=5000,
+        guide=ProxyGuide.build([proxy], embedding_rows(llama)),
+        options=LoopOptions(batch_size=5000),
     )
     for tokens in (torch.cat(parts), torch.tensor([ids[0] for ids in ours.completion_ids])):
         counts = tokens.bincount(minlength=V)
@@ -227,12 +231,11 @@ def test_the_sequential_forms_sample_within_their_emission_probabilities(name: s
     with attach(model, proxy), torch.no_grad():
         log_pi = model(torch.tensor([PROMPTS[0]])).logits[0, -1].double()
     ours = generate(
-        model,
-        Tokens(),  # type: ignore[arg-type]
+        TransformersEngine(model, Tokens()),
         [PROMPTS[0]] * n,
         SamplingParams(max_new_tokens=1),
-        guide=proxy.guide(model),
-        batch_size=5000,
+        guide=ProxyGuide.build([proxy], embedding_rows(model)),
+        options=LoopOptions(batch_size=5000),
     )
     counts = torch.tensor([ids[0] for ids in ours.completion_ids]).bincount(minlength=V)
     possible = log_pi.isfinite()
@@ -247,7 +250,9 @@ def test_lookahead_reads_the_state_after_each_candidate(name: str) -> None:
     model = build(name)
     proxy = proxy_for(model, candidate_features="lookahead", max_candidates=4)
     params = SamplingParams(max_new_tokens=6, do_sample=False)
-    ours = generate(model, Tokens(), PROMPTS[:1], params, guide=proxy.guide(model)).completion_ids[0]  # type: ignore[arg-type]
+    ours = generate(
+        TransformersEngine(model, Tokens()), PROMPTS[:1], params, guide=ProxyGuide.build([proxy], embedding_rows(model))
+    ).completion_ids[0]
     with attach(model, proxy):
         hooked = model.generate(torch.tensor(PROMPTS[:1]), do_sample=False, max_new_tokens=6)[0, -6:].tolist()
     ids, caught = list(PROMPTS[0]), []

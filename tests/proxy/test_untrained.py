@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from frugalign.engines.transformers import embedding_rows
+from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import network_size, new_proxy
 
 V = 64
@@ -45,7 +47,7 @@ def states(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def full(model: Any, proxy: Any) -> torch.Tensor:
     """π over the whole vocabulary, `[40, V]`."""
-    ids, log_pi = proxy.guide(model).log_probs(*states(model))
+    ids, log_pi = ProxyGuide.build([proxy], embedding_rows(model)).log_probs(*states(model))
     return torch.zeros(len(ids), V).scatter_add_(-1, ids, log_pi.exp())
 
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 import frugalign.sandbox as sandbox
 from frugalign.base.errors import FrugalignError
 from frugalign.decoding import SamplingParams, generate
+from frugalign.decoding.loop import LoopOptions
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.rewards import StateReward, load_reward, load_rewards, score
 from frugalign.rewards.representation.network import (
     RepresentationConfig,
@@ -76,7 +78,10 @@ def test_states_of_generation_and_a_pass_of_its_own_agree(folder: Path, base: Lo
     ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=18).ids
     for batch_size in (18, 5):
         found = generate(
-            base.model, base.tokenizer, ids, SamplingParams(18), batch_size=batch_size, state_layers=[1, 2, 5]
+            TransformersEngine(base.model, base.tokenizer),
+            ids,
+            SamplingParams(18),
+            options=LoopOptions(batch_size=batch_size, state_layers=[1, 2, 5]),
         )
         assert found.states is not None and found.states.shape[:2] == (18, 3)
         assert 0 < sum(found.ended) < 18

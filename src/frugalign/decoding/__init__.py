@@ -6,6 +6,7 @@ _HOME = {
     "Emission": "chooser",
     "Guide": "chooser",
     "Generation": "loop",
+    "LoopOptions": "loop",
     "SamplingParams": "loop",
     "Step": "loop",
     "generate": "loop",

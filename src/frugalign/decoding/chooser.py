@@ -1,4 +1,4 @@
-"""What the decoding loop asks of a proxy (or anything else that chooses tokens), and the plain base as the simplest guide."""
+"""What the decoding loop needs of a proxy (or anything else that chooses tokens), and the plain base as the simplest guide."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class TokenTrace:
 class Chooser(Protocol):
     """Chooses tokens for the decoding loop from the LM head's input and logits."""
 
+    needs_hidden: bool
     needs_lookahead: bool
 
     def emit(
@@ -84,6 +85,7 @@ class BaseGuide:
     permits, and is drawn from by its CDF when it wins.
     """
 
+    needs_hidden = False
     needs_lookahead = False
 
     def __init__(self, temperature: float) -> None:

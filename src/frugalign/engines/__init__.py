@@ -7,8 +7,12 @@ _HOME = {
     "fingerprint": "fingerprints",
     "LoadedModel": "loading",
     "load_model": "loading",
+    "Capabilities": "engine",
+    "Engine": "engine",
+    "Sequences": "engine",
+    "StepOutput": "engine",
     "Forward": "transformers",
-    "StepOutput": "transformers",
+    "TransformersEngine": "transformers",
     "output_embeddings": "transformers",
 }
 __all__ = list(_HOME)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.data.encode import Exchanges, encode_exchanges
-from frugalign.engines.loading import context_length, end_token_ids
+from frugalign.engines.transformers import context_length, end_token_ids
 
 
 def exchanges_for(

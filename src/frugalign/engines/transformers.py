@@ -1,4 +1,4 @@
-"""One forward pass of a frozen model, returning its logits *and* what its LM head read to compute them.
+"""The transformers engine, and one forward pass of a frozen model that returns its logits *and* what its LM head read.
 
 The logits come from the model's own forward, so soft-capping and scaling are whatever the architecture does; the head's input
 is caught by a pre-hook. A model whose head is fused away never calls the module, and is refused in one sentence.
@@ -6,19 +6,27 @@ is caught by a pre-hook. A model whose head is fused away never calls the module
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from frugalign.base.errors import FrugalignError
+from frugalign.engines.engine import Capabilities, StepOutput
+
+_COUNTS_PADDING = {"mpt", "gpt_neo"}
+"""Architectures whose attention counts places in the cache, padding too: no prefix is shared."""
 
 
 def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
@@ -68,9 +76,29 @@ def embedding_rows(model: PreTrainedModel) -> Tensor:
     return rows
 
 
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a completion: those of the generation config, else the tokenizer's."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The number of positions the model was built for, or None where its config does not say."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
 @dataclass
-class StepOutput:
-    """`hidden [B, T', D]` float32 and `logits [B, T', V]` float32 at the last `T'` positions; the cache; all layers if asked."""
+class ForwardOutput:
+    """`hidden [B, T', D]` and `logits [B, T', V]`, float32, at the last `T'` positions; the cache; all layers if requested."""
 
     hidden: Tensor
     logits: Tensor
@@ -81,24 +109,25 @@ class StepOutput:
 class Forward:
     """Forward passes of one model with the LM head's input caught; a context manager that leaves no hook behind.
 
-    The catch is kept per thread, so two threads may run the same model at the same time.
+    The catch is kept per thread, so two threads may run the same model at the same time, and blocks may be nested.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._caught = threading.local()
+        self._handles: list[RemovableHandle] = []
         parameters = inspect.signature(causal_lm(model).forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
 
     def __enter__(self) -> Forward:
-        self._handle = output_embeddings(self.model).register_forward_pre_hook(self._catch)
+        self._handles.append(output_embeddings(self.model).register_forward_pre_hook(self._catch))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle.remove()
+        self._handles.pop().remove()
 
     def _catch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._caught.hidden = inputs[0]
@@ -113,7 +142,7 @@ class Forward:
         use_cache: bool = True,
         keep: int = 1,
         all_layers: bool = False,
-    ) -> StepOutput:
+    ) -> ForwardOutput:
         """Run the model on `input_ids [B, T]` and return its last `keep` positions.
 
         Raises:
@@ -141,7 +170,7 @@ class Forward:
             raise FrugalignError(
                 f"{type(causal_lm(self.model)).__name__} keeps no key-value cache, which the decoding loop works on."
             )
-        return StepOutput(
+        return ForwardOutput(
             hidden=hidden[:, -keep:].float(),
             logits=output.logits[:, -keep:].float(),
             cache=output.past_key_values if use_cache else None,
@@ -167,3 +196,143 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if was_training:
             model.train()
+
+
+class TransformersEngine:
+    """A transformers causal LM (or a PEFT wrapper of one) behind the protocol `Engine`. Rows are padded on the left."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.name = type(causal_lm(model)).__name__
+        self.capabilities = Capabilities()
+        self.device = device_of(model)
+        self.end_token_ids = end_token_ids(model, tokenizer)
+        self.context_length = context_length(model)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._forward = Forward(model)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Without dropout, and with the LM head's input caught."""
+        with evaluating(self.model), self._forward:
+            yield
+
+    def prefill(
+        self, rows: Sequence[Sequence[int]], prefix: tuple[Any, int] | None = None
+    ) -> tuple[TransformersSequences, StepOutput]:
+        """Feed rows of token ids, those after the shared `prefix` (a one-row cache and its length) where there is one."""
+        width, device = max(len(ids) for ids in rows), self.device
+        input_ids = torch.tensor([[self._pad] * (width - len(ids)) + list(ids) for ids in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows], device=device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = None
+        if prefix is not None:
+            shared, length = prefix
+            cache = copy_cache(shared)
+            cache.batch_repeat_interleave(len(rows))
+            lengths = mask.sum(-1) - length
+            width = int(lengths.max())
+            # The padding comes between the prefix and the rest of a shorter row.
+            input_ids = input_ids[:, -width:]
+            own = torch.arange(width, device=device) >= width - lengths[:, None]
+            mask = torch.cat([mask.new_ones(len(rows), length), own.to(mask)], 1)
+            positions = (mask.cumsum(-1) - 1)[:, length:]
+        sequences = TransformersSequences(self._forward, mask, positions, cache)
+        return sequences, sequences.feed(input_ids)
+
+    def prefill_prefix(self, tokens: Sequence[int], longest: int) -> tuple[Any, int] | None:
+        """The one-row cache of `tokens` and their number; None where padding after them would be read."""
+        cache = self._forward(torch.tensor([list(tokens)], device=self.device)).cache
+        if self.model.config.model_type in _COUNTS_PADDING or not _ignores_padding(cache, longest):
+            return None
+        return cache, len(tokens)
+
+    def output_embeddings(self) -> Tensor:
+        return embedding_rows(self.model)
+
+    def weights_id(self) -> str:
+        """Two numbers per tensor tell one policy of a training run from the next."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            values = parameter.detach().double()
+            digest.update(f"{name} {float(values.sum())!r} {float(values.abs().sum())!r}\n".encode())
+        return digest.hexdigest()
+
+
+class TransformersSequences:
+    """Rows in progress: their KV cache, and the mask `[B, T]` and positions `[B, T']` that left padding needs."""
+
+    def __init__(self, forward: Forward, mask: Tensor, positions: Tensor, cache: Any) -> None:
+        self._forward, self._mask, self._positions, self._cache = forward, mask, positions, cache
+
+    def feed(self, input_ids: Tensor, layers: Sequence[int] = ()) -> StepOutput:
+        """Feed `input_ids [B, T']`, which mask and positions already cover."""
+        output = self._forward(
+            input_ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            cache=self._cache,
+            all_layers=bool(layers),
+        )
+        self._cache = output.cache
+        found = None
+        if output.layers is not None:
+            found = torch.stack([output.layers[layer][:, -1].float() for layer in layers], 1)
+        return StepOutput(output.hidden[:, -1], output.logits[:, -1], found)
+
+    def step(self, tokens: Tensor, layers: Sequence[int] = ()) -> StepOutput:
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
+        self._positions = self._positions[:, -1:] + 1
+        return self.feed(tokens[:, None], layers)
+
+    def select(self, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
+
+    def look_ahead(self, candidates: Tensor) -> Tensor:
+        return look_ahead(self._forward, self._cache, self._mask, self._positions[:, -1:] + 1, candidates)
+
+
+def look_ahead(
+    forward: Callable[..., ForwardOutput], cache: Any, mask: Tensor, next_position: Tensor, candidates: Tensor
+) -> Tensor:
+    """Hidden states `[B, K, D]` after each of `candidates [B, K]`, in one batched pass on a copy of the cache.
+
+    Args:
+        cache: holds the prefix; it stays as it is.
+        mask: `[B, T]` of the prefix.
+        next_position: `[B, 1]`, the candidates' position id.
+    """
+    n = candidates.shape[1]
+    expanded = copy_cache(cache)
+    expanded.batch_repeat_interleave(n)
+    output = forward(
+        candidates.reshape(-1, 1),
+        attention_mask=torch.cat([mask, mask.new_ones(len(mask), 1)], 1).repeat_interleave(n, 0),
+        position_ids=next_position.repeat_interleave(n, 0),
+        cache=expanded,
+    )
+    return output.hidden[:, -1].reshape(*candidates.shape, -1)
+
+
+def copy_cache(cache: Any) -> Any:
+    """A copy of a KV cache that shares no tensor which a later step would change.
+
+    Raises:
+        FrugalignError: for a cache that cannot be copied and expanded.
+    """
+    if not hasattr(cache, "batch_select_indices") or not hasattr(cache, "batch_repeat_interleave"):
+        raise FrugalignError(f"A {type(cache).__name__} cannot be expanded, so this model offers no lookahead.")
+    return deepcopy(cache)
+
+
+def _ignores_padding(prefix: Any, longest: int) -> bool:
+    """Whether rows of up to `longest` tokens can resume from this one-row cache with padding after it.
+
+    Attention leaves the padding out, but a sliding window would count it, and a convolution or a recurrence read it.
+    """
+    layers = getattr(prefix, "layers", [])
+    return bool(layers) and all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= longest)
+        for layer in layers
+    )

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic, write_json_atomic
@@ -29,6 +27,9 @@ from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 from frugalign.runs.layout import METRICS_FILE, SAMPLES_FILE, evaluation_costs_file
 from frugalign.runs.lock import in_use
 from frugalign.runs.save_policy import trained_on_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _OF_THE_BASE = (
     *("reward", "rewards", "distinct_2", "mean_length", "ended_rate"),

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from frugalign.data.templating import Prompt, encode_prompts
 from frugalign.decoding.chooser import TokenTrace
 from frugalign.decoding.loop import Step
-from frugalign.engines.loading import context_length
+from frugalign.engines.transformers import context_length
 from frugalign.policies.policy import Policy, Record
 from frugalign.policies.prompt_rows import PromptRows
 from frugalign.policies.spec import SamplingSettings

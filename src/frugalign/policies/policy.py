@@ -20,10 +20,10 @@ from frugalign.base.ledger import Ledger
 from frugalign.data.templating import Prompt, encode_prompts
 from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.log_probs import sequence_kl, sequence_log_probs
-from frugalign.decoding.loop import Generation, Observer, generate
+from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
 from frugalign.decoding.noise import row_keys
-from frugalign.engines.loading import LoadedModel, attach_adapter, context_length, load_model
-from frugalign.engines.transformers import device_of
+from frugalign.engines.loading import LoadedModel, attach_adapter, load_model
+from frugalign.engines.transformers import TransformersEngine, context_length, device_of, embedding_rows
 from frugalign.policies.best_of_n import BestOfN
 from frugalign.policies.principles import Principles, load_principles, under_principles
 from frugalign.policies.prompt_rows import PromptBatch, PromptRows
@@ -182,17 +182,18 @@ class Policy:
 
         def draw(ids: Sequence[Sequence[int]], keys: Tensor) -> Generation:
             return generate(
-                self.model,
-                self.base.tokenizer,
+                TransformersEngine(self.model, self.base.tokenizer),
                 ids,
                 params,
                 keys=keys,
                 guide=guide,
-                batch_size=batch_size,
-                observer=record.observer if self.best_of_n is None else None,
-                state_layers=record.state_layers if self.best_of_n is None else (),
+                options=LoopOptions(
+                    batch_size=batch_size,
+                    observer=record.observer if self.best_of_n is None else None,
+                    state_layers=record.state_layers if self.best_of_n is None else (),
+                    record_trace=record.trace,
+                ),
                 ledger=ledger,
-                record_trace=record.trace,
             )
 
         if self.best_of_n is None:
@@ -210,12 +211,11 @@ class Policy:
         """The base's completions of the same prompts, without principles, on the same noise."""
         with self.base_context():
             return generate(
-                self.base_model,
-                self.base.tokenizer,
+                TransformersEngine(self.base_model, self.base.tokenizer),
                 batch.base_ids,
                 settings.params(),
                 keys=batch.keys,
-                batch_size=batch_size,
+                options=LoopOptions(batch_size=batch_size),
                 ledger=ledger,
             )
 
@@ -315,7 +315,7 @@ def _with_weights(plain: Policy) -> Policy:
         return replace(
             plain,
             trainable_parameters=sum(network.num_parameters() for network in networks),
-            guide=ProxyGuide.build(networks, base.model, [each.strength for each in spec.proxy]),
+            guide=ProxyGuide.build(networks, embedding_rows(base.model), [each.strength for each in spec.proxy]),
             artefact=networks[0].config,
         )
     if spec.adapter is not None:

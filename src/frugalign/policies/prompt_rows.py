@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from torch import Tensor
 
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import completions_of
 from frugalign.rewards import NamedReward, Scores, score
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)

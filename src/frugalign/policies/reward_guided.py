@@ -23,7 +23,8 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.decoding.chooser import STREAM_EMIT, Emission, Lookahead, TokenTrace
 from frugalign.decoding.noise import Noise
-from frugalign.engines.loading import LoadedModel, end_token_ids
+from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import end_token_ids
 from frugalign.options.check import check_value
 from frugalign.options.kinds import COUNT, FINITE
 from frugalign.policies.prompt_rows import PromptRows, Scoring
@@ -103,6 +104,7 @@ class RewardGuide:
         FrugalignError: two rows with one key, whose texts could not be told apart.
     """
 
+    needs_hidden = False
     needs_lookahead = False
 
     def __init__(self, prefix_scores: _PrefixScores, temperature: float, keys: Tensor) -> None:

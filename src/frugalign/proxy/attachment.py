@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import load_config
-from frugalign.decoding.loop import lookahead_on
-from frugalign.engines.transformers import Forward, causal_lm, output_embeddings
+from frugalign.engines.loading import load_model
+from frugalign.engines.transformers import Forward, causal_lm, embedding_rows, look_ahead, output_embeddings
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, ProxyModelConfig, load_proxy
 
@@ -61,7 +62,9 @@ class _Attachment:
     def rebuild(self) -> None:
         # Equal members attached twice (re-entry) act once.
         unique = list({(id(proxy), strength): (proxy, strength) for proxy, strength in self.members}.values())
-        self.guide = ProxyGuide.build([proxy for proxy, _ in unique], self.model, [strength for _, strength in unique])
+        self.guide = ProxyGuide.build(
+            [proxy for proxy, _ in unique], embedding_rows(self.model), [strength for _, strength in unique]
+        )
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -115,22 +118,17 @@ class _Attachment:
         rows = len(output.logits)
         if mask is None or mask.dim() != 2:
             mask = torch.ones(rows, size, dtype=torch.long, device=output.logits.device)
-        forward = _quiet_forward(self.model, self._local)
-        return lookahead_on(forward, cache, mask[:, :size], mask[:, :size].sum(-1, keepdim=True), None)
+        mask = mask[:, :size]
+        return partial(look_ahead, self._quiet_forward, cache, mask, mask.sum(-1, keepdim=True))
 
-
-def _quiet_forward(model: PreTrainedModel, local: threading.local) -> Any:
-    """A `Forward` for use inside the hook: its passes are not guided themselves."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        local.looking = True
+    def _quiet_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward pass from inside the hook, which is not guided itself."""
+        self._local.looking = True
         try:
-            with Forward(model) as forward:
+            with Forward(self.model) as forward:
                 return forward(*args, **kwargs)
         finally:
-            local.looking = False
-
-    return run
+            self._local.looking = False
 
 
 @contextmanager
@@ -188,8 +186,6 @@ class GuidedModel:
         cls, folder: str | Path, *, strength: float = 1.0, base: str | None = None, **model_arguments: Any
     ) -> GuidedModel:
         """Load the proxy in `folder` and the base it names (or `base`), and check that they belong together."""
-        from frugalign.engines.loading import load_model
-
         stored = load_config(folder, ProxyModelConfig, "proxy").base
         loaded = load_model(
             base or stored["name"], **({key: stored.get(key) for key in ("revision", "adapter")} | model_arguments)
@@ -226,7 +222,7 @@ class ProxyLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, model: PreTrainedModel, proxy: ProxyModel, strength: float = 1.0) -> None:
-        self._guide = ProxyGuide.build([proxy], model, [strength])
+        self._guide = ProxyGuide.build([proxy], embedding_rows(model), [strength])
         if self._guide.needs_lookahead:
             raise FrugalignError(
                 "A lookahead proxy needs the KV cache, which a LogitsProcessor is not given: use attach instead."

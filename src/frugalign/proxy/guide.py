@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from frugalign.base.errors import FrugalignError
 from frugalign.decoding.chooser import (
@@ -21,7 +20,6 @@ from frugalign.decoding.chooser import (
     TokenTrace,
 )
 from frugalign.decoding.noise import Noise, draw
-from frugalign.engines.transformers import embedding_rows
 from frugalign.options.check import check_value
 from frugalign.options.kinds import NON_NEGATIVE
 from frugalign.proxy import overseer
@@ -71,6 +69,8 @@ class ProxyGuide:
     restricted base.
     """
 
+    needs_hidden = True
+
     def __init__(
         self, proxies: Sequence[ProxyModel], keys: Sequence[Tensor | None], strengths: Sequence[float]
     ) -> None:
@@ -96,10 +96,14 @@ class ProxyGuide:
         self.needs_lookahead = lookahead
 
     @classmethod
-    def build(cls, proxies: Sequence[ProxyModel], model: PreTrainedModel, strengths: Sequence[float]) -> ProxyGuide:
-        """Compute `k(e_c)` of the vocabulary for each proxy and put the proxies where the model is."""
+    def build(cls, proxies: Sequence[ProxyModel], rows: Tensor, strengths: Sequence[float] | None = None) -> ProxyGuide:
+        """Compute `k(e_c)` of the vocabulary for each proxy, and put the proxies where the base is.
+
+        Args:
+            rows: the base's output embeddings `[V, D]`, as `embedding_rows` or an engine's `output_embeddings` gives them.
+            strengths: one a proxy; default: 1 each.
+        """
         keys: list[Tensor | None] = []
-        rows = embedding_rows(model)
         for proxy in proxies:
             if proxy.config.width != rows.shape[1] or proxy.config.vocabulary != rows.shape[0]:
                 raise FrugalignError(
@@ -109,7 +113,7 @@ class ProxyGuide:
             torch.nn.Module.to(proxy, device=rows.device, dtype=torch.float32)
             with torch.no_grad():
                 keys.append(proxy.keys(rows) if proxy.config.candidate_features == "embedding" else None)
-        return cls(proxies, keys, strengths)
+        return cls(proxies, keys, [1.0] * len(proxies) if strengths is None else strengths)
 
     def judge(
         self, h: Tensor, logits: Tensor, lookahead: Lookahead | None

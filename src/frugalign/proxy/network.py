@@ -212,18 +212,6 @@ class ProxyModel(PreTrainedModel):
         self.config.weights_sha256 = hash_weights(self)
         super().save_pretrained(*args, **kwargs)
 
-    def guide(self, model: PreTrainedModel, strength: float = 1.0) -> Any:
-        """A `Guide` for the decoding loop, with `k(e_c)` of the vocabulary computed here, once."""
-        from frugalign.proxy.guide import ProxyGuide
-
-        return ProxyGuide.build([self], model, [strength])
-
-    def attach(self, model: PreTrainedModel, strength: float = 1.0) -> Any:
-        """`with proxy.attach(model): model.generate(…)`; see `frugalign.proxy.attachment`."""
-        from frugalign.proxy.attachment import attach
-
-        return attach(model, self, strength=strength)
-
 
 def network_size(width: int, budget: int, features: str = "embedding") -> int:
     """The largest `hidden = dim` whose proxy has at most 0.99 % of `budget` parameters (at least 1)."""

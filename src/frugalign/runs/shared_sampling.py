@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups
 from frugalign.decoding.loop import SamplingParams
-from frugalign.decoding.sample_groups import sample_groups
+from frugalign.decoding.sample_groups import GroupOptions, sample_groups
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.runs.folder import saving
 from frugalign.runs.processes import count_all, my_rows, shared
 
@@ -39,21 +40,7 @@ def sample_together(
     numbers = range(len(prompts)) if numbers is None else numbers
     mine, partial, counted = my_rows(len(prompts)), my_partial(stem), Ledger()
     with ledger.phase("rollout"), saving(partial):
-        found = sample_groups(
-            model,
-            tokenizer,
-            [prompts[place] for place in mine],
-            size,
-            SamplingParams(options.max_new_tokens, options.temperature),
-            numbers=[numbers[place] for place in mine],
-            seed=options.seed,
-            epoch=epoch,
-            batch_size=options.sampling_batch_size,
-            prompt_format=options.prompt_format,
-            share_prefix=share_prefix,
-            partial=partial,
-            ledger=counted,
-        )
+        found = sample_groups(TransformersEngine(model, tokenizer), tokenizer, [prompts[place] for place in mine], size, SamplingParams(options.max_new_tokens, options.temperature), GroupOptions(numbers=[numbers[place] for place in mine], seed=options.seed, epoch=epoch, batch_size=options.sampling_batch_size, prompt_format=options.prompt_format, share_prefix=share_prefix, partial=partial), ledger=counted)
     count_all(ledger, counted)
     ids = found.completion_ids or []
     every = shared([(place, found.completions[number], ids[number]) for number, place in enumerate(mine)])

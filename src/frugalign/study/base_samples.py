@@ -15,7 +15,8 @@ from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.loading import distinct
 from frugalign.decoding.loop import SamplingParams
-from frugalign.decoding.sample_groups import sample_groups
+from frugalign.decoding.sample_groups import GroupOptions, sample_groups
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.rewards import load_rewards
 from frugalign.runs.layout import COSTS_FILE, LOCK_FILE, read_costs
@@ -68,15 +69,17 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
         places = [place % len(rows) for place in range(start, min(start + _CHUNK, wanted))]
         with ledger.phase("rollout"):
             groups = sample_groups(
-                base.model,
+                TransformersEngine(base.model, base.tokenizer),
                 base.tokenizer,
                 rows[places]["prompt"],
                 size,
                 params,
-                # A prompt that comes round again is another row, and has other noise.
-                numbers=list(range(start, start + len(places))),
-                seed=task.seed,
-                prompt_format=task.asks["prompt_format"],
+                GroupOptions(
+                    # A prompt that comes round again is another row, and has other noise.
+                    numbers=list(range(start, start + len(places))),
+                    seed=task.seed,
+                    prompt_format=task.asks["prompt_format"],
+                ),
                 ledger=ledger,
             )
         found.append(_ranked(task, groups, rows.select(places), ledger))

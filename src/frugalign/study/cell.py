@@ -195,13 +195,14 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
     from frugalign.data import encode_prompts
     from frugalign.decoding.loop import SamplingParams, generate
     from frugalign.engines.loading import load_model
+    from frugalign.engines.transformers import TransformersEngine
     from frugalign.study.task import prompt_splits
 
     prompts = prompt_splits(asks)["train"]["prompt"][:_LENGTH_PROMPTS]
     base = load_model(asks["model_name_or_path"], device_map="cpu" if asks.get("use_cpu") else None)
     params = SamplingParams(asks["max_new_tokens"], asks["temperature"])
     ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]).ids
-    found = generate(base.model, base.tokenizer, ids, params).completion_ids
+    found = generate(TransformersEngine(base.model, base.tokenizer), ids, params).completion_ids
     length = sum(map(len, found)) / len(found)
     write_json_atomic(path, {"mean_length": length})
     return length

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import frugalign.sandbox as sandbox
 from frugalign.decoding import row_keys
-from frugalign.decoding.loop import SamplingParams, Step, generate
+from frugalign.decoding.loop import LoopOptions, SamplingParams, Step, generate
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.engines.transformers import embedding_rows
+from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.experience import Experience
 from frugalign.methods.proxy_rlhf.loss import Minibatch, log_probabilities, proxy_loss
@@ -59,7 +59,7 @@ def rolled(base: LoadedModel, proxy: ProxyModel, args: ProxyConfig) -> Rollout:
     rollout = roll_out(
         base.model,
         base.tokenizer,
-        ProxyGuide.build([proxy], base.model, [1.0]),
+        ProxyGuide.build([proxy], embedding_rows(base.model)),
         prompts(base),
         keys(),
         LENGTH,
@@ -103,9 +103,16 @@ def sampled_under(base: LoadedModel, proxy: ProxyModel, objective: str) -> dict[
                 value = float(details.log_pi[row, column])
             found[sequence, step.position] = value
 
-    guide = ProxyGuide.build([proxy], base.model, [1.0])
+    guide = ProxyGuide.build([proxy], embedding_rows(base.model))
     params = SamplingParams(max_new_tokens=LENGTH, temperature=guide.temperature)
-    generate(base.model, base.tokenizer, prompts(base), params, keys=keys(), guide=guide, observer=watch)
+    generate(
+        TransformersEngine(base.model, base.tokenizer),
+        prompts(base),
+        params,
+        keys=keys(),
+        guide=guide,
+        options=LoopOptions(observer=watch),
+    )
     return found
 
 
@@ -273,7 +280,7 @@ def test_a_rollout_is_the_same_in_any_batch_and_can_be_had_again(base: LoadedMod
     small = roll_out(
         base.model,
         base.tokenizer,
-        ProxyGuide.build([proxy], base.model, [1.0]),
+        ProxyGuide.build([proxy], embedding_rows(base.model)),
         prompts(base),
         keys(),
         LENGTH,
@@ -292,7 +299,7 @@ def test_no_choice_anywhere_is_no_rollout(base: LoadedModel, tmp_path: Path) -> 
     found = roll_out(
         base.model,
         base.tokenizer,
-        ProxyGuide.build([proxy], base.model, [1.0]),
+        ProxyGuide.build([proxy], embedding_rows(base.model)),
         prompts(base)[:2],
         keys()[:2],
         3,

@@ -20,6 +20,7 @@ import frugalign.sandbox as sandbox
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
+from frugalign.proxy import attach
 from frugalign.proxy.network import new_proxy
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.layout import read_log
@@ -73,7 +74,7 @@ def test_ten_lines_in_a_notebook(tmp_path: Path) -> None:
     found.train()
     found.save_model()
     tokens = found.processing_class(ORDERS[:1], return_tensors="pt")
-    with found.model.attach(found.lm):
+    with attach(found.lm, found.model):
         answer = found.lm.generate(**tokens, max_new_tokens=4, do_sample=True, top_k=0)
     assert answer.shape[1] > tokens["input_ids"].shape[1]
     assert (tmp_path / "model.safetensors").is_file()

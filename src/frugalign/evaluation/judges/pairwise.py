@@ -20,8 +20,8 @@ from frugalign.base.ledger import Ledger
 from frugalign.data import encode_prompts
 from frugalign.data.encode import answer_text, completions_of
 from frugalign.data.templating import Prompt, is_chat
-from frugalign.engines.loading import LoadedModel, context_length, load_model
-from frugalign.engines.transformers import Forward, device_of, evaluating
+from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.transformers import Forward, context_length, device_of, evaluating
 from frugalign.metrics import preference
 from frugalign.rewards import NamedReward, score
 

@@ -9,6 +9,7 @@ from typing import Any
 from frugalign.base.ledger import Ledger
 from frugalign.decoding.loop import Step
 from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import embedding_rows
 from frugalign.evaluation.responses import measured
 from frugalign.evaluation.schema import Response, estimates
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
@@ -46,7 +47,7 @@ def held_out(
     `reward` is the total of `scoring` and the penalty of completions without an end; `acceptance` that of the emitted tokens. A measure
     that does not apply is left out.
     """
-    guide = ProxyGuide.build([proxy], base.model, [1.0])
+    guide = ProxyGuide.build([proxy], embedding_rows(base.model))
     policy = Policy(PolicySpec(), base, base.model, base.model, guide=guide, artefact=proxy.config)
     settings = policy.settled(SamplingSettings(seed=args.seed))
     numbers, acceptance = my_rows(len(rows)), _Acceptance()

@@ -17,7 +17,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.ledger import Ledger
-from frugalign.decoding.loop import Generation, SamplingParams, Step, generate
+from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Step, generate
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.overseer import entropy, expected_rejections, relative_acceptance
 
@@ -165,15 +166,12 @@ def roll_out(
     recorder = _Recorder(len(prompt_ids), max_new_tokens, keep_all)
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=guide.temperature)
     generation = generate(
-        model,
-        tokenizer,
+        TransformersEngine(model, tokenizer),
         prompt_ids,
         params,
         keys=keys,
         guide=guide,
-        batch_size=batch_size,
-        observer=recorder,
-        state_layers=state_layers,
+        options=LoopOptions(batch_size=batch_size, observer=recorder, state_layers=state_layers),
         ledger=ledger,
     )
     positions = recorder.positions()

@@ -25,8 +25,8 @@ from frugalign.data import encode_prompts
 from frugalign.data.loading import rows_fingerprint
 from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
-from frugalign.engines.loading import LoadedModel, context_length, load_model, prepare_tokenizer
-from frugalign.engines.transformers import causal_lm, device_of, embedding_rows
+from frugalign.engines.loading import LoadedModel, load_model, prepare_tokenizer
+from frugalign.engines.transformers import causal_lm, context_length, device_of, embedding_rows
 from frugalign.methods.proxy_rlhf.advantages import adapt_beta
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.experience import Experience, Prompts, ScoredRollout, score_rollout
@@ -164,7 +164,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     def _roll_out(self, indices: list[int], epoch: int, numbers: list[int]) -> Rollout | None:
         args, prompts = self.args, self._train_prompts
         proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
-        guide = ProxyGuide.build([proxy], self.lm, [1.0])
+        guide = ProxyGuide.build([proxy], embedding_rows(self.lm))
         with self.ledger.phase("rollout"):
             return roll_out(
                 self.lm,

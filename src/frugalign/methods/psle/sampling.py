@@ -18,7 +18,7 @@ from frugalign.base.partial_files import PartialWork
 from frugalign.data.encode import completions_of
 from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
-from frugalign.engines.loading import context_length
+from frugalign.engines.transformers import context_length
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import Scored, joined
 from frugalign.policies.principles import Principles, under_principles

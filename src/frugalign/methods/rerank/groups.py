@@ -18,8 +18,8 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.engines.encode import exchanges_for
-from frugalign.engines.loading import end_token_ids
 from frugalign.engines.states import endpoint_states
+from frugalign.engines.transformers import end_token_ids
 from frugalign.methods.rerank.options import RerankOptions
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.folder import saving

@@ -23,8 +23,9 @@ from frugalign.data.encode import completions_of
 from frugalign.data.groups import Groups, read_groups, save_groups
 from frugalign.decoding.log_probs import sequence_log_probs
 from frugalign.decoding.loop import SamplingParams
-from frugalign.decoding.sample_groups import sample_groups
+from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.encode import exchanges_for
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.methods.rerank.groups import rank_groups
 from frugalign.metrics.intervals import mean_interval
 from frugalign.rewards.loading import NamedReward
@@ -159,15 +160,14 @@ class ShiftWatch(TrainerCallback):
     def _sample(self, epoch: int, model: Any) -> Groups:
         trainer, args = self.trainer, self.trainer.args
         return sample_groups(
-            model,
+            TransformersEngine(model, trainer.processing_class),
             trainer.processing_class,
             self.prompts,
             self.size,
             SamplingParams(args.max_new_tokens, args.temperature),
-            seed=args.seed,
-            epoch=epoch,
-            batch_size=args.sampling_batch_size,
-            prompt_format=args.prompt_format,
+            GroupOptions(
+                seed=args.seed, epoch=epoch, batch_size=args.sampling_batch_size, prompt_format=args.prompt_format
+            ),
             ledger=trainer.ledger,
         )
 
