@@ -229,6 +229,19 @@ def test_importing_frugalign_is_light() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_guiding_a_model_loads_no_training_or_judging_library() -> None:
+    """What a GuidedModel and the commands that answer a prompt need is torch, transformers and safetensors."""
+    code = (
+        "import sys, frugalign; frugalign.GuidedModel; import frugalign.policies.answer\n"
+        "heavy = {'datasets', 'pandas', 'trl', 'peft', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_can_be_fetched() -> None:
     import frugalign
 

@@ -10,12 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def pair_groups(groups: Groups) -> tuple[Dataset, Dropped]:
         raise FrugalignError(
             "No group holds two different responses of different rewards, so there is no pair to learn from."
         )
+    from datasets import Dataset
+
     return Dataset.from_list(rows), Dropped(equal, ties, middles)
 
 
@@ -137,6 +140,8 @@ def groups_of(rows: Dataset, name: str) -> Groups:
 
 def read_groups(path: Path) -> Groups:
     """The groups of a file that `save_groups` wrote."""
+    from datasets import Dataset
+
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     columns = {
         name: [line.get(name) for line in lines] for name in ("prompt", "completions", "completion_ids", "rewards")

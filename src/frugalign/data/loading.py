@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from datasets import Dataset, concatenate_datasets
+from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.read_files import Rows, read_splits
 from frugalign.data.validate import check_rows, stop_at
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HELD_OUT = 0.1
 """The share of the prompts that is held out where a data set has no test split."""
@@ -159,6 +160,8 @@ def prompt_key(prompt: Any) -> str:
 
 
 def _dataset(rows: Rows) -> Dataset:
+    from datasets import Dataset
+
     if isinstance(rows.rows, Dataset):
         return rows.rows
     columns = {name: [row.get(name) for row in rows.rows] for name in rows.columns}
@@ -177,6 +180,8 @@ def _join(name: str, parts: Sequence[Dataset]) -> Dataset:
     if len(parts) == 1:
         return parts[0]
     try:
+        from datasets import concatenate_datasets
+
         return concatenate_datasets(list(parts))
     except Exception as error:
         raise FrugalignError(f"The files of {name} do not fit together: {' '.join(str(error).split())}.") from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.labelled import with_prompt
 from frugalign.data.loading import HELD_OUT, about_training, held_out_split, load_splits, training_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def preference_pairs(
@@ -28,6 +29,8 @@ def preference_pairs(
     Raises:
         FrugalignError: data that cannot be read, or a split without such a pair.
     """
+    from datasets import Dataset
+
     splits: dict[str, Dataset] = {}
     for split, rows in load_splits(name, kind="preference").items():
         columns: dict[str, list[Any]] = {}

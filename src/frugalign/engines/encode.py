@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.data.encode import Exchanges, encode_exchanges
 from frugalign.engines.transformers import context_length, end_token_ids
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def exchanges_for(

@@ -40,7 +40,23 @@ def sample_together(
     numbers = range(len(prompts)) if numbers is None else numbers
     mine, partial, counted = my_rows(len(prompts)), my_partial(stem), Ledger()
     with ledger.phase("rollout"), saving(partial):
-        found = sample_groups(TransformersEngine(model, tokenizer), tokenizer, [prompts[place] for place in mine], size, SamplingParams(options.max_new_tokens, options.temperature), GroupOptions(numbers=[numbers[place] for place in mine], seed=options.seed, epoch=epoch, batch_size=options.sampling_batch_size, prompt_format=options.prompt_format, share_prefix=share_prefix, partial=partial), ledger=counted)
+        found = sample_groups(
+            TransformersEngine(model, tokenizer),
+            tokenizer,
+            [prompts[place] for place in mine],
+            size,
+            SamplingParams(options.max_new_tokens, options.temperature),
+            GroupOptions(
+                numbers=[numbers[place] for place in mine],
+                seed=options.seed,
+                epoch=epoch,
+                batch_size=options.sampling_batch_size,
+                prompt_format=options.prompt_format,
+                share_prefix=share_prefix,
+                partial=partial,
+            ),
+            ledger=counted,
+        )
     count_all(ledger, counted)
     ids = found.completion_ids or []
     every = shared([(place, found.completions[number], ids[number]) for number, place in enumerate(mine)])
