@@ -35,47 +35,24 @@ class ProxyModelConfig(PreTrainedConfig):
 
     model_type = "frugalign_proxy"
 
-    def __init__(
-        self,
-        width: int = 64,
-        vocabulary: int = 512,
-        hidden: int = 16,
-        dim: int = 16,
-        objective: str = "marginal",
-        candidate_features: str = "embedding",
-        temperature: float = 1.0,
-        p_t: float = 0.01,
-        max_candidates: int = 256,
-        max_new_tokens: int = 128,
-        max_prompt_length: int | None = None,
-        initial_bias: float = 0.0,
-        embedding_scale: float = 1.0,
-        value_head: bool = False,
-        prompt_format: str = "auto",
-        base: dict[str, Any] | None = None,
-        trained_on: dict[str, Any] | None = None,
-        weights_sha256: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.width = width
-        self.vocabulary = vocabulary
-        self.hidden = hidden
-        self.dim = dim
-        self.objective = objective
-        self.candidate_features = candidate_features
-        self.temperature = temperature
-        self.p_t = p_t
-        self.max_candidates = max_candidates
-        self.max_new_tokens = max_new_tokens
-        self.max_prompt_length = max_prompt_length
-        self.initial_bias = initial_bias
-        self.embedding_scale = embedding_scale
-        self.value_head = value_head
-        self.prompt_format = prompt_format
-        self.base = base
-        self.trained_on = trained_on
-        self.weights_sha256 = weights_sha256
-        super().__init__(**kwargs)
+    width: int = 64
+    vocabulary: int = 512
+    hidden: int = 16
+    dim: int = 16
+    objective: str = "marginal"
+    candidate_features: str = "embedding"
+    temperature: float = 1.0
+    p_t: float = 0.01
+    max_candidates: int = 256
+    max_new_tokens: int = 128
+    max_prompt_length: int | None = None
+    initial_bias: float = 0.0
+    embedding_scale: float = 1.0
+    value_head: bool = False
+    prompt_format: str = "auto"
+    base: dict[str, Any] | None = None
+    trained_on: dict[str, Any] | None = None
+    weights_sha256: str | None = None
 
     def _get_generation_parameters(self) -> dict[str, Any]:
         # transformers refuses to save a config with the field `temperature`, taking it for a stray generation setting.
