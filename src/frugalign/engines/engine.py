@@ -4,7 +4,7 @@ An engine feeds token rows and returns, a row each, the input of the LM head and
 affair: a KV cache in transformers, a sequence slot in llama.cpp, a resubmitted prompt behind prefix caching in vLLM. What it cannot
 do is a flag of `Capabilities`; the loop works around the flag, or refuses in one sentence.
 
-To add an engine, implement `Engine` and `Sequences`. `tests/engines/table_engine.py` is a whole one in sixty lines.
+To add an engine, implement `Engine` and `Sequences`. `tests/engines/table_engine.py` is a whole one in eighty lines.
 """
 
 from __future__ import annotations
