@@ -19,7 +19,7 @@ from experiments.trials import trials
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from frugalign.rewards.representation.fit import Examples, Fit, fit, label_loss
+from frugalign.rewards.representation.fit import Examples, FitOptions, fit, label_loss
 
 LAYERS = [8, 16, 24, 32]
 PENALTIES = (0.3, 1.0, 3.0)
@@ -50,7 +50,7 @@ def probes(
         index = torch.tensor(rows)
         whole = Examples(index, labels=labels[index])
         # Watched by its own rows: nothing is held out, so nothing stops it early.
-        options = Fit(weight_decay=penalty, patience=80, max_iterations=80)
+        options = FitOptions(weight_decay=penalty, patience=80, max_iterations=80)
         return fit(states.__getitem__, whole, whole, LAYERS, states.shape[2], options).model
 
     def loss(model: Any, rows: np.ndarray) -> float:

@@ -5,7 +5,7 @@ Importing this package imports no torch; every public name is fetched when it is
 
 from typing import TYPE_CHECKING
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

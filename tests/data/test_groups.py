@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.groups import Groups, groups_of, pair_groups, read_groups, save_groups
+from frugalign.data.groups import Groups, groups_from_dataset, pair_groups, read_groups, save_groups
 
 
 def test_best_with_worst_by_hand() -> None:
@@ -53,7 +53,7 @@ def test_a_file_gives_back_what_was_written(groups: Groups, tmp_path: Path) -> N
 
 def test_broken_rows_are_named() -> None:
     with pytest.raises(FrugalignError, match="row 2: `completions` is no list of at least two"):
-        groups_of(Dataset.from_dict({"prompt": ["p", "q"], "completions": [["a", "b"], ["a"]]}), "g.jsonl")
+        groups_from_dataset(Dataset.from_dict({"prompt": ["p", "q"], "completions": [["a", "b"], ["a"]]}), "g.jsonl")
     rows = Dataset.from_dict({"prompt": ["p"], "completions": [["a", "b"]], "rewards": [[1.0]]})
     with pytest.raises(FrugalignError, match="row 1: 2 completions, but 1 `rewards`"):
-        groups_of(rows, "g.jsonl")
+        groups_from_dataset(rows, "g.jsonl")

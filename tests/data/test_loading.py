@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data import dataset_fingerprint, held_out_split, load_prompts, load_splits, training_prompts
-from frugalign.data.loading import about_training, rows_fingerprint
+from frugalign.data.loading import rows_fingerprint, training_data_record
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -159,11 +159,11 @@ def named(kind: str, n: int) -> list[str]:
 def test_a_single_file_holds_a_tenth_out(tmp_path: Path) -> None:
     """Of 20 prompts 18 are trained on and 2 held out, also where nobody watches; the artefact knows them again."""
     write_prompts(tmp_path / "data.jsonl", named("train", 20))
-    train, watched, trained_on = training_prompts(str(tmp_path / "data.jsonl"), watch=True)
+    train, watched, trained_on = training_prompts(str(tmp_path / "data.jsonl"), hold_out=True)
     assert (len(train), len(watched)) == (18, 2)
     assert not set(train["prompt"]) & set(watched["prompt"])
     assert trained_on["held_out_fraction"] == 0.1
-    again, nobody, same = training_prompts(str(tmp_path / "data.jsonl"), watch=False)
+    again, nobody, same = training_prompts(str(tmp_path / "data.jsonl"), hold_out=False)
     assert again["prompt"] == train["prompt"] and nobody is None and same == trained_on
 
 
@@ -171,9 +171,9 @@ def test_a_test_split_is_never_looked_at(tmp_path: Path) -> None:
     """With train and test all of train is trained on; watched, a tenth of *train* is taken, not the test prompts."""
     write_prompts(tmp_path / "data" / "train.jsonl", named("train", 20))
     write_prompts(tmp_path / "data" / "test.jsonl", named("test", 10))
-    train, watched, trained_on = training_prompts(str(tmp_path / "data"), watch=False)
+    train, watched, trained_on = training_prompts(str(tmp_path / "data"), hold_out=False)
     assert (len(train), watched, trained_on["held_out_fraction"]) == (20, None, 0.0)
-    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
+    train, watched, _ = training_prompts(str(tmp_path / "data"), hold_out=True)
     assert (len(train), len(watched)) == (18, 2)
     assert all(prompt.startswith("train") for prompt in [*train["prompt"], *watched["prompt"]])
 
@@ -181,7 +181,7 @@ def test_a_test_split_is_never_looked_at(tmp_path: Path) -> None:
 def test_a_validation_split_is_watched(tmp_path: Path) -> None:
     for split, n in (("train", 20), ("validation", 3), ("test", 10)):
         write_prompts(tmp_path / "data" / f"{split}.jsonl", named(split, n))
-    train, watched, _ = training_prompts(str(tmp_path / "data"), watch=True)
+    train, watched, _ = training_prompts(str(tmp_path / "data"), hold_out=True)
     assert len(train) == 20 and watched["prompt"] == named("validation", 3)
 
 
@@ -189,7 +189,7 @@ def test_what_was_trained_on_whole_is_said(tmp_path: Path, caplog: pytest.LogCap
     """Not where a split is asked for, nor of other prompts."""
     write_prompts(tmp_path / "data.jsonl", named("train", 20))
     data = load_splits(str(tmp_path / "data.jsonl"))["train"]
-    about = about_training("data", data, held_out_fraction=0.0)
+    about = training_data_record("data", data, held_out_fraction=0.0)
     load_prompts(str(tmp_path / "data.jsonl"), trained_on=about, split="train")
     write_prompts(tmp_path / "other.jsonl", named("other", 20))
     load_prompts(str(tmp_path / "other.jsonl"), trained_on=about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frugalign.options.resuming import MAY_CHANGE, OF_ONE_START, is_resuming
+from frugalign.options.resuming import MAY_CHANGE, START_OPTIONS, is_resuming
 
 
 @pytest.mark.parametrize("wanted", ["true", "True", True, "runs/a/checkpoint-3"])
@@ -18,5 +18,5 @@ def test_nothing_and_false_do_not(wanted: str | bool | None) -> None:
 
 
 def test_a_resumed_run_may_move_to_another_machine_but_not_learn_otherwise() -> None:
-    assert {"output_dir", "use_cpu", "max_steps", "logging_steps"} | OF_ONE_START <= MAY_CHANGE
+    assert {"output_dir", "use_cpu", "max_steps", "logging_steps"} | START_OPTIONS <= MAY_CHANGE
     assert not MAY_CHANGE & {"learning_rate", "seed", "beta", "temperature", "lora_r", "num_generations"}

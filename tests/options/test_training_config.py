@@ -69,7 +69,7 @@ def test_what_is_written_starts_the_same_run_again() -> None:
 
 
 def test_what_a_resumed_run_may_change() -> None:
-    first = Config().settings_of_a_run()
+    first = Config().fixed_settings()
     assert first == {"seed": 0, "rate": 0.5}
-    assert Config(shown=1, output_dir="x", report_to="all").settings_of_a_run() == first
-    assert Config(rate=0.1).settings_of_a_run() != first
+    assert Config(shown=1, output_dir="x", report_to="all").fixed_settings() == first
+    assert Config(rate=0.1).fixed_settings() != first

@@ -245,7 +245,7 @@ def test_the_dense_form_is_the_sorted_one(strengths: list[float]) -> None:
     def judged(scores: list[float], p_t: float) -> Any:
         found = scripted(scores, p_t=p_t)
         found.config.max_candidates = 10
-        found.judge_all = lambda h, keys: torch.tensor(scores).expand(len(h), -1)
+        found.score_vocabulary = lambda h, keys: torch.tensor(scores).expand(len(h), -1)
         return found
 
     proxies = [judged(SCORES, 0.1), judged(OTHER, 0.2)][: len(strengths)]

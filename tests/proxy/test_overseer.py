@@ -119,10 +119,10 @@ def draws_of(objective: str, p: torch.Tensor, score: torch.Tensor) -> torch.Tens
     log_p, mask = p.log().expand(N_DRAWS, m), torch.ones(N_DRAWS, m, dtype=torch.bool)
     log_a, log_1ma = (x.expand(N_DRAWS, m) for x in overseer.log_acceptance(score))
     if objective == "sequential":
-        choice, rejected, asked = overseer.sample_sequential(
+        choice, rejected, coin_flipped = overseer.sample_sequential(
             log_p, log_a, mask, noise.gumbel(1, ids), noise.uniform(2, ids)
         )
-        assert bool((rejected.sum(-1) == m - 1)[~asked].all())
+        assert bool((rejected.sum(-1) == m - 1)[~coin_flipped].all())
     else:
         row = slice(0, 1)
         form = {
@@ -182,7 +182,7 @@ def test_power_of_the_chi_square_is_at_least_099() -> None:
 
 
 def test_path_probability_of_a_worked_path() -> None:
-    """Proposals c2 (rejected), c0 (accepted): log(1 − a2) + log a0; when c0 was the last one left, nothing is asked of it."""
+    """Proposals c2 (rejected), c0 (accepted): log(1 − a2) + log a0; when c0 was the last one left, its coin is not flipped."""
     log_a, log_1ma = overseer.log_acceptance(torch.tensor([[0.3, 1.0, -0.7]]))
     rejected = torch.tensor([[False, False, True]])
     both = overseer.sequential_path_log_prob(log_a, log_1ma, rejected, torch.tensor([0]), torch.tensor([True]))
@@ -203,9 +203,9 @@ def test_path_probabilities_sum_to_the_emission_probability() -> None:
                 weight, left = weight * float(p[c]) / left, left - float(p[c])
             rejected = torch.zeros(1, 4, dtype=torch.bool)
             rejected[0, list(prefix[:-1])] = True
-            asked = torch.tensor([length < 4])
+            coin_flipped = torch.tensor([length < 4])
             path = overseer.sequential_path_log_prob(
-                log_a[None], log_1ma[None], rejected, torch.tensor([prefix[-1]]), asked
+                log_a[None], log_1ma[None], rejected, torch.tensor([prefix[-1]]), coin_flipped
             )
             pi[prefix[-1]] += weight * float(path.exp())
     exact = overseer.sequential_log_pi(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from frugalign.base.wording import counted
+from frugalign.base.wording import pluralize
 from frugalign.reports.in_words import interval, number, precise_interval, prompt_in_words, scores_in_words, signed
 
 
@@ -30,5 +30,5 @@ def test_prompts_and_rewards() -> None:
 
 
 def test_counts() -> None:
-    assert [counted(n, "round") for n in (0, 1, 2, 1000)] == ["0 rounds", "1 round", "2 rounds", "1,000 rounds"]
-    assert counted(2, "reply", "replies") == "2 replies"
+    assert [pluralize(n, "round") for n in (0, 1, 2, 1000)] == ["0 rounds", "1 round", "2 rounds", "1,000 rounds"]
+    assert pluralize(2, "reply", "replies") == "2 replies"

@@ -9,13 +9,13 @@ from torch import Tensor
 from frugalign.base.errors import FrugalignError
 from frugalign.rewards.representation.fit import (
     Examples,
-    Fit,
-    Standard,
+    FitOptions,
+    Standardiser,
     calibrate,
     fit,
     label_loss,
     pair_loss,
-    rewards_of,
+    raw_rewards,
 )
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 
@@ -60,10 +60,10 @@ def test_a_fit_finds_the_direction_and_every_probe_learns() -> None:
     def read(index: Tensor) -> Tensor:
         return states[index]
 
-    options = Fit(weight_decay=0.1)
+    options = FitOptions(weight_decay=0.1)
     train, held_out = Examples(rows[:200], labels=labels[:200]), Examples(rows[200:300], labels=labels[200:300])
     found = fit(read, train, held_out, [1, 2, 3], 12, options)
-    right = ((rewards_of(found.model, read, rows[300:]) > 0).float() == labels[300:]).float().mean()
+    right = ((raw_rewards(found.model, read, rows[300:]) > 0).float() == labels[300:]).float().mean()
     assert float(right) > 0.85 and found.history[-1][0] < found.history[0][0]
     for parameter in (found.model.weight, found.model.bias, found.model.gate):
         assert bool((parameter.abs() > 0).any(-1).all())
@@ -71,7 +71,7 @@ def test_a_fit_finds_the_direction_and_every_probe_learns() -> None:
     n = min(len(good), len(bad))
     pairs = Examples(good[: n - 30], bad[: n - 30])
     found = fit(read, pairs, Examples(good[n - 30 : n], bad[n - 30 : n]), [1, 2, 3], 12, options)
-    rewards = rewards_of(found.model, read, rows)
+    rewards = raw_rewards(found.model, read, rows)
     late = rewards[300:]
     assert float(late[labels[300:] == 1].mean() - late[labels[300:] == 0].mean()) > 1
     strongest = found.model.weight[1] * states.std(0)[1]
@@ -81,7 +81,7 @@ def test_a_fit_finds_the_direction_and_every_probe_learns() -> None:
 def test_folding_leaves_the_reward_as_it_was() -> None:
     states, _ = world()
     states[:, :, 1] /= 1000  # a thousandfold scale leaves float32 few digits for the difference
-    standard = Standard.of(lambda index: states[index], torch.arange(400), batch_size=37)
+    standard = Standardiser.of(lambda index: states[index], torch.arange(400), batch_size=37)
     torch.testing.assert_close(standard.mean, states.mean(0), atol=1e-5, rtol=1e-5)
     model = RepresentationModel(RepresentationConfig(width=12, layers=[1, 2, 3]))
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def test_the_fit_stops_where_the_validation_loss_is_lowest() -> None:
     rows = torch.arange(120)
     found = fit(
         lambda index: states[index], Examples(rows[:60], labels=labels[:60]), Examples(rows[60:], labels=labels[60:]), [1], 40,
-        Fit(weight_decay=0.001, patience=5),
+        FitOptions(weight_decay=0.001, patience=5),
     )  # fmt: skip
     assert len(found.history) == found.best_iteration + 6 < 100
     assert found.validation_loss == min(loss for _, loss in found.history)
@@ -120,6 +120,6 @@ def test_nothing_to_learn_from_and_states_that_are_not_finite() -> None:
     states = torch.full((4, 1, 2), float("nan"))
     some = Examples(torch.arange(2), labels=torch.tensor([0.0, 1.0]))
     with pytest.raises(FrugalignError, match="not finite"):
-        fit(lambda index: states[index], some, some, [1], 2, Fit())
+        fit(lambda index: states[index], some, some, [1], 2, FitOptions())
     with pytest.raises(FrugalignError, match="no examples"):
-        fit(lambda index: states[index], some, Examples(torch.arange(0), labels=torch.zeros(0)), [1], 2, Fit())
+        fit(lambda index: states[index], some, Examples(torch.arange(0), labels=torch.zeros(0)), [1], 2, FitOptions())

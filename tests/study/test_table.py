@@ -6,7 +6,7 @@ import pytest
 from tests.study.written_cells import DECODING, GOLD, METHODS, finish, study
 
 from frugalign.metrics import Estimate
-from frugalign.metrics.two_way import crossed_mean
+from frugalign.metrics.two_way import two_way_mean
 from frugalign.reports.study.headline import headline
 from frugalign.reports.study.page import markdown
 from frugalign.reports.study.summary import summary_of
@@ -19,7 +19,7 @@ def test_differences_are_to_the_base_on_the_same_prompts_and_seeds(tmp_path: Pat
     finish(options, GOLD)
     base, sft, dpo = rows_of(read_study(options))
     assert base.main.difference is None and base.win_rate is None
-    expected = crossed_mean(GOLD["dpo"])
+    expected = two_way_mean(GOLD["dpo"])
     assert expected is not None and dpo.main.difference == expected.estimate and dpo.main.p_value == expected.p_value
     assert list(dpo.measures) == ["gold", "learned"] and dpo.measures["learned"].p_holm is None
     assert dpo.win_rate is not None and dpo.win_rate.mean == pytest.approx(7 / 8)

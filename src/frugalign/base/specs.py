@@ -38,7 +38,7 @@ def load_attribute(spec: str) -> Any:
         raise FrugalignError(f"The module {module_name!r} has no {attribute!r} (asked for as {spec!r}).") from error
 
 
-def source_of(module_name: str) -> Path | None:
+def module_file(module_name: str) -> Path | None:
     """The file of a module, which is not imported (its packages are); None where there is none."""
     try:
         spec = importlib.util.find_spec(module_name)
@@ -66,7 +66,7 @@ def resolve_name(name: str) -> str:
     return str(found)
 
 
-def fetched_on_use(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_exports(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's `__getattr__` (PEP 562) that imports the module of a public name when the name is first used.
 
     Importing the package itself stays fast that way: torch and transformers take seconds. `home` maps a name to its module.

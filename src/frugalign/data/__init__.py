@@ -3,7 +3,7 @@ torch nor datasets."""
 
 from typing import TYPE_CHECKING
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 if TYPE_CHECKING:
     from frugalign.data.loading import dataset_fingerprint as dataset_fingerprint
@@ -34,4 +34,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Exchanges:
+class EncodedCompletions:
     """`prompt_ids[i]` and `completion_ids[i]` (the end token included); `n_cut`: how many were cut on the left to fit."""
 
     prompt_ids: list[list[int]]
@@ -39,7 +39,7 @@ def answer_text(completion: Any) -> str:
     return completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)
 
 
-def completions_of(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+def as_completions(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
     """Answers in the type of their prompts: strings, or message lists for messages. The reverse of `answer_text`."""
     return [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -47,7 +47,7 @@ def completions_of(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
     ]
 
 
-def encode_exchanges(
+def encode_completions(
     prompts: Sequence[Any],
     completions: Sequence[Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -56,7 +56,7 @@ def encode_exchanges(
     completion_ids: Sequence[Sequence[int]] | None = None,
     max_length: int | None = None,
     prompt_format: str = "auto",
-) -> Exchanges:
+) -> EncodedCompletions:
     """Token ids of every exchange.
 
     Args:
@@ -88,4 +88,4 @@ def encode_exchanges(
         prompt_ids[row], answers[row] = prompt[over:], answer[max(0, over - len(prompt)) :]
     if n_cut:
         _log.warning("Cut %d of %d exchanges on the left to %d tokens.", n_cut, len(answers), max_length)
-    return Exchanges(prompt_ids, answers, n_cut)
+    return EncodedCompletions(prompt_ids, answers, n_cut)

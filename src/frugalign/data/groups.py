@@ -111,7 +111,7 @@ def save_groups(groups: Groups, path: Path) -> None:
     write_atomic(path, "".join(_line(groups, row) for row in range(len(groups))))
 
 
-def groups_of(rows: Dataset, name: str) -> Groups:
+def groups_from_dataset(rows: Dataset, name: str) -> Groups:
     """The groups that a data set with a column `completions` holds; its ids are used where every row has them, its rewards where every
     response has one.
 
@@ -146,4 +146,6 @@ def read_groups(path: Path) -> Groups:
     columns = {
         name: [line.get(name) for line in lines] for name in ("prompt", "completions", "completion_ids", "rewards")
     }
-    return groups_of(Dataset.from_dict({name: values for name, values in columns.items() if all(values)}), str(path))
+    return groups_from_dataset(
+        Dataset.from_dict({name: values for name, values in columns.items() if all(values)}), str(path)
+    )

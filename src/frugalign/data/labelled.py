@@ -1,4 +1,4 @@
-"""Answers that somebody judged: preference pairs, or single answers labelled good or not."""
+"""Preference data: pairs, or single answers labelled good or bad."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PreferenceData:
     """Answers and their judgement. `prompts[i]` and `answers[i]` belong together; equal ones are kept once.
 
     `pairs`: (row of the better answer, row of the worse); or `labels`: (row, 1.0 good or 0.0). `n_dropped`: pairs of equal texts.
@@ -49,7 +49,7 @@ class Judged:
         return prompt_key(self.prompts[row])
 
 
-def load_judged(name: str) -> dict[str, Judged]:
+def load_preference_data(name: str) -> dict[str, PreferenceData]:
     """Every split of a data set of preference pairs or labelled answers (TRL's `preference` and `unpaired_preference`).
 
     Args:
@@ -62,7 +62,7 @@ def load_judged(name: str) -> dict[str, Judged]:
     kind = next(iter(kinds)) if len(kinds) == 1 else "mixed"
     if kind not in ("preference", "unpaired-preference"):
         raise FrugalignError(
-            f"{name} holds no judged answers: it needs prompt, chosen and rejected, or prompt, completion and a label of true and false."
+            f"{name} holds no preference data: it needs prompt, chosen and rejected, or prompt, completion and a label of true and false."
         )
     judge = _pairs if kind == "preference" else _labels
     found = {split: judge(dataset) for split, dataset in load_splits(name, kind=kind).items()}
@@ -89,25 +89,25 @@ class _Answers:
         return self._rows[key]
 
 
-def _pairs(dataset: Dataset) -> Judged:
+def _pairs(dataset: Dataset) -> PreferenceData:
     kept, pairs, dropped = _Answers(), [], 0
     for row in dataset:
-        prompt, chosen, rejected = with_prompt(row)
+        prompt, chosen, rejected = extract_prompt(row)
         better, worse = kept.row(prompt, chosen), kept.row(prompt, rejected)
         if better == worse:
             dropped += 1
         else:
             pairs.append((better, worse))
-    return Judged(kept.prompts, kept.answers, pairs, [], dropped)
+    return PreferenceData(kept.prompts, kept.answers, pairs, [], dropped)
 
 
-def _labels(dataset: Dataset) -> Judged:
+def _labels(dataset: Dataset) -> PreferenceData:
     kept = _Answers()
     labels = [(kept.row(row["prompt"], row["completion"]), float(row["label"])) for row in dataset]
-    return Judged(kept.prompts, kept.answers, [], labels)
+    return PreferenceData(kept.prompts, kept.answers, [], labels)
 
 
-def with_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
+def extract_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Prompt and both answers; where the prompt stands within both (TRL's implicit prompts), what they share is the prompt."""
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is not None:

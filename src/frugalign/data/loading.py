@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.read_files import Rows, read_splits
-from frugalign.data.validate import check_rows, stop_at
+from frugalign.data.validate import check_rows, raise_first_problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-HELD_OUT = 0.1
+HELD_OUT_FRACTION = 0.1
 """The share of the prompts that is held out where a data set has no test split."""
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,9 @@ def load_splits(name: str, *, kind: str = "prompt-only") -> dict[str, Dataset]:
             more.
     """
     splits = read_splits(name)
-    stop_at([problem for files in splits.values() for rows in files for problem in check_rows(rows, kind)], name)
+    raise_first_problem(
+        [problem for files in splits.values() for rows in files for problem in check_rows(rows, kind)], name
+    )
     return {split: _join(name, [_dataset(rows) for rows in files]) for split, files in splits.items()}
 
 
@@ -73,29 +75,29 @@ def training_split(splits: Mapping[str, Dataset]) -> Dataset:
     return splits.get("train", next(iter(splits.values())))
 
 
-def training_prompts(name: str, *, watch: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
-    """Prompts to train on, prompts to watch the training by (None unless `watch`), and what an artefact stores to know them again.
+def training_prompts(name: str, *, hold_out: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
+    """Prompts to train on, held-out prompts (None without `hold_out`), and what an artefact stores to recognise its data.
 
-    A test split is for the test alone; without one a tenth of the training prompts is held out, which `evaluate` recognises. What is watched is the
-    validation split, else a held-out tenth.
+    A test split is never trained on or returned. Without one, a tenth of the training prompts is held out, and `evaluate`
+    recognises it. The held-out prompts are the validation split, or else that tenth.
 
     Raises:
         FrugalignError: as `load_splits`, or for a data set that is a test split only.
     """
     splits = load_splits(name)
     if set(splits) == {"test"}:
-        raise FrugalignError(f"{name} holds a test split only, and nothing is trained on what it is to be tested on.")
+        raise FrugalignError(f"{name} holds a test split only, and training on the test data is refused.")
     train = training_split(splits)
     tests = "test" in splits
     held_out = splits.get("validation")
-    trained_on = about_training(name, train, held_out_fraction=0.0 if tests else HELD_OUT)
-    if not tests or (watch and held_out is None):
-        train, tenth = held_out_split(train, HELD_OUT, 0)
+    trained_on = training_data_record(name, train, held_out_fraction=0.0 if tests else HELD_OUT_FRACTION)
+    if not tests or (hold_out and held_out is None):
+        train, tenth = held_out_split(train, HELD_OUT_FRACTION, 0)
         held_out = held_out if held_out is not None else tenth
-    return train, held_out if watch else None, trained_on
+    return train, held_out if hold_out else None, trained_on
 
 
-def about_training(name: str | None, rows: Dataset, *, held_out_fraction: float) -> dict[str, Any]:
+def training_data_record(name: str | None, rows: Dataset, *, held_out_fraction: float) -> dict[str, Any]:
     """What an artefact stores of the rows it comes from, those held out included: `load_prompts` knows them again by it."""
     return {
         "name": name,

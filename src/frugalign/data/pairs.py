@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.labelled import with_prompt
-from frugalign.data.loading import HELD_OUT, about_training, held_out_split, load_splits, training_split
+from frugalign.data.labelled import extract_prompt
+from frugalign.data.loading import HELD_OUT_FRACTION, held_out_split, load_splits, training_data_record, training_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +35,7 @@ def preference_pairs(
     for split, rows in load_splits(name, kind="preference").items():
         columns: dict[str, list[Any]] = {}
         for row in rows:
-            prompt, chosen, rejected = with_prompt(row)
+            prompt, chosen, rejected = extract_prompt(row)
             if chosen != rejected:
                 pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
                 pair |= {column: row[column] for column in keep if column in row}
@@ -47,7 +47,7 @@ def preference_pairs(
     train = training_split(splits)
     held_out = next((splits[split] for split in ("validation", "test") if split in splits), None)
     takes_a_tenth = hold_out and held_out is None
-    trained_on = about_training(name, train, held_out_fraction=HELD_OUT if takes_a_tenth else 0.0)
+    trained_on = training_data_record(name, train, held_out_fraction=HELD_OUT_FRACTION if takes_a_tenth else 0.0)
     if takes_a_tenth:
-        train, held_out = held_out_split(train, HELD_OUT, 0)
+        train, held_out = held_out_split(train, HELD_OUT_FRACTION, 0)
     return train, held_out if hold_out else None, trained_on

@@ -161,7 +161,9 @@ def _read_json(path: Path) -> Rows:
                         rows.append(row)
                         numbers.append(number)
                     else:
-                        problems.append(Problem(file, number, f"the row is {what_is(row)}, not an object with columns"))
+                        problems.append(
+                            Problem(file, number, f"the row is {json_type(row)}, not an object with columns")
+                        )
     except (EOFError, OSError) as error:  # gzip.BadGzipFile is an OSError
         problems.append(Problem(file, number + 1, f"the file cannot be read on from here ({error})"))
     return Rows(file, rows, numbers, problems)
@@ -242,7 +244,7 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:200] + "…"
 
 
-def what_is(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What a value is, in JSON's words."""
     if value is None:
         return "null"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.read_files import Problem, Rows, read_splits, what_is
+from frugalign.data.read_files import Problem, Rows, json_type, read_splits
 
 KINDS: dict[str, tuple[str, ...]] = {
     "prompt-only": ("prompt",),
@@ -94,7 +94,7 @@ def check_rows(rows: Rows, kind: str = "prompt-only") -> list[Problem]:
     return sorted(problems, key=lambda problem: problem.row or 0)
 
 
-def stop_at(problems: Sequence[Problem], name: str) -> None:
+def raise_first_problem(problems: Sequence[Problem], name: str) -> None:
     """Raise for the first problem, in one sentence that says how many more there are; nothing where there is none."""
     if not problems:
         return
@@ -108,14 +108,14 @@ def _reason(name: str, row: Mapping[str, Any]) -> str | None:
     if value is None:
         return f"`{name}` is missing"
     if name == "label":
-        return None if isinstance(value, bool) else f"`label` is {what_is(value)}, not true or false"
+        return None if isinstance(value, bool) else f"`label` is {json_type(value)}, not true or false"
     if isinstance(value, str):
         return None if value.strip() else f"`{name}` is empty"
     if isinstance(value, float) and math.isnan(value):
         return f"`{name}` is NaN"
     if isinstance(value, list):
         return _message_reason(name, value)
-    return f"`{name}` is {what_is(value)}, not text or a list of messages"
+    return f"`{name}` is {json_type(value)}, not text or a list of messages"
 
 
 def _message_reason(name: str, messages: list[Any]) -> str | None:
@@ -124,13 +124,13 @@ def _message_reason(name: str, messages: list[Any]) -> str | None:
     for place, message in enumerate(messages, start=1):
         which = f"message {place} of `{name}`"
         if not isinstance(message, dict):
-            return f"{which} is {what_is(message)}, not an object with role and content"
+            return f"{which} is {json_type(message)}, not an object with role and content"
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 return (
                     f"{which} has no {key}"
                     if message.get(key) is None
-                    else f"{which} has {what_is(message[key])} as its {key}, not text"
+                    else f"{which} has {json_type(message[key])} as its {key}, not text"
                 )
         if not message["role"].strip():
             return f"{which} has an empty role"
@@ -144,4 +144,4 @@ def _other_type(name: str, value: Any, number: int, first: dict[str, tuple[type,
         return None
     kind = float if type(value) is int else type(value)
     seen, where = first.setdefault(name, (kind, number))
-    return None if seen is kind else f"`{name}` is {what_is(value)}, but row {where} has {what_is(seen())}"
+    return None if seen is kind else f"`{name}` is {json_type(value)}, but row {where} has {json_type(seen())}"

@@ -1,6 +1,6 @@
 """One decoding loop for rollouts, evaluation and serving; a proxy is known here only as a `Guide`."""
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 _HOME = {
     "Emission": "chooser",
@@ -18,4 +18,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

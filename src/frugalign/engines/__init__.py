@@ -1,6 +1,6 @@
 """Where a frozen base runs: loading it, telling it apart, and reading what its LM head reads."""
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 _HOME = {
     "BaseFingerprint": "fingerprints",
@@ -18,4 +18,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalign.data.encode import Exchanges, encode_exchanges
+from frugalign.data.encode import EncodedCompletions, encode_completions
 from frugalign.engines.transformers import context_length, end_token_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def exchanges_for(
+def encode_for_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Any],
@@ -23,9 +23,9 @@ def exchanges_for(
     completion_ids: Sequence[Sequence[int]] | None = None,
     max_length: int | None = None,
     prompt_format: str = "auto",
-) -> Exchanges:
-    """`encode_exchanges` with this model's end token and, where no `max_length` is given, its context: for fitting, scoring and alignment."""
-    return encode_exchanges(
+) -> EncodedCompletions:
+    """`encode_completions` with this model's end token and, where no `max_length` is given, its context: for fitting, scoring and alignment."""
+    return encode_completions(
         prompts,
         completions,
         tokenizer,
@@ -36,13 +36,13 @@ def exchanges_for(
     )
 
 
-def tokenised_pairs(
+def tokenize_pairs(
     pairs: Dataset, model: Any, tokenizer: Any, *, max_length: int | None = None, prompt_format: str = "auto"
 ) -> dict[str, Any]:
     """`prompt_ids`, `chosen_ids`, `rejected_ids` by the one definition of an exchange; a sampled answer keeps its own ids
     (`chosen_completion_ids`, `rejected_completion_ids`)."""
     sides = [
-        exchanges_for(
+        encode_for_model(
             model,
             tokenizer,
             pairs["prompt"],

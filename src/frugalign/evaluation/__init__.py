@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 if TYPE_CHECKING:
     from frugalign.evaluation.measure import evaluate as evaluate
@@ -12,4 +12,4 @@ _HOME = {"EvaluationSettings": "settings", "evaluate": "measure"}
 __all__ = list(_HOME)
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

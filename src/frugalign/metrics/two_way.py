@@ -14,16 +14,16 @@ from frugalign.metrics.intervals import Estimate
 
 
 @dataclass(frozen=True)
-class Crossed:
+class TwoWayMean:
     """A mean with its interval, and the two-sided p-value of its being zero (None where nothing varies)."""
 
     estimate: Estimate
     p_value: float | None
 
 
-def crossed_mean(
+def two_way_mean(
     values: Sequence[Sequence[float | None]], *, level: float = 0.95, share: bool = False
-) -> Crossed | None:
+) -> TwoWayMean | None:
     """Mean of `values[seed][prompt]` with a t-interval whose variance is that of both ways of the table.
 
     With S seeds and P prompts the variance of the mean under random effects of seed, prompt and rest is estimated by
@@ -50,15 +50,15 @@ def crossed_mean(
     mean, n = float(table.mean()), int(table.size)
     if share and np.isin(table, (0.0, 1.0)).all() and table.min() == table.max():
         # Nothing varies, so as many independent rows as there are prompts say how sure that is.
-        return Crossed(_wilson(mean, table.shape[1], _z(level), n), None)
+        return TwoWayMean(_wilson(mean, table.shape[1], _z(level), n), None)
     terms = _terms(table)
     width, freedom = _width(terms, (1 + level) / 2)
     if width == 0:
-        return Crossed(Estimate(mean, mean, mean, n), 1.0 if mean == 0 else None)
+        return TwoWayMean(Estimate(mean, mean, mean, n), 1.0 if mean == 0 else None)
     t = float(stats.t.ppf((1 + level) / 2, freedom))
     if share and 0 < mean < 1:
-        return Crossed(_wilson(mean, mean * (1 - mean) / (width / t) ** 2, t, n), None)
-    return Crossed(Estimate(mean, mean - width, mean + width, n), _p_value(abs(mean), terms))
+        return TwoWayMean(_wilson(mean, mean * (1 - mean) / (width / t) ** 2, t, n), None)
+    return TwoWayMean(Estimate(mean, mean - width, mean + width, n), _p_value(abs(mean), terms))
 
 
 def _z(level: float) -> float:

@@ -9,7 +9,7 @@ from frugalign.options import groups
 from frugalign.options.declare import REQUIRED, defaults, notes, option
 from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE
 
-_NOT_THE_POLICYS = ("use_cpu",)
+_NOT_IN_SPEC = ("use_cpu",)
 
 
 @dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model, sectio
 
     def policy_values(self) -> dict[str, Any]:
         """What `PolicySpec.from_dict` reads; empty lists are left out."""
-        names = [name for name in PolicyOptions.__dataclass_fields__ if name not in _NOT_THE_POLICYS]
+        names = [name for name in PolicyOptions.__dataclass_fields__ if name not in _NOT_IN_SPEC]
         values = {name: getattr(self, name) for name in names}
         values["device_map"] = self.device_map or ("cpu" if self.use_cpu else None)
         return {name: value for name, value in values.items() if value not in (None, [])}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-OF_ONE_START = frozenset({"resume_from_checkpoint", "overwrite_output_dir", "from_round"})
+START_OPTIONS = frozenset({"resume_from_checkpoint", "overwrite_output_dir", "from_round"})
 """How a run is started: no part of the run itself."""
 _PLACES = {"model_name_or_path", "dataset_name", "reward", "reward_dataset_name", "output_dir"}
 _MACHINE = {"dtype", "device_map", "use_cpu"}
 _LENGTH = {"max_steps"}
 _RECORDS = {"logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"}
-MAY_CHANGE = OF_ONE_START | _PLACES | _MACHINE | _LENGTH | _RECORDS
+MAY_CHANGE = START_OPTIONS | _PLACES | _MACHINE | _LENGTH | _RECORDS
 """Where a run's parts lie and what they run on, how long it is, and what is written about it."""
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from frugalign.base.errors import FrugalignError
 from frugalign.options.check import check_options
-from frugalign.options.resuming import MAY_CHANGE, OF_ONE_START
+from frugalign.options.resuming import MAY_CHANGE, START_OPTIONS
 
 _DERIVED = {
     *("accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "debug", "disable_tqdm"),
@@ -43,18 +43,18 @@ class TrainingConfig:
         values = {each.name: getattr(self, each.name) for each in fields(self.own)}
         return {name: getattr(value, "value", value) for name, value in values.items()}
 
-    def settings_of_a_run(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
         """Our options that must stay as they are when a run is resumed; JSON-ready."""
         return {name: value for name, value in self.options().items() if name not in MAY_CHANGE | self.own_may_change}
 
     def resolved(self) -> dict[str, Any]:
         """Every option as it runs, ready for `--config`: our own, and the inherited ones that are not at their defaults."""
-        options = {name: value for name, value in self.options().items() if name not in OF_ONE_START}
+        options = {name: value for name, value in self.options().items() if name not in START_OPTIONS}
         every: Any = self
         for each in fields(every):
             default = each.default_factory() if each.default_factory is not MISSING else each.default
             value = getattr(self, each.name, default)
-            if each.init and each.name not in {*options, *OF_ONE_START, *_DERIVED} and value != default:
+            if each.init and each.name not in {*options, *START_OPTIONS, *_DERIVED} and value != default:
                 options[each.name] = getattr(value, "value", value)
         return options
 

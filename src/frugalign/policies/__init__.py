@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 if TYPE_CHECKING:
     from frugalign.policies.policy import Policy as Policy
@@ -14,4 +14,4 @@ _HOME = {"Policy": "policy", "PolicySpec": "spec", "SamplingSettings": "spec", "
 __all__ = list(_HOME)
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from frugalign.base.ledger import Ledger
-from frugalign.data.encode import completions_of
+from frugalign.data.encode import as_completions
 from frugalign.rewards import NamedReward, Scores, score
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class PromptRows:
                 scores = score(
                     scoring.rewards,
                     prompts=self.prompts[part],
-                    completions=completions_of(self.prompts[part], texts[part]),
+                    completions=as_completions(self.prompts[part], texts[part]),
                     completion_ids=completion_ids[part],
                     columns={name: values[part] for name, values in self.columns.items()},
                     weights=scoring.weights,

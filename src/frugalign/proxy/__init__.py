@@ -1,6 +1,6 @@
 """The proxy as an artefact: a tiny network that accepts or rejects every token that a frozen language model proposes."""
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 _HOME = {
     "GuidedModel": "attachment",
@@ -13,4 +13,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -36,7 +36,7 @@ class Decision:
     """What a proxy did at one position, for the observer: everything the optimisation needs, so it runs no LM forward.
 
     `candidates`; `log_a`, `log_pi [B, K]`; `choice [B]` (column); the coin flips of a sequential overseer (`rejected [B, K]`,
-    `asked [B]`) or None; `lookahead [B, K, D]` or None.
+    `coin_flipped [B]`) or None; `lookahead [B, K, D]` or None.
     """
 
     candidates: Candidates
@@ -44,7 +44,7 @@ class Decision:
     log_pi: Tensor
     choice: Tensor
     rejected: Tensor | None
-    asked: Tensor | None
+    coin_flipped: Tensor | None
     lookahead: Tensor | None
 
     def select(self, rows: Tensor) -> Decision:
@@ -57,7 +57,7 @@ class Decision:
             self.log_pi[rows],
             self.choice[rows],
             pick(self.rejected),
-            pick(self.asked),
+            pick(self.coin_flipped),
             pick(self.lookahead),
         )
 
@@ -84,7 +84,7 @@ class ProxyGuide:
                         f"These proxies do not compose: {field} is {getattr(first, field)} in one and {getattr(other, field)} in another."
                     )
         self.proxies, self.keys, self.strengths = list(proxies), list(keys), list(strengths)
-        self._turned_keys: list[Tensor | None] | None = None
+        self._transposed_keys: list[Tensor | None] | None = None
         # No more than 1/p_t tokens can reach the threshold, so no cap of as many bites; of several proxies, the highest one is the intersection.
         p_t = max(proxy.config.p_t for proxy in proxies)
         cap = min(proxy.config.max_candidates for proxy in proxies)
@@ -115,7 +115,7 @@ class ProxyGuide:
                 keys.append(proxy.keys(rows) if proxy.config.candidate_features == "embedding" else None)
         return cls(proxies, keys, [1.0] * len(proxies) if strengths is None else strengths)
 
-    def judge(
+    def acceptance(
         self, h: Tensor, logits: Tensor, lookahead: Lookahead | None
     ) -> tuple[Candidates, Tensor, Tensor, Tensor | None]:
         """Candidates, `log a`, `log(1 − a)` (`[B, K]` each) and the lookahead states; composition and strength applied."""
@@ -169,37 +169,37 @@ class ProxyGuide:
             return None
         # `threshold` keeps what is greater: 0 itself too. It is one vectorised pass, where masking by a condition is three.
         total = torch.nn.functional.threshold(above, -1e-38, -torch.inf)
-        if self._turned_keys is None:
-            self._turned_keys = [
+        if self._transposed_keys is None:
+            self._transposed_keys = [
                 None if keys is None else (keys / math.sqrt(proxy.config.dim)).T.contiguous()
                 for proxy, keys in zip(self.proxies, self.keys, strict=True)
             ]
-        for proxy, turned, strength in zip(self.proxies, self._turned_keys, self.strengths, strict=True):
-            log_a = torch.nn.functional.logsigmoid(proxy.judge_all(h, turned))
+        for proxy, turned, strength in zip(self.proxies, self._transposed_keys, self.strengths, strict=True):
+            log_a = torch.nn.functional.logsigmoid(proxy.score_vocabulary(h, turned))
             total = total + (log_a if strength == 1.0 else strength * log_a)
         return torch.log_softmax(total, -1)
 
     @torch.no_grad()
     def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
-        chosen, log_a, log_1ma, _ = self.judge(h, logits, lookahead)
+        chosen, log_a, log_1ma, _ = self.acceptance(h, logits, lookahead)
         return chosen.ids, self.log_pi(chosen, log_a, log_1ma)
 
     @torch.no_grad()
     def emit(
         self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
     ) -> Emission:
-        chosen, log_a, log_1ma, states = self.judge(h, logits, lookahead)
+        chosen, log_a, log_1ma, states = self.acceptance(h, logits, lookahead)
         log_pi = self.log_pi(chosen, log_a, log_1ma)
-        rejected = asked = None
+        rejected = coin_flipped = None
         if not do_sample:
             choice = overseer.greedy_choice(chosen.log_p, log_a, chosen.mask, self.objective)
         elif self.objective == "sequential":
             gumbel, coins = noise.gumbel(STREAM_ORDER, chosen.ids), noise.uniform(STREAM_ACCEPT, chosen.ids)
-            choice, rejected, asked = overseer.sample_sequential(chosen.log_p, log_a, chosen.mask, gumbel, coins)
+            choice, rejected, coin_flipped = overseer.sample_sequential(chosen.log_p, log_a, chosen.mask, gumbel, coins)
         else:
             choice = overseer.choose(log_pi, noise.gumbel(STREAM_EMIT, chosen.ids))
         token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
-        details = Decision(chosen, log_a, log_pi, choice, rejected, asked, states)
+        details = Decision(chosen, log_a, log_pi, choice, rejected, coin_flipped, states)
         if not do_sample:
             return Emission(token, details=details)
         return Emission(token, -chosen.log_mass, overseer.kl_choice(log_pi, chosen.log_p, chosen.mask), details)
@@ -228,8 +228,8 @@ class ProxyGuide:
             # Greedy decoding proposes in descending probability: columns are sorted so.
             if greedy:
                 none_accepted = self.objective != "marginal" and accept[column] < 0.5
-                asked = range(len(ids)) if none_accepted else range(column)
-                turned_down = [other for other in asked if real[other] and other != column]
+                proposed = range(len(ids)) if none_accepted else range(column)
+                turned_down = [other for other in proposed if real[other] and other != column]
             elif draws is not None:
                 turned_down = _geometric(details, relative, row, draws[row])
             else:

@@ -177,12 +177,12 @@ class ProxyModel(PreTrainedModel):
             scores = (keys[columns] @ query[:, :, None]).squeeze(-1)
         return scores + self.bias
 
-    def judge_all(self, h: Tensor, turned_keys: Tensor | None) -> Tensor:
-        """Logits of acceptance of the whole vocabulary, `[N, V]`: `turned_keys [d, V]` are `k(e_c)/√d` of all of it (not for `lookahead`)."""
-        if turned_keys is None:
+    def score_vocabulary(self, h: Tensor, transposed_keys: Tensor | None) -> Tensor:
+        """Logits of acceptance of the whole vocabulary, `[N, V]`: `transposed_keys [d, V]` are `k(e_c)/√d` of all of it (not for `lookahead`)."""
+        if transposed_keys is None:
             biases: Tensor = self.token_bias.expand(len(h), -1)
             return biases
-        return torch.addmm(self.bias, self.query(h), turned_keys)
+        return torch.addmm(self.bias, self.query(h), transposed_keys)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the weights' hash goes into `config.json`, so that changed bytes are noticed on loading."""

@@ -40,7 +40,7 @@ def marginal_log_pi(log_p: Tensor, log_a: Tensor, mask: Tensor) -> Tensor:
 
 
 def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tensor, nodes: int = _NODES) -> Tensor:
-    """Emission probability of the sequential overseer (proposals without replacement, the last one unasked), `[B, K]`.
+    """Emission probability of the sequential overseer (proposals without replacement, the last one emitted without a coin), `[B, K]`.
 
     Exponential clocks of rate `p(c)` give the proposal order, so with `S_c(t) = e^{−p(c)t}`
 
@@ -70,16 +70,18 @@ def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tenso
     return torch.log_softmax(raw.masked_fill(~mask, -math.inf), -1)
 
 
-def sequential_path_log_prob(log_a: Tensor, log_1ma: Tensor, rejected: Tensor, choice: Tensor, asked: Tensor) -> Tensor:
-    """Log-probability of a path of coin flips: `Σ_{rejected} log(1 − a) + [asked]·log a(choice)`, `[B]`.
+def sequential_path_log_prob(
+    log_a: Tensor, log_1ma: Tensor, rejected: Tensor, choice: Tensor, coin_flipped: Tensor
+) -> Tensor:
+    """Log-probability of a path of coin flips: `Σ_{rejected} log(1 − a) + [coin flipped]·log a(choice)`, `[B]`.
 
     Args:
         rejected: `[B, K]`, candidates turned down before the emitted one.
-        choice: `[B]` column of the emitted candidate; asked: `[B]`, false where it was the last one and accepted unasked.
+        choice: `[B]` column of the emitted candidate; coin_flipped: `[B]`, false where it was the last one left and is emitted without a coin.
     """
     turned_down = torch.where(rejected, log_1ma, torch.zeros_like(log_1ma)).sum(-1)
     taken = log_a.gather(-1, choice[:, None]).squeeze(-1)
-    return turned_down + torch.where(asked, taken, torch.zeros_like(taken))
+    return turned_down + torch.where(coin_flipped, taken, torch.zeros_like(taken))
 
 
 def sample_sequential(
@@ -91,7 +93,7 @@ def sample_sequential(
         gumbel: `[B, K]` standard Gumbel draws; uniform: `[B, K]` draws in (0, 1).
 
     Returns:
-        choice `[B]` (column), rejected `[B, K]` (turned down before it), asked `[B]` (false: last candidate, unasked).
+        choice `[B]` (column), rejected `[B, K]` (turned down before it), coin_flipped `[B]` (false: the last candidate, which needs none).
     """
     order = (log_p + gumbel.to(log_p.dtype)).masked_fill(~mask, -math.inf)
     accepted = (uniform.log() < log_a.to(uniform.dtype)) & mask
@@ -99,10 +101,10 @@ def sample_sequential(
     first = order.masked_fill(~accepted, -math.inf).argmax(-1)
     last = order.masked_fill(~mask, math.inf).argmin(-1)
     choice = torch.where(n_accepted, first, last)
-    # The last remaining candidate is never asked, whatever its coin shows.
-    asked = choice != last
+    # The last candidate left is emitted whatever its coin shows.
+    coin_flipped = choice != last
     rejected = (order > order.gather(-1, choice[:, None])) & mask
-    return choice, rejected, asked
+    return choice, rejected, coin_flipped
 
 
 def greedy_choice(log_p: Tensor, log_a: Tensor, mask: Tensor, objective: Objective) -> Tensor:

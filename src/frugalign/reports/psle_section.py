@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frugalign.base.wording import counted
+from frugalign.base.wording import pluralize
 from frugalign.methods.psle.report_data import (
     Points,
     Rounds,
@@ -133,7 +133,7 @@ def reward_figures(rounds: Rounds) -> list[Figure]:
     for each in rounds.done:
         if not each.plain:
             continue
-        left_out = f", {counted(each.unscored, 'couple')} without a reward left out" if each.unscored else ""
+        left_out = f", {pluralize(each.unscored, 'couple')} without a reward left out" if each.unscored else ""
         uri = figures.distributions(
             each.plain,
             each.guided,

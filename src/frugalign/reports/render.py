@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.wording import counted
+from frugalign.base.wording import pluralize
 
 
 class MissingLibrary(FrugalignError):
@@ -51,5 +51,5 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("frugalign.reports", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["counted"] = counted
+    environment.globals["pluralize"] = pluralize
     return environment.get_template(template).render(**values)

@@ -3,7 +3,7 @@ imports no torch."""
 
 from typing import TYPE_CHECKING
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 if TYPE_CHECKING:
     from frugalign.rewards.classifier import ClassifierReward as ClassifierReward
@@ -32,4 +32,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

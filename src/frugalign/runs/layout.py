@@ -84,7 +84,7 @@ def read_costs(folder: Path) -> Costs:
 
 
 def read_trained_on(folder: Path) -> dict[str, Any]:
-    """The prompts that the adapter or model in this folder was trained on, as `about_training` describes them."""
+    """The prompts that the adapter or model in this folder was trained on, as `training_data_record` describes them."""
     return read_json(folder / TRAINED_ON_FILE)
 
 

@@ -1,6 +1,6 @@
 """Studies: every method on one base, prompts, reward and budget. Importing this package imports no torch."""
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 _HOME = {
     "StudyOptions": "options",
@@ -10,4 +10,4 @@ _HOME = {
 }
 __all__ = list(_HOME)
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

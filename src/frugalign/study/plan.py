@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.specs import is_attribute, source_of
+from frugalign.base.specs import is_attribute, module_file
 from frugalign.methods import registry
 from frugalign.methods.method import Method
 from frugalign.options.check import check_value
@@ -227,7 +227,7 @@ def _source_of(name: str) -> Path:
     spec = re.sub(r"^[\w.-]+=", "", name)
     if is_attribute(spec):
         module = spec.split(":")[0]
-        file = None if module.split(".")[0] == "frugalign" else source_of(module)
+        file = None if module.split(".")[0] == "frugalign" else module_file(module)
         if file is not None:
             return file
     return Path(re.sub(r":\w+$", "", spec)).expanduser()

@@ -9,7 +9,7 @@ from typing import Any
 
 from frugalign.base.files import read_json
 from frugalign.metrics import Estimate, holm, length_controlled_win_rate, preference
-from frugalign.metrics.two_way import crossed_mean
+from frugalign.metrics.two_way import two_way_mean
 from frugalign.runs.layout import Sample
 from frugalign.study.layout import CellResult
 from frugalign.study.plan import Line
@@ -101,15 +101,15 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
     measures: dict[str, Measured] = {}
     for name in samples[0][0]["rewards"]:
         values = _table(_value, name, samples, size)
-        value = crossed_mean(values, share=_is_share(values))
+        value = two_way_mean(values, share=_is_share(values))
         if value is None:
             continue
-        gap = crossed_mean(_table(_difference, name, beside, size)) if beside else None
+        gap = two_way_mean(_table(_difference, name, beside, size)) if beside else None
         measures[name] = Measured(
             value.estimate, gap.estimate if gap is not None else None, gap.p_value if gap is not None else None
         )
     main = next(iter(samples[0][0]["rewards"]))
-    wins = crossed_mean(_table(_win, main, beside, size), share=True) if beside else None
+    wins = two_way_mean(_table(_win, main, beside, size), share=True) if beside else None
     costs: list[Mapping[str, Any]] = [_result(outcome)["costs"] for outcome in done]
     decoding = [_result(outcome)["metrics"].get("decoding", {}) for outcome in done]
     return Row(
@@ -187,7 +187,7 @@ def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], found: Fin
     judged = [said for outcome in done if (said := read_json(verdicts_of(outcome, asked, found)))]
     if not judged:
         return None
-    share = crossed_mean([by_prompt(each["preferences"], size) for each in judged], share=True)
+    share = two_way_mean([by_prompt(each["preferences"], size) for each in judged], share=True)
     if share is None:
         return None
     known = [each["contradictions"] for each in judged if each["contradictions"] is not None]
@@ -204,7 +204,7 @@ def _over_seeds(estimates: list[dict[str, Any] | None], *, share: bool = False) 
     if len(known) == 1 or (share and len({each["mean"] for each in known}) == 1):
         only = known[0]
         return Estimate(only["mean"], only["ci_low"], only["ci_high"], only["n"])
-    found = crossed_mean([[float(each["mean"])] for each in known], share=share)
+    found = two_way_mean([[float(each["mean"])] for each in known], share=share)
     if found is None:
         return None
     # None of these can be below 0; of a mean that is, by the noise of a KL's samples, the interval says so.

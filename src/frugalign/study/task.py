@@ -15,8 +15,8 @@ from datasets import Dataset
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data import held_out_split, load_splits
-from frugalign.data.labelled import with_prompt
-from frugalign.data.loading import HELD_OUT, distinct, prompt_key, training_split
+from frugalign.data.labelled import extract_prompt
+from frugalign.data.loading import HELD_OUT_FRACTION, distinct, prompt_key, training_split
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.budget import Budget
 from frugalign.methods.registry import METHODS
@@ -45,7 +45,7 @@ def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
         if "validation" in splits:
             found["validation"] = splits["validation"]
         else:
-            train, found["validation"] = held_out_split(train, HELD_OUT, 0)
+            train, found["validation"] = held_out_split(train, HELD_OUT_FRACTION, 0)
     unseen = _heard_in(found)
     kept = [row for row, prompt in enumerate(train["prompt"]) if _heard(prompt) not in unseen]
     if not kept:
@@ -164,7 +164,7 @@ class Task:
             splits = load_splits(name, kind="preference")
             # The training's last: a folder without it is not finished.
             for split, rows in sorted(splits.items(), key=lambda item: item[0] == "train"):
-                kept = [place for place, row in enumerate(rows) if _heard(with_prompt(row)[0]) not in unseen]
+                kept = [place for place, row in enumerate(rows) if _heard(extract_prompt(row)[0]) not in unseen]
                 rows.select(kept).to_json(str(folder / f"{split}.jsonl"))
         return str(folder)
 

@@ -95,10 +95,10 @@ def sampled_under(base: LoadedModel, proxy: ProxyModel, objective: str) -> dict[
                 continue
             column = int(details.choice[row])
             if objective == "sequential":
-                assert details.rejected is not None and details.asked is not None
+                assert details.rejected is not None and details.coin_flipped is not None
                 a = details.log_a[row].double().exp()
                 value = sum(math.log1p(-float(a[other])) for other in details.rejected[row].nonzero().flatten())
-                value += math.log(float(a[column])) if bool(details.asked[row]) else 0.0
+                value += math.log(float(a[column])) if bool(details.coin_flipped[row]) else 0.0
             else:
                 value = float(details.log_pi[row, column])
             found[sequence, step.position] = value

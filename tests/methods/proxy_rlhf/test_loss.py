@@ -32,7 +32,7 @@ def random_proxy(seed: int = 0, **options: Any) -> ProxyModel:
 
 
 def at(
-    hidden: Tensor, log_p: Tensor, choice: int, rejected: list[bool] | None = None, asked: bool | None = None
+    hidden: Tensor, log_p: Tensor, choice: int, rejected: list[bool] | None = None, coin_flipped: bool | None = None
 ) -> Positions:
     """One position with the candidates 0, 1, 2."""
     return Positions(
@@ -44,7 +44,7 @@ def at(
         mask=torch.ones(1, VOCABULARY, dtype=torch.bool),
         choice=torch.tensor([choice]),
         rejected=None if rejected is None else torch.tensor([rejected]),
-        asked=None if asked is None else torch.tensor([asked]),
+        coin_flipped=None if coin_flipped is None else torch.tensor([coin_flipped]),
         lookahead=None,
     )
 

@@ -181,7 +181,7 @@ def test_how_a_run_was_started_is_no_part_of_it(of_one_start: dict[str, Any], tm
     """The `config.yaml` that a resumed run leaves starts a run like any other."""
     resumed, plain = config(tmp_path, **of_one_start), config(tmp_path)
     assert resumed.resolved() == plain.resolved()
-    assert resumed.settings_of_a_run() == plain.settings_of_a_run()
+    assert resumed.fixed_settings() == plain.fixed_settings()
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(resumed.resolved()))
     again: PSLEConfig = parse(COMMAND, ["--config", str(file)])
@@ -193,12 +193,12 @@ def test_what_a_resumed_run_may_change(tmp_path: Path) -> None:
 
     Principles may be another *name*: the run is held to their fingerprint instead.
     """
-    before = config(tmp_path).settings_of_a_run()
+    before = config(tmp_path).fixed_settings()
     may = {"rounds": 9, "principles": "p.yaml", "eval_reward": ["a:b"], "share_prefix": False}
     may |= {"output_dir": str(tmp_path / "moved"), "dataset_name": "d", "logging_steps": 1}
-    assert PSLEConfig(use_cpu=True, **may).settings_of_a_run() == before  # type: ignore[arg-type]
+    assert PSLEConfig(use_cpu=True, **may).fixed_settings() == before  # type: ignore[arg-type]
     for name, value in (("tau", 0.3), ("method", "sft"), ("num_generations", 2), ("seed", 1), ("temperature", 0.9)):
-        assert config(tmp_path, **{name: value}).settings_of_a_run() == before | {name: value} != before
+        assert config(tmp_path, **{name: value}).fixed_settings() == before | {name: value} != before
 
 
 def test_the_config_keeps_every_column_for_the_rewards(tmp_path: Path) -> None:

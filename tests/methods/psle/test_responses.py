@@ -14,7 +14,7 @@ import torch
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data import load_splits
-from frugalign.data.groups import Groups, groups_of, pair_groups, read_groups
+from frugalign.data.groups import Groups, groups_from_dataset, pair_groups, read_groups
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import Round, Scored, joined, read_round, save_round, split
 
@@ -287,7 +287,7 @@ def test_the_file_is_groups_with_their_rewards(tmp_path: Path) -> None:
     path = tmp_path / "responses.jsonl"
     save_round(split(scored([[0.0, 3.0, 1.0, 2.0]] * 2), config(), TAU, SCALE), path)
     (rows,) = load_splits(str(path), kind="prompt-only").values()
-    for found in (read_groups(path), groups_of(rows, str(path))):
+    for found in (read_groups(path), groups_from_dataset(rows, str(path))):
         assert found == Groups(
             ["prompt 0", "prompt 1"],
             [["0.0", "0.1", "0.2", "0.3"], ["1.0", "1.1", "1.2", "1.3"]],
@@ -303,7 +303,7 @@ def test_with_a_reward_missing_the_file_is_groups_that_are_still_to_be_ranked(tm
     path = tmp_path / "responses.jsonl"
     save_round(split(WIDE, config(), TAU, SCALE), path)
     (rows,) = load_splits(str(path), kind="prompt-only").values()
-    for found in (read_groups(path), groups_of(rows, str(path))):
+    for found in (read_groups(path), groups_from_dataset(rows, str(path))):
         assert found == Groups(WIDE.prompts, WIDE.completions, WIDE.completion_ids, None)
 
 

@@ -1,4 +1,4 @@
-"""`frugalign reward`: from judged answers to a reward, a report and a page; and what stops it, in one sentence."""
+"""`frugalign reward`: from preference data to a reward, a report and a page; and what stops it, in one sentence."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_labelled_answers_become_a_reward_too(capsys: pytest.CaptureFixture[str]
     ("flags", "words"),
     [
         ({"dataset_name": "absent.jsonl"}, "absent.jsonl"),
-        ({"dataset_name": "frugalign.sandbox:prompts"}, "no judged answers"),
+        ({"dataset_name": "frugalign.sandbox:prompts"}, "no preference data"),
         ({"layers": "9"}, "no layer 9"),
         ({"max_cache_gib": "0.000001"}, "choose fewer layers"),
         (

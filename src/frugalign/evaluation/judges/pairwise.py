@@ -18,7 +18,7 @@ from torch import Tensor
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data import encode_prompts
-from frugalign.data.encode import answer_text, completions_of
+from frugalign.data.encode import answer_text, as_completions
 from frugalign.data.templating import Prompt, is_chat
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import Forward, context_length, device_of, evaluating
@@ -106,7 +106,7 @@ class RewardJudge:
         return score(
             [self.reward],
             prompts=prompts,
-            completions=completions_of(prompts, [answer_text(answer) for answer in answers]),
+            completions=as_completions(prompts, [answer_text(answer) for answer in answers]),
             completion_ids=[[] for _ in answers],
             ledger=self.ledger,
         ).total

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from frugalign.base.files import WEIGHTS_FILE
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import answer_text
-from frugalign.engines.encode import tokenised_pairs
+from frugalign.engines.encode import tokenize_pairs
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import base_parameters, causal_lm
 from frugalign.methods.peers.configs import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
@@ -102,7 +102,7 @@ def train_on_pairs(
     given = dict(options)
     lora, prompt_format = _lora(given), given.pop("prompt_format", "auto")
     common = {**_PLAIN, "output_dir": str(folder), "max_length": None, **given}
-    columns = tokenised_pairs(pairs, base.model, base.tokenizer, prompt_format=prompt_format)
+    columns = tokenize_pairs(pairs, base.model, base.tokenizer, prompt_format=prompt_format)
     base.model.requires_grad_(lora is None)
     shared: dict[str, Any] = {"model": base.model, "processing_class": base.tokenizer, "peft_config": lora}
     if method == "sft":

@@ -1,6 +1,6 @@
 """Proxy-RLHF (arXiv 2403.04283): training the proxy by a reward. Importing this package imports no torch."""
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 _HOME = {
     "ProxyConfig": "config",
@@ -10,4 +10,4 @@ _HOME = {
 }
 __all__ = list(_HOME)
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

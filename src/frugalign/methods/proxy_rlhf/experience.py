@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from frugalign.base.ledger import Ledger
-from frugalign.data.encode import completions_of
+from frugalign.data.encode import as_completions
 from frugalign.methods.proxy_rlhf import advantages as losses
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.loss import Minibatch, distinct, log_probabilities
@@ -103,7 +103,7 @@ def score_rollout(
     scored = score(
         rewards,
         prompts=rows["prompt"],
-        completions=completions_of(rows["prompt"], prompts.texts(rollout)),
+        completions=as_completions(rows["prompt"], prompts.texts(rollout)),
         completion_ids=rollout.generation.completion_ids,
         columns={name: list(values) for name, values in rows.items() if name != "prompt"},
         states=rollout.generation.states,

@@ -45,8 +45,10 @@ def log_probabilities(score: Tensor, positions: Positions, objective: overseer.O
         log_pi = _sequential(positions, log_a, log_1ma)
     kl = overseer.kl_choice(log_pi, positions.log_p, positions.mask)
     if objective == "sequential":
-        assert positions.rejected is not None and positions.asked is not None
-        path = overseer.sequential_path_log_prob(log_a, log_1ma, positions.rejected, positions.choice, positions.asked)
+        assert positions.rejected is not None and positions.coin_flipped is not None
+        path = overseer.sequential_path_log_prob(
+            log_a, log_1ma, positions.rejected, positions.choice, positions.coin_flipped
+        )
         return path, kl
     return log_pi.gather(-1, positions.choice[:, None]).squeeze(-1), kl
 

@@ -28,7 +28,7 @@ class Positions:
     """`N` judged positions, padded to `K` candidates.
 
     `sequence`, `position [N]`; `hidden [N, D]`; `ids [N, K]`, `log_p [N, K]` (proposals, −inf at padding), `mask [N, K]`; `choice [N]`;
-    `rejected [N, K]`, `asked [N]`: the coin flips of the sequential overseer; `lookahead [N, K, D]`.
+    `rejected [N, K]`, `coin_flipped [N]`: the coin flips of the sequential overseer; `lookahead [N, K, D]`.
     """
 
     sequence: Tensor
@@ -39,7 +39,7 @@ class Positions:
     mask: Tensor
     choice: Tensor
     rejected: Tensor | None
-    asked: Tensor | None
+    coin_flipped: Tensor | None
     lookahead: Tensor | None
 
     def select(self, rows: Tensor) -> Positions:
@@ -55,8 +55,8 @@ class Positions:
             name: pick(getattr(self, name)) for name in ("ids", "log_p", "mask", "rejected", "lookahead")
         }
         narrow = {name: getattr(self, name)[rows] for name in ("sequence", "position", "hidden", "choice")}
-        asked = None if self.asked is None else self.asked[rows]
-        return replace(self, **wide, **narrow, asked=asked)
+        coin_flipped = None if self.coin_flipped is None else self.coin_flipped[rows]
+        return replace(self, **wide, **narrow, coin_flipped=coin_flipped)
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -108,7 +108,7 @@ class _Recorder:
                 mask=kept.candidates.mask,
                 choice=kept.choice,
                 rejected=kept.rejected,
-                asked=kept.asked,
+                coin_flipped=kept.coin_flipped,
                 lookahead=kept.lookahead,
             )
         )
@@ -144,7 +144,7 @@ class _Recorder:
                 values = [pad(value, [*trailing, 0, width - value.shape[1]], value=fill) for value in values]
             return torch.cat(values)
 
-        narrow = {name: join(name, wide=False) for name in ("sequence", "position", "hidden", "choice", "asked")}
+        narrow = {name: join(name, wide=False) for name in ("sequence", "position", "hidden", "choice", "coin_flipped")}
         wide = {name: join(name) for name in ("ids", "mask", "rejected", "lookahead")}
         return Positions(**narrow, **wide, log_p=join("log_p", -math.inf))  # type: ignore[arg-type]
 

@@ -48,7 +48,7 @@ def _train(config: ProxyConfig, callbacks: list[Any] | None) -> ProxyTrainer:
     if checkpoint is None:
         refuse_earlier_run(folder, config.overwrite_output_dir)
     rewards = load_rewards(config.reward, device=default_device(config.use_cpu))
-    train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_steps is not None)
+    train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_steps is not None)
     with ledger.phase("load"):
         loaded = load_model(config.model_name_or_path, **model_arguments(config))
     trainer = ProxyTrainer(

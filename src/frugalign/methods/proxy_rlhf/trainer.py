@@ -375,7 +375,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
 
     def run_settings(self) -> dict[str, Any]:
-        return self.args.settings_of_a_run() | self._learns_from
+        return self.args.fixed_settings() | self._learns_from
 
     def run_state(self) -> dict[str, Any]:
         return {"beta": self.beta, "last_kl": self._last_kl, "logs": self._logs, "loss_sum": self._loss_sum}

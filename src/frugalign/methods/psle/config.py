@@ -91,10 +91,10 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
             "from_round goes with resume_from_checkpoint true: it changes a run that is there.",
         )
 
-    def settings_of_a_run(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
         """Our options, and those of the training, that must stay as they are when a run is resumed; JSON-ready."""
         values = {name: getattr(self, name) for name in _TRAINING}
-        return super().settings_of_a_run() | {name: getattr(value, "value", value) for name, value in values.items()}
+        return super().fixed_settings() | {name: getattr(value, "value", value) for name, value in values.items()}
 
     @property
     def needs_principles(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from frugalign.base.wording import counted
+from frugalign.base.wording import pluralize
 from frugalign.methods.budget import GROUP_SIZE, batch_of
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, Policy, Verb
@@ -63,7 +63,7 @@ def closing(config: PSLEConfig, trainer: PSLETrainer) -> list[str]:
         return []
     kind = "adapter" if config.use_peft else "policy"
     return [
-        f"The {kind} is in {config.output_dir}, {counted(config.rounds, 'round')} in {trainer.ledger.wall_clock_seconds:,.0f} s.",
+        f"The {kind} is in {config.output_dir}, {pluralize(config.rounds, 'round')} in {trainer.ledger.wall_clock_seconds:,.0f} s.",
         f"Next: frugalign report {config.output_dir}, and frugalign evaluate --model_name_or_path {config.model_name_or_path} --{kind} "
         f"{config.output_dir} --dataset_name PROMPTS --reward REWARD --output_dir {config.output_dir}/evaluation",
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.ledger import PHASES, Costs
-from frugalign.base.wording import counted
+from frugalign.base.wording import pluralize
 from frugalign.runs.layout import (
     COSTS_FILE,
     LOG_FILE,
@@ -214,7 +214,7 @@ def displacement_verdict(rounds: Rounds) -> str:
         (False, False): "neither falls",
     }[_mean(guided) < 0, _mean(plain) < 0]
     parts = [
-        f"{_mean(changes):+.3f} {label} (down in {sum(change < 0 for change in changes)} of {counted(len(changes), 'round')})"
+        f"{_mean(changes):+.3f} {label} (down in {sum(change < 0 for change in changes)} of {pluralize(len(changes), 'round')})"
         for changes, label in zip(moves, reversed(rounds.sides), strict=True)
     ]
     return (

@@ -276,7 +276,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
         self._noted.clear()
 
     def run_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.args.settings_of_a_run()
+        settings: dict[str, Any] = self.args.fixed_settings()
         return settings
 
     def run_state(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) ->
 def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None
     ledger = Ledger()
-    train, held_out, trained_on = training_prompts(config.dataset_name, watch=config.eval_prompts > 0)
+    train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_prompts > 0)
     with ledger.phase("load"):
         arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
         loaded = load_model(config.model_name_or_path, **arguments)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.partial_files import PartialWork
-from frugalign.data.encode import completions_of
+from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
 from frugalign.engines.transformers import context_length
@@ -162,7 +162,7 @@ class Sampler:
             scores = score(
                 rewards,
                 prompts=prompts,
-                completions=completions_of(prompts, [text for place in places for text in groups.completions[place]]),
+                completions=as_completions(prompts, [text for place in places for text in groups.completions[place]]),
                 completion_ids=[ids for place in places for ids in (groups.completion_ids or [])[place]],
                 columns=spread,
                 weights=self.args.reward_weights,

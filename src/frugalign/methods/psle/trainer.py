@@ -198,7 +198,7 @@ class PSLETrainer:
         """What a run is begun with and goes on with."""
         held_out = self.held_out and dataset_fingerprint(self.held_out.dataset)
         return {
-            **self.args.settings_of_a_run(),
+            **self.args.fixed_settings(),
             "base": self.base.identity,
             "prompts": rows_fingerprint(self.sampler.dataset),
             "held-out prompts": held_out,
@@ -246,7 +246,7 @@ class PSLETrainer:
             **account(done, args, tau, scale),
             "reward_calls": done.scored.rewards.numel() * len(self.rewards),
             "optimizer_steps": steps,
-            "settings": args.settings_of_a_run(),
+            "settings": args.fixed_settings(),
         }
         if self._is_main:
             ledger.save(folder / COSTS_FILE)

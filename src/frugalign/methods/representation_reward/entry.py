@@ -69,7 +69,7 @@ ENTRIES = (
         verb=Verb(
             "reward",
             "train a reward on a model's own hidden states",
-            "Train a representation reward: gated linear probes on a frozen model's hidden states, from judged answers, with an honest report.",
+            "Train a representation reward: gated linear probes on a frozen model's hidden states, from preference data, with an honest report.",
             options="frugalign.methods.representation_reward.options:RewardOptions",
             train="frugalign.methods.representation_reward.run:train_reward",
             closing=closing,

@@ -21,18 +21,20 @@ from transformers import (
     TrainingArguments,
 )
 
-from frugalign.data.labelled import Judged
+from frugalign.data.labelled import PreferenceData
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import causal_lm, evaluating
 from frugalign.methods.log_probs import disable_dropout
-from frugalign.methods.representation_reward.examples import Split, exchange_ids
+from frugalign.methods.representation_reward.examples import Split, sequence_ids
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.metrics import mean_interval
 
 _BATCH = 16
 
 
-def train_full_model(judged: Judged, base: LoadedModel, split: Split, options: RewardOptions) -> dict[str, Any]:
+def train_full_model(
+    preferences: PreferenceData, base: LoadedModel, split: Split, options: RewardOptions
+) -> dict[str, Any]:
     """Train every weight of a copy of the base with a scalar head on the training pairs, keep the epoch that orders most validation
     pairs rightly, and measure it on the test pairs.
 
@@ -40,13 +42,13 @@ def train_full_model(judged: Judged, base: LoadedModel, split: Split, options: R
         Accuracy on the test pairs with its interval, the epochs' validation accuracies, and seconds and FLOPs (6 per parameter and
         token) of the training per 1,000 pairs and epoch-by-epoch passes included.
     """
-    ids = exchange_ids(judged, base, options)
+    ids = sequence_ids(preferences, base, options)
     model = classifier_of(base)
     rows = [
         {"chosen_ids": ids[better], "rejected_ids": ids[worse]}
-        for better, worse in (judged.pairs[number] for number in split.train)
+        for better, worse in (preferences.pairs[number] for number in split.train)
     ]
-    keep = _BestEpoch(judged, ids, split.validation)
+    keep = _BestEpoch(preferences, ids, split.validation)
     with tempfile.TemporaryDirectory() as folder:
         trainer = PairRewardTrainer(
             model=model,
@@ -71,8 +73,8 @@ def train_full_model(judged: Judged, base: LoadedModel, split: Split, options: R
         trainer.train()
         seconds = time.perf_counter() - started - keep.seconds
     model.load_state_dict(keep.best)
-    right = _right(model, judged, ids, split.test)
-    accuracy = mean_interval(right, [judged.prompt_of(number) for number in split.test])
+    right = _right(model, preferences, ids, split.test)
+    accuracy = mean_interval(right, [preferences.prompt_of(number) for number in split.test])
     assert accuracy is not None
     tokens = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows) * options.full_model_epochs
     thousands = len(rows) / 1000
@@ -137,15 +139,15 @@ class PairRewardTrainer(Trainer):
 class _BestEpoch(TrainerCallback):
     """After every epoch: the share of validation pairs in order, and the weights where it is the highest."""
 
-    def __init__(self, judged: Judged, ids: Sequence[Sequence[int]], numbers: Sequence[int]) -> None:
-        self.judged, self.ids, self.numbers = judged, ids, list(numbers)
+    def __init__(self, preferences: PreferenceData, ids: Sequence[Sequence[int]], numbers: Sequence[int]) -> None:
+        self.preferences, self.ids, self.numbers = preferences, ids, list(numbers)
         self.accuracies: list[float] = []
         self.best: dict[str, Tensor] = {}
         self.seconds = 0.0
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         started = time.perf_counter()
-        right = _right(model, self.judged, self.ids, self.numbers)
+        right = _right(model, self.preferences, self.ids, self.numbers)
         self.accuracies.append(sum(right) / len(right))
         if self.accuracies[-1] == max(self.accuracies):
             self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -153,9 +155,11 @@ class _BestEpoch(TrainerCallback):
 
 
 @torch.no_grad()
-def _right(model: Any, judged: Judged, ids: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[float]:
+def _right(
+    model: Any, preferences: PreferenceData, ids: Sequence[Sequence[int]], numbers: Sequence[int]
+) -> list[float]:
     """1 where the model prefers the better answer, 0 where it does not, ½ at a tie."""
-    rows = sorted({row for number in numbers for row in judged.pairs[number]}, key=lambda row: len(ids[row]))
+    rows = sorted({row for number in numbers for row in preferences.pairs[number]}, key=lambda row: len(ids[row]))
     scores: dict[int, float] = {}
     pad = model.config.pad_token_id
     for start in range(0, len(rows), _BATCH):
@@ -168,5 +172,5 @@ def _right(model: Any, judged: Judged, ids: Sequence[Sequence[int]], numbers: Se
         with evaluating(model):
             found = model(input_ids=tokens, attention_mask=mask).logits[:, 0].tolist()
         scores |= dict(zip(part, found, strict=True))
-    gaps = [scores[better] - scores[worse] for better, worse in (judged.pairs[number] for number in numbers)]
+    gaps = [scores[better] - scores[worse] for better, worse in (preferences.pairs[number] for number in numbers)]
     return [0.5 if gap == 0 else float(gap > 0) for gap in gaps]

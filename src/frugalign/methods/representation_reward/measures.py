@@ -11,14 +11,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from frugalign.data.labelled import Judged
+from frugalign.data.labelled import PreferenceData
 from frugalign.methods.representation_reward import text_baselines as baselines
 from frugalign.methods.representation_reward.examples import Split, examples_of
 from frugalign.methods.representation_reward.feature_store import Features
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.metrics import mean_interval
 from frugalign.metrics.calibration import reliability
-from frugalign.rewards.representation.fit import Examples, Fit, Read, fit, rewards_of
+from frugalign.rewards.representation.fit import Examples, FitOptions, ReadStates, fit, raw_rewards
 from frugalign.rewards.representation.network import RepresentationModel
 
 _CURVE = (0.125, 0.25, 0.5, 1.0)
@@ -26,7 +26,7 @@ _CURVE = (0.125, 0.25, 0.5, 1.0)
 
 def measure(
     probes: RepresentationModel,
-    judged: Judged,
+    preferences: PreferenceData,
     features: Features,
     split: Split,
     layers: Sequence[int],
@@ -36,10 +36,10 @@ def measure(
     """Everything the report says about the test prompts, with its controls and baselines (`docs/methods/representation-reward.md#read-the-report`)."""
     width, test = features.shape[2], split.test
     settings = replace(fit_options(options), weight_decay=penalty)
-    validation = examples_of(judged, split.validation)
+    validation = examples_of(preferences, split.validation)
 
     def refit(numbers: Sequence[int], flips: Tensor | None = None) -> RepresentationModel:
-        train, held_out = examples_of(judged, numbers), validation
+        train, held_out = examples_of(preferences, numbers), validation
         if flips is not None:
             train, held_out = _shuffled(train, flips[: len(train)]), _shuffled(held_out, flips[len(train) :])
         return fit(features.__getitem__, train, held_out, layers, width, settings).model
@@ -48,28 +48,28 @@ def measure(
     shuffled = []
     for _ in range(options.n_shuffles):
         flips = torch.tensor(rng.random(len(split.train) + len(validation)) < 0.5)
-        shuffled.append(_accuracy(refit(split.train, flips), judged, features, test))
+        shuffled.append(_accuracy(refit(split.train, flips), preferences, features, test))
     curve = []
     order = [split.train[place] for place in rng.permutation(len(split.train))]
     for share in _CURVE:
         part = order[: max(2, round(share * len(order)))]
         learned = probes if len(part) == len(order) else refit(part)
-        curve.append({"examples": len(part), "accuracy": _accuracy(learned, judged, features, test)})
+        curve.append({"examples": len(part), "accuracy": _accuracy(learned, preferences, features, test)})
     per_layer = []
     for column, layer in enumerate(layers):
         read = _column(features, column)
-        found = fit(read, examples_of(judged, split.train), validation, [layer], width, settings)
-        scores = rewards_of(found.model, read, torch.arange(len(features)))
-        per_layer.append({"layer": layer, "accuracy": baselines.accuracy(judged, scores.double().numpy(), test)})
-    lengths, words = baselines.length_scores(judged, split.train), baselines.word_scores(judged, split.train)
-    states = features[sorted({row for example in test for row in baselines.rows_of(judged, example)})]
+        found = fit(read, examples_of(preferences, split.train), validation, [layer], width, settings)
+        scores = raw_rewards(found.model, read, torch.arange(len(features)))
+        per_layer.append({"layer": layer, "accuracy": baselines.accuracy(preferences, scores.double().numpy(), test)})
+    lengths, words = baselines.length_scores(preferences, split.train), baselines.word_scores(preferences, split.train)
+    states = features[sorted({row for example in test for row in baselines.rows_of(preferences, example)})]
     with torch.no_grad():
         gates = probes.gates(probes.scores(states)).mean(0).tolist()
     return {
-        "test": measured(probes, judged, features, test),
+        "test": measured(probes, preferences, features, test),
         "shuffled": {"mean": float(np.mean(shuffled)) if shuffled else None, "each": shuffled},
-        "length_only": baselines.accuracy(judged, lengths, test),
-        "bag_of_words": baselines.accuracy(judged, words, test),
+        "length_only": baselines.accuracy(preferences, lengths, test),
+        "bag_of_words": baselines.accuracy(preferences, words, test),
         "per_layer": per_layer,
         "gates": [{"layer": layer, "gate": gate} for layer, gate in zip(layers, gates, strict=True)],
         "learning_curve": curve,
@@ -78,16 +78,16 @@ def measure(
 
 
 def measured(
-    probes: RepresentationModel, judged: Judged, features: Features, examples: Sequence[int] | None = None
+    probes: RepresentationModel, preferences: PreferenceData, features: Features, examples: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """Accuracy with its interval (prompts resampled), AUROC, calibration before and after, and the rewards' histogram."""
-    numbers = list(range(len(judged))) if examples is None else list(examples)
-    raw = rewards_of(probes, features.__getitem__, torch.arange(len(features))).double().numpy()
+    numbers = list(range(len(preferences))) if examples is None else list(examples)
+    raw = raw_rewards(probes, features.__getitem__, torch.arange(len(features))).double().numpy()
     calibrated = (raw - probes.config.mu) / probes.config.scale
-    good, bad = judged.better_and_worse(numbers)
-    threshold = 0.0 if judged.is_paired else probes.config.mu
-    right = baselines.outcomes(judged, raw, numbers, threshold)
-    estimate = mean_interval(right, [judged.prompt_of(number) for number in numbers])
+    good, bad = preferences.better_and_worse(numbers)
+    threshold = 0.0 if preferences.is_paired else probes.config.mu
+    right = baselines.outcomes(preferences, raw, numbers, threshold)
+    estimate = mean_interval(right, [preferences.prompt_of(number) for number in numbers])
     assert estimate is not None
     auroc = None
     if good and bad:
@@ -97,7 +97,7 @@ def measured(
         "auroc": auroc,
         "rewards": {"chosen": calibrated[good].tolist(), "rejected": calibrated[bad].tolist()},
     }
-    if judged.is_paired:
+    if preferences.is_paired:
         for name, scores in (("before", raw), ("after", calibrated)):
             gap = scores[good] - scores[bad]
             confidence = 1 / (1 + np.exp(-np.abs(gap)))
@@ -105,7 +105,7 @@ def measured(
     return found
 
 
-def _column(features: Features, column: int) -> Read:
+def _column(features: Features, column: int) -> ReadStates:
     """One layer of the features alone."""
 
     def read(rows: Tensor) -> Tensor:
@@ -114,11 +114,13 @@ def _column(features: Features, column: int) -> Read:
     return read
 
 
-def _accuracy(probes: RepresentationModel, judged: Judged, features: Features, examples: Sequence[int]) -> float:
-    rows = sorted({row for example in examples for row in baselines.rows_of(judged, example)})
+def _accuracy(
+    probes: RepresentationModel, preferences: PreferenceData, features: Features, examples: Sequence[int]
+) -> float:
+    rows = sorted({row for example in examples for row in baselines.rows_of(preferences, example)})
     scores = np.zeros(len(features))
-    scores[rows] = rewards_of(probes, features.__getitem__, torch.tensor(rows)).double().numpy()
-    return baselines.accuracy(judged, scores, examples)
+    scores[rows] = raw_rewards(probes, features.__getitem__, torch.tensor(rows)).double().numpy()
+    return baselines.accuracy(preferences, scores, examples)
 
 
 def _shuffled(examples: Examples, flips: Tensor) -> Examples:
@@ -129,6 +131,6 @@ def _shuffled(examples: Examples, flips: Tensor) -> Examples:
     return Examples(examples.first, labels=flips.float())
 
 
-def fit_options(options: RewardOptions) -> Fit:
+def fit_options(options: RewardOptions) -> FitOptions:
     """The settings of one fit, without the penalty."""
-    return Fit(max_iterations=options.max_iterations, patience=options.patience, margin=options.margin)
+    return FitOptions(max_iterations=options.max_iterations, patience=options.patience, margin=options.margin)

@@ -1,4 +1,4 @@
-"""Train a representation reward on judged answers and measure it honestly: `frugalign reward` in one function.
+"""Train a representation reward on preference data and measure it honestly: `frugalign reward` in one function.
 
 Splits go by prompt. The validation prompts stop the fit, choose the penalty and calibrate; the test prompts are read once, for the report.
 """
@@ -15,16 +15,16 @@ import torch
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
-from frugalign.data.labelled import Judged, load_judged
+from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, has_classifier, load_model
 from frugalign.engines.states import resolve_layers
-from frugalign.methods.representation_reward.examples import Split, examples_of, exchange_ids, joined, read_examples
+from frugalign.methods.representation_reward.examples import Split, examples_of, joined, read_examples, sequence_ids
 from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
 from frugalign.methods.representation_reward.measures import fit_options, measure, measured
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.options.loading import model_arguments
-from frugalign.rewards.representation.fit import Fitted, calibrate, fit, rewards_of
+from frugalign.rewards.representation.fit import FitResult, calibrate, fit, raw_rewards
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.checkpoints import refuse_earlier_run
 from frugalign.runs.folder import open_run_folder, saving
@@ -53,14 +53,14 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     assert options.model_name_or_path is not None and options.dataset_name is not None
     refuse_earlier_run(folder, options.overwrite_output_dir)
     ledger = Ledger()
-    judged, split = read_examples(options.dataset_name, options)
-    if options.full_model and not judged.is_paired:
+    preferences, split = read_examples(options.dataset_name, options)
+    if options.full_model and not preferences.is_paired:
         raise FrugalignError("full_model needs pairs: a whole reward model is trained on them.")
     if options.full_model and (options.adapter is not None or options.load_in_4bit):
         raise FrugalignError(
             "full_model trains every weight of the model: it takes neither an adapter nor load_in_4bit."
         )
-    elsewhere = {name: joined(load_judged(name)) for name in options.eval_dataset_name}
+    elsewhere = {name: joined(load_preference_data(name)) for name in options.eval_dataset_name}
     with ledger.phase("load"):
         base = load_model(options.model_name_or_path, **model_arguments(options))
     if options.full_model and not has_classifier(base.model):
@@ -70,12 +70,12 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     )
     layers = resolve_layers(base.model, options.layers)
     with ledger.phase("rollout"):
-        features = states_of(judged, base, layers, options, store, ledger)
+        features = states_of(preferences, base, layers, options, store, ledger)
     tokens = ledger.lm_forward_tokens  # of these answers; those from elsewhere are read later
     with ledger.phase("optimise"):
-        fitted, penalty = fit_best(judged, features, split, layers, options)
+        fitted, penalty = fit_best(preferences, features, split, layers, options)
     probes = fitted.model
-    set_calibration(probes, judged, features, split)
+    set_calibration(probes, preferences, features, split)
     probes.config.base = fingerprint(
         base.model, base.tokenizer, name=base.name, revision=options.revision, adapter=options.adapter
     ).to_dict()
@@ -86,11 +86,11 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
         report = {
             "settings": asdict(options) | {"layers": layers, "chosen_weight_decay": penalty},
             "examples": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
-            "answers": len(judged.answers),
-            "paired": judged.is_paired,
-            "dropped_equal_pairs": judged.n_dropped,
+            "answers": len(preferences.answers),
+            "paired": preferences.is_paired,
+            "dropped_equal_pairs": preferences.n_dropped,
             "fit": {"history": fitted.history, "best_iteration": fitted.best_iteration},
-            **measure(probes, judged, features, split, layers, options, penalty),
+            **measure(probes, preferences, features, split, layers, options, penalty),
             "elsewhere": {
                 name: measured(probes, other, states_of(other, base, layers, options, store, ledger))
                 for name, other in elsewhere.items()
@@ -101,8 +101,8 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
                 train_full_model,  # TRL, which nothing else here needs
             )
 
-            report["full_model"] = train_full_model(judged, base, split, options)
-    report["cost"] = _cost(ledger, judged, base, tokens)
+            report["full_model"] = train_full_model(preferences, base, split, options)
+    report["cost"] = _cost(ledger, preferences, base, tokens)
     with saving(folder / WEIGHTS_FILE):
         probes.save_pretrained(folder)
     write_json_atomic(folder / REWARD_REPORT_FILE, report)
@@ -124,7 +124,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
 
 
 def states_of(
-    judged: Judged,
+    preferences: PreferenceData,
     base: LoadedModel,
     layers: Sequence[int],
     options: RewardOptions,
@@ -132,15 +132,15 @@ def states_of(
     ledger: Ledger,
 ) -> Features:
     """Endpoint states of every answer, from the store."""
-    return store.features(base.model, base.tokenizer, exchange_ids(judged, base, options), layers, ledger=ledger)
+    return store.features(base.model, base.tokenizer, sequence_ids(preferences, base, options), layers, ledger=ledger)
 
 
 def fit_best(
-    judged: Judged, features: Features, split: Split, layers: Sequence[int], options: RewardOptions
-) -> tuple[Fitted, float]:
+    preferences: PreferenceData, features: Features, split: Split, layers: Sequence[int], options: RewardOptions
+) -> tuple[FitResult, float]:
     """Fit with every penalty; the one with the lowest validation loss, and which it was."""
     width = features.shape[2]
-    train, validation = examples_of(judged, split.train), examples_of(judged, split.validation)
+    train, validation = examples_of(preferences, split.train), examples_of(preferences, split.validation)
     settings = fit_options(options)
     found = [
         (fit(features.__getitem__, train, validation, layers, width, replace(settings, weight_decay=penalty)), penalty)
@@ -149,25 +149,25 @@ def fit_best(
     return min(found, key=lambda each: each[0].validation_loss)
 
 
-def set_calibration(probes: RepresentationModel, judged: Judged, features: Features, split: Split) -> None:
+def set_calibration(probes: RepresentationModel, preferences: PreferenceData, features: Features, split: Split) -> None:
     """`μ` and `t̂` from the validation examples; labelled answers are paired across labels for it."""
-    if judged.is_paired:
-        pairs = [judged.pairs[example] for example in split.validation]
+    if preferences.is_paired:
+        pairs = [preferences.pairs[example] for example in split.validation]
     else:
-        good, bad = judged.better_and_worse(split.validation)
+        good, bad = preferences.better_and_worse(split.validation)
         pairs = [(a, b) for a in good for b in bad][:100_000]
     if not pairs:
         raise FrugalignError(
             "The validation prompts hold no better and worse answer, so the reward cannot be calibrated."
         )
     rows = sorted({row for pair in pairs for row in pair})
-    rewards = dict(zip(rows, rewards_of(probes, features.__getitem__, torch.tensor(rows)).tolist(), strict=True))
+    rewards = dict(zip(rows, raw_rewards(probes, features.__getitem__, torch.tensor(rows)).tolist(), strict=True))
     calibrate(probes, *(torch.tensor([rewards[pair[side]] for pair in pairs]) for side in (0, 1)))
 
 
-def _cost(ledger: Ledger, judged: Judged, base: LoadedModel, tokens: int) -> dict[str, Any]:
+def _cost(ledger: Ledger, preferences: PreferenceData, base: LoadedModel, tokens: int) -> dict[str, Any]:
     """Per 1,000 examples: seconds of extraction and of fitting, and FLOPs of the forward passes (2 per parameter and token)."""
-    thousands = max(1, len(judged)) / 1000
+    thousands = max(1, len(preferences)) / 1000
     return {
         "seconds_extracting_per_1000": ledger.seconds.get("rollout", 0.0) / thousands,
         "seconds_fitting_per_1000": ledger.seconds.get("optimise", 0.0) / thousands,

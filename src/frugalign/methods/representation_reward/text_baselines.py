@@ -10,64 +10,66 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from frugalign.data.encode import answer_text
-from frugalign.data.labelled import Judged
+from frugalign.data.labelled import PreferenceData
 
 Scores = NDArray[np.float64]
 
 
-def length_scores(judged: Judged, train: Sequence[int]) -> Scores:
+def length_scores(preferences: PreferenceData, train: Sequence[int]) -> Scores:
     """A score per answer: its length in characters, or minus it, whichever orders the training examples better."""
-    lengths = np.array([float(len(answer_text(answer))) for answer in judged.answers])
-    return lengths if accuracy(judged, lengths, train) >= 0.5 else -lengths
+    lengths = np.array([float(len(answer_text(answer))) for answer in preferences.answers])
+    return lengths if accuracy(preferences, lengths, train) >= 0.5 else -lengths
 
 
-def word_scores(judged: Judged, train: Sequence[int], seed: int = 0) -> Scores:
+def word_scores(preferences: PreferenceData, train: Sequence[int], seed: int = 0) -> Scores:
     """A score per answer by a linear model of its words and word pairs (TF-IDF), learned from the training examples.
 
     Pairs become differences of their two answers' features, each in both directions.
     """
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True)
-    rows = sorted({row for example in train for row in rows_of(judged, example)})
-    texts = [answer_text(answer) for answer in judged.answers]
+    rows = sorted({row for example in train for row in rows_of(preferences, example)})
+    texts = [answer_text(answer) for answer in preferences.answers]
     try:
         vectorizer.fit([texts[row] for row in rows])
     except ValueError:  # no word occurs twice
         return np.zeros(len(texts))
     features = vectorizer.transform(texts)
-    model = LogisticRegression(C=1.0, max_iter=1000, fit_intercept=not judged.is_paired, random_state=seed)
-    if judged.is_paired:
-        better, worse = (np.array([judged.pairs[example][side] for example in train]) for side in (0, 1))
+    model = LogisticRegression(C=1.0, max_iter=1000, fit_intercept=not preferences.is_paired, random_state=seed)
+    if preferences.is_paired:
+        better, worse = (np.array([preferences.pairs[example][side] for example in train]) for side in (0, 1))
         difference = features[better] - features[worse]
         sign = np.where(np.arange(len(train)) % 2 == 0, 1, -1)
         model.fit(difference.multiply(sign[:, None]).tocsr(), sign)
     else:
-        labelled = [judged.labels[example] for example in train]
+        labelled = [preferences.labels[example] for example in train]
         model.fit(features[[row for row, _ in labelled]], [label for _, label in labelled])
     scores: Scores = model.decision_function(features)
     return scores
 
 
-def rows_of(judged: Judged, example: int) -> tuple[int, ...]:
+def rows_of(preferences: PreferenceData, example: int) -> tuple[int, ...]:
     """The answers of an example."""
-    return judged.pairs[example] if judged.is_paired else (judged.labels[example][0],)
+    return preferences.pairs[example] if preferences.is_paired else (preferences.labels[example][0],)
 
 
-def outcomes(judged: Judged, scores: Scores, examples: Sequence[int], threshold: float = 0.0) -> list[float]:
+def outcomes(
+    preferences: PreferenceData, scores: Scores, examples: Sequence[int], threshold: float = 0.0
+) -> list[float]:
     """Per example 1 where the scores order the pair rightly (or are on the label's side of `threshold`), 0 where not, ½ for a tie."""
     found = []
     for example in examples:
-        if judged.is_paired:
-            better, worse = judged.pairs[example]
+        if preferences.is_paired:
+            better, worse = preferences.pairs[example]
             gap = scores[better] - scores[worse]
         else:
-            row, label = judged.labels[example]
+            row, label = preferences.labels[example]
             gap = (scores[row] - threshold) * (1 if label else -1)
         found.append(0.5 if gap == 0 else float(gap > 0))
     return found
 
 
-def accuracy(judged: Judged, scores: Scores, examples: Sequence[int], threshold: float = 0.0) -> float:
+def accuracy(preferences: PreferenceData, scores: Scores, examples: Sequence[int], threshold: float = 0.0) -> float:
     """Mean of `outcomes`; for labels the threshold is the caller's."""
-    if not judged.is_paired and threshold == 0.0:
-        threshold = float(np.median(scores[[judged.labels[example][0] for example in examples]]))
-    return float(np.mean(outcomes(judged, scores, examples, threshold)))
+    if not preferences.is_paired and threshold == 0.0:
+        threshold = float(np.median(scores[[preferences.labels[example][0] for example in examples]]))
+    return float(np.mean(outcomes(preferences, scores, examples, threshold)))

@@ -1,8 +1,8 @@
 """Preference re-ranking (arXiv 2503.10093): labels weighed by the policy's own states. Importing this package imports no torch."""
 
-from frugalign.base.specs import fetched_on_use
+from frugalign.base.specs import lazy_exports
 
 _HOME = {"RerankConfig": "config", "RerankTrainer": "trainer", "train_reranked": "run"}
 __all__ = list(_HOME)
 
-__getattr__ = fetched_on_use(__name__, _HOME)
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
-from frugalign.engines.encode import exchanges_for
+from frugalign.engines.encode import encode_for_model
 from frugalign.engines.states import endpoint_states
 from frugalign.engines.transformers import end_token_ids
 from frugalign.methods.rerank.options import RerankOptions
@@ -60,7 +60,7 @@ def rank_groups(
     mine = my_rows(len(texts))
     counted = Ledger()
     with ledger.phase("reward"):
-        exchanges = exchanges_for(
+        encoded = encode_for_model(
             model,
             tokenizer,
             [prompts[row] for row in mine],
@@ -69,7 +69,7 @@ def rank_groups(
             max_length=options.max_length,
             prompt_format=options.prompt_format,
         )
-        states = endpoint_states(model, exchanges.ids, probes.config.layers, ledger=counted)
+        states = endpoint_states(model, encoded.ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
     counted.count(reward_calls=len(mine))
     count_all(ledger, counted)

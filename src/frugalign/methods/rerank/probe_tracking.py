@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from frugalign.engines.states import endpoint_states
-from frugalign.rewards.representation.fit import Standard, best_temperature, pair_loss
+from frugalign.rewards.representation.fit import Standardiser, best_temperature, pair_loss
 from frugalign.rewards.representation.network import RepresentationModel
 
 States = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
@@ -48,7 +48,7 @@ class ProbeFollower:
         self.probes, self.n_pairs = probes, n_pairs
         self.learning_rate, self.margin, self.batch_size, self.seed = learning_rate, margin, batch_size, seed
         self.steps = 0
-        self.standard: Standard | None = None
+        self.standard: Standardiser | None = None
         self.start = (probes.config.mu, probes.config.scale, 0.0, 1.0)
         self.window: list[tuple[float, float]] = []
 
@@ -56,7 +56,7 @@ class ProbeFollower:
         """Measure the labelled pairs before the policy has moved."""
         better, worse = states(self._numbers(min(_WINDOW, self.n_pairs)))
         both = torch.cat([better, worse])
-        self.standard = Standard.of(both.__getitem__, torch.arange(len(both)))
+        self.standard = Standardiser.of(both.__getitem__, torch.arange(len(both)))
         self._remember(better, worse)
         self.start = (self.probes.config.mu, self.probes.config.scale, *self._level())
 
@@ -136,7 +136,7 @@ class ProbeFollower:
         mu, scale, mean, temperature = state["start"]
         self.start = (mu, scale, mean, temperature)
         device = self.probes.weight.device
-        self.standard = Standard(*(torch.tensor(values, device=device) for values in state["standard"]))
+        self.standard = Standardiser(*(torch.tensor(values, device=device) for values in state["standard"]))
         self.probes.load_state_dict({name: torch.tensor(value) for name, value in state["probes"].items()})
         self.probes.config.mu, self.probes.config.scale = state["calibration"]
 

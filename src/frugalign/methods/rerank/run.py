@@ -12,9 +12,9 @@ from transformers import TrainerCallback
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data import load_splits
-from frugalign.data.groups import Groups, groups_of, read_groups
-from frugalign.data.labelled import with_prompt
-from frugalign.data.loading import about_training, distinct, training_split
+from frugalign.data.groups import Groups, groups_from_dataset, read_groups
+from frugalign.data.labelled import extract_prompt
+from frugalign.data.loading import distinct, training_data_record, training_split
 from frugalign.data.pairs import preference_pairs
 from frugalign.data.read_files import read_splits
 from frugalign.engines.loading import LoadedModel, load_model
@@ -82,7 +82,7 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     loaded.model.requires_grad_(not config.use_peft)
     if ranked:
         train = first_groups(config, loaded, ledger, resuming=checkpoint is not None)
-        trained_on = about_training(config.dataset_name, prompts_in(config.dataset_name), held_out_fraction=0.0)
+        trained_on = training_data_record(config.dataset_name, prompts_in(config.dataset_name), held_out_fraction=0.0)
     assert train is not None
     seconds_before = ledger.wall_clock_seconds
     trainer = RerankTrainer(
@@ -145,7 +145,7 @@ def shift_watch(config: RerankConfig, trainer: RerankTrainer, reward: NamedRewar
     splits = load_splits(config.dataset_name, kind=kind)
     first = next(iter(splits))
     rows = splits[next((name for name in ("test", "validation", "train") if name in splits), first)]
-    asked = rows["prompt"] if kind == "prompt-only" else [with_prompt(row)[0] for row in rows]
+    asked = rows["prompt"] if kind == "prompt-only" else [extract_prompt(row)[0] for row in rows]
     return ShiftWatch(
         trainer,
         distinct(asked)[: config.shift_prompts],
@@ -171,7 +171,7 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
     assert config.dataset_name is not None
     rows = prompts_in(config.dataset_name)
     if "completions" in rows.column_names:
-        found = groups_of(rows, config.dataset_name)
+        found = groups_from_dataset(rows, config.dataset_name)
         if found.completion_ids is not None and not _is_mine(found, loaded):
             found = replace(found, completion_ids=None)
         return found if config.reward is None else replace(found, rewards=None)

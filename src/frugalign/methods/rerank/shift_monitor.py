@@ -19,12 +19,12 @@ from scipy.stats import spearmanr, wasserstein_distance
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from frugalign.base.files import write_json_atomic
-from frugalign.data.encode import completions_of
+from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups, read_groups, save_groups
 from frugalign.decoding.log_probs import sequence_log_probs
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
-from frugalign.engines.encode import exchanges_for
+from frugalign.engines.encode import encode_for_model
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.methods.rerank.groups import rank_groups
 from frugalign.metrics.intervals import mean_interval
@@ -136,7 +136,7 @@ class ShiftWatch(TrainerCallback):
         assert self.stored is not None
         trainer, args = self.trainer, self.trainer.args
         prompts, texts, ids = self.stored.flat()
-        exchanges = exchanges_for(
+        encoded = encode_for_model(
             model,
             trainer.processing_class,
             prompts,
@@ -147,8 +147,8 @@ class ShiftWatch(TrainerCallback):
         )
         each = sequence_log_probs(
             model,
-            exchanges.prompt_ids,
-            exchanges.completion_ids,
+            encoded.prompt_ids,
+            encoded.completion_ids,
             batch_size=args.sampling_batch_size,
             ledger=trainer.ledger,
         )
@@ -177,7 +177,7 @@ class ShiftWatch(TrainerCallback):
         found = score(
             [self.reward],
             prompts=prompts,
-            completions=completions_of(prompts, texts),
+            completions=as_completions(prompts, texts),
             completion_ids=ids or [],
             ledger=self.trainer.ledger,
         )

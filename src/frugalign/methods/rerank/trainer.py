@@ -208,7 +208,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         self.means.take("train")
 
     def run_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.args.settings_of_a_run() | self._learns_from
+        settings: dict[str, Any] = self.args.fixed_settings() | self._learns_from
         return settings
 
     def run_state(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frugalign.base.wording import counted
+from frugalign.base.wording import pluralize
 from frugalign.methods import registry
 from frugalign.reports.in_words import number, signed
 from frugalign.reports.study.summary import Summary, SummaryLine, main_measure, reference_in_words
@@ -57,7 +57,7 @@ def _best(summary: Summary, compared: Sequence[SummaryLine]) -> str:
     )
     if corrected is None:
         return f"{said}."
-    return f"{said}, p = {corrected:.2g} after Holm's correction over {counted(len(compared), 'line')}."
+    return f"{said}, p = {corrected:.2g} after Holm's correction over {pluralize(len(compared), 'line')}."
 
 
 def _cheapest(summary: Summary, trained: Sequence[SummaryLine]) -> str:

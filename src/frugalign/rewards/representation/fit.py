@@ -21,12 +21,12 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from frugalign.base.errors import FrugalignError
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 
-Read = Callable[[Tensor], Tensor]
+ReadStates = Callable[[Tensor], Tensor]
 """Rows `[n]` to states `[n, layers, D]`."""
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitOptions:
     """How to fit. `weight_decay`: λ of `λ/2·‖w‖²` on standardised features, per example; `margin`: of the pair loss; `chunk`: answers
     read into memory at once."""
 
@@ -67,7 +67,7 @@ def label_loss(rewards: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass
-class Standard:
+class Standardiser:
     """Mean and spread of every feature over the training rows, `[layers, D]` both.
 
     A few dimensions of a large model's states are a hundred times the others; one scale for all would leave them alone with the penalty.
@@ -77,7 +77,7 @@ class Standard:
     scale: Tensor
 
     @classmethod
-    def of(cls, read: Read, rows: Tensor, batch_size: int = 1024) -> Standard:
+    def of(cls, read: ReadStates, rows: Tensor, batch_size: int = 1024) -> Standardiser:
         """In two passes over the rows, a batch at a time; a feature that does not move keeps its scale."""
         parts = rows.unique().split(batch_size)
         n = sum(len(part) for part in parts)
@@ -102,7 +102,7 @@ class Standard:
 
 
 @dataclass
-class Fitted:
+class FitResult:
     """The probes on plain states, and how the fit went: `history` has one `(training loss, validation loss)` per iteration."""
 
     model: RepresentationModel
@@ -112,7 +112,9 @@ class Fitted:
 
 
 @torch.enable_grad()
-def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int], width: int, options: Fit) -> Fitted:
+def fit(
+    read: ReadStates, train: Examples, validation: Examples, layers: Sequence[int], width: int, options: FitOptions
+) -> FitResult:
     """Fit probes by L-BFGS (scipy's) on all training examples, and keep the iteration with the lowest validation loss.
 
     Not by Adam: its first steps are as long along a feature of noise as along the one that tells, so stopping early keeps the noise. The
@@ -124,7 +126,7 @@ def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int]
     if len(train) == 0 or len(validation) == 0:
         raise FrugalignError("There are no examples to fit the probes on (or none to stop by).")
     rows = train.first if train.second is None else torch.cat([train.first, train.second])
-    standard = Standard.of(read, rows)
+    standard = Standardiser.of(read, rows)
     if not bool(standard.mean.isfinite().all() and standard.scale.isfinite().all()):
         raise FrugalignError("The hidden states are not finite, so no probe can be fitted on them.")
     model = RepresentationModel(RepresentationConfig(width=width, layers=list(layers))).double()
@@ -145,7 +147,7 @@ def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int]
         return last_loss, gradient.numpy()
 
     @torch.no_grad()
-    def watch(flat: NDArray[np.float64]) -> None:
+    def evaluate(flat: NDArray[np.float64]) -> None:
         nonlocal best, best_state, best_iteration
         vector_to_parameters(torch.from_numpy(flat), model.parameters())
         held_out = _mean_loss(model, read, standard, validation, options)
@@ -157,16 +159,23 @@ def fit(read: Read, train: Examples, validation: Examples, layers: Sequence[int]
             raise StopIteration
 
     start = parameters_to_vector(model.parameters()).detach().numpy()
-    minimize(objective, start, jac=True, method="L-BFGS-B", callback=watch, options={"maxiter": options.max_iterations})
+    minimize(
+        objective, start, jac=True, method="L-BFGS-B", callback=evaluate, options={"maxiter": options.max_iterations}
+    )
     if not math.isfinite(best):
         raise FrugalignError("The probes' validation loss was never finite.")
     model.load_state_dict(best_state)
     standard.fold(model)
-    return Fitted(model.float().eval(), history, best_iteration, best)
+    return FitResult(model.float().eval(), history, best_iteration, best)
 
 
 def _mean_loss(
-    model: RepresentationModel, read: Read, standard: Standard, examples: Examples, options: Fit, learn: bool = False
+    model: RepresentationModel,
+    read: ReadStates,
+    standard: Standardiser,
+    examples: Examples,
+    options: FitOptions,
+    learn: bool = False,
 ) -> float:
     """Mean loss of the examples, chunk by chunk; with `learn` its gradient is added to the parameters'."""
     total = 0.0
@@ -187,7 +196,7 @@ def _mean_loss(
 
 
 @torch.no_grad()
-def rewards_of(model: RepresentationModel, read: Read, rows: Tensor, batch_size: int = 1024) -> Tensor:
+def raw_rewards(model: RepresentationModel, read: ReadStates, rows: Tensor, batch_size: int = 1024) -> Tensor:
     """Raw rewards of rows, `[n]`."""
     return torch.cat([model(read(part)) for part in rows.split(batch_size)]) if len(rows) else torch.zeros(0)
 

@@ -19,7 +19,7 @@ from transformers import initialization as init
 
 from frugalign.base.files import MODEL_CONFIG_FILE, hash_weights, load_config, load_weights
 from frugalign.data.encode import answer_text
-from frugalign.engines.encode import exchanges_for
+from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.states import endpoint_states
@@ -169,7 +169,7 @@ class RepresentationReward:
     ) -> Tensor:
         """`[B, layers, D]`: one pass of the base over every exchange."""
         config = self.probes.config
-        exchanges = exchanges_for(
+        encoded = encode_for_model(
             self.base.model,
             self.base.tokenizer,
             prompts,
@@ -178,7 +178,7 @@ class RepresentationReward:
             max_length=config.max_length,
             prompt_format=config.prompt_format,
         )
-        return endpoint_states(self.base.model, exchanges.ids, self.layers)
+        return endpoint_states(self.base.model, encoded.ids, self.layers)
 
     def __call__(
         self,
