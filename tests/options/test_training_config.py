@@ -73,3 +73,15 @@ def test_what_a_resumed_run_may_change() -> None:
     assert first == {"seed": 0, "rate": 0.5}
     assert Config(shown=1, output_dir="x", report_to="all").fixed_settings() == first
     assert Config(rate=0.1).fixed_settings() != first
+
+
+def test_a_tracker_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import integration_utils as trackers
+
+    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: ["trackio"])
+    for usable in ("none", "all", "trackio", "flyte", ["trackio"], []):
+        assert Config(report_to=usable).set_up
+    with pytest.raises(FrugalignError, match=r"^report_to names wandb, which is not installed\.$"):
+        Config(report_to=["trackio", "wandb"])
+    with pytest.raises(FrugalignError, match=r"^report_to names 'wandbb', which transformers does not know; it knows "):
+        Config(report_to="wandbb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
@@ -14,6 +15,8 @@ _DERIVED = {
     *("eval_strategy", "gradient_checkpointing", "remove_unused_columns", "local_rank", "run_name", "logging_dir"),
 }
 """Fields that `TrainingArguments` and our configs set themselves."""
+_NEVER_LISTED = ("azure_ml", "flyte")
+"""Trackers that transformers may leave out of its list of those installed."""
 
 
 class TrainingConfig:
@@ -37,6 +40,7 @@ class TrainingConfig:
             arguments.__post_init__()
         except ValueError as error:
             raise refused_settings(error) from error
+        _check_trackers(getattr(self, "report_to", None) or ())
 
     def options(self) -> dict[str, Any]:
         """Our own options as they run, as plain values."""
@@ -57,6 +61,25 @@ class TrainingConfig:
             if each.init and each.name not in {*options, *START_OPTIONS, *_DERIVED} and value != default:
                 options[each.name] = getattr(value, "value", value)
         return options
+
+
+def _check_trackers(report_to: str | Sequence[str]) -> None:
+    """Raises where a tracker is unknown or not installed, before any model is loaded."""
+    names = [report_to] if isinstance(report_to, str) else report_to
+    names = [name for name in names if name not in ("none", "all")]
+    if not names:
+        return
+    from transformers.integrations import integration_utils as trackers
+
+    known = list(trackers.INTEGRATION_TO_CALLBACK)
+    installed = {*trackers.get_available_reporting_integrations(), *_NEVER_LISTED}
+    for name in names:
+        if name not in known:
+            raise FrugalignError(
+                f"report_to names {name!r}, which transformers does not know; it knows {', '.join(known)}."
+            )
+        if name not in installed:
+            raise FrugalignError(f"report_to names {name}, which is not installed.")
 
 
 def refused_settings(error: Exception) -> FrugalignError:
