@@ -31,11 +31,6 @@ from frugalign.runs.save_policy import trained_on_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_OF_THE_BASE = (
-    *("reward", "rewards", "distinct_2", "mean_length", "ended_rate"),
-    *("refusal_rate", "over_refusal_rate", "unsafe_refusal_rate"),
-)
-
 
 def evaluate(
     policy: PolicySpec | Policy,
@@ -148,9 +143,9 @@ def _measured(
     own, others = estimates(after, clusters), estimates(before, clusters)
     own |= against(after, before, clusters) | {"perplexity_base": perplexity(after, log_probs, clusters)}
     metrics: dict[str, Any] = {}
-    for name in MEASURES:
+    for name, measure in MEASURES.items():
         metrics[name] = own[name]
-        if name in _OF_THE_BASE:
+        if measure.of_base:
             metrics[f"base_{name}"] = others[name]
     return after, before, decoding, metrics
 

@@ -22,33 +22,37 @@ from frugalign.metrics import (
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure: its unit, what it says, and whether it is a share between 0 and 1."""
+    """A measure: its unit, what it says, whether it is a share between 0 and 1, and whether metrics.json has it of the base, too."""
 
     unit: str
     meaning: str
     is_share: bool = False
+    of_base: bool = False
 
 
 MEASURES: Mapping[str, Measure] = {
     "reward": Measure(
-        "reward", "the main reward: the first of `evaluate`, in a training the weighted sum it learns by"
+        "reward", "the main reward: the first of `evaluate`, in a training the weighted sum it learns by", of_base=True
     ),
-    "rewards": Measure("reward", "every reward by its name"),
+    "rewards": Measure("reward", "every reward by its name", of_base=True),
     "reward_difference": Measure("reward", "the main reward minus the base's on the same prompts"),
     "reward_differences": Measure("reward", "the same for every reward by its name"),
-    "win_rate": Measure("share", "completions whose main reward is above the base's; equal ones count half", True),
+    "win_rate": Measure(
+        "share", "completions whose main reward is above the base's; equal ones count half", is_share=True
+    ),
     "kl_per_sequence": Measure("nats a sequence", "KL(policy ‖ base) along the policy's own completions"),
     "kl_per_token": Measure("nats a token", "the same, over tokens"),
     "kl_restriction": Measure("nats a sequence", "the part of it that restricting the candidates costs"),
     "perplexity_base": Measure("perplexity", "the base's perplexity of the policy's completions"),
-    "distinct_2": Measure("share", "distinct bigrams in a completion", True),
-    "mean_length": Measure("tokens", "tokens of a completion, the end token included"),
-    "ended_rate": Measure("share", "completions that ended by themselves", True),
-    "refusal_rate": Measure("share", "completions worded as a refusal", True),
-    "over_refusal_rate": Measure("share", "refusals among prompts labelled safe", True),
-    "unsafe_refusal_rate": Measure("share", "refusals among prompts labelled unsafe", True),
+    "distinct_2": Measure("share", "distinct bigrams in a completion", is_share=True, of_base=True),
+    "mean_length": Measure("tokens", "tokens of a completion, the end token included", of_base=True),
+    "ended_rate": Measure("share", "completions that ended by themselves", is_share=True, of_base=True),
+    "refusal_rate": Measure("share", "completions worded as a refusal", is_share=True, of_base=True),
+    "over_refusal_rate": Measure("share", "refusals among prompts labelled safe", is_share=True, of_base=True),
+    "unsafe_refusal_rate": Measure("share", "refusals among prompts labelled unsafe", is_share=True, of_base=True),
 }
-"""All estimates; `base_` before a name is the base's value. Each is `{mean, ci_low, ci_high, n}`, or None where it does not apply."""
+"""All estimates, in the order of metrics.json. Each is `{mean, ci_low, ci_high, n}`, or None where it does not apply; `base_` before a name
+is the base's value. To add one: a line here, its value in `estimates`. To show it: `_KEPT` in `study/table.py`, `_TABLE` in `reports/run_page.py`."""
 
 
 @dataclass(frozen=True)

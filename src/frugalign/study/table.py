@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from frugalign.base.files import read_json
+from frugalign.evaluation.schema import MEASURES
 from frugalign.metrics import Estimate, holm, length_controlled_win_rate, preference
 from frugalign.metrics.two_way import two_way_mean
 from frugalign.runs.layout import Sample
@@ -26,6 +27,7 @@ COSTS = (
     "peak_memory_mb",
 )
 _KEPT = ("kl_per_sequence", "mean_length", "ended_rate", "distinct_2", "refusal_rate", "over_refusal_rate")
+"""Of `MEASURES`, what a row keeps beside the judges."""
 Table = list[list[float | None]]
 """Values by seed and prompt."""
 
@@ -121,7 +123,9 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
         _length_controlled(beside, main, size) if beside else None,
         {name: said for name, asked in judges if (said := _preferred(done, size, asked, found)) is not None},
         {
-            name: _over_seeds([_result(outcome)["metrics"].get(name) for outcome in done], share=name.endswith("_rate"))
+            name: _over_seeds(
+                [_result(outcome)["metrics"].get(name) for outcome in done], share=MEASURES[name].is_share
+            )
             for name in _KEPT
         },
         {name: statistics.median(each.get(name, 0.0) for each in costs) for name in COSTS},
