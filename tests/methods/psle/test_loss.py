@@ -27,7 +27,7 @@ def gradients(loss: Tensor, *inputs: Tensor) -> list[list[float]]:
 def test_ranking_worked_numbers() -> None:
     """t = 0.1. ℓ_p = ℓ: −log ½. ℓ_p − ℓ = 0.1·ln 3: −log σ(ln 3) = −log ¾ = log 4/3. Turned round: −log ¼."""
     step = 0.1 * math.log(3)
-    found = ranking_loss(numbers(-2, -2 + step, -2 - step), numbers(-2, -2, -2))
+    found = ranking_loss(numbers(-2, -2 + step, -2 - step), numbers(-2, -2, -2), 0.1)
     assert found.tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log(4)])
 
 
@@ -41,14 +41,14 @@ def test_ranking_pushes_the_guided_up_and_the_plain_down() -> None:
     """∂/∂ℓ_p = −(1 − σ((ℓ_p − ℓ)/t))/t: −5 where they are equal, −2.5 in the right order at σ = ¾, −7.5 in the wrong one; ∂/∂ℓ is its opposite."""
     step = 0.1 * math.log(3)
     guided, plain = leaf(-2, -2 + step, -2 - step), leaf(-2, -2, -2)
-    to_guided, to_plain = gradients(ranking_loss(guided, plain), guided, plain)
+    to_guided, to_plain = gradients(ranking_loss(guided, plain, 0.1), guided, plain)
     assert to_guided == pytest.approx([-5.0, -2.5, -7.5])
     assert to_plain == pytest.approx([5.0, 2.5, 7.5])
 
 
 def test_a_couple_that_is_far_apart_neither_overflows_nor_learns() -> None:
     guided, plain = leaf(0, -1e6), leaf(-1e6, 0)
-    loss = ranking_loss(guided, plain)
+    loss = ranking_loss(guided, plain, 0.1)
     assert loss.tolist() == pytest.approx([0.0, 1e7])
     assert gradients(loss, guided)[0] == pytest.approx([0.0, -10.0])
 

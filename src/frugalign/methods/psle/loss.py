@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def ranking_loss(guided: Tensor, plain: Tensor, temperature: float = 0.1) -> Tensor:
+def ranking_loss(guided: Tensor, plain: Tensor, temperature: float) -> Tensor:
     """`−log σ((ℓ_p − ℓ)/t)` per couple `[B]`: the response under the principles becomes the more likely one to the plain prompt."""
     return -logsigmoid((guided - plain) / temperature)
 
