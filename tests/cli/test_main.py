@@ -43,6 +43,17 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
     assert done.stdout.startswith("usage: frugalign")
 
 
+def test_the_list_of_commands_needs_no_flags_and_no_files() -> None:
+    """`frugalign --help` reads the methods' names and summaries alone: in under a tenth of a second."""
+    code = (
+        "import sys, frugalign.cli.main as main\n"
+        "main.help_text()\n"
+        "print([name for name in ('argparse', 'hashlib', 'tempfile', 'frugalign.cli.parser', 'frugalign.base.files') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prxy"]) == 2
     assert capsys.readouterr().err == "frugalign: There is no command 'prxy'; did you mean proxy?\n"

@@ -7,14 +7,12 @@ the verb runs.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import gc
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from frugalign import __version__
 from frugalign.base.errors import FrugalignError
@@ -68,6 +66,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     verb = argv[0]
     if verb not in VERBS:
+        import difflib
+
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}."
         raise FrugalignError(f"There is no command {verb!r}; {hint}")
@@ -90,7 +90,7 @@ def _prepare() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # The console script's path starts at its own folder; `my_module:reward` means the folder one stands in.
-    here = str(Path.cwd())
+    here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
 

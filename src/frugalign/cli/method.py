@@ -5,24 +5,30 @@ One module for every method that has a verb: what differs is in the method's ent
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frugalign.base.specs import load_attribute
-from frugalign.cli.parser import Command, parse
 from frugalign.methods.method import Verb
 from frugalign.methods.registry import METHODS
+
+if TYPE_CHECKING:
+    from frugalign.cli.parser import Command
 
 VERBS: dict[str, Verb] = {method.verb.name: method.verb for method in METHODS.values() if method.verb is not None}
 
 
 def command_of(name: str) -> Command:
     """The command line of a method's verb."""
+    from frugalign.cli.parser import Command
+
     verb = VERBS[name]
     return Command(name, verb.description, load_attribute(verb.options), full=verb.config)
 
 
 def run(name: str, argv: list[str]) -> int:
     """Train as the flags say, and print the closing lines."""
+    from frugalign.cli.parser import parse
+
     verb = VERBS[name]
     options = parse(command_of(name), argv)
     result: Any = load_attribute(verb.train)(options)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from frugalign.base.ledger import Ledger
-from frugalign.methods.budget import Budget
-
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from datasets import Dataset
 
+    from frugalign.base.ledger import Ledger
     from frugalign.engines.loading import LoadedModel
+    from frugalign.methods.budget import Budget
 
 
 class Job(Protocol):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frugalign.base.ledger import Ledger
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, Verb
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from frugalign.methods.representation_reward.options import RewardOptions
 
 
 def fit(job: Job, pairs: str, folder: Path) -> None:
     """Fit probes of the base on these pairs, at the run's cost."""
+    from frugalign.base.ledger import Ledger
     from frugalign.methods.representation_reward.options import RewardOptions
     from frugalign.methods.representation_reward.run import train_reward
     from frugalign.runs.layout import read_costs
