@@ -11,7 +11,7 @@ of several positions or hypotheses would have to be told apart, and a reward mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,10 +154,9 @@ class RewardGuidedLogitsProcessor(LogitsProcessor):
 
     Args:
         tokenizer: of the model that generates.
-        prompts: a string or message list a row, as the reward reads them.
+        prompts: one string or message list per row, as the reward reads them. `PromptRows` adds columns that the reward reads.
         reward: one or several, as objects or strings; models are loaded on the CPU.
         prompt_length: width of the padded `input_ids` that `generate` is given.
-        columns: further columns that the reward reads, an entry a row.
         ledger: counts reward calls and seconds.
 
     Raises:
@@ -167,20 +166,19 @@ class RewardGuidedLogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Any],
+        prompts: PromptRows | Sequence[Any],
         reward: RewardSpec | Sequence[RewardSpec],
         *,
         prompt_length: int,
         weight: float = 1.0,
         top_k: int = 10,
-        columns: Mapping[str, Sequence[Any]] | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         self._n_prompts, self._prompt_length = len(prompts), prompt_length
         self._prefix_scores = _PrefixScores(
             RewardGuidance(load_rewards(reward), weight, top_k),
-            PromptRows(prompts, columns or {}),
+            prompts if isinstance(prompts, PromptRows) else PromptRows(prompts),
             tokenizer,
             frozenset(ends),
             ledger or Ledger(),

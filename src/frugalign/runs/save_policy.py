@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
-from frugalign.runs.folder import saving
+from frugalign.runs.folder import open_run_folder, saving
 from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
 
@@ -25,13 +25,21 @@ def save_policy(
     tokenizer: Any,
     args: Any,
     ledger: Ledger,
-    folder: Path,
     *,
     trained_on: dict[str, Any],
     done: str,
     description: str,
 ) -> None:
-    """Write the adapter or the model, its card, the costs and what it was trained on into the run folder. `done`: how it was trained, in a word or two."""
+    """Write the policy and its files into the run folder, `args.output_dir`.
+
+    The files are the adapter or the model, the tokenizer, the card, the costs and `trained_on`.
+
+    Args:
+        trained_on: the training prompts, as `about_training` describes them.
+        done: how the policy was trained, in a word or two, for the card's title.
+        description: one sentence for the card.
+    """
+    folder = open_run_folder(str(args.output_dir))
     with saving(folder / WEIGHTS_FILE):
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

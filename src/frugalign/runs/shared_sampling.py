@@ -1,8 +1,9 @@
-"""Groups of responses sampled by all processes together; a resumed run keeps what each of them had finished."""
+"""Sample groups of responses on all processes. A resumed run keeps what each process had finished."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +24,53 @@ def my_partial(stem: Path) -> Path:
     return stem.with_name(f"{stem.name}-{PartialState().process_index}.partial")
 
 
-def sample_together(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Any],
-    size: int,
-    options: Any,
-    *,
-    epoch: int,
-    stem: Path,
-    ledger: Ledger,
-    numbers: Sequence[int] | None = None,
-    share_prefix: bool = False,
+@dataclass(frozen=True)
+class GroupRequest:
+    """Which responses to sample.
+
+    Args:
+        prompts: strings or messages.
+        size: responses per prompt.
+        epoch: selects the noise, as in `sample_groups`.
+        stem: path of the files of partial work, before the process's number.
+        numbers: the prompts' numbers, for their noise. Default: their positions.
+        share_prefix: feed the tokens that all prompts share only once.
+    """
+
+    prompts: Sequence[Any]
+    size: int
+    epoch: int
+    stem: Path
+    numbers: Sequence[int] | None = None
+    share_prefix: bool = False
+
+
+def sample_on_all_processes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: GroupRequest, options: Any, ledger: Ledger
 ) -> Groups:
-    """`size` responses to every prompt from the model as it is, by a method's `options` of sampling; see `sample_groups`."""
-    numbers = range(len(prompts)) if numbers is None else numbers
-    mine, partial, counted = my_rows(len(prompts)), my_partial(stem), Ledger()
+    """Sample the requested groups, split over processes. Every process returns all of them.
+
+    Args:
+        options: a method's options, which give length, temperature, seed, batch size and prompt format.
+        ledger: counts what all processes generated.
+    """
+    prompts = request.prompts
+    numbers = range(len(prompts)) if request.numbers is None else request.numbers
+    mine, partial, counted = my_rows(len(prompts)), my_partial(request.stem), Ledger()
     with ledger.phase("rollout"), saving(partial):
         found = sample_groups(
             TransformersEngine(model, tokenizer),
             tokenizer,
             [prompts[place] for place in mine],
-            size,
+            request.size,
             SamplingParams(options.max_new_tokens, options.temperature),
             GroupOptions(
                 numbers=[numbers[place] for place in mine],
                 seed=options.seed,
-                epoch=epoch,
+                epoch=request.epoch,
                 batch_size=options.sampling_batch_size,
                 prompt_format=options.prompt_format,
-                share_prefix=share_prefix,
+                share_prefix=request.share_prefix,
                 partial=partial,
             ),
             ledger=counted,

@@ -18,7 +18,7 @@ from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.experience import Experience
 from frugalign.methods.proxy_rlhf.loss import Minibatch, log_probabilities, proxy_loss
-from frugalign.methods.proxy_rlhf.rollout import Rollout, roll_out
+from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
 
@@ -57,14 +57,11 @@ def keys() -> Tensor:
 
 def rolled(base: LoadedModel, proxy: ProxyModel, args: ProxyConfig) -> Rollout:
     rollout = roll_out(
-        base.model,
-        base.tokenizer,
+        TransformersEngine(base.model, base.tokenizer),
         ProxyGuide.build([proxy], embedding_rows(base.model)),
         prompts(base),
         keys(),
-        LENGTH,
-        batch_size=GROUP * PROMPTS,
-        keep_all=args.advantage == "gae",
+        RolloutOptions(LENGTH, batch_size=GROUP * PROMPTS, keep_all=args.advantage == "gae"),
     )
     assert rollout is not None
     return rollout
@@ -75,9 +72,8 @@ def build(
 ) -> Experience:
     features = args.candidate_features == "embedding"
     rows = embedding_rows(base.model) if features else None
-    groups = torch.arange(GROUP * PROMPTS) // GROUP
     with torch.no_grad():
-        return Experience.build(proxy, rollout, rewards, groups, args, beta, rows, lambda value: value)
+        return Experience.build(proxy, rollout, rewards, args, beta, rows, lambda value: value)
 
 
 def some_rewards() -> Tensor:
@@ -278,13 +274,11 @@ def test_a_rollout_is_the_same_in_any_batch_and_can_be_had_again(base: LoadedMod
     assert whole.generation.completion_ids == again.generation.completion_ids
     assert torch.equal(whole.kl, again.kl)
     small = roll_out(
-        base.model,
-        base.tokenizer,
+        TransformersEngine(base.model, base.tokenizer),
         ProxyGuide.build([proxy], embedding_rows(base.model)),
         prompts(base),
         keys(),
-        LENGTH,
-        batch_size=5,
+        RolloutOptions(LENGTH, batch_size=5),
     )
     assert small is not None
     assert small.generation.completion_ids == whole.generation.completion_ids
@@ -297,12 +291,10 @@ def test_no_choice_anywhere_is_no_rollout(base: LoadedModel, tmp_path: Path) -> 
     args = config(tmp_path, p_t=0.999)
     proxy = drawn_proxy(base, args)
     found = roll_out(
-        base.model,
-        base.tokenizer,
+        TransformersEngine(base.model, base.tokenizer),
         ProxyGuide.build([proxy], embedding_rows(base.model)),
         prompts(base)[:2],
         keys()[:2],
-        3,
-        batch_size=2,
+        RolloutOptions(3, batch_size=2),
     )
     assert found is None

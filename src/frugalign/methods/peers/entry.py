@@ -19,7 +19,7 @@ _STANDS_FOR_PPO = "RLOO and GRPO stand for RLHF where the papers have PPO, which
 def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> Policy:
     """Train on the stored preferences, else on ranked pairs of the base's responses, all of which the budget's steps use."""
     from frugalign.data.pairs import preference_pairs
-    from frugalign.methods.peers.trl import train_on_pairs
+    from frugalign.methods.peers.trl import PeerRun, train_on_pairs
 
     setting = job.setting
     group = int(setting.pop("sample", GROUP_SIZE))
@@ -38,13 +38,13 @@ def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> Policy:
     if job.budget.steps is not None:
         options["max_steps"] = job.budget.steps
     base = job.load(trained=not options.get("use_peft", True))
-    kind = train_on_pairs(method, base, pairs, job.run_folder, job.ledger, options, callbacks=job.callbacks())
+    kind = train_on_pairs(method, base, pairs, PeerRun(job.run_folder, job.ledger, options, job.callbacks()))
     return {kind: str(job.run_folder)}
 
 
 def on_rewards(job: Job, method: str) -> Policy:
     """Train on the study's reward. Tokens give the size and number of the rollouts, steps their number."""
-    from frugalign.methods.peers.trl import train_on_rewards
+    from frugalign.methods.peers.trl import PeerRun, train_on_rewards
     from frugalign.rewards import load_rewards
 
     setting = job.setting
@@ -72,9 +72,8 @@ def on_rewards(job: Job, method: str) -> Policy:
     options = _common(job) | options | setting | sizes | {"per_device_train_batch_size": completions // per_rollout}
     rewards = load_rewards(job.asks["reward"])
     base = job.load(trained=not options.get("use_peft", True))
-    kind = train_on_rewards(
-        method, base, job.prompts(), rewards, job.run_folder, job.ledger, options, callbacks=job.callbacks()
-    )
+    run = PeerRun(job.run_folder, job.ledger, options, job.callbacks())
+    kind = train_on_rewards(method, base, job.prompts(), rewards, run)
     return {kind: str(job.run_folder)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,27 +82,35 @@ def _rotated(rows: list[Any]) -> list[Any]:
     return rows[-1:] + rows[:-1]
 
 
+@dataclass(frozen=True)
+class PeerRun:
+    """Where a peer's training runs, and how.
+
+    Args:
+        folder: receives the policy.
+        ledger: counts tokens, steps and seconds.
+        options: the TRL config's, and `lora_r`, `lora_alpha`, `use_peft` and `prompt_format` as everywhere here.
+        callbacks: for the trainer.
+    """
+
+    folder: Path
+    ledger: Ledger
+    options: dict[str, Any]
+    callbacks: Sequence[TrainerCallback] = ()
+
+
 # -- on stored pairs ----------------------------------------------------------------------------------------------------
 
 
-def train_on_pairs(
-    method: str,
-    base: LoadedModel,
-    pairs: Dataset,
-    folder: Path,
-    ledger: Ledger,
-    options: dict[str, Any],
-    callbacks: Sequence[TrainerCallback] = (),
-) -> str:
-    """SFT on the chosen answers, IPO, robust DPO or KTO on pairs; leaves the policy in `folder` and returns its kind (adapter or policy).
+def train_on_pairs(method: str, base: LoadedModel, pairs: Dataset, run: PeerRun) -> str:
+    """SFT on the chosen answers, or IPO, robust DPO or KTO on pairs. Saves the policy and returns its kind (adapter or policy).
 
     Args:
-        pairs: prompt, chosen, rejected and, where they were sampled, both answers' token ids.
-        options: the TRL config's, and `lora_r`, `lora_alpha`, `use_peft`, `prompt_format` as everywhere here.
+        pairs: prompt, chosen, rejected and, for sampled answers, both answers' token ids.
     """
-    given = dict(options)
+    given = dict(run.options)
     lora, prompt_format = _lora(given), given.pop("prompt_format", "auto")
-    common = {**_PLAIN, "output_dir": str(folder), "max_length": None, **given}
+    common = {**_PLAIN, "output_dir": str(run.folder), "max_length": None, **given}
     columns = tokenize_pairs(pairs, base.model, base.tokenizer, prompt_format=prompt_format)
     base.model.requires_grad_(lora is None)
     shared: dict[str, Any] = {"model": base.model, "processing_class": base.tokenizer, "peft_config": lora}
@@ -125,46 +134,38 @@ def train_on_pairs(
     else:
         loss: Any = {"ipo": "ipo", "robust_dpo": "robust"}[method]
         trainer = _DPO(args=DPOConfig(loss_type=loss, **common), train_dataset=Dataset.from_dict(columns), **shared)
-    return _train(trainer, folder, ledger, lora is not None, base, callbacks)
+    return _train(trainer, run, base, adapted=lora is not None)
 
 
 # -- on rewards ---------------------------------------------------------------------------------------------------------
 
 
 def train_on_rewards(
-    method: str,
-    base: LoadedModel,
-    prompts: Dataset,
-    rewards: Sequence[NamedReward],
-    folder: Path,
-    ledger: Ledger,
-    options: dict[str, Any],
-    callbacks: Sequence[TrainerCallback] = (),
+    method: str, base: LoadedModel, prompts: Dataset, rewards: Sequence[NamedReward], run: PeerRun
 ) -> str:
-    """RLOO or GRPO, sampling from the whole distribution; leaves the policy in `folder` and returns its kind.
+    """RLOO or GRPO, sampling from the whole distribution. Saves the policy and returns its kind (adapter or policy).
 
     Args:
-        prompts: a column `prompt`; the other columns go to the rewards.
-        options: the TRL config's, and those of `train_on_pairs`.
+        prompts: a column `prompt`; the other columns are passed to the rewards.
     """
-    given = dict(options)
+    given = dict(run.options)
     lora, prompt_format = _lora(given), given.pop("prompt_format", "auto")
     weights = given.pop("reward_weights", None)
     config, trains = (RLOOConfig, _RLOO) if method == "rloo" else (GRPOConfig, _GRPO)
-    args: Any = config(**{**_PLAIN, "output_dir": str(folder), "top_k": 0, "top_p": 1.0, **given})
+    args: Any = config(**{**_PLAIN, "output_dir": str(run.folder), "top_k": 0, "top_p": 1.0, **given})
     chat = prompt_format != "raw" and getattr(base.tokenizer, "chat_template", None) is not None
     if chat and isinstance(prompts[0]["prompt"], str):
         prompts = prompts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
     base.model.requires_grad_(lora is None)
     trainer: Any = trains(
         model=base.model,
-        reward_funcs=_reward(rewards, weights, ledger),
+        reward_funcs=_reward(rewards, weights, run.ledger),
         args=args,
         train_dataset=prompts,
         processing_class=base.tokenizer,
         peft_config=lora,
     )
-    return _train(trainer, folder, ledger, lora is not None, base, callbacks)
+    return _train(trainer, run, base, adapted=lora is not None)
 
 
 def _reward(rewards: Sequence[NamedReward], weights: list[float] | None, ledger: Ledger) -> Callable[..., list[Any]]:
@@ -245,22 +246,20 @@ def counted(models: Sequence[Any], ledger: Ledger) -> Iterator[None]:
             hook.remove()
 
 
-def _train(
-    trainer: Any, folder: Path, ledger: Ledger, adapted: bool, base: LoadedModel, callbacks: Sequence[TrainerCallback]
-) -> str:
-    policy = trainer.model
+def _train(trainer: Any, run: PeerRun, base: LoadedModel, *, adapted: bool) -> str:
+    policy, ledger = trainer.model, run.ledger
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     ledger.set_parameters(trainable=trained, base=base_parameters(policy))
     trainer.add_callback(RunFolder(ledger, {"trainer": type(trainer).__mro__[1].__name__}))
     trainer.add_callback(_CountSteps(ledger))
-    for callback in callbacks:
+    for callback in run.callbacks:
         trainer.add_callback(callback)
     TrainingProgress("training", ("loss", "reward")).replace_defaults(trainer)
     models = [policy, *([trainer.ref_model] if getattr(trainer, "ref_model", None) is not None else [])]
     with counted(models, ledger), ledger.phase("train"):
         trainer.train()
-    with saving(folder / WEIGHTS_FILE):
+    with saving(run.folder / WEIGHTS_FILE):
         whole = trainer.accelerator.unwrap_model(trainer.model)
-        whole.save_pretrained(folder)
-        base.tokenizer.save_pretrained(folder)
+        whole.save_pretrained(run.folder)
+        base.tokenizer.save_pretrained(run.folder)
     return "adapter" if adapted else "policy"

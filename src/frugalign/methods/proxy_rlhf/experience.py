@@ -20,8 +20,10 @@ from frugalign.methods.proxy_rlhf import advantages as losses
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.loss import Minibatch, distinct, log_probabilities
 from frugalign.methods.proxy_rlhf.rollout import Rollout
+from frugalign.policies.prompt_rows import Scoring
 from frugalign.proxy.network import ProxyModel
-from frugalign.rewards import NamedReward, score
+from frugalign.proxy.overseer import Objective
+from frugalign.rewards import score
 from frugalign.runs.layout import COMPLETIONS_FILE
 
 _LOGGED_COMPLETIONS = 4
@@ -76,20 +78,16 @@ class ScoredRollout:
 
 
 def score_rollout(
-    rewards: Sequence[NamedReward],
+    scoring: Scoring,
     prompts: Prompts,
     indices: list[int],
     rollout: Rollout,
     *,
-    weights: Sequence[float] | None,
-    on_error: str,
     missing_eos_penalty: float,
-    state: Any,
-    ledger: Ledger,
     batch_index: int,
-    state_layers: Sequence[int] = (),
+    ledger: Ledger,
 ) -> ScoredRollout:
-    """Call the rewards on a rollout's completions, with the data set's other columns, and the states that were computed for them."""
+    """Score a rollout's completions. Rewards also receive the data set's other columns and the stored hidden states."""
     rows = prompts.dataset[indices]
     metrics: list[tuple[str, float]] = []
     extra: dict[str, list[Any]] = {}
@@ -101,16 +99,16 @@ def score_rollout(
         extra[column] = list(values)
 
     scored = score(
-        rewards,
+        scoring.rewards,
         prompts=rows["prompt"],
         completions=as_completions(rows["prompt"], prompts.texts(rollout)),
         completion_ids=rollout.generation.completion_ids,
         columns={name: list(values) for name, values in rows.items() if name != "prompt"},
         states=rollout.generation.states,
-        state_layers=state_layers,
-        weights=weights,
-        on_error=on_error,
-        trainer_state=state,
+        state_layers=scoring.state_layers,
+        weights=scoring.weights,
+        on_error=scoring.on_error,
+        trainer_state=scoring.trainer_state,
         log_extra=log_extra,
         log_metric=log_metric,
         ledger=ledger,
@@ -139,15 +137,22 @@ class Experience:
         proxy: ProxyModel,
         rollout: Rollout,
         rewards: Tensor,
-        groups: Tensor,
         args: ProxyConfig,
         beta: float,
         embeddings: Tensor | None,
         reduce_sum: Callable[[Tensor], Tensor],
     ) -> Experience:
-        """Advantages `A_t = r − (leave-one-out mean) − β Σ_{t'>t} KL_{t'}` (centred per position), or GAE; both and the KL term scaled
-        by one 1/std over all processes."""
+        """Advantages `A_t = r − (leave-one-out mean) − β Σ_{t'>t} KL_{t'}`, centred per position, or GAE.
+
+        Advantages and the KL term are scaled by the same 1/std, taken over all processes.
+
+        Args:
+            rewards: `[S]`; every `args.num_generations` rows in a row share a prompt.
+            embeddings: rows of the base's embedding matrix; None if the proxy does not read them.
+            reduce_sum: sums a tensor over processes.
+        """
         device = rollout.kl.device
+        groups = torch.arange(len(rewards)) // args.num_generations
         baseline_free, usable = losses.leave_one_out(rewards, groups)
         if args.mask_truncated_completions:
             usable = usable & torch.tensor(rollout.generation.ended)
@@ -165,26 +170,9 @@ class Experience:
                 losses.kl_to_go(rollout.kl, rollout.valid), rollout.valid & use[:, None], reduce_sum
             )
             matrix, returns = adv[:, None] - beta * to_go, None
-        minibatches = []
-        for part in range(args.num_mini_batches):
-            mine = use & (groups.to(device) % args.num_mini_batches == part)
-            positions = rollout.positions.select(mine[rollout.positions.sequence])
-            rows, index = distinct(positions, embeddings)
-            where = (positions.sequence, positions.position)
-            score_ = proxy(positions.hidden, positions.ids, embeddings=rows, index=index, lookahead=positions.lookahead)
-            old, _ = log_probabilities(score_, positions, args.objective)
-            minibatches.append(
-                Minibatch(
-                    positions=positions,
-                    embeddings=rows,
-                    index=index,
-                    advantage=matrix[where] / scale,
-                    returns=None if returns is None else returns[where],
-                    old_log_prob=old,
-                    kl_weight=beta / scale,
-                    n_sequences=max(1, int(mine.sum())),
-                )
-            )
+        signal = _Signal(matrix / scale, returns, beta / scale)
+        parts = [use & (groups.to(device) % args.num_mini_batches == part) for part in range(args.num_mini_batches)]
+        minibatches = [_minibatch(proxy, rollout, part, signal, embeddings, args.objective) for part in parts]
         present = ~rewards.isnan()
         sums = reduce_sum(torch.stack([rewards[present].sum(), present.double().sum()]))
         statistics = {
@@ -192,6 +180,41 @@ class Experience:
             "usable_share": float(n_usable / reduce_sum(torch.tensor(float(len(rewards))))),
         }
         return cls(minibatches, float(sums[0] / sums[1].clamp(min=1)), statistics)
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """`advantage`, `returns` `[S, n]`, and the weight of the KL term; all but the returns already carry 1/std."""
+
+    advantage: Tensor
+    returns: Tensor | None
+    kl_weight: float
+
+
+def _minibatch(
+    proxy: ProxyModel,
+    rollout: Rollout,
+    sequences: Tensor,
+    signal: _Signal,
+    embeddings: Tensor | None,
+    objective: Objective,
+) -> Minibatch:
+    """The positions of the chosen `sequences` (bool `[S]`), with their log-probability before the update."""
+    positions = rollout.positions.select(sequences[rollout.positions.sequence])
+    rows, index = distinct(positions, embeddings)
+    where = (positions.sequence, positions.position)
+    logits = proxy(positions.hidden, positions.ids, embeddings=rows, index=index, lookahead=positions.lookahead)
+    old, _ = log_probabilities(logits, positions, objective)
+    return Minibatch(
+        positions=positions,
+        embeddings=rows,
+        index=index,
+        advantage=signal.advantage[where],
+        returns=None if signal.returns is None else signal.returns[where],
+        old_log_prob=old,
+        kl_weight=signal.kl_weight,
+        n_sequences=max(1, int(sequences.sum())),
+    )
 
 
 def _std(values: Tensor, reduce_sum: Callable[[Tensor], Tensor]) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.ledger import Ledger
 from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Step, generate
@@ -149,29 +148,44 @@ class _Recorder:
         return Positions(**narrow, **wide, log_p=join("log_p", -math.inf))  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How a rollout is sampled and what it keeps.
+
+    Args:
+        max_new_tokens: longest completion.
+        batch_size: completions generated together.
+        keep_all: keep positions with a single candidate, too. A value head needs their states.
+        state_layers: hidden layers whose endpoint states state rewards read.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+    keep_all: bool = False
+    state_layers: Sequence[int] = ()
+
+
 def roll_out(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: TransformersEngine,
     guide: ProxyGuide,
     prompt_ids: list[list[int]],
     keys: Tensor,
-    max_new_tokens: int,
-    *,
-    batch_size: int,
-    keep_all: bool = False,
-    state_layers: Sequence[int] = (),
+    options: RolloutOptions,
     ledger: Ledger | None = None,
 ) -> Rollout | None:
-    """Sample a completion a row and keep its judged positions; None where no position had a choice to make."""
-    recorder = _Recorder(len(prompt_ids), max_new_tokens, keep_all)
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=guide.temperature)
+    """Sample one completion per row and keep the positions that the proxy decided.
+
+    Returns:
+        None if every position had a single candidate.
+    """
+    recorder = _Recorder(len(prompt_ids), options.max_new_tokens, options.keep_all)
     generation = generate(
-        TransformersEngine(model, tokenizer),
+        engine,
         prompt_ids,
-        params,
+        SamplingParams(max_new_tokens=options.max_new_tokens, temperature=guide.temperature),
         keys=keys,
         guide=guide,
-        options=LoopOptions(batch_size=batch_size, observer=recorder, state_layers=state_layers),
+        options=LoopOptions(batch_size=options.batch_size, observer=recorder, state_layers=options.state_layers),
         ledger=ledger,
     )
     positions = recorder.positions()

@@ -51,18 +51,10 @@ def _train(config: ProxyConfig, callbacks: list[Any] | None) -> ProxyTrainer:
     train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_steps is not None)
     with ledger.phase("load"):
         loaded = load_model(config.model_name_or_path, **model_arguments(config))
-    trainer = ProxyTrainer(
-        model=loaded.model,
-        reward_funcs=rewards,
-        args=config,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=loaded.tokenizer,
-        callbacks=callbacks,
-        trained_on=trained_on,
-        base_name=loaded.name,
-        ledger=ledger,
-    )
+    seconds_before = ledger.wall_clock_seconds
+    trainer = ProxyTrainer(loaded, rewards, config, train, eval_dataset=held_out, callbacks=callbacks)
+    trainer.ledger.add(ledger, wall_clock=seconds_before)
+    trainer.accelerator.unwrap_model(trainer.model).config.trained_on = trained_on
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_artefact(trainer, folder)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +28,19 @@ from frugalign.data import encode_prompts
 from frugalign.data.loading import rows_fingerprint
 from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
-from frugalign.engines.loading import LoadedModel, load_model, prepare_tokenizer
-from frugalign.engines.transformers import causal_lm, context_length, device_of, embedding_rows
+from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import TransformersEngine, causal_lm, context_length, device_of, embedding_rows
 from frugalign.methods.proxy_rlhf.advantages import adapt_beta
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.methods.proxy_rlhf.evaluate_proxy import evaluate_proxy
 from frugalign.methods.proxy_rlhf.experience import Experience, Prompts, ScoredRollout, score_rollout
-from frugalign.methods.proxy_rlhf.held_out import held_out
+from frugalign.methods.proxy_rlhf.inputs import load_base, prepare_proxy
 from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
-from frugalign.methods.proxy_rlhf.rollout import Rollout, roll_out
+from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
-from frugalign.options.loading import model_arguments
 from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.proxy.guide import ProxyGuide
-from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
+from frugalign.proxy.network import ProxyModel
 from frugalign.rewards import load_rewards
 from frugalign.rewards.representation.network import share_base, state_fingerprint
 from frugalign.runs.checkpoints import WholeCheckpoints
@@ -50,16 +53,16 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     """Trains a proxy for a frozen language model.
 
     Args:
-        model: the frozen LM, or its hub id or folder.
-        reward_funcs: one or several rewards with TRL's call, or strings as on the command line.
+        model: the frozen LM, loaded or as a hub id or folder.
+        reward_funcs: one or several rewards. Each is a function with TRL's signature, or a string as on the command line.
         args: a `ProxyConfig`.
-        train_dataset: a data set with a `prompt` column; other columns are passed to the rewards.
-        eval_dataset: the same, to watch the training by.
-        processing_class: the tokenizer; needed where `model` is a module.
-        proxy: an untrained or trained proxy; default: a new one of a default size.
+        train_dataset: a data set with a `prompt` column. Other columns are passed to the rewards.
+        eval_dataset: held-out prompts in the same form.
+        processing_class: the tokenizer; required if `model` is a bare module.
+        proxy: a trained or untrained proxy to start from. Default: a new proxy of the default size.
 
     Raises:
-        FrugalignError: whatever the user can mend, in one sentence.
+        FrugalignError: a user error, in one sentence.
     """
 
     args: ProxyConfig
@@ -67,7 +70,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | str,
+        model: PreTrainedModel | LoadedModel | str,
         reward_funcs: Any,
         args: ProxyConfig,
         train_dataset: Dataset,
@@ -75,74 +78,48 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         proxy: ProxyModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        trained_on: dict[str, Any] | None = None,
-        base_name: str = "",
-        ledger: Ledger | None = None,
     ) -> None:
-        if isinstance(model, str):
-            loaded = load_model(model, **model_arguments(args))
-            model, processing_class, base_name = loaded.model, processing_class or loaded.tokenizer, loaded.name
-        if processing_class is None:
-            raise FrugalignError("ProxyTrainer needs processing_class (the tokenizer) where model is a module.")
-        prepare_tokenizer(processing_class)
-        self.lm = model.eval().requires_grad_(False)
-        self.ledger = ledger or Ledger()
-        self._uncounted = Ledger()
-        self.rewards = load_rewards(reward_funcs, device=str(device_of(model)))
+        loaded = load_base(model, processing_class, args)
+        self.lm, tokenizer = loaded.model.eval().requires_grad_(False), loaded.tokenizer
+        self.ledger, self._uncounted = Ledger(), Ledger()
+        self.rewards = load_rewards(reward_funcs, device=str(device_of(self.lm)))
         self.beta = args.beta
-        base = fingerprint(model, processing_class, name=base_name, revision=args.revision, adapter=args.adapter)
-        if proxy is None:
-            proxy = new_proxy(model, args.network(), seed=args.seed)
-        else:
-            check_proxy(proxy, args.network(), base)
-        proxy.config.base, proxy.config.trained_on = base.to_dict(), trained_on
-        self._learns_from = {
+        base = fingerprint(self.lm, tokenizer, name=loaded.name, revision=args.revision, adapter=args.adapter)
+        proxy = prepare_proxy(proxy, loaded, base, args)
+        self._base = replace(loaded, name=base.name, revision=base.revision)
+        self._data_hashes = {
             "base": base.identity,
             "prompts": rows_fingerprint(train_dataset),
             "rewards": [named.name for named in self.rewards],
         }
-        self._base = LoadedModel(model, processing_class, base.name, base.revision)
-        # A reward that reads this very model's states gets those of the rollout, and no second copy of the model.
+        # A reward that reads this model's states gets those of the rollout, so the model is in memory once.
         self._state_layers = share_base(
-            [reward.function for reward in self.rewards],
-            self._base,
-            state_fingerprint(base.to_dict()),
+            [reward.function for reward in self.rewards], self._base, state_fingerprint(base.to_dict())
         )
-        proxy.config.max_new_tokens, proxy.config.max_prompt_length = args.max_new_tokens, args.max_prompt_length
-        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            # Trainer aligns the trained module's special tokens with the tokenizer's, and warns where they differ.
-            setattr(proxy.config, token, getattr(processing_class, token))
-        nn.Module.to(proxy, device_of(model))
-        self._embeddings = embedding_rows(model) if proxy.config.candidate_features == "embedding" else None
-        self._train_prompts = self._encode(train_dataset, processing_class, args, proxy)
-        if eval_dataset is not None:  # a prompt that does not fit is refused before the training
-            self._encode(eval_dataset, processing_class, args, proxy)
+        self._embeddings = embedding_rows(self.lm) if proxy.config.candidate_features == "embedding" else None
+        self._train_prompts = self._encode(train_dataset, tokenizer, args, proxy)
+        if eval_dataset is not None:  # report a prompt that does not fit before training
+            self._encode(eval_dataset, tokenizer, args, proxy)
         self._last_kl: float | None = None
         self._round = -1
         self._minibatches: list[Minibatch] = []
         self._logs: dict[str, list[float]] = {}
         self._loss_sum = 0.0
         open_run_folder(str(args.output_dir))
-        prompts = args.prompts_per_device * args.world_size
-        self.schedule = Schedule(len(train_dataset), prompts, args.seed)
+        self.schedule = Schedule(len(train_dataset), args.prompts_per_device * args.world_size, args.seed)
         args.round_steps(self.schedule.rounds_per_epoch)
-        try:
+        with _trainer_errors():
             super().__init__(
                 model=proxy,
                 args=args,
                 data_collator=_no_data,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
-                processing_class=processing_class,
+                processing_class=tokenizer,
                 callbacks=[RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
             )
-        except (ValueError, ImportError) as error:  # an unknown or missing tracker, say
-            raise FrugalignError(
-                f"transformers refuses these settings: {' '.join(str(error).split()).rstrip('.')}."
-            ) from error
-        self.ledger.set_parameters(
-            trainable=sum(p.numel() for p in proxy.parameters()), base=causal_lm(model).num_parameters()
-        )
+        trainable = sum(parameter.numel() for parameter in proxy.parameters())
+        self.ledger.set_parameters(trainable=trainable, base=causal_lm(self.lm).num_parameters())
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
@@ -165,35 +142,43 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         args, prompts = self.args, self._train_prompts
         proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
         guide = ProxyGuide.build([proxy], embedding_rows(self.lm))
+        options = RolloutOptions(
+            args.max_new_tokens,
+            batch_size=args.per_device_train_batch_size,
+            keep_all=args.advantage == "gae",
+            state_layers=self._state_layers,
+        )
         with self.ledger.phase("rollout"):
             return roll_out(
-                self.lm,
-                self.processing_class,
+                TransformersEngine(self.lm, self.processing_class),
                 guide,
                 [prompts.ids[index] for index in indices],
                 row_keys(args.seed, epoch, indices, numbers),
-                args.max_new_tokens,
-                batch_size=args.per_device_train_batch_size,
-                keep_all=args.advantage == "gae",
-                state_layers=self._state_layers,
-                ledger=self._uncounted,
+                options,
+                self._uncounted,
             )
+
+    def _scoring(self) -> Scoring:
+        args = self.args
+        return Scoring(
+            self.rewards,
+            args.reward_weights,
+            args.reward_on_error,
+            trainer_state=self.state,
+            state_layers=self._state_layers,
+        )
 
     def _score(self, indices: list[int], rollout: Rollout) -> ScoredRollout:
         args = self.args
         with self.ledger.phase("reward"):
             scored = score_rollout(
-                self.rewards,
+                self._scoring(),
                 self._train_prompts,
                 indices,
                 rollout,
-                weights=args.reward_weights,
-                on_error=args.reward_on_error,
                 missing_eos_penalty=args.missing_eos_penalty,
-                state=self.state,
-                ledger=self._uncounted,
                 batch_index=self.state.global_step // args.steps_per_rollout,
-                state_layers=self._state_layers,
+                ledger=self._uncounted,
             )
         if scored.n_skipped:
             self._note("reward_skipped", float(scored.n_skipped))
@@ -212,7 +197,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         size, rank = args.per_device_train_batch_size, self.accelerator.process_index
         mine = slice(rank * size, (rank + 1) * size)
         rollout = self._roll_out(indices[mine], epoch, numbers[mine])
-        # Asked of all processes: one that raised alone would leave the others waiting for it.
+        # Summed over processes: if one process raised alone, the others would wait for it forever.
         n_with_choice = self._sum(torch.tensor(float(rollout is not None)))
         if rollout is None or n_with_choice < self.accelerator.num_processes:
             raise FrugalignError(
@@ -228,13 +213,11 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         scored = self._score(indices[mine], rollout)
         rewards = scored.rewards
         self._count()
-        groups = torch.arange(size) // args.num_generations
         with self.ledger.phase("optimise"), torch.no_grad():
             experience = Experience.build(
                 self.accelerator.unwrap_model(self.model),
                 rollout,
                 rewards,
-                groups,
                 args,
                 self.beta,
                 self._embeddings,
@@ -354,15 +337,8 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         if rows is None or not len(rows):
             raise FrugalignError("There is no eval_dataset to evaluate on.")
         proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
-        scoring = Scoring(
-            self.rewards,
-            args.reward_weights,
-            args.reward_on_error,
-            trainer_state=self.state,
-            state_layers=self._state_layers,
-        )
         with self.ledger.phase("evaluate"):
-            found = held_out(self._base, proxy, PromptRows.of(rows), scoring, args, self._uncounted)
+            found = evaluate_proxy(self._base, proxy, PromptRows.of(rows), self._scoring(), args, self._uncounted)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self._count()
         self.log(metrics)
@@ -375,7 +351,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
 
     def run_settings(self) -> dict[str, Any]:
-        return self.args.fixed_settings() | self._learns_from
+        return self.args.fixed_settings() | self._data_hashes
 
     def run_state(self) -> dict[str, Any]:
         return {"beta": self.beta, "last_kl": self._last_kl, "logs": self._logs, "loss_sum": self._loss_sum}
@@ -384,6 +360,16 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self.beta, self._last_kl, self._loss_sum = float(state["beta"]), state["last_kl"], float(state["loss_sum"])
         if self.accelerator.is_main_process:  # only its notes are saved
             self._logs = state["logs"]
+
+
+@contextmanager
+def _trainer_errors() -> Iterator[None]:
+    """Report what Trainer rejects, such as an unknown or missing tracker, as a user error."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise FrugalignError(f"transformers refuses these settings: {reason}.") from error
 
 
 def _no_data(batch: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.trainer import PSLETrainer
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.loading import load_rewards
-from frugalign.runs.folder import open_run_folder
 from frugalign.runs.lock import in_use
 from frugalign.runs.save_policy import save_policy
 
@@ -43,6 +42,7 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         loaded = load_model(config.model_name_or_path, **arguments)
     rewards = load_rewards(config.reward, device=str(loaded.model.device))
     judges = load_rewards(config.eval_reward, device=str(loaded.model.device)) if config.eval_reward else None
+    seconds_before = ledger.wall_clock_seconds
     trainer = PSLETrainer(
         loaded.model,
         rewards,
@@ -53,17 +53,15 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         processing_class=loaded.tokenizer,
         peft_config="default" if config.use_peft else None,
         callbacks=list(callbacks),
-        ledger=ledger,
     )
+    trainer.ledger.add(ledger, wall_clock=seconds_before)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     if config.process_index == 0:
-        folder = open_run_folder(str(config.output_dir))
         save_policy(
             trainer.model,
             loaded.tokenizer,
             config,
-            ledger,
-            folder,
+            trainer.ledger,
             trained_on=trained_on,
             done="aligned by principles",
             description=f"Self-enhancement under written principles, method {config.method} (PSLE, arXiv 2408.02599).",

@@ -26,7 +26,7 @@ from frugalign.rewards.loading import NamedReward
 from frugalign.rewards.scoring import score
 from frugalign.runs.folder import saving
 from frugalign.runs.processes import count_all, my_rows, shared
-from frugalign.runs.shared_sampling import my_partial, sample_together
+from frugalign.runs.shared_sampling import GroupRequest, my_partial, sample_on_all_processes
 
 _CHUNK = 256
 """Responses scored between two lines on the disk."""
@@ -80,18 +80,8 @@ class Sampler:
         k, plain = self.args.num_generations, self.dataset[list(rows)]["prompt"]
 
         def sampled(prompts: Sequence[Any], size: int, epoch: int, stem: str, share_prefix: bool = False) -> Groups:
-            return sample_together(
-                model,
-                self.tokenizer,
-                prompts,
-                size,
-                self.args,
-                epoch=epoch,
-                stem=folder / stem,
-                ledger=ledger,
-                numbers=rows,
-                share_prefix=share_prefix,
-            )
+            request = GroupRequest(prompts, size, epoch, folder / stem, numbers=rows, share_prefix=share_prefix)
+            return sample_on_all_processes(model, self.tokenizer, request, self.args, ledger)
 
         if self.principles is None:
             return sampled(plain, 2 * k, 2 * number, ".plain")
@@ -114,12 +104,11 @@ class Sampler:
         Raises:
             FrugalignError: a reward that fails (unless `reward_on_error` is skip), or nothing scored at all.
         """
-        size = len(groups.completions[0])
         mine = my_rows(len(rows))
         partial = my_partial(folder / ".rewards")
         counted = Ledger()
         with ledger.phase("reward"), saving(partial):
-            found = self._score(rewards, groups, rows, mine, size, partial, counted, state)
+            found = self._score(rewards, groups, rows, partial, counted, state)
         count_all(ledger, counted)
         every = shared(list(zip(mine, found, strict=True)))
         total = [[float("nan") if value is None else value for value in each["total"]] for _, each in every]
@@ -130,7 +119,7 @@ class Sampler:
             list(prompts),
             groups.completions,
             groups.completion_ids or [],
-            torch.tensor(total, dtype=torch.float64).reshape(len(rows), size),
+            torch.tensor(total, dtype=torch.float64).reshape(len(rows), len(groups.completions[0])),
             by_name,
             [each["logged"] for _, each in every] if any(each["logged"] for _, each in every) else [],
         )
@@ -143,14 +132,14 @@ class Sampler:
         rewards: Sequence[NamedReward],
         groups: Groups,
         rows: Sequence[int],
-        mine: list[int],
-        size: int,
         partial: Path,
         ledger: Ledger,
         state: TrainerState | None,
     ) -> list[dict[str, Any]]:
-        asked = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
-        finished = PartialWork(partial, asked, [rows[place] for place in mine], groups.completions)
+        """The rewards of this process's prompts, one entry per prompt, kept in `partial` chunk by chunk."""
+        mine, size = my_rows(len(rows)), len(groups.completions[0])
+        settings = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
+        finished = PartialWork(partial, settings, [rows[place] for place in mine], groups.completions)
         per_chunk = max(1, _CHUNK // size)
         for number, start in enumerate(range(len(finished.rows), len(mine), per_chunk)):
             places = mine[start : start + per_chunk]

@@ -25,19 +25,18 @@ from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, write_atomic, write_js
 from frugalign.base.ledger import Ledger
 from frugalign.data.loading import dataset_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import fingerprint
-from frugalign.engines.loading import load_model, prepare_tokenizer
+from frugalign.engines.loading import load_model
 from frugalign.engines.transformers import base_parameters
-from frugalign.methods.log_probs import disable_dropout
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.folders import account, begin, check_resumable, ledger_of, reopen, weights_digest
+from frugalign.methods.psle.inputs import check_row_weights, load_policy, principles_of
 from frugalign.methods.psle.responses import Round, Scored, read_round, save_round, split
 from frugalign.methods.psle.round_eval import RoundEvaluation, StartingModel
 from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
 from frugalign.methods.psle.rules import RANKED, reward_scale, threshold
 from frugalign.methods.psle.sampling import Sampler
-from frugalign.options.loading import policy_arguments
 from frugalign.options.resuming import is_resuming
-from frugalign.policies.principles import Principles, load_principles
+from frugalign.policies.principles import Principles
 from frugalign.rewards.loading import RewardSpec, load_rewards
 from frugalign.runs.folder import open_run_folder, saving
 from frugalign.runs.layout import (
@@ -66,18 +65,18 @@ class PSLETrainer:
     """Principle-guided self-enhancement (`docs/methods/psle.md#a-round`) of a causal language model.
 
     Args:
-        model: the policy to start from, or its hub id or folder.
-        reward_funcs: the rewards that are learned by: strings, functions, or a list of either.
+        model: the policy to start from, loaded or as a hub id or folder.
+        reward_funcs: the rewards to learn from: strings, functions, or a list of either.
         args: a `PSLEConfig`.
-        train_dataset: a column `prompt` (strings or messages); `weight` weighs a row's couples; other columns go to the rewards.
-        principles: what `load_principles` gives, or its name; default `args.principles`.
-        eval_dataset: held-out prompts that every round is measured on.
-        eval_reward_funcs: judges, measured on them beside the rewards.
-        processing_class: the tokenizer; needed where `model` is a module.
-        peft_config: default a LoRA on all linear layers; None trains every weight.
+        train_dataset: a column `prompt` (strings or messages). `weight` weighs a row's couples; other columns are passed to the rewards.
+        principles: what `load_principles` returns, or its name. Default: `args.principles`.
+        eval_dataset: held-out prompts, on which every round is evaluated.
+        eval_reward_funcs: further rewards that are only measured, on the held-out prompts.
+        processing_class: the tokenizer; required if `model` is a module.
+        peft_config: default: a LoRA on all linear layers. None trains every weight.
 
     Raises:
-        FrugalignError: whatever the user can mend, in one sentence.
+        FrugalignError: a user error, in one sentence.
     """
 
     def __init__(
@@ -92,64 +91,50 @@ class PSLETrainer:
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | Literal["default"] | None = "default",
         callbacks: list[TrainerCallback] | None = None,
-        ledger: Ledger | None = None,
     ) -> None:
-        self.args, self.ledger, self.callbacks = args, ledger or Ledger(), callbacks or []
-        if isinstance(model, str):
-            every_weight = peft_config is None or not args.use_peft
-            loaded = load_model(model, **policy_arguments(args, trains_every_weight=every_weight))
-            model, processing_class = loaded.model, processing_class or loaded.tokenizer
-        if processing_class is None:
-            raise FrugalignError("PSLETrainer needs processing_class (the tokenizer) where model is a module.")
-        if peft_config == "default" and not args.use_peft:
+        self.args, self.ledger, self.callbacks = args, Ledger(), callbacks or []
+        if not args.use_peft and peft_config == "default":
             peft_config = None
-        policy: Any = model
-        if isinstance(policy, PeftModel):
-            raise FrugalignError("The model has an adapter already; merge it first (merge_and_unload).")
-        prepare_tokenizer(processing_class)
-        self.processing_class = processing_class
-        if getattr(policy, "hf_device_map", None) is None:
-            policy.to(args.device)
-        disable_dropout(policy)
+        model, tokenizer = load_policy(model, processing_class, args, peft_config)
+        self.processing_class = tokenizer
         if len(train_dataset) == 0:
             raise FrugalignError("There are no prompts to train on.")
-        _check_row_weights(train_dataset)
-        self.principles = self._principles(principles)
+        check_row_weights(train_dataset)
+        self.principles = principles_of(principles, args)
         self.rewards = load_rewards(reward_funcs, device=str(model.device))
-        self.sampler = Sampler(train_dataset, processing_class, self.principles, args)
+        self.sampler = Sampler(train_dataset, tokenizer, self.principles, args)
         self.fitting = self.sampler.fitting(model)
         if len(self.fitting) < len(train_dataset):
             _log.warning("Left out %d prompts that exceed the context.", len(train_dataset) - len(self.fitting))
-        self.base = fingerprint(model, processing_class, name=str(args.model_name_or_path or ""))
-        self.held_out = None
-        if eval_dataset is not None and len(eval_dataset) and args.eval_prompts:
-            judges = load_rewards(eval_reward_funcs, device=str(model.device)) if eval_reward_funcs else []
-            load_rewards([*self.rewards, *judges])  # no two of one name
-            rows = Sampler(eval_dataset, processing_class, None, args).fitting(model)[: args.eval_prompts]
-            self.held_out = RoundEvaluation(eval_dataset.select(rows), processing_class, self.rewards, judges, args)
+        self.base = fingerprint(model, tokenizer, name=str(args.model_name_or_path or ""))
+        self.round_evaluation = self._round_evaluation(model, eval_dataset, eval_reward_funcs)
         set_seed(args.seed)
         self.start: PreTrainedModel | None = None
+        self.model: Any
         if peft_config is None:
-            policy.requires_grad_(True)
-            if args.kl_weight or self.held_out is not None:
+            self.model = model.requires_grad_(True)
+            if args.kl_weight or self.round_evaluation is not None:
                 self.start = copy.deepcopy(model).requires_grad_(False).eval()
         else:
             model.requires_grad_(False)
-            policy = get_peft_model(model, lora_of(args) if peft_config == "default" else peft_config)
-        self.model = policy
-        trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-        self._begun, self._counted = weights_digest(policy), set[Path]()
-        self.ledger.set_parameters(trainable=trained, base=base_parameters(policy))
+            self.model = get_peft_model(model, lora_of(args) if peft_config == "default" else peft_config)
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        self._initial_weights, self._counted = weights_digest(self.model), set[Path]()
+        self.ledger.set_parameters(trainable=trained, base=base_parameters(self.model))
 
-    def _principles(self, given: Principles | str | None) -> Principles | None:
-        found = given if given is not None else self.args.principles
-        if not self.args.needs_principles:
+    def _round_evaluation(
+        self, model: PreTrainedModel, prompts: Dataset | None, rewards: RewardSpec | Sequence[RewardSpec] | None
+    ) -> RoundEvaluation | None:
+        """The evaluation of every round; None without held-out prompts."""
+        args, tokenizer = self.args, self.processing_class
+        if prompts is None or not len(prompts) or not args.eval_prompts:
             return None
-        if found is None:
-            raise FrugalignError("principles is missing: a shipped set, a file, or no_use_principles to do without.")
-        return load_principles(found) if isinstance(found, str) else found
+        only_measured = load_rewards(rewards, device=str(model.device)) if rewards else []
+        load_rewards([*self.rewards, *only_measured])  # refuses two rewards of the same name
+        rows = Sampler(prompts, tokenizer, None, args).fitting(model)[: args.eval_prompts]
+        return RoundEvaluation(prompts.select(rows), tokenizer, self.rewards, only_measured, args)
 
-    def _told(self) -> str | None:
+    def _principles_hash(self) -> str | None:
         return None if self.principles is None else self.principles.fingerprint()
 
     # -- the run ---------------------------------------------------------------------------------------------------------
@@ -196,13 +181,13 @@ class PSLETrainer:
 
     def _about(self) -> dict[str, Any]:
         """What a run is begun with and goes on with."""
-        held_out = self.held_out and dataset_fingerprint(self.held_out.dataset)
+        held_out = self.round_evaluation and dataset_fingerprint(self.round_evaluation.dataset)
         return {
             **self.args.fixed_settings(),
             "base": self.base.identity,
             "prompts": rows_fingerprint(self.sampler.dataset),
             "held-out prompts": held_out,
-            "principles": self._told(),
+            "principles": self._principles_hash(),
             "rewards": [named.name for named in self.rewards],
         }
 
@@ -211,8 +196,8 @@ class PSLETrainer:
     def _round(self, number: int, folder: Path, before: list[Manifest]) -> Manifest:
         args = self.args
         self._make(folder)
-        begun = weights_digest(self.model)
-        if number == 0 and begun != self._begun:
+        initial = weights_digest(self.model)
+        if number == 0 and initial != self._initial_weights:
             raise FrugalignError(
                 "This trainer has trained already, and round 0 begins from the starting model: make a new one."
             )
@@ -235,14 +220,14 @@ class PSLETrainer:
         self._evaluate(folder, folder.parent / START_FOLDER, ledger)
         manifest: Manifest = {
             "round": number,
-            "start": {"base": asdict(self.base), "weights": begun},
+            "start": {"base": asdict(self.base), "weights": initial},
             "end": {"weights": weights_digest(self.model)},
             "prompts": {
                 "name": args.dataset_name,
                 "fingerprint": dataset_fingerprint(self.sampler.dataset),
                 "too_long": len(self.sampler.dataset) - len(self.fitting),
             },
-            "principles": self._told(),
+            "principles": self._principles_hash(),
             **account(done, args, tau, scale),
             "reward_calls": done.scored.rewards.numel() * len(self.rewards),
             "optimizer_steps": steps,
@@ -259,7 +244,7 @@ class PSLETrainer:
 
     def _evaluate_start(self, folder: Path) -> None:
         """The starting model on the held-out prompts, once."""
-        if self.held_out is None:
+        if self.round_evaluation is None:
             return
         ledger, done = ledger_of(folder), (folder / ROUND_METRICS_FILE).is_file()
         if not done:
@@ -339,10 +324,10 @@ class PSLETrainer:
         return int(trainer.state.global_step)
 
     def _evaluate(self, folder: Path, first: Path | None, ledger: Ledger) -> None:
-        if self.held_out is None or (folder / ROUND_METRICS_FILE).is_file():
+        if self.round_evaluation is None or (folder / ROUND_METRICS_FILE).is_file():
             return
         self._make(folder)
-        self.held_out.run(self.model, folder, ledger, None if first is None else self._start(), first)
+        self.round_evaluation.run(self.model, folder, ledger, None if first is None else self._start(), first)
         self._wait()
 
     def _start(self) -> StartingModel:
@@ -382,9 +367,3 @@ class PSLETrainer:
             return
         found = load_model(str(folder), dtype="float32", device_map="cpu")
         self.model.load_state_dict(found.model.state_dict())
-
-
-def _check_row_weights(dataset: Dataset) -> None:
-    for row, weight in enumerate(dataset["weight"] if "weight" in dataset.column_names else []):
-        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-            raise FrugalignError(f"Row {row + 1} has the weight {weight}; it must be a number of at least 0.")

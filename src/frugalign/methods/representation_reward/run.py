@@ -54,12 +54,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     refuse_earlier_run(folder, options.overwrite_output_dir)
     ledger = Ledger()
     preferences, split = read_examples(options.dataset_name, options)
-    if options.full_model and not preferences.is_paired:
-        raise FrugalignError("full_model needs pairs: a whole reward model is trained on them.")
-    if options.full_model and (options.adapter is not None or options.load_in_4bit):
-        raise FrugalignError(
-            "full_model trains every weight of the model: it takes neither an adapter nor load_in_4bit."
-        )
+    _check_full_model(options, preferences)
     elsewhere = {name: joined(load_preference_data(name)) for name in options.eval_dataset_name}
     with ledger.phase("load"):
         base = load_model(options.model_name_or_path, **model_arguments(options))
@@ -71,16 +66,12 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     layers = resolve_layers(base.model, options.layers)
     with ledger.phase("rollout"):
         features = states_of(preferences, base, layers, options, store, ledger)
-    tokens = ledger.lm_forward_tokens  # of these answers; those from elsewhere are read later
+    tokens = ledger.lm_forward_tokens  # of these answers; the other data sets are read later
     with ledger.phase("optimise"):
         fitted, penalty = fit_best(preferences, features, split, layers, options)
     probes = fitted.model
     set_calibration(probes, preferences, features, split)
-    probes.config.base = fingerprint(
-        base.model, base.tokenizer, name=base.name, revision=options.revision, adapter=options.adapter
-    ).to_dict()
-    probes.config.max_length, probes.config.prompt_format = options.max_length, options.prompt_format
-    probes.config.trained_on = {"name": options.dataset_name, "examples": len(split.train)}
+    _describe(probes, base, split, options)
     ledger.set_parameters(trainable=sum(p.numel() for p in probes.parameters()), base=base.model.num_parameters())
     with ledger.phase("evaluate"):
         report = {
@@ -97,20 +88,47 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
             },
         }
         if options.full_model:
-            from frugalign.methods.representation_reward.full_model_baseline import (
-                train_full_model,  # TRL, which nothing else here needs
-            )
+            from frugalign.methods.representation_reward.full_model_baseline import train_full_model
 
             report["full_model"] = train_full_model(preferences, base, split, options)
     report["cost"] = _cost(ledger, preferences, base, tokens)
+    _save(folder, probes, report, options, ledger)
+    return report
+
+
+def _check_full_model(options: RewardOptions, preferences: PreferenceData) -> None:
+    """Refuse `full_model` where its training is impossible, before anything is computed."""
+    if options.full_model and not preferences.is_paired:
+        raise FrugalignError("full_model needs pairs: a whole reward model is trained on them.")
+    if options.full_model and (options.adapter is not None or options.load_in_4bit):
+        raise FrugalignError(
+            "full_model trains every weight of the model: it takes neither an adapter nor load_in_4bit."
+        )
+
+
+def _describe(probes: RepresentationModel, base: LoadedModel, split: Split, options: RewardOptions) -> None:
+    """Store in the probes' config what they were fitted on."""
+    config = probes.config
+    config.base = fingerprint(
+        base.model, base.tokenizer, name=base.name, revision=options.revision, adapter=options.adapter
+    ).to_dict()
+    config.max_length, config.prompt_format = options.max_length, options.prompt_format
+    config.trained_on = {"name": options.dataset_name, "examples": len(split.train)}
+
+
+def _save(
+    folder: Path, probes: RepresentationModel, report: dict[str, Any], options: RewardOptions, ledger: Ledger
+) -> None:
+    """Write the probes, the report, the costs and the card."""
     with saving(folder / WEIGHTS_FILE):
         probes.save_pretrained(folder)
     write_json_atomic(folder / REWARD_REPORT_FILE, report)
     ledger.save(folder / COSTS_FILE)
+    name = str(options.model_name_or_path)
     card = model_card(
-        title=f"Representation reward for {base.name}",
+        title=f"Representation reward for {name}",
         description="Gated linear probes on the model's own hidden states (arXiv 2503.10093); the reward is calibrated to log-odds.",
-        base_model=base.name,
+        base_model=name,
         settings=asdict(options),
         results={
             "held-out accuracy": report["test"]["accuracy"]["mean"],
@@ -120,7 +138,6 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
         usage=f"from frugalign.rewards import load_reward\n\nreward = load_reward({str(folder)!r}).function",
     )
     write_atomic(folder / CARD_FILE, card)
-    return report
 
 
 def states_of(

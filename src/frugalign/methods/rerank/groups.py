@@ -25,7 +25,7 @@ from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.folder import saving
 from frugalign.runs.layout import ranking_file, rankings_in
 from frugalign.runs.processes import count_all, my_rows, shared
-from frugalign.runs.shared_sampling import sample_together
+from frugalign.runs.shared_sampling import GroupRequest, sample_on_all_processes
 
 
 def sample_for(
@@ -39,7 +39,8 @@ def sample_for(
     """`options.sample` responses to every prompt from the model as it is; processes share the prompts, a killed one goes on."""
     kept = ranking_file(Path(options.output_dir), epoch)
     stem = kept.with_name(f".{kept.stem}")
-    return sample_together(model, tokenizer, prompts, options.sample, options, epoch=epoch, stem=stem, ledger=ledger)
+    request = GroupRequest(prompts, options.sample, epoch, stem)
+    return sample_on_all_processes(model, tokenizer, request, options, ledger)
 
 
 def rank_groups(

@@ -105,7 +105,6 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
             trainer.processing_class,
             config,
             trainer.ledger,
-            folder,
             trained_on=trained_on,
             done="re-ranked",
             description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",

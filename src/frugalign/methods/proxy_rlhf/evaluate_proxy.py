@@ -39,7 +39,7 @@ class _Acceptance:
         self.total, self.n = self.total + float(accepted.float().sum()), self.n + len(accepted)
 
 
-def held_out(
+def evaluate_proxy(
     base: LoadedModel, proxy: ProxyModel, rows: PromptRows, scoring: Scoring, args: ProxyConfig, ledger: Ledger
 ) -> dict[str, float]:
     """Means over one completion of every prompt, under fixed noise; each process answers its share.

@@ -1,0 +1,60 @@
+"""What a `PSLETrainer` is given, loaded and checked: the policy, the principles, the weights of the prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalign.base.errors import FrugalignError
+from frugalign.engines.loading import load_model, prepare_tokenizer
+from frugalign.methods.log_probs import disable_dropout
+from frugalign.methods.psle.config import PSLEConfig
+from frugalign.options.loading import policy_arguments
+from frugalign.policies.principles import Principles, load_principles
+
+
+def load_policy(
+    model: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    args: PSLEConfig,
+    peft_config: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model on its device, without dropout, and a tokenizer that is ready for batches."""
+    if isinstance(model, str):
+        every_weight = peft_config is None or not args.use_peft
+        loaded = load_model(model, **policy_arguments(args, trains_every_weight=every_weight))
+        model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
+    if tokenizer is None:
+        raise FrugalignError("PSLETrainer needs processing_class (the tokenizer) where model is a module.")
+    policy: Any = model
+    if isinstance(policy, PeftModel):
+        raise FrugalignError("The model has an adapter already; merge it first (merge_and_unload).")
+    prepare_tokenizer(tokenizer)
+    if getattr(policy, "hf_device_map", None) is None:
+        policy.to(args.device)
+    disable_dropout(policy)
+    return policy, tokenizer
+
+
+def principles_of(given: Principles | str | None, args: PSLEConfig) -> Principles | None:
+    """The given principles, or those that `args` names; None if the method samples without any."""
+    found = given if given is not None else args.principles
+    if not args.needs_principles:
+        return None
+    if found is None:
+        raise FrugalignError("principles is missing: give a shipped set or a file, or no_use_principles.")
+    return load_principles(found) if isinstance(found, str) else found
+
+
+def check_row_weights(dataset: Dataset) -> None:
+    """Refuse a `weight` column with anything but finite numbers of at least 0.
+
+    Raises:
+        FrugalignError: naming the first such row.
+    """
+    for row, weight in enumerate(dataset["weight"] if "weight" in dataset.column_names else []):
+        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise FrugalignError(f"Row {row + 1} has the weight {weight}; it must be a number of at least 0.")
