@@ -64,15 +64,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
-    asked = parser.parse_args()
-    seeds = [[3 * number + place for place in range(1, 4)] for number in range(asked.studies)]
-    studies = [verdicts(f"noise-{number}", asked.jobs, seeds=each) for number, each in enumerate(seeds)]
+    options = parser.parse_args()
+    seeds = [[3 * number + place for place in range(1, 4)] for number in range(options.studies)]
+    studies = [verdicts(f"noise-{number}", options.jobs, seeds=each) for number, each in enumerate(seeds)]
     methods = read_config(str(STUDY), StudyOptions)["methods"]
     only_proxy = {"base": None, "proxy": methods["proxy"]}
     dealt = verdicts(
-        "shuffled", asked.jobs, reward=["experiments.null_control:shuffled"], methods=only_proxy, seeds=[1, 2, 3, 4, 5]
+        "shuffled",
+        options.jobs,
+        reward=["experiments.null_control:shuffled"],
+        methods=only_proxy,
+        seeds=[1, 2, 3, 4, 5],
     )
-    exact = verdicts("exact", asked.jobs, reward=["frugalign.sandbox:gold"])
+    exact = verdicts("exact", options.jobs, reward=["frugalign.sandbox:gold"])
     rows: dict[str, dict[str, Any]] = {}
     for label in studies[0]:
         found = [study[label]["difference"] for study in studies]
@@ -92,7 +96,7 @@ def main() -> None:
         "share_excluding_zero": sum(excludes_zero(line["difference"]) for line in every) / len(every),
         "below_0_05_after_holm": sum(line["p_holm"] is not None and line["p_holm"] < 0.05 for line in every),
     }
-    if asked.studies >= 10:  # fewer are a try, not a result
+    if options.studies >= 10:  # fewer are a try, not a result
         write_summary(
             "null-control", "python -m experiments.null_control", "frugalign.sandbox:model, 1.1 million", rows, facts
         )

@@ -111,7 +111,7 @@ def panel(figure: Figure, rows: int, columns: int, place: int, title: str = "") 
 def completion(rows: Sequence[Row]) -> Figure:
     """Figure 1: a completion token by token, what was rejected before each struck through."""
     cell = row_named(rows, "proxy").outcomes[0]
-    samples, size = responses_of(cell), int((cell.result or {})["asks"]["eval_samples"])
+    samples, size = responses_of(cell), int((cell.result or {})["request"]["eval_samples"])
     traces = {place: read_trace(cell.folder, place) for place in range(len(samples) // size)}
     known = [(place, pieces) for place, pieces in traces.items() if pieces]
     place, pieces = max(known, key=lambda item: sum(len(piece["rejected"]) for piece in item[1]))
@@ -241,12 +241,12 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=STUDIES / "proxy-paper.yaml", help="Its recipe.")
     parser.add_argument("--jobs", type=int, default=1, help="Cells that run at once.")
     parser.add_argument("--output", type=Path, default=Path("docs/img"))
-    asked = parser.parse_args()
-    asked.output.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(run_study(options_of(asked.study, asked.jobs)))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(run_study(options_of(options.study, options.jobs)))
     drawn = {name: draw(rows) for name, draw in SAMPLED.items()} | {"2b-win-rates": win_rates()}
     for name, figure in sorted(drawn.items()):
-        path = asked.output / f"proxy-paper-{name}.png"
+        path = options.output / f"proxy-paper-{name}.png"
         figure.savefig(path, dpi=130)
         print(path)
 

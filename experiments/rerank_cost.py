@@ -161,8 +161,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    asked = parser.parse_args()
-    repeats = asked.repeats
+    options = parser.parse_args()
+    repeats = options.repeats
     models: dict[str, tuple[Any, Any] | None] = {name: small(name) for name in ("stories260k", "chat-3m")}
     models |= {
         "random Llama 30M": (random_llama_30m(), tokenizer()),
@@ -175,13 +175,13 @@ def main() -> None:
         model, tok = found
         model.generation_config.eos_token_id = model.config.vocab_size - 1  # rows run to the full length
         heavy = model.num_parameters() > 1e7
-        for length in asked.lengths[: 2 if heavy else None]:  # the longest takes a heavy model half an hour
+        for length in options.lengths[: 2 if heavy else None]:  # the longest takes a heavy model half an hour
             rows[f"{name}, {length} tokens"] = scoring(model, tok, length, 2 if heavy else repeats)
             print(name, length, rows[f"{name}, {length} tokens"], flush=True)
     with tempfile.TemporaryDirectory() as folder:
         rows["training step"] = step_time(folder, 10, repeats)
     print(rows["training step"])
-    if tuple(asked.lengths) != LENGTHS:  # a try, not a result
+    if tuple(options.lengths) != LENGTHS:  # a try, not a result
         return
     command = "FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost"
     write_summary("rerank-cost", command, "0.26, 3.0, 30.9 and 124 million parameters", rows, {"responses": RESPONSES})

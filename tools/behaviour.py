@@ -83,8 +83,16 @@ def proxies(folder: Path) -> dict[str, str]:
         run("proxy", *common, "--objective", objective, "--output_dir", objective, folder=folder)
         found[f"proxy {objective}"] = weights(folder / objective)
     rows = (Path(__file__).parents[1] / "src/frugalign/sandbox/prompts/test.jsonl").read_text().splitlines()[:200]
-    (folder / "asked.jsonl").write_text("\n".join(rows) + "\n")
-    words = [*SANDBOX, "--dataset_name", "asked.jsonl", "--reward", "frugalign.sandbox:gold", "--max_new_tokens", "24"]
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    words = [
+        *SANDBOX,
+        "--dataset_name",
+        "prompts.jsonl",
+        "--reward",
+        "frugalign.sandbox:gold",
+        "--max_new_tokens",
+        "24",
+    ]
     run("evaluate", *words, "--proxy", "marginal", "--output_dir", "answers", folder=folder)
     return found | {"200 completions of the sandbox": completions(folder / "answers")}
 
@@ -97,10 +105,10 @@ def preferences(folder: Path) -> dict[str, str]:
     common = [*SANDBOX, "--reward", "reward", "--use_cpu", "--max_steps", str(STEPS), "--learning_rate", "1e-3"]
     run("rerank", *common, *PAIRS, "--output_dir", "lora", "--reward_refresh_steps", "5", folder=folder)
     run("rerank", *common, *PAIRS, "--output_dir", "full", "--no_use_peft", "--sft_weight", "1", folder=folder)
-    asked = ["--dataset_name", "few.jsonl", "--sample", "4", "--max_new_tokens", "24", "--max_steps", "8"]
+    other = ["--dataset_name", "few.jsonl", "--sample", "4", "--max_new_tokens", "24", "--max_steps", "8"]
     rows = (Path(__file__).parents[1] / "src/frugalign/sandbox/prompts/train.jsonl").read_text().splitlines()[:48]
     (folder / "few.jsonl").write_text("\n".join(rows) + "\n")
-    run("rerank", *common, *asked, "--output_dir", "groups", folder=folder)
+    run("rerank", *common, *other, "--output_dir", "groups", folder=folder)
     return found | {f"rerank {name}": weights(folder / name) for name in ("lora", "full", "groups")}
 
 
@@ -135,7 +143,7 @@ def studied(folder: Path) -> dict[str, str]:
     run("study", "study.yaml", folder=folder)
     found = {}
     for cell in sorted((folder / "study" / "cells").iterdir()):
-        method = json.loads((cell / "asks.json").read_text())["method"]
+        method = json.loads((cell / "request.json").read_text())["method"]
         found[f"study {method}, answers"] = completions(cell / "evaluation")
     for training in sorted((folder / "study" / "trainings").glob("*/run")):
         found[f"study {training.parent.name.rsplit('-', 1)[0]}"] = weights(training)
@@ -196,14 +204,14 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, help="Run these parts alone; compare leaves the others out."
     )
-    asked = parser.parse_args()
-    now = measured(asked.jobs, asked.only or list(PARTS))
-    if asked.what == "record":
-        asked.file.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
-        print(f"{len(now)} hashes are in {asked.file}.")
+    options = parser.parse_args()
+    now = measured(options.jobs, options.only or list(PARTS))
+    if options.what == "record":
+        options.file.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+        print(f"{len(now)} hashes are in {options.file}.")
         return 0
-    before = json.loads(asked.file.read_text())
-    found = list(differences({name: before[name] for name in before if name in now or not asked.only}, now))
+    before = json.loads(options.file.read_text())
+    found = list(differences({name: before[name] for name in before if name in now or not options.only}, now))
     print("\n".join(found) or f"All {len(now)} hashes are the same.")
     return 1 if found else 0
 

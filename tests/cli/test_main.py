@@ -166,9 +166,7 @@ def test_evaluate_passes_its_flags_on_and_prints_a_table(
             "split": "test",
         }
 
-    module = types.ModuleType("frugalign.evaluation.measure")
-    module.evaluate = evaluate  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "frugalign.evaluation.measure", module)
+    monkeypatch.setattr("frugalign.evaluation.evaluate", evaluate)
     words = (
         f"--model_name_or_path M --dataset_name D --reward g=a:b --reward c:d --output_dir {tmp_path} --no_do_sample"
     )

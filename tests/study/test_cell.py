@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -77,17 +78,17 @@ def options(data: Path, study: Path, **given: Any) -> StudyOptions:
     return StudyOptions(**common | given)
 
 
-def asked_cell(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> Outcome:
-    """A cell whose folder says what is asked of it."""
-    asked = options(data, study, methods={method: setting}, **given)
-    found = outcome_of(cell_of(Line(method, method, setting), 1, "test", asked), asked)
+def planned_cell(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> Outcome:
+    """A cell whose folder has its request."""
+    given_options = options(data, study, methods={method: setting}, **given)
+    found = outcome_of(cell_of(Line(method, method, setting), 1, "test", given_options), given_options)
     found.folder.mkdir(parents=True)
-    (found.folder / "asks.json").write_text(json.dumps(found.cell.asks))
+    (found.folder / "request.json").write_text(json.dumps(found.cell.request))
     return found
 
 
 def run(data: Path, study: Path, method: str, setting: dict[str, Any], **given: Any) -> tuple[dict[str, Any], Outcome]:
-    found = asked_cell(data, study, method, setting, **given)
+    found = planned_cell(data, study, method, setting, **given)
     return run_cell(found.folder, study / "start", study / "trainings"), found
 
 
@@ -209,8 +210,8 @@ def test_a_clock_leaves_time_to_learn_from_what_was_sampled(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of six seconds, a chunk of 16 prompts each: three chunks, not all 80 prompts."""
-    cell = asked_cell(data, tmp_path, "dpo", {}, preferences=None, budget={"wall_clock_seconds": 6.0})
-    task = Task(cell.cell.asks, tmp_path / "training", Budget(wall_clock_seconds=6.0))
+    cell = planned_cell(data, tmp_path, "dpo", {}, preferences=None, budget={"wall_clock_seconds": 6.0})
+    task = Task(cell.cell.request, tmp_path / "training", Budget(wall_clock_seconds=6.0))
     clock = (task.started + seconds for seconds in itertools.count())
     monkeypatch.setattr("frugalign.study.base_samples.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr("frugalign.study.base_samples._CHUNK", 16)
@@ -261,7 +262,7 @@ def is_alive(process: int) -> bool:
 
 def test_a_file_that_has_changed_since_the_study_began_is_not_taken_for_the_old_one(data: Path, tmp_path: Path) -> None:
     (tmp_path / "judge.py").write_text("def judge(**_): return [0.0]\n")
-    cell = asked_cell(data, tmp_path / "study", "base", {}, judges=[f"{tmp_path}/judge.py:judge"])
+    cell = planned_cell(data, tmp_path / "study", "base", {}, judges=[f"{tmp_path}/judge.py:judge"])
     (tmp_path / "judge.py").write_text("def judge(**_): return [100.0]\n")
     with pytest.raises(FrugalignError, match=r"judge.py:judge has changed since the study began"):
         run_cell(cell.folder, tmp_path / "start", tmp_path / "trainings")
@@ -269,7 +270,7 @@ def test_a_file_that_has_changed_since_the_study_began_is_not_taken_for_the_old_
 
 @pytest.mark.slow
 def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the evaluation, or asked for by another study in another place: what was trained is tested, at its cost."""
+    """Killed in the evaluation, or used by another study in another place: the training is tested, at its cost."""
     (tmp_path / "one").mkdir()
     monkeypatch.chdir(tmp_path / "one")
     setting = {"num_generations": 4, "num_iterations": 1}
@@ -284,7 +285,7 @@ def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, m
         monkeypatch.chdir(tmp_path / "two")
         there = "../one/study/trainings"
         other = {"judges": ["frugalign.sandbox:rude"], "eval_prompts": 2, "trainings_dir": there}
-        second = asked_cell(data, Path("study"), "proxy", setting, **other)
+        second = planned_cell(data, Path("study"), "proxy", setting, **other)
         assert second.training.name == cell.training.name and second.folder.name != cell.folder.name
         result = run_cell(second.folder, Path("study/start"), Path(there))
         assert result["costs"] == first["costs"] and list(result["metrics"]["rewards"]) == ["rude", "gold"]
@@ -300,7 +301,7 @@ def test_two_processes_do_not_work_on_one_cell(data: Path, tmp_path: Path) -> No
     cell = cell_of(Line("base", "base", {}), 1, "test", options(data, tmp_path, methods={"base": None}))
     folder = cell.folder(tmp_path)
     folder.mkdir(parents=True)
-    (folder / "asks.json").write_text(json.dumps(cell.asks))
+    (folder / "request.json").write_text(json.dumps(cell.request))
     # A lock of another process: this one's own could be taken again.
     held = subprocess.Popen(
         [
@@ -312,7 +313,7 @@ def test_two_processes_do_not_work_on_one_cell(data: Path, tmp_path: Path) -> No
     )
     try:
         assert held.stdout is not None and held.stdout.readline() == b"held\n"
-        with pytest.raises(FrugalignError, match="another process works on this cell"):
+        with pytest.raises(FrugalignError, match=f"Another command is using {re.escape(str(folder))}"):
             run_cell(folder, tmp_path / "start", tmp_path / "trainings")
     finally:
         held.kill()
@@ -337,7 +338,7 @@ def test_the_command_runs_cells_in_processes_and_says_what_failed(
         and "Missing: guided, seed 1, guiding_top_k is -1; it must be at least 1." in said.out
     )
     assert "The page is out/report.html." in said.out and "guiding_top_k is -1" in Path("out/report.html").read_text()
-    assert main(["study", "study.yaml", "--only", "base:1"]) == 0, "what is asked for is there"
+    assert main(["study", "study.yaml", "--only", "base:1"]) == 0, "the selected cell is finished"
     assert main(["study", "study.yaml", "--only", "base:1", "--judges", "broken.py:reward", "--jobs", "1"]) == 2
     assert "base, seed 1" in (said := capsys.readouterr().out) and "by zero" in said
     page = Path("out/report.html").read_text()
@@ -352,17 +353,17 @@ def test_the_page_has_what_is_done_and_names_what_is_not(data: Path, tmp_path: P
         "guided": {"method": "reward_guided", "top_k": 3},
         "dpo": {},
     }
-    asked = options(data, tmp_path, methods=methods)
+    given_options = options(data, tmp_path, methods=methods)
     for label, method, setting in (
         ("base", "base", {}),
         ("best-of-3", "best_of_n", {"n": 3}),
         ("guided", "reward_guided", {"top_k": 3}),
     ):
-        cell = cell_of(Line(label, method, setting), 1, "test", asked)
+        cell = cell_of(Line(label, method, setting), 1, "test", given_options)
         cell.folder(tmp_path).mkdir(parents=True)
-        (cell.folder(tmp_path) / "asks.json").write_text(json.dumps(cell.asks))
+        (cell.folder(tmp_path) / "request.json").write_text(json.dumps(cell.request))
         run_cell(cell.folder(tmp_path), tmp_path / "start", tmp_path / "trainings")
-    found = read_study(asked)
+    found = read_study(given_options)
     rows = {row.line.label: row for row in rows_of(found)}
     assert list(rows) == ["base", "best-of-3", "guided"]
     assert rows["base"].main.difference is None and rows["base"].win_rate is None

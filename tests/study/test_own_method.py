@@ -13,9 +13,9 @@ from frugalign.methods.method import Method
 
 def run(job):
     """Spends two rewards, trains nothing, and decodes greedily more often than not."""
-    assert job.asks["reward"] == ["frugalign.sandbox:gold"] and job.budget.steps == 3 and job.n_prompts() == 4
+    assert job.request["reward"] == ["frugalign.sandbox:gold"] and job.budget.steps == 3 and job.n_prompts() == 4
     job.ledger.count(reward_calls=2, optimizer_steps=job.budget.steps)
-    return {"best_of_n": job.setting["tries"], "selection_reward": job.asks["reward"]}
+    return {"best_of_n": job.setting["tries"], "selection_reward": job.request["reward"]}
 
 
 def problem(setting):
@@ -77,7 +77,7 @@ def test_a_method_of_ones_own_is_a_line_of_the_table(capsys: pytest.CaptureFixtu
             STUDY.replace("TRIES", "3").replace("reward:", "principles:", 1),
             "'mine' needs reward, and the study names none",
         ),
-        (STUDY.replace("my_method:NOTHING", "representation_reward"), "which trains no policy"),
+        (STUDY.replace("my_method:NOTHING", "representation_reward"), "which does not give a policy"),
     ],
 )
 def test_its_mistakes_are_one_sentence(study: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

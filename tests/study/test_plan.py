@@ -1,4 +1,4 @@
-"""A study's YAML as lines and cells: sweeps, folders that follow what is asked, and one sentence for each mistake."""
+"""A study's YAML as lines and cells: sweeps, folders that follow the request, and one sentence for each mistake."""
 
 from pathlib import Path
 from typing import Any
@@ -151,11 +151,11 @@ def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
     options = study(choose={"seed": 9, "prompts": 12})
     cells = choosing_cells(lines_of(options)[2], options)
     assert len(cells) == 4 and {cell.seed for cell in cells} == {9}
-    assert {(cell.kind, cell.asks["eval_prompts"], cell.asks["holds_out"]) for cell in cells} == {
+    assert {(cell.kind, cell.request["eval_prompts"], cell.request["holds_out"]) for cell in cells} == {
         ("choosing", 12, True)
     }
     tested = cell_of(lines_of(options)[0], 1, "test", options)
-    assert "eval_prompts" not in tested.asks and tested.asks["holds_out"], (
+    assert "eval_prompts" not in tested.request and tested.request["holds_out"], (
         "what is chosen by is not trained on in the test either"
     )
 
@@ -165,7 +165,7 @@ def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
     [
         ({"judges": []}, "names no judges"),
         ({"methods": {}}, "names no methods"),
-        ({"methods": {"x": {"method": "ppo"}}}, "asks for the method 'ppo'"),
+        ({"methods": {"x": {"method": "ppo"}}}, "names the method 'ppo'"),
         ({"methods": {"a/b": {"method": "base"}}}, "label 'a/b'"),
         ({"methods": {"base": 3}}, "must be a mapping"),
         ({"methods": {"psle": {}}}, "needs principles"),
@@ -189,7 +189,7 @@ def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
         ({"choose": {"seed": "a"}}, "whole number"),
         ({"choose": {"seed": 9, "prompts": -3}}, "at least 1"),
         ({"choose": {"seed": 9}, "eval_split": "validation"}, "cannot be tested on it"),
-        ({"methods": {"dpo": {"beta": []}}}, "sweeps beta over no value"),
+        ({"methods": {"dpo": {"beta": []}}}, "sweeps beta over an empty list"),
         ({"methods": {"a b": {"method": "base"}, "a-b": {"method": "base"}}}, "share the folder"),
         ({"methods": {"dpo": {"beta": [0.1, 0.1]}}}, "share the folder"),
         ({"reference": "sft"}, "no line of the table"),

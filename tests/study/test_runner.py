@@ -17,8 +17,8 @@ from frugalign.study.runner import read_study, run_study
 _PLAY = """
 import json, os, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
-asks = json.loads((folder / "asks.json").read_text())
-setting = asks["setting"]
+request = json.loads((folder / "request.json").read_text())
+setting = request["setting"]
 if setting.get("dies"):
     os.kill(os.getpid(), 9)
 if setting.get("fails"):
@@ -26,7 +26,7 @@ if setting.get("fails"):
     sys.exit(2)
 good = setting.get("good", 0)
 value = None if good == "none" else {"mean": float(good), "ci_low": 0, "ci_high": 1, "n": 1}
-(folder / "cell.json").write_text(json.dumps({"asks": asks, "metrics": {"reward": value}, "costs": {}}))
+(folder / "cell.json").write_text(json.dumps({"request": request, "metrics": {"reward": value}, "costs": {}}))
 """
 
 
@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(cell.name)
         folder = cell.folder(Path(options.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "asks.json").write_text(json.dumps(cell.asks))
+        (folder / "request.json").write_text(json.dumps(cell.request))
         (folder / "failed.json").unlink(missing_ok=True)
         return subprocess.Popen([sys.executable, "-c", _PLAY, str(folder)])
 
@@ -164,8 +164,8 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_runs(t
         ("kto", "num_generations", "which it does not have"),
         ("dpo", "seed", "which is the study's"),
         ("ipo", "loss_type", "which is the study's"),
-        ("rerank", "eval_steps", "which a study has for proxy only"),
-        ("dpo", "shift_reward", "which a study has for rerank and online_dpo only"),
+        ("rerank", "eval_steps", "which a study offers for proxy only"),
+        ("dpo", "shift_reward", "which a study offers for rerank and online_dpo only"),
         ("rloo", "max_steps", "follows from the budget"),
         ("robust_dpo", "beta", "needs label_smoothing"),
     ):
@@ -194,7 +194,7 @@ SANDBOX: dict[str, Any] = {
         ({"preferences": "./no-such-pairs"}, "no-such-pairs"),
         ({"representation_reward": "./no-such-probes"}, "no reward at ./no-such-probes"),
         ({"model_judge": "./no-such-judge"}, "No model in ./no-such-judge"),
-        ({"trainings_dir": "no-such-folder"}, "trainings_dir names no-such-folder, which is no folder"),
+        ({"trainings_dir": "no-such-folder"}, "trainings_dir names no-such-folder, which is not a folder"),
         ({"methods": {"rerank": {"shift_reward": "frugalign.sandbox:godl"}}}, "has no 'godl'"),
     ],
 )
@@ -228,15 +228,15 @@ def test_two_commands_do_not_run_one_study(tmp_path: Path, started: list[str]) -
 
 
 def test_cells_that_choose_can_be_run_alone(tmp_path: Path, started: list[str]) -> None:
-    def asked(*only: str) -> StudyOptions:
+    def only_these(*only: str) -> StudyOptions:
         methods = {"base": None, "dpo": {"good": [1, 2]}, "dpo long": {"method": "dpo", "good": [3, 4]}}
         return study(tmp_path, methods, choose={"seed": 9}, seeds=[1], only=list(only))
 
-    found = run_study(asked("dpo good=1"))
+    found = run_study(only_these("dpo good=1"))
     assert started == ["dpo good=1, seed 9, choosing"] and not found.wanted_missing
-    run_study(asked("dpo good=2:9"))
+    run_study(only_these("dpo good=2:9"))
     assert started[1:] == ["dpo good=2, seed 9, choosing"]
-    found = run_study(asked("dpo"))
+    found = run_study(only_these("dpo"))
     assert started[2:] == ["dpo, seed 1"] and not found.wanted_missing
     assert [outcome.cell.line.label for outcome in found.missing if outcome.cell.kind == "choosing"] == [
         "dpo long good=3",
@@ -274,8 +274,8 @@ def test_it_says_how_many_trainings_are_there(
     run_study(study(tmp_path, {"base": None}, seeds=[1]))
     assert "trainings" not in capsys.readouterr().out
     run_study(study(tmp_path, {"kto": {}}, seeds=[1], trainings_dir=str(tmp_path / "trainings")))
-    assert "0 of 1 trainings of the other cells are there already" in capsys.readouterr().out
+    assert "0 of 1 trainings of the other cells are finished already" in capsys.readouterr().out
     dpo.training.mkdir()
     (dpo.training / "trained.json").write_text("{}")
     run_study(options)
-    assert "1 of 2 trainings of the other cells are there already" in capsys.readouterr().out
+    assert "1 of 2 trainings of the other cells are finished already" in capsys.readouterr().out

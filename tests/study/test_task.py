@@ -16,7 +16,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def asked(tmp_path: Path, **given: Any) -> dict[str, Any]:
+def request_of(tmp_path: Path, **given: Any) -> dict[str, Any]:
     return {"dataset_name": str(tmp_path / "prompts"), "eval_split": "test"} | given
 
 
@@ -27,16 +27,16 @@ def prompts(tmp_path: Path, **splits: list[str]) -> None:
 
 def test_training_prompts_that_are_tested_on_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prompts(tmp_path, train=["a", "b", "c", "d"], validation=["c"], test=["b", "x"])
-    assert prompt_splits(asked(tmp_path))["train"]["prompt"] == ["a", "c", "d"]
+    assert prompt_splits(request_of(tmp_path))["train"]["prompt"] == ["a", "c", "d"]
     assert "1 training prompts" in caplog.text
-    assert prompt_splits(asked(tmp_path, holds_out=True))["train"]["prompt"] == ["a", "d"]
+    assert prompt_splits(request_of(tmp_path, holds_out=True))["train"]["prompt"] == ["a", "d"]
 
 
 def test_a_tenth_is_held_out_where_nothing_else_is_there_to_choose_by(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prompts(tmp_path, train=[f"p{n}" for n in range(20)], test=["x"])
-    found = prompt_splits(asked(tmp_path, holds_out=True))
+    found = prompt_splits(request_of(tmp_path, holds_out=True))
     assert len(found["validation"]) == 2 and len(found["train"]) == 18 and not caplog.text
     assert not set(found["train"]["prompt"]) & set(found["validation"]["prompt"])
 
@@ -44,7 +44,7 @@ def test_a_tenth_is_held_out_where_nothing_else_is_there_to_choose_by(
 def test_nothing_left_to_train_on_is_a_mistake(tmp_path: Path) -> None:
     prompts(tmp_path, train=["a"], test=["a"])
     with pytest.raises(FrugalignError, match="Every training prompt"):
-        prompt_splits(asked(tmp_path))
+        prompt_splits(request_of(tmp_path))
 
 
 def test_pairs_of_such_prompts_are_left_out_however_they_are_written(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_pairs_of_such_prompts_are_left_out_however_they_are_written(tmp_path: P
     def kept(rows: list[dict[str, Any]], cell: str) -> int:
         write(tmp_path / f"{cell}.jsonl", rows)
         (tmp_path / cell).mkdir()
-        asks = asked(tmp_path, preferences=str(tmp_path / f"{cell}.jsonl"), holds_out=True)
-        folder = Task(asks, tmp_path / cell, Budget()).preferences
+        request = request_of(tmp_path, preferences=str(tmp_path / f"{cell}.jsonl"), holds_out=True)
+        folder = Task(request, tmp_path / cell, Budget()).preferences
         assert folder is not None
         return len((Path(folder) / "train.jsonl").read_text().splitlines())
 

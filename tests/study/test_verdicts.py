@@ -66,13 +66,13 @@ def finish(options: StudyOptions) -> None:
             for row, (a, b) in enumerate(answers)
         ]
         (folder / "evaluation" / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in samples))
-        result = {"asks": {"eval_samples": 1}, "metrics": {"reward": None}, "costs": {}, "machine": {}}
+        result = {"request": {"eval_samples": 1}, "metrics": {"reward": None}, "costs": {}, "machine": {}}
         (folder / "cell.json").write_text(json.dumps(result))
 
 
 def test_a_line_is_judged_once_against_the_base_in_both_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge, options = Longer(), study(tmp_path)
-    monkeypatch.setattr(judging, "_judge", lambda asked, options: judge)
+    monkeypatch.setattr(judging, "_judge", lambda settings, options: judge)
     finish(options)
     judge_study(read_study(options))
     assert judge.asked == 2 * 4, "dpo alone, both orders"
@@ -92,7 +92,7 @@ def test_what_was_not_answered_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     options, judge = study(tmp_path), Longer(quiet="2")
-    monkeypatch.setattr(judging, "_judge", lambda asked, options: judge)
+    monkeypatch.setattr(judging, "_judge", lambda settings, options: judge)
     finish(options)
     judge_study(read_study(options))
     assert "no verdict on 1 of 4 pairs of dpo, seed 1" in caplog.text
@@ -110,7 +110,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
         judges_of(study(tmp_path, llm_judge=LLM | {"max_cost": 1.0}))
     with pytest.raises(FrugalignError, match="FRUGALIGN_NO_SUCH_KEY, which is not set"):
         judges_of(study(tmp_path, llm_judge=LLM | {"api_key_env": "FRUGALIGN_NO_SUCH_KEY"}))
-    with pytest.raises(FrugalignError, match="wrong kind"):
+    with pytest.raises(FrugalignError, match=r"concurrency is '8'; it must be a whole number\."):
         judges_of(study(tmp_path, llm_judge=LLM | {"concurrency": "8"}))
     with pytest.raises(FrugalignError, match="not api_key"):
         judges_of(study(tmp_path, llm_judge=LLM | {"api_key": "secret"}))

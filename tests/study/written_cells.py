@@ -44,7 +44,7 @@ def finish(options: StudyOptions, gold: dict[str, list[list[float]]], *, costs: 
         kl = {"mean": 1.0, "ci_low": 0.5, "ci_high": 1.5, "n": 4}
         spent = COSTS | {"lm_forward_tokens": (costs or {}).get(cell.line.label, 100.0)}
         result = {
-            "asks": cell.asks,
+            "request": cell.request,
             "metrics": {"reward": kl, "decoding": DECODING, "kl_per_sequence": kl},
             "costs": spent | {"trainable_parameters": 10, "base_parameters": 1000},
             "machine": {"device": "some"},

@@ -18,13 +18,13 @@ class Job(Protocol):
     """One run of one method. A line's setting overrides everything but the budget, and the sizes that follow from it.
 
     Attributes:
-        asks: everything that the result depends on: the study's options by name, the line's `setting`, the `seed`.
+        request: everything that the result depends on: the study's options by name, the line's `setting`, the `seed`.
         budget: what may be spent.
         ledger: what was spent so far.
         folder: a folder for what the run leaves beside its result.
     """
 
-    asks: dict[str, Any]
+    request: dict[str, Any]
     budget: Budget
     ledger: Ledger
     folder: Path

@@ -117,7 +117,7 @@ def over_rounds(
     return data_uri(figure)
 
 
-def interrupted(
+def segmented_curves(
     series: Sequence[tuple[str, Sequence[tuple[Sequence[float], Sequence[float]]]]],
     borders: Sequence[float],
     ylabel: str,

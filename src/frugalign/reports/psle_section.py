@@ -158,7 +158,7 @@ def displacement_figures(rounds: Rounds) -> list[Figure]:
     if not series:
         return []
     text = "log-likelihood of the responses of ranked couples over the steps of all rounds"
-    return [(text, figures.interrupted(series, borders, "log-likelihood, nats a token"))]
+    return [(text, figures.segmented_curves(series, borders, "log-likelihood, nats a token"))]
 
 
 def _drawn(

@@ -4,7 +4,7 @@ from frugalign.base.specs import lazy_exports
 
 _HOME = {
     "StudyOptions": "options",
-    "Finished": "runner",
+    "StudyState": "runner",
     "read_study": "runner",
     "run_study": "runner",
 }

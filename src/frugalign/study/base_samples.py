@@ -1,4 +1,4 @@
-"""What a method that learns from stored responses is given where the study stores none: samples of the base, as many as the budget allows."""
+"""Samples of the base for methods that learn from stored responses, where the study names no preferences."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ if TYPE_CHECKING:
     from frugalign.study.task import Task
 
 _CHUNK = 64
-"""Prompts sampled between two looks at the clock."""
+"""Prompts sampled between two checks of the clock."""
 
 
 def sampled_groups(task: Task, size: int) -> Path:
     """A file of groups: `size` responses of the base to a prompt, with the training reward.
 
-    Prompts come in an order that the seed gives and come round again, with other samples, until the tokens of the budget are spent (without
-    such a budget: once); of a clock it takes half of what is left at most. What several methods would sample alike is sampled once, and each of them pays for it.
+    The seed shuffles the prompts. They repeat, with new samples, until the token budget is spent. Without a token budget each prompt is
+    sampled once. Under a time budget, sampling takes at most half of the time left. Methods that need the same samples share them, and each
+    is charged their full cost.
 
     Raises:
-        FrugalignError: no response that has a reward.
+        FrugalignError: no group is scored.
     """
-    # By the clock every method has to sample for itself.
+    # Under a time budget every method samples for itself: the samples depend on its clock.
     by_clock = task.budget.wall_clock_seconds is not None
-    folder = task.folder / SAMPLES_FOLDER if by_clock else samples_folder(task.asks, size, task.folder.parent)
+    folder = task.folder / SAMPLES_FOLDER if by_clock else samples_folder(task.request, size, task.folder.parent)
     if folder in task.paid:
         return folder / GROUPS_FILE
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def sampled_groups(task: Task, size: int) -> Path:
             save_groups(_sample(task, size, spent), folder / GROUPS_FILE)
             spent.save(folder / COSTS_FILE)  # last: a folder without it is not finished
     spent.load_dict(read_costs(folder))
-    # What has passed here, while it was sampled or waited for, is on this cell's clock already.
+    # The time spent in this function is on this cell's clock already.
     task.ledger.add(spent, spent.wall_clock_seconds - (time.perf_counter() - began))
     task.paid.add(folder)
     return folder / GROUPS_FILE
@@ -61,10 +62,10 @@ def sampled_groups(task: Task, size: int) -> Path:
 def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
     base, rows = task.load(), task.prompts().shuffle(seed=task.seed)
     wanted = task.budget.prompts(size) or len(rows)
-    params = SamplingParams(int(task.asks["max_new_tokens"]), float(task.asks["temperature"]))
+    params = SamplingParams(int(task.request["max_new_tokens"]), float(task.request["temperature"]))
     found: list[Groups] = []
     began = time.perf_counter()
-    until = began + (task.deadline - began) / 2  # the rest is for learning from them
+    until = began + (task.deadline - began) / 2  # the other half is for training
     for start in range(0, wanted, _CHUNK):
         places = [place % len(rows) for place in range(start, min(start + _CHUNK, wanted))]
         with ledger.phase("rollout"):
@@ -75,10 +76,10 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
                 size,
                 params,
                 GroupOptions(
-                    # A prompt that comes round again is another row, and has other noise.
+                    # A repeated prompt counts as another row, so its noise differs.
                     numbers=list(range(start, start + len(places))),
                     seed=task.seed,
-                    prompt_format=task.asks["prompt_format"],
+                    prompt_format=task.request["prompt_format"],
                 ),
                 ledger=ledger,
             )
@@ -92,12 +93,12 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
 
 
 def _ranked(task: Task, groups: Groups, rows: Dataset, ledger: Ledger) -> Groups:
-    """The groups with the training reward, without those of which a response has none."""
+    """The groups with their training reward. A group with an unscored response is left out."""
     _, texts, ids = groups.flat()
     size = len(texts) // len(groups)
-    asked = PromptRows.of(rows).take([row for row in range(len(rows)) for _ in range(size)])
-    scoring = Scoring(load_rewards(task.asks["reward"]), task.asks.get("reward_weights"))
-    total = asked.score(scoring, texts, ids or [], ledger).total
+    repeated = PromptRows.of(rows).take([row for row in range(len(rows)) for _ in range(size)])
+    scoring = Scoring(load_rewards(task.request["reward"]), task.request.get("reward_weights"))
+    total = repeated.score(scoring, texts, ids or [], ledger).total
     ranked = groups.ranked([float("nan") if value is None else value for value in total])
     rewards = ranked.rewards or []
     known = [place for place, values in enumerate(rewards) if all(value == value for value in values)]
@@ -119,13 +120,13 @@ def _joined(parts: Sequence[Groups]) -> Groups:
 
 
 def sampled_pairs(task: Task, size: int) -> Dataset:
-    """The groups as pairs, best with worst, second with second-worst."""
+    """The groups as pairs: best with worst, second with second-worst."""
     pairs, _ = pair_groups(read_groups(sampled_groups(task, size)))
     return pairs
 
 
 def sampled_pairs_folder(task: Task, size: int) -> Path:
-    """The same as a data set on the disk."""
+    """The pairs as a data set on disk."""
     folder = task.folder / PAIRS_FOLDER
     if not (folder / "train.jsonl").is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def sampled_pairs_folder(task: Task, size: int) -> Path:
 
 
 def prompts_folder(task: Task, number: int | None) -> Path:
-    """So many different training prompts, in an order that the seed gives, as a data set on the disk."""
+    """`number` distinct training prompts (None: all), shuffled by the seed, as a data set on disk."""
     folder = task.folder / ONLINE_FOLDER
     every: list[Any] = distinct(task.prompts()["prompt"])
     rows = Dataset.from_dict({"prompt": every}).shuffle(seed=task.seed)

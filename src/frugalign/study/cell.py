@@ -1,7 +1,7 @@
 """One cell of a study in a process of its own: `python -m frugalign.study.cell FOLDER …` trains, evaluates, and leaves `cell.json`.
 
-The folder's `asks.json` says what is asked. A cell that fails leaves `failed.json` with a sentence in place of a result. What it trains lies in a folder of
-its own, by what the training depends on: a cell that asks for another test of the same training does not train again.
+The folder's `request.json` holds everything that the result depends on. A cell that fails leaves `failed.json`, with one sentence, instead of a
+result. Trainings are stored apart from cells, by what they depend on. A cell that only tests the same training differently does not train again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from frugalign.study.layout import (
     Trained,
     evaluation_folder,
     length_file,
-    read_asks,
+    read_request,
     read_trained,
     training_run,
 )
@@ -49,65 +49,39 @@ SHOWN = 3
 """Prompts whose answers the page shows."""
 _LENGTH_PROMPTS = 64
 _TEST_SEED = 1000
-"""Added to a cell's seed: the test's noise is not the training's, and is the same for every method."""
+"""Added to a cell's seed. It keeps the test's noise apart from the training's, and equal for every method."""
 
 
 def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64, jobs: int = 1) -> CellResult:
-    """Train and evaluate what `asks.json` asks for, and write `cell.json`; a training that is done already is not done again.
+    """Train and evaluate what `request.json` describes, and write `cell.json`. A finished training is reused.
 
     Args:
-        start: a folder beside the cells that keeps what is known of the base.
-        trainings: the folder of the trainings; one that another cell is at work on is waited for.
+        start: a folder beside the cells that stores measurements of the base.
+        trainings: the folder of the trainings. If another cell is running the same one, this cell waits for it.
         batch_size: responses sampled at once in the test; no result depends on it.
-        jobs: cells that the runner has at work at once, for the record of the machine.
+        jobs: cells that the runner runs at once, for the record of the machine.
 
     Raises:
-        FrugalignError: whatever the user can mend; another process that works on this cell.
+        FrugalignError: a user error, or another process that runs this cell.
     """
-    from frugalign.evaluation import EvaluationSettings, evaluate
-    from frugalign.policies import policy as policies
-    from frugalign.policies.spec import PolicySpec
-    from frugalign.rewards import load_rewards
-    from frugalign.study.task import prompt_splits
-
-    asks = read_asks(folder)
+    request = read_request(folder)
     with in_use(folder):
         if changed := [
-            name for name, digest in hashes_of(asks["contents"]).items() if digest != asks["contents"][name]
+            name for name, digest in hashes_of(request["contents"]).items() if digest != request["contents"][name]
         ]:
             raise FrugalignError(
-                f"{changed[0]} has changed since the study began; the same command asks for what it holds now."
+                f"{changed[0]} has changed since the study began. Run the study's command again to use its new content."
             )
-        rows = prompt_splits(asks)["validation" if asks["kind"] == "choosing" else "test"]
-        rows = rows.select(range(min(len(rows), asks.get("eval_prompts") or len(rows))))
-        measures = list(dict.fromkeys([*asks["judges"], *asks.get("reward", [])]))
-        training = training_folder(asks, trainings)
+        training = training_folder(request, trainings)
         training.mkdir(parents=True, exist_ok=True)
         with _waited_for(training):
-            trained = _trained(asks, training, start, jobs)
-        device = "cpu" if asks.get("use_cpu") else None
-        spec = PolicySpec.from_dict(trained["policy"], model_name_or_path=asks["model_name_or_path"], device_map=device)
-        base = policies.load_base(spec)
-        rewards = load_rewards(measures, device=str(base.model.device))
-        policy = policies.load(spec, base=base, rewards=rewards)
-        settings = EvaluationSettings(
-            max_new_tokens=asks["max_new_tokens"],
-            temperature=None if spec.proxy else asks["temperature"],
-            prompt_format=asks["prompt_format"],
-            do_sample=asks["eval_do_sample"] or spec.best_of_n is not None,
-            num_samples=asks["eval_samples"],
-            batch_size=batch_size,
-            seed=_TEST_SEED + asks["seed"],
-        )
-        metrics = evaluate(policy, rows, rewards, settings, output_dir=evaluation_folder(folder))
-        if spec.proxy and asks["eval_do_sample"]:
-            write_json_atomic(evaluation_folder(folder) / TRACE_FILE, traces(policy, rows, settings))
+            trained = _trained(request, training, start, jobs)
         result: CellResult = {
-            "asks": asks,
-            "metrics": metrics,
+            "request": request,
+            "metrics": _evaluated(request, trained, evaluation_folder(folder), batch_size),
             "costs": trained["costs"],
             "evaluation_costs": read_costs(evaluation_folder(folder)),
-            "machine": machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs),
+            "machine": machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs),
             "training_machine": trained.get("machine"),
         }
         write_json_atomic(folder / RESULT_FILE, result)
@@ -115,18 +89,49 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
     return result
 
 
+def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_size: int) -> dict[str, Any]:
+    """The metrics of what was trained, on the test prompts or, for a choosing cell, the validation prompts. `folder`: for what it writes."""
+    from frugalign.evaluation import EvaluationSettings, evaluate
+    from frugalign.policies import policy as policies
+    from frugalign.policies.spec import PolicySpec
+    from frugalign.rewards import load_rewards
+    from frugalign.study.task import prompt_splits
+
+    rows = prompt_splits(request)["validation" if request["kind"] == "choosing" else "test"]
+    rows = rows.select(range(min(len(rows), request.get("eval_prompts") or len(rows))))
+    measures = list(dict.fromkeys([*request["judges"], *request.get("reward", [])]))
+    device = "cpu" if request.get("use_cpu") else None
+    spec = PolicySpec.from_dict(trained["policy"], model_name_or_path=request["model_name_or_path"], device_map=device)
+    base = policies.load_base(spec)
+    rewards = load_rewards(measures, device=str(base.model.device))
+    policy = policies.load(spec, base=base, rewards=rewards)
+    settings = EvaluationSettings(
+        max_new_tokens=request["max_new_tokens"],
+        temperature=None if spec.proxy else request["temperature"],
+        prompt_format=request["prompt_format"],
+        do_sample=request["eval_do_sample"] or spec.best_of_n is not None,
+        num_samples=request["eval_samples"],
+        batch_size=batch_size,
+        seed=_TEST_SEED + request["seed"],
+    )
+    metrics = evaluate(policy, rows, rewards, settings, output_dir=folder)
+    if spec.proxy and request["eval_do_sample"]:
+        write_json_atomic(folder / TRACE_FILE, traces(policy, rows, settings))
+    return metrics
+
+
 def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
-    """The training's lock; where another cell, of another study perhaps, is at work on the same, the log says so."""
+    """The training's lock. If another cell, possibly of another study, holds it, the log says so."""
     lock = FileLock(training / LOCK_FILE)
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        print(f"Waiting for another process that trains the same in {training}.", flush=True)
+        print(f"Waiting for another process that is running the same training in {training}.", flush=True)
         return lock.acquire()
 
 
-def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> Trained:
-    """What `evaluate` is to measure (`policy`), what its training cost and on which machine: of a training in this folder that ended, else of a new one."""
+def _trained(request: dict[str, Any], folder: Path, start: Path, jobs: int) -> Trained:
+    """The finished training of this folder, or a new one: the policy to measure, the training's costs and its machine."""
     from frugalign.methods import registry
     from frugalign.methods.budget import Budget
     from frugalign.study.task import Task
@@ -138,27 +143,26 @@ def _trained(asks: dict[str, Any], folder: Path, start: Path, jobs: int) -> Trai
     for left in (RUN_FOLDER, *LEARNED_FROM):
         path = folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    given = asks.get("budget") or {}
-    length = mean_length(asks, start) if "generated_tokens" in given else 1.0
-    task = Task(asks, folder, Budget(**given, mean_length=length))
-    train = registry.get(asks["method"]).run
+    given = request.get("budget") or {}
+    length = mean_length(request, start) if "generated_tokens" in given else 1.0
+    task = Task(request, folder, Budget(**given, mean_length=length))
+    train = registry.get(request["method"]).run
     assert train is not None, "the plan has no line for a method that trains no policy"
     policy = train(task)
-    where = machine(use_cpu=bool(asks.get("use_cpu")), jobs=jobs)
+    where = machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs)
     found: Trained = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where}
-    # The folder may be moved, or be another study's: the run is stored as lying inside it.
+    # The folder may be moved or shared between studies, so the run's path is stored relative to it.
     write_json_atomic(folder / TRAINED_FILE, {**found, "policy": _replaced(policy, run, RUN_FOLDER)})
     return found
 
 
 def _replaced(policy: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """The policy with one folder in place of another."""
+    """The policy with the path `old` replaced by `new`."""
     return {name: new if value == old else value for name, value in policy.items()}
 
 
 def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str, list[TracePiece]]:
-    """The proposals behind a proxy's first answers to the prompts that the page shows, the very answers that are tested: by row a list of
-    token texts and what was rejected before each."""
+    """What a proxy proposed and rejected in the tested answers that the page shows: by row, each token's text and the texts rejected before it."""
     from frugalign.policies.answer import token_texts
     from frugalign.policies.policy import Record
     from frugalign.policies.prompt_rows import PromptRows
@@ -179,16 +183,16 @@ def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str,
 
 
 def shown_rows(size: int) -> list[int]:
-    """Rows of the test that the page shows, evenly spread."""
+    """The test rows that the page shows, evenly spread."""
     return [number * size // SHOWN for number in range(SHOWN)] if size else []
 
 
-def mean_length(asks: dict[str, Any], start: Path) -> float:
-    """Tokens of a response of the base, over 64 training prompts; measured once for everything that it depends on, and kept in `start`."""
+def mean_length(request: dict[str, Any], start: Path) -> float:
+    """Mean tokens of the base's responses to 64 training prompts. Measured once, and stored in `start`."""
     sources = ("model_name_or_path", "dataset_name")
     names = (*sources, "holds_out", "max_new_tokens", "temperature", "prompt_format")
-    asked = [asks.get(name) for name in names] + [asks["contents"].get(asks[name]) for name in sources]
-    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    values = [request.get(name) for name in names] + [request["contents"].get(request[name]) for name in sources]
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     path = length_file(start, digest[:8])
     if path.is_file():
         return float(json.loads(path.read_text())["mean_length"])
@@ -198,10 +202,10 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
     from frugalign.engines.transformers import TransformersEngine
     from frugalign.study.task import prompt_splits
 
-    prompts = prompt_splits(asks)["train"]["prompt"][:_LENGTH_PROMPTS]
-    base = load_model(asks["model_name_or_path"], device_map="cpu" if asks.get("use_cpu") else None)
-    params = SamplingParams(asks["max_new_tokens"], asks["temperature"])
-    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, prompt_format=asks["prompt_format"]).ids
+    prompts = prompt_splits(request)["train"]["prompt"][:_LENGTH_PROMPTS]
+    base = load_model(request["model_name_or_path"], device_map="cpu" if request.get("use_cpu") else None)
+    params = SamplingParams(request["max_new_tokens"], request["temperature"])
+    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, prompt_format=request["prompt_format"]).ids
     found = generate(TransformersEngine(base.model, base.tokenizer), ids, params).completion_ids
     length = sum(map(len, found)) / len(found)
     write_json_atomic(path, {"mean_length": length})
@@ -209,7 +213,7 @@ def mean_length(asks: dict[str, Any], start: Path) -> float:
 
 
 def machine(*, use_cpu: bool, jobs: int) -> dict[str, Any]:
-    """The machine and the versions behind a result, and how many cells shared it."""
+    """The machine and the library versions behind a result, and how many cells shared the machine."""
     import platform
     from importlib.metadata import version
     from importlib.util import find_spec
@@ -234,14 +238,14 @@ def machine(*, use_cpu: bool, jobs: int) -> dict[str, Any]:
 
 
 def _end_with(runner: int) -> None:
-    """End this process as soon as its runner is gone: killed without a chance to stop its cells, it would leave them at work unseen."""
+    """End this process when its runner is gone. A runner that is killed cannot stop its cells, and they would run on unnoticed."""
     while os.getppid() == runner:
         time.sleep(1.0)
     os._exit(143)
 
 
 def main(folder: str, start: str, trainings: str, batch_size: str, jobs: str) -> int:
-    """Run one cell; what goes wrong is left in `failed.json`."""
+    """Run one cell. An error is written to `failed.json`."""
     began = time.perf_counter()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""What a study names is looked up once, before its first cell: a typo is one sentence, not one failure per cell."""
+"""Checks before a study's first cell: a typo is reported once, not as one failure per cell."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from frugalign.study.task import prompt_splits
 
 
 def check_study(options: StudyOptions, lines: Sequence[Line]) -> None:
-    """Options, prompts, base, rewards, judges, preferences and principles are there and can be read.
+    """Check that options, prompts, base, rewards, judges, preferences and principles exist and can be read.
 
     Raises:
-        FrugalignError: the first one that is not.
+        FrugalignError: the first one that cannot.
     """
     check_lines(lines, options.budget)
     if options.trainings_dir is not None and not Path(options.trainings_dir).is_dir():
-        raise FrugalignError(f"trainings_dir names {options.trainings_dir}, which is no folder.")
+        raise FrugalignError(f"trainings_dir names {options.trainings_dir}, which is not a folder.")
     check_model(str(options.model_name_or_path))
-    prompt_splits(cell_of(lines[0], options.seeds[0], "test", options).asks)
+    prompt_splits(cell_of(lines[0], options.seeds[0], "test", options).request)
     measures = list(dict.fromkeys([*options.judges, *options.reward]))
-    # Each of a line's rewards by itself: it may be a judge too, and two of one name are no mistake there.
+    # A line's rewards are loaded one by one: one may also be a judge, and two of one name are allowed there.
     for rewards in (measures, *([each] for each in _rewards_of_lines(lines))):
         load_rewards(rewards)
     if options.representation_reward is not None:
@@ -52,20 +52,20 @@ def _rewards_of_lines(lines: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
-_THE_STUDYS = {
+_STUDY_OPTIONS = {
     *("model_name_or_path", "dataset_name", "reward", "reward_weights", "principles", "output_dir"),
     *("overwrite_output_dir", "resume_from_checkpoint", "seed", "use_cpu", "max_new_tokens", "max_completion_length"),
     *("prompt_format", "method", "loss_type", "report_to", "eval_reward", "eval_prompts", "reward_dataset_name"),
 }
-"""Options that are the study's, the same for every line."""
-_THE_BUDGETS = {"max_steps", "prompts_per_round"}
+"""Options that the study sets for every line."""
+_BUDGET_OPTIONS = {"max_steps", "prompts_per_round"}
 
 
 def check_lines(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> None:
-    """Every line's options are its method's, and neither the study's nor the budget's.
+    """Check that a line sets only options of its method, and none that the study or the budget sets.
 
     Raises:
-        FrugalignError: one that is not, with what was probably meant.
+        FrugalignError: the first one that does not belong, with the closest known name.
     """
     for line in lines:
         method = registry.get(line.method)
@@ -75,12 +75,12 @@ def check_lines(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> 
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise FrugalignError(f"{said} it does not have{f'; did you mean {near[0]}?' if near else '.'}")
-            if name in _THE_STUDYS:
-                raise FrugalignError(f"{said} is the study's, the same for every line.")
+            if name in _STUDY_OPTIONS:
+                raise FrugalignError(f"{said} the study sets for every line.")
             observed = registry.observed_by(name)
             if observed and name not in method.observers:
-                raise FrugalignError(f"{said} a study has for {' and '.join(observed)} only.")
-            if budget and name in _THE_BUDGETS:
+                raise FrugalignError(f"{said} a study offers for {' and '.join(observed)} only.")
+            if budget and name in _BUDGET_OPTIONS:
                 raise FrugalignError(f"{said} follows from the budget.")
         for each in swept(line):
             if (problem := method.problem(each.setting)) is not None:

@@ -1,4 +1,4 @@
-"""The clock of a budget: it stops a training at the end of a step."""
+"""A time budget: it stops a training at the end of a step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class StopAfter(TrainerCallback):
-    """Ends a training when its clock runs out, at the end of a step. `deadline`: of `time.perf_counter`."""
+    """Stops a training at the end of the first step after `deadline`, a time of `time.perf_counter`."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
 
     @property
     def ran_out(self) -> bool:
-        """Whether nothing more is to begin; a trainer that works in rounds looks between them."""
+        """Whether the time is spent. A trainer that works in rounds checks this between them."""
         return time.perf_counter() >= self.deadline
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -1,12 +1,12 @@
-"""The files of a study's folder: each name once, and a typed reader for every file that another room reads.
+"""The files of a study's folder: each name once, and a typed reader for every file that other packages read.
 
 runs/study/
   .lock                 held while a command runs the study
   study.json, study.md, report.html
-  chosen.json           the settings that sweeps were decided for
+  chosen.json           the setting chosen for each sweep
   llm_judge.jsonl       the answers of a judge behind an OpenAI-compatible server
   start/                length-….json: the base's mean response length
-  cells/LABEL-HASH/     .lock, asks.json (what the result depends on), log.txt, cell.json (the result) or failed.json (why there is none)
+  cells/LABEL-HASH/     .lock, request.json (what the result depends on), log.txt, cell.json (the result) or failed.json (why there is none)
     evaluation/         a run's evaluation, trace.json (a proxy's proposals), verdicts-….json (a pairwise judge's)
   trainings/METHOD-HASH/
                         .lock, trained.json (written last), run/ (the training's run folder, see `frugalign.runs.layout`) and what it
@@ -32,7 +32,7 @@ START_FOLDER = "start"
 CELLS_FOLDER = "cells"
 TRAININGS_FOLDER = "trainings"
 
-ASKS_FILE = "asks.json"
+REQUEST_FILE = "request.json"
 LOG_FILE = "log.txt"
 RESULT_FILE = "cell.json"
 FAILED_FILE = "failed.json"
@@ -52,14 +52,14 @@ LEARNED_FROM = (
     *(PROMPTS_FOLDER, OBSERVED_FOLDER, PREFERENCES_FOLDER, PAIRS_FOLDER),
     *(ONLINE_FOLDER, SAMPLES_FOLDER, REWARD_FOLDER),
 )
-"""What a training that did not finish may have left beside its run folder."""
+"""What an incomplete training may leave beside its run folder."""
 GROUPS_FILE = "groups.jsonl"
 
 
 class CellResult(TypedDict):
-    """What a finished cell measured and cost. `asks`: everything that the result depends on; `costs`: the training's."""
+    """What a finished cell measured and cost. `request`: everything that the result depends on; `costs`: of the training."""
 
-    asks: dict[str, Any]
+    request: dict[str, Any]
     metrics: dict[str, Any]
     costs: Costs
     evaluation_costs: Costs
@@ -68,29 +68,29 @@ class CellResult(TypedDict):
 
 
 class TracePiece(TypedDict):
-    """A token's text, and the texts that a proxy rejected before it."""
+    """A token's text, and the texts of the tokens that a proxy rejected before it."""
 
     text: str
     rejected: list[str]
 
 
 class Trained(TypedDict):
-    """What a finished training is measured as (the values of a `PolicySpec`), and what it cost on which machine."""
+    """A finished training: the policy to measure (the values of a `PolicySpec`), its costs and its machine."""
 
     policy: dict[str, Any]
     costs: Costs
     machine: dict[str, Any]
 
 
-def read_asks(cell: Path) -> dict[str, Any]:
+def read_request(cell: Path) -> dict[str, Any]:
     """Everything that the cell's result depends on.
 
     Raises:
         FrugalignError: a folder without it.
     """
-    if not (cell / ASKS_FILE).is_file():
-        raise FrugalignError(f"{cell} is not a cell of a study: it holds no {ASKS_FILE}.")
-    return read_json(cell / ASKS_FILE)
+    if not (cell / REQUEST_FILE).is_file():
+        raise FrugalignError(f"{cell} is not a cell of a study: it has no {REQUEST_FILE}.")
+    return read_json(cell / REQUEST_FILE)
 
 
 def read_result(cell: Path) -> CellResult | None:
@@ -105,33 +105,33 @@ def read_failure(cell: Path) -> str | None:
 
 
 def read_trained(training: Path) -> Trained | None:
-    """What a finished training left; None for one that did not finish."""
+    """What a finished training left; None for an incomplete one."""
     path = training / TRAINED_FILE
     return cast(Trained, read_json(path)) if path.is_file() else None
 
 
 def evaluation_folder(cell: Path) -> Path:
-    """Where the cell's test is kept; the readers of `frugalign.runs.layout` read it."""
+    """The folder of the cell's evaluation, which the readers of `frugalign.runs.layout` read."""
     return cell / EVALUATION_FOLDER
 
 
 def verdicts_file(cell: Path, digest: str) -> Path:
-    """Where a pairwise judge's verdicts on the cell's responses are; `digest`: of the judge and the reference."""
+    """The file of a pairwise judge's verdicts on the cell's responses. `digest`: of the judge and the reference."""
     return evaluation_folder(cell) / f"verdicts-{digest}.json"
 
 
 def length_file(start: Path, digest: str) -> Path:
-    """Where the base's mean response length is; `digest`: of the base, the prompts and the sampling."""
+    """The file of the base's mean response length. `digest`: of the base, the prompts and the sampling."""
     return start / f"length-{digest}.json"
 
 
 def read_trace(cell: Path, row: int) -> list[TracePiece] | None:
-    """A proxy's proposals behind its answer to this row of the test; None where they were not recorded."""
+    """What a proxy proposed for its answer to this test row; None where that was not recorded."""
     return cast(list[TracePiece] | None, read_json(evaluation_folder(cell) / TRACE_FILE).get(str(row)))
 
 
 def training_run(training: Path) -> Path:
-    """The training's own run folder."""
+    """The training's run folder."""
     return training / RUN_FOLDER
 
 

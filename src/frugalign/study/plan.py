@@ -1,4 +1,4 @@
-"""From a study's options to its cells: one method, one setting, one seed each, with a folder named after what it asks."""
+"""From a study's options to its cells: one method, one setting and one seed each. A hash of all that a cell depends on names its folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGE = 1 << 26
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
 
-_CHANGES_NO_RESULT = {
+_WITHOUT_EFFECT = {
     "output_dir",
     "trainings_dir",
     "jobs",
@@ -40,17 +40,17 @@ _CHANGES_NO_RESULT = {
     "reference",
 }
 
-_READ_BY_SOME = ("principles", "preferences", "representation_reward")
-"""Options that matter only to methods that need or read them."""
-_OF_THE_TEST = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
-"""What a training does not depend on."""
-_OF_THE_METHOD = {"method", "setting", "principles", "preferences", "representation_reward"}
-"""What sampling the base does not depend on."""
+_METHOD_INPUTS = ("principles", "preferences", "representation_reward")
+"""Options that matter only to methods that read them."""
+_TEST_OPTIONS = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
+"""Options that a training does not depend on."""
+_METHOD_OPTIONS = {"method", "setting", "principles", "preferences", "representation_reward"}
+"""Options that samples of the base do not depend on."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: a method with one setting, or with a sweep that is still to be decided."""
+    """A line of the table: a method with one setting, or with a sweep before its setting is chosen."""
 
     label: str
     method: str
@@ -59,54 +59,57 @@ class Line:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `asks`: everything that its result depends on; `kind`: tested on the validation split to choose, or on the test's."""
+    """One run. `request`: everything that its result depends on; `kind`: whether it is tested on validation prompts (to choose) or test prompts."""
 
     line: Line
     seed: int
     kind: Literal["choosing", "test"]
-    asks: dict[str, Any]
+    request: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """How a cell is called: label and seed."""
+        """The cell's name on pages and in logs: label and seed."""
         return f"{self.line.label}, seed {self.seed}" + (", choosing" if self.kind == "choosing" else "")
 
     def folder(self, study: Path) -> Path:
-        """The cell's folder: another one as soon as anything else is asked, or a file that the study names holds something else."""
-        return study / CELLS_FOLDER / f"{_folder_name(self.line.label)}-{_digest_of(self.asks)}"
+        """The cell's folder. It changes with every option, and with the content of every file that the study names."""
+        return study / CELLS_FOLDER / f"{_folder_name(self.line.label)}-{_digest_of(self.request)}"
 
     def training(self, trainings: Path) -> Path:
-        """The folder of what it trains."""
-        return training_folder(self.asks, trainings)
+        """The folder of its training."""
+        return training_folder(self.request, trainings)
 
 
-def training_folder(asks: dict[str, Any], trainings: Path) -> Path:
-    """Where what a cell trains lies: the same folder for all cells that train the same, however they are called and tested."""
-    return trainings / f"{_folder_name(asks['method'])}-{_digest_of(_without(asks, _OF_THE_TEST))}"
+def training_folder(request: dict[str, Any], trainings: Path) -> Path:
+    """The folder of a cell's training. Cells that train the same share it, whatever their labels and tests."""
+    return trainings / f"{_folder_name(request['method'])}-{_digest_of(_without(request, _TEST_OPTIONS))}"
 
 
-def samples_folder(asks: dict[str, Any], size: int, trainings: Path) -> Path:
-    """Where the base's samples lie, `size` to a prompt: the same folder for all methods that learn from them."""
-    return trainings / f"{SAMPLES_FOLDER}-{_digest_of(_without(asks, _OF_THE_TEST | _OF_THE_METHOD) | {'size': size})}"
+def samples_folder(request: dict[str, Any], size: int, trainings: Path) -> Path:
+    """The folder of the base's samples, `size` to a prompt. All methods that learn from them share it."""
+    return (
+        trainings
+        / f"{SAMPLES_FOLDER}-{_digest_of(_without(request, _TEST_OPTIONS | _METHOD_OPTIONS) | {'size': size})}"
+    )
 
 
-def _without(asks: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """What is asked but for these, and the contents of the files that are named in the rest."""
-    rest = {name: value for name, value in asks.items() if name not in names | {"contents"}}
+def _without(request: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """The request without these options, and without the hashes of files that only they name."""
+    rest = {name: value for name, value in request.items() if name not in names | {"contents"}}
     values = [*rest.values(), *rest.get("setting", {}).values()]
     said = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    return rest | {"contents": {name: digest for name, digest in asks.get("contents", {}).items() if name in said}}
+    return rest | {"contents": {name: digest for name, digest in request.get("contents", {}).items() if name in said}}
 
 
-def _digest_of(asked: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+def _digest_of(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def lines_of(options: StudyOptions) -> list[Line]:
-    """The lines as they stand in the YAML, sweeps undecided.
+    """The lines as in the YAML, with sweeps as lists.
 
     Raises:
-        FrugalignError: what is missing, unknown or contradictory, in one sentence.
+        FrugalignError: a missing, unknown or contradictory option.
     """
     _check(options)
     lines = []
@@ -121,19 +124,19 @@ def lines_of(options: StudyOptions) -> list[Line]:
     folders = [_folder_name(label) for label in every]
     twice = next((label for label, name in zip(every, folders, strict=True) if folders.count(name) > 1), None)
     if twice is not None:
-        raise FrugalignError(f"The study has two lines that would share the folder of {twice!r}; name them apart.")
+        raise FrugalignError(f"Two lines of the study would share the folder of {twice!r}. Give one another label.")
     given = {line.label for line in lines}
     shown, labels = given if options.choose is not None else set(every), given | set(every)
     if options.reference is not None and options.reference not in shown:
         raise FrugalignError(
-            f"reference names {options.reference!r}, which is no line of the table; there are {', '.join(sorted(shown))}."
+            f"reference names {options.reference!r}, which is not a line of the table; there are {', '.join(sorted(shown))}."
         )
     seeds = [*options.seeds, *([] if options.choose is None else [options.choose.get("seed", 0)])]
     for name in options.only:
         label, _, seed = name.partition(":")
         if label not in labels or (seed and int(seed) not in seeds if seed.isdecimal() else seed):
             raise FrugalignError(
-                f"only names {name!r}, which is no line of the study; there are {', '.join(options.methods or {})}."
+                f"only names {name!r}, which is not a line of the study; there are {', '.join(options.methods or {})}."
             )
     return lines
 
@@ -142,14 +145,14 @@ def _method_of(label: str, name: str) -> Method:
     try:
         method = registry.get(name)
     except FrugalignError as error:
-        raise FrugalignError(f"The study's line {label!r} asks for the method {name!r}. {error}") from error
+        raise FrugalignError(f"The study's line {label!r} names the method {name!r}. {error}") from error
     if method.run is None:
-        raise FrugalignError(f"The study's line {label!r} asks for the method {name!r}, which trains no policy.")
+        raise FrugalignError(f"The study's line {label!r} names the method {name!r}, which does not give a policy.")
     return method
 
 
 def swept(line: Line) -> list[Line]:
-    """One line per combination of a sweep's values, their labels saying which; the line itself where nothing is swept."""
+    """One line per combination of a sweep's values, which its label names. Without a sweep, the line itself."""
     names = [name for name, value in line.setting.items() if isinstance(value, list)]
     if not names:
         return [line]
@@ -162,55 +165,55 @@ def swept(line: Line) -> list[Line]:
 
 
 def cells_of(lines: Sequence[Line], options: StudyOptions) -> list[Cell]:
-    """Every line with every seed, seed by seed, so that a study that is stopped early has all methods."""
+    """Every line with every seed, seed by seed: a study that is stopped early then has all methods."""
     return [cell_of(line, seed, "test", options) for seed in options.seeds for line in lines]
 
 
 def choosing_cells(line: Line, options: StudyOptions) -> list[Cell]:
-    """A sweep's settings with the seed that chooses among them."""
+    """A sweep's settings with the choosing seed."""
     seed = int((options.choose or {}).get("seed", 0))
     return [cell_of(each, seed, "choosing", options) for each in swept(line)]
 
 
 def is_wanted(line: Line, given: Line, seed: int, options: StudyOptions) -> bool:
-    """Whether `only` asks for the cell of a line and seed; `given`: the line as it stands in the YAML, whose label stands for its whole sweep."""
+    """Whether `only` selects the cell of a line and seed. `given`: the line as in the YAML, whose label selects its whole sweep."""
     names = {line.label, given.label, f"{line.label}:{seed}", f"{given.label}:{seed}"}
     return not options.only or not names.isdisjoint(options.only)
 
 
 def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: StudyOptions) -> Cell:
-    """The cell of a line, a seed and a kind, and what its result depends on."""
-    asked = {
+    """The cell of a line, a seed and a kind."""
+    request = {
         name: value
         for name, value in vars(options).items()
-        if name not in _CHANGES_NO_RESULT and value not in (None, []) and _is_read(name, line)
+        if name not in _WITHOUT_EFFECT and value not in (None, []) and _is_read(name, line)
     }
-    asked["contents"] = contents_of(options, line)
-    asked |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
+    request["contents"] = contents_of(options, line)
+    request |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
     if options.choose is not None:
-        asked["holds_out"] = True  # prompts to choose by, which no method trains on
+        request["holds_out"] = True  # validation prompts, which no method trains on
     if kind == "choosing":
-        asked |= {"eval_prompts": (options.choose or {}).get("prompts")}
-    return Cell(line, seed, kind, asked)
+        request |= {"eval_prompts": (options.choose or {}).get("prompts")}
+    return Cell(line, seed, kind, request)
 
 
 def contents_of(options: StudyOptions, line: Line) -> dict[str, str]:
-    """Hashes of what the study names for a line, as `hashes_of` has them."""
+    """Hashes of the files that the study names for a line, see `hashes_of`."""
     named = [options.model_name_or_path, options.dataset_name, *options.reward, *options.judges]
-    named += [getattr(options, name) for name in _READ_BY_SOME if _is_read(name, line)]
+    named += [getattr(options, name) for name in _METHOD_INPUTS if _is_read(name, line)]
     named += [line.setting.get(name) for name in registry.get(line.method).reward_options]
     named += [line.method] if is_attribute(line.method) else []
     return hashes_of([str(name) for name in named if name])
 
 
 def _is_read(name: str, line: Line) -> bool:
-    return name not in _READ_BY_SOME or name in registry.get(line.method).study_options
+    return name not in _METHOD_INPUTS or name in registry.get(line.method).study_options
 
 
 def hashes_of(names: Iterable[str]) -> dict[str, str]:
-    """Hashes of the local files and folders among these names, by name; of `package.module:attribute`, the module's file.
+    """Hashes of the local files and folders among these names, by name. For `package.module:attribute` it is the module's file.
 
-    What frugalign itself ships is known by its version, which the page shows.
+    Files of frugalign itself are not hashed: the page shows its version.
     """
     found = {}
     for name in names:
@@ -223,7 +226,7 @@ def hashes_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def _source_of(name: str) -> Path:
-    """The path that a name begins with, or the file of the module that it is an attribute of."""
+    """The path at the start of a name, or the file of the module that it names."""
     spec = re.sub(r"^[\w.-]+=", "", name)
     if is_attribute(spec):
         module = spec.split(":")[0]
@@ -235,7 +238,7 @@ def _source_of(name: str) -> Path:
 
 @cache
 def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Of files by (path, size, time): of their contents, large ones by their size alone."""
+    """The hash of files given as (path, size, time): of their contents, and of large ones by size alone."""
     digest = hashlib.sha256()
     for name, size, _ in files:
         digest.update(f"{Path(name).name}\t{size}\n".encode())
@@ -260,7 +263,7 @@ def _check(options: StudyOptions) -> None:
     budget: Mapping[str, Any] = options.budget or {}
     for name, value in budget.items():
         if name not in BUDGETS:
-            raise FrugalignError(f"The budget has no {name!r}; it is in {', '.join(BUDGETS)}.")
+            raise FrugalignError(f"The budget takes {', '.join(BUDGETS)}, not {name!r}.")
         check_value(f"The budget's {name}", value, POSITIVE)
     choose = options.choose or {}
     if set(choose) - {"seed", "prompts"}:
@@ -275,13 +278,13 @@ def _check(options: StudyOptions) -> None:
             f"There are {len(options.reward)} rewards, but {len(options.reward_weights)} reward_weights."
         )
     if options.choose is not None and choose.get("seed", 0) in options.seeds:
-        raise FrugalignError("The seed that chooses is one of the test's seeds; give choose another one.")
+        raise FrugalignError("The seed of choose is one of the test seeds. Give choose another seed.")
     if options.choose is not None and options.eval_split == "validation":
         raise FrugalignError("choose reads the validation split, so the study cannot be tested on it.")
     for label in labels:
         empty = [name for name, value in ((options.methods or {})[label] or {}).items() if value == []]
         if empty:
-            raise FrugalignError(f"The study's line {label!r} sweeps {empty[0]} over no value.")
+            raise FrugalignError(f"The study's line {label!r} sweeps {empty[0]} over an empty list.")
 
 
 def _folder_name(label: str) -> str:

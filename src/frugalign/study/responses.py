@@ -1,26 +1,26 @@
-"""A cell's responses, beside those that they are compared with: of the same seed the base's line, or another one that the study names."""
+"""A cell's responses beside those of the reference with the same seed: the base, or another line that the study names."""
 
 from __future__ import annotations
 
 from frugalign.methods import registry
 from frugalign.runs.layout import Sample, read_samples
 from frugalign.study.layout import evaluation_folder
-from frugalign.study.runner import Finished, Outcome
+from frugalign.study.runner import Outcome, StudyState
 
 
-def is_reference(outcome: Outcome, found: Finished) -> bool:
-    """Whether this is a cell of the line that the others are compared with."""
+def is_reference(outcome: Outcome, found: StudyState) -> bool:
+    """Whether this is a cell of the reference line."""
     reference, line = found.options.reference, outcome.cell.line
     return registry.get(line.method).role == "base" if reference is None else line.label == reference
 
 
-def reference_of(outcome: Outcome, found: Finished) -> str:
-    """What a cell is compared with, by the folder that holds it; the cell's own base where there is no such folder."""
+def reference_of(outcome: Outcome, found: StudyState) -> str:
+    """The folder name of the reference's cell; "its base" where no such cell is finished."""
     other = _beside(outcome, found)
     return "its base" if other is None else other.folder.name
 
 
-def _beside(outcome: Outcome, found: Finished) -> Outcome | None:
+def _beside(outcome: Outcome, found: StudyState) -> Outcome | None:
     """The finished cell of the reference with the same seed."""
     same = (each for each in found.outcomes if each.result is not None and each.cell.seed == outcome.cell.seed)
     return next((each for each in same if is_reference(each, found)), None)
@@ -31,8 +31,8 @@ def responses_of(outcome: Outcome) -> list[Sample]:
     return read_samples(evaluation_folder(outcome.folder))
 
 
-def compared(outcome: Outcome, found: Finished) -> list[Sample]:
-    """The cell's responses with `base` and `base_rewards` of what they are compared with; none where that is the cell itself or not there."""
+def beside_reference(outcome: Outcome, found: StudyState) -> list[Sample]:
+    """The cell's responses, with the reference's as `base` and `base_rewards`. Empty for the reference itself, and while it is not finished."""
     if is_reference(outcome, found):
         return []
     own, other = responses_of(outcome), _beside(outcome, found)

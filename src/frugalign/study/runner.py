@@ -1,4 +1,4 @@
-"""Run a study's cells, a process each: what is done is skipped, what fails is reported and does not stop the rest."""
+"""Run a study's cells, each in its own process. Finished cells are skipped; a failed one is reported and does not stop the rest."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from frugalign.methods import registry
 from frugalign.runs.lock import in_use
 from frugalign.study.checks import check_study
 from frugalign.study.layout import (
-    ASKS_FILE,
     CHOSEN_FILE,
     FAILED_FILE,
     LOG_FILE,
+    REQUEST_FILE,
     START_FOLDER,
     TRAININGS_FOLDER,
     CellResult,
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell with what came of it: its result, or why there is none; `training`: the folder of what it trained."""
+    """A cell with its result, or the reason why it has none. `training`: the folder of its training."""
 
     cell: Cell
     folder: Path
@@ -47,8 +47,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A study as far as it is run: the lines of its table, all outcomes, what choosing found, and the choosing cells without a result."""
+class StudyState:
+    """A study as far as it has run.
+
+    Attributes:
+        lines: of the table.
+        outcomes: of every test cell.
+        chosen: what was chosen for each sweep, by label.
+        unchosen: choosing cells without a result.
+    """
 
     options: StudyOptions
     lines: list[Line]
@@ -62,14 +69,14 @@ class Finished:
 
     @property
     def missing(self) -> list[Outcome]:
-        """Cells without a result, those that choose included where nothing is chosen yet."""
+        """Cells without a result, including the choosing cells of sweeps that have no setting yet."""
         given = _lines_by_label(self.options)
         choosing = [each for each in self.unchosen if self.chosen[given[each.cell.line.label].label]["setting"] is None]
         return [*choosing, *(outcome for outcome in self.outcomes if outcome.result is None)]
 
     @property
     def wanted_missing(self) -> list[Outcome]:
-        """Those of them that `only` asks for."""
+        """The missing cells that `only` selects."""
         given, to_choose_by = _lines_by_label(self.options), _to_choose_by(self.options)
         return [
             each
@@ -82,11 +89,11 @@ class Finished:
         ]
 
 
-def run_study(options: StudyOptions) -> Finished:
-    """Decide the sweeps where `choose` says so, then run every cell that is not done.
+def run_study(options: StudyOptions) -> StudyState:
+    """Choose the sweeps' settings if the study has `choose`, then run every missing cell.
 
     Raises:
-        FrugalignError: a study that cannot be run at all, or that another command is at; a cell that fails is an outcome.
+        FrugalignError: a study that cannot run at all, or that another command is running. A failed cell is an outcome instead.
     """
     study = Path(options.output_dir)
     if read_study(options).missing:
@@ -102,19 +109,19 @@ def run_study(options: StudyOptions) -> Finished:
 
 
 def _lines_by_label(options: StudyOptions) -> dict[str, Line]:
-    """The line of the YAML that each label, one of a sweep's settings too, stands for."""
+    """The YAML's line for every label, including the labels of a sweep's settings."""
     return {each.label: line for line in lines_of(options) for each in (*swept(line), line)}
 
 
 def sweeps_of(options: StudyOptions) -> list[Line]:
-    """The lines whose setting is to be chosen."""
+    """The lines whose setting must be chosen."""
     return [line for line in lines_of(options) if options.choose is not None and len(swept(line)) > 1]
 
 
-def read_study(options: StudyOptions) -> Finished:
-    """What there is of a study, without running or writing anything; a sweep that is not decided yet has no line.
+def read_study(options: StudyOptions) -> StudyState:
+    """A study as far as it has run. Nothing is run or written. A sweep without a chosen setting has no line.
 
-    A choice is made once: what `chosen.json` says of a sweep holds as long as the sweep and what it asks stay as they are.
+    A choice is made once. `chosen.json` holds for a sweep as long as its choosing cells stay the same.
     """
     study = Path(options.output_dir)
     frozen = read_json(study / CHOSEN_FILE)
@@ -131,26 +138,26 @@ def read_study(options: StudyOptions) -> Finished:
             lines.append(Line(line.label, line.method, chosen[line.label]["setting"]))
         failed += [each for each in _tried(line, options) if each.result is None]
     outcomes = [outcome_of(cell, options) for cell in cells_of(lines, options)]
-    return Finished(options, lines, outcomes, chosen, failed)
+    return StudyState(options, lines, outcomes, chosen, failed)
 
 
 def _tried(sweep: Line, options: StudyOptions) -> list[Outcome]:
     return [outcome_of(cell, options) for cell in choosing_cells(sweep, options)]
 
 
-def _asked_of(sweep: Line, options: StudyOptions) -> str:
-    """Changes with anything that the choice depends on."""
+def _cell_names(sweep: Line, options: StudyOptions) -> str:
+    """The choosing cells' folder names, which change with anything that the choice depends on."""
     study = Path(options.output_dir)
     return " ".join(cell.folder(study).name for cell in choosing_cells(sweep, options))
 
 
 def _is_frozen(sweep: Line, frozen: dict[str, Any], options: StudyOptions) -> bool:
     known = frozen.get(sweep.label, {})
-    return known.get("setting") is not None and known.get("asked") == _asked_of(sweep, options)
+    return known.get("setting") is not None and known.get("cells") == _cell_names(sweep, options)
 
 
 def _choice(sweep: Line, options: StudyOptions) -> dict[str, Any]:
-    """The setting with the highest main judge; None while one of them has not been run, or where all have failed."""
+    """The setting with the highest main judge. None while one has not run, or if all have failed."""
     tried = _tried(sweep, options)
     known = {
         each.cell.line.label: value
@@ -163,7 +170,7 @@ def _choice(sweep: Line, options: StudyOptions) -> dict[str, Any]:
         "tried": known,
         "failed": {each.cell.line.label: each.error for each in tried if each.error not in (None, NOT_RUN)},
         "setting": next((each.cell.line.setting for each in tried if each.cell.line.label == best), None),
-        "asked": _asked_of(sweep, options),
+        "cells": _cell_names(sweep, options),
     }
 
 
@@ -171,7 +178,7 @@ NOT_RUN = "not run yet"
 
 
 def outcome_of(cell: Cell, options: StudyOptions) -> Outcome:
-    """What a cell's folder holds."""
+    """A cell's result or failure, as its folder has it."""
     folder, training = cell.folder(Path(options.output_dir)), cell.training(trainings_of(options))
     result, failure = read_result(folder), read_failure(folder)
     if result is None and failure is not None:
@@ -185,15 +192,15 @@ def trainings_of(options: StudyOptions) -> Path:
 
 
 def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
-    """Run what has no result, `options.jobs` processes at a time; their output is in each cell's log.txt."""
+    """Run the cells without a result, `options.jobs` at a time. Each cell's output is in its log.txt."""
     open_ones = [each for each in (outcome_of(cell, options) for cell in cells) if each.result is None]
     left = [each.cell for each in open_ones]
     if len(left) < len(cells):
-        print(f"{len(cells) - len(left)} of {len(cells)} cells are done already.", flush=True)
+        print(f"{len(cells) - len(left)} of {len(cells)} cells are finished already.", flush=True)
     to_train = [each for each in open_ones if registry.get(each.cell.line.method).is_trained]
     trained = sum(read_trained(each.training) is not None for each in to_train)
     if trained or (to_train and options.trainings_dir is not None):
-        print(f"{trained} of {len(to_train)} trainings of the other cells are there already.", flush=True)
+        print(f"{trained} of {len(to_train)} trainings of the other cells are finished already.", flush=True)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
     try:
         while waiting or running:
@@ -205,7 +212,7 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
                 running.remove(entry)
                 done += 1
                 _report(entry[0], options, entry[1].returncode, time.perf_counter() - entry[2], f"{done}/{len(left)}")
-    finally:  # also where the runner itself is told to stop
+    finally:  # also when the runner is told to stop
         for _, process, _ in running:
             process.terminate()
         for _, process, _ in running:
@@ -215,7 +222,7 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
 def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
     study = Path(options.output_dir)
     folder = cell.folder(study)
-    write_json_atomic(folder / ASKS_FILE, cell.asks)
+    write_json_atomic(folder / REQUEST_FILE, cell.request)
     (folder / FAILED_FILE).unlink(missing_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     given = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
@@ -241,7 +248,7 @@ def _report(cell: Cell, options: StudyOptions, status: int, seconds: float, plac
             flush=True,
         )
         return
-    if not (found.folder / FAILED_FILE).is_file():  # killed from outside, by the system for its memory perhaps
+    if not (found.folder / FAILED_FILE).is_file():  # killed from outside, possibly for its memory
         write_json_atomic(found.folder / FAILED_FILE, {"error": f"its process ended with status {status}"})
     _log.warning(
         "%s %s failed: %s; see %s.", place, cell.name, outcome_of(cell, options).error, found.folder / LOG_FILE
@@ -249,13 +256,17 @@ def _report(cell: Cell, options: StudyOptions, status: int, seconds: float, plac
 
 
 def main_judge(result: CellResult) -> float | None:
-    """The main judge's mean; None where it applies to no response."""
+    """The main judge's mean; None where it scores no response."""
     found = result["metrics"]["reward"]
     return None if found is None else float(found["mean"])
 
 
 def _to_choose_by(options: StudyOptions) -> list[Cell]:
-    """The cells that choose among settings, as far as they are asked for: all of a sweep's where a cell that is asked for waits for the choice; none once it is made."""
+    """The choosing cells to run.
+
+    A sweep with a chosen setting needs none. Where `only` selects a cell that waits for the choice, they are all of the sweep's; otherwise those
+    that `only` selects themselves.
+    """
     frozen = read_json(Path(options.output_dir) / CHOSEN_FILE)
     found: list[Cell] = []
     for sweep in sweeps_of(options):

@@ -1,4 +1,4 @@
-"""From finished cells to the rows of a table: every measure with its interval over seeds and prompts, its difference to the reference, and the costs."""
+"""From finished cells to the rows of a table: measures with intervals over seeds and prompts, differences to the reference, and costs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from frugalign.metrics.two_way import two_way_mean
 from frugalign.runs.layout import Sample
 from frugalign.study.layout import CellResult
 from frugalign.study.plan import Line
-from frugalign.study.responses import compared, responses_of
-from frugalign.study.runner import Finished, Outcome
+from frugalign.study.responses import beside_reference, responses_of
+from frugalign.study.runner import Outcome, StudyState
 from frugalign.study.verdicts import judges_of, verdicts_of
 
 COSTS = (
@@ -34,8 +34,10 @@ Table = list[list[float | None]]
 
 @dataclass(frozen=True)
 class Measured:
-    """A measure of a line: its mean, its difference to the reference (the base) on the same prompts, and p-values of that difference, plain and after
-    Holm's correction over the study's lines (the main judge alone has one)."""
+    """A measure of a line: its mean, and its difference to the reference on the same prompts with a p-value.
+
+    `p_holm`: the p-value after Holm's correction over the study's lines. Only the main judge has one.
+    """
 
     value: Estimate
     difference: Estimate | None
@@ -45,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Preferred:
-    """A pairwise judge's preference for a line over the base; `contradictions`: share of pairs that it judged otherwise in the other order."""
+    """A pairwise judge's preference for a line over the reference. `contradictions`: share of pairs whose verdict changed with the order."""
 
     share: Estimate
     contradictions: float | None
@@ -54,8 +56,14 @@ class Preferred:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `judge`: the main one's name; `others`: KL, length and so on, by the name in metrics.json; `costs` of the training and `decoding`, of one response:
-    medians over the seeds."""
+    """A line of the table.
+
+    Attributes:
+        judge: name of the main judge.
+        others: KL, length and so on, by their names in metrics.json.
+        costs: of the training, medians over the seeds.
+        decoding: costs of one response, medians over the seeds.
+    """
 
     line: Line
     judge: str
@@ -72,12 +80,12 @@ class Row:
 
     @property
     def main(self) -> Measured | None:
-        """The main judge's; None where it applies to none of the line's responses."""
+        """The main judge's measure; None where it scores none of the line's responses."""
         return self.measures.get(self.judge)
 
 
-def rows_of(found: Finished) -> list[Row]:
-    """A row for every line of which at least one seed is done, in the study's order."""
+def rows_of(found: StudyState) -> list[Row]:
+    """A row for every line with at least one finished seed, in the study's order."""
     judges = judges_of(found.options)
     rows = [_row(line, done, judges, found) for line in found.lines if (done := _done(found.of(line)))]
     tested = {row.line.label: row.main.p_value for row in rows if row.main is not None and row.main.p_value is not None}
@@ -96,10 +104,10 @@ def _with_holm(row: Row, p_holm: float | None) -> Row:
     return replace(row, measures=row.measures | {row.judge: replace(main, p_holm=p_holm)})
 
 
-def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]]], found: Finished) -> Row:
-    size = int(_result(done[0])["asks"]["eval_samples"])
+def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]]], found: StudyState) -> Row:
+    size = int(_result(done[0])["request"]["eval_samples"])
     samples = [responses_of(outcome) for outcome in done]
-    beside = [lines for outcome in done if (lines := compared(outcome, found))]
+    beside = [lines for outcome in done if (lines := beside_reference(outcome, found))]
     measures: dict[str, Measured] = {}
     for name in samples[0][0]["rewards"]:
         values = _table(_value, name, samples, size)
@@ -121,7 +129,7 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
         measures,
         None if wins is None else wins.estimate,
         _length_controlled(beside, main, size) if beside else None,
-        {name: said for name, asked in judges if (said := _preferred(done, size, asked, found)) is not None},
+        {name: said for name, settings in judges if (said := _preferred(done, size, settings, found)) is not None},
         {
             name: _over_seeds(
                 [_result(outcome)["metrics"].get(name) for outcome in done], share=MEASURES[name].is_share
@@ -145,7 +153,7 @@ def _table(
 
 
 def _is_share(values: Table) -> bool:
-    """Whether a measure says yes or no of a response; several responses to a prompt make shares of it."""
+    """Whether a measure is yes or no for a response; means over a prompt's responses are then between 0 and 1."""
     known = {value for each in values for value in each if value is not None}
     return known <= {0.0, 1.0} or (min(known) >= 0 and max(known) <= 1)
 
@@ -156,7 +164,7 @@ def _result(outcome: Outcome) -> CellResult:
 
 
 def by_prompt(values: Sequence[float | None], size: int) -> list[float | None]:
-    """Means over the `size` samples of each prompt, which follow one another; None where no sample has a value."""
+    """Means over the `size` consecutive samples of each prompt; None where no sample has a value."""
     found: list[float | None] = []
     for start in range(0, len(values), size):
         known = [value for value in values[start : start + size] if value is not None]
@@ -179,16 +187,16 @@ def _win(sample: Sample, name: str) -> float | None:
 
 
 def _length_controlled(samples: list[list[Sample]], name: str, size: int) -> Estimate | None:
-    """Prompts resampled, seeds and samples of one together."""
+    """The length-controlled win rate. Its bootstrap resamples prompts, each with all of its seeds and samples."""
     every = [(number // size, sample) for each in samples for number, sample in enumerate(each)]
     wins = [_win(sample, name) for _, sample in every]
     gaps = [float(len(sample["policy"]) - len(sample["base"])) for _, sample in every]
     return length_controlled_win_rate(wins, gaps, [number for number, _ in every])
 
 
-def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], found: Finished) -> Preferred | None:
-    """A judge's verdicts on the cells that it has judged; None where it has judged none, as of the reference."""
-    judged = [said for outcome in done if (said := read_json(verdicts_of(outcome, asked, found)))]
+def _preferred(done: list[Outcome], size: int, settings: dict[str, Any], found: StudyState) -> Preferred | None:
+    """A judge's preference over the cells with verdicts; None where there are none, as for the reference."""
+    judged = [said for outcome in done if (said := read_json(verdicts_of(outcome, settings, found)))]
     if not judged:
         return None
     share = two_way_mean([by_prompt(each["preferences"], size) for each in judged], share=True)
@@ -201,7 +209,7 @@ def _preferred(done: list[Outcome], size: int, asked: dict[str, Any], found: Fin
 
 
 def _over_seeds(estimates: list[dict[str, Any] | None], *, share: bool = False) -> Estimate | None:
-    """The mean of the seeds' means with a t-interval over them; of one seed, or shares that are the same in all, the interval over prompts."""
+    """The mean of the seeds' means with a t-interval. For one seed, or for equal shares in all seeds, the interval over prompts."""
     known = [each for each in estimates if each is not None]
     if not known:
         return None
@@ -211,6 +219,6 @@ def _over_seeds(estimates: list[dict[str, Any] | None], *, share: bool = False) 
     found = two_way_mean([[float(each["mean"])] for each in known], share=share)
     if found is None:
         return None
-    # None of these can be below 0; of a mean that is, by the noise of a KL's samples, the interval says so.
+    # None of these can be negative. Only the sampling noise of a KL gives a negative mean, and then the interval shows it.
     estimate = found.estimate
     return replace(estimate, ci_low=max(0.0, estimate.ci_low)) if estimate.mean >= 0 else estimate

@@ -1,4 +1,4 @@
-"""One cell at work, as its method sees it: prompts, base, what it may spend, what it has spent."""
+"""A cell's task, as its method sees it: prompts, base, budget and ledger."""
 
 from __future__ import annotations
 
@@ -29,39 +29,43 @@ _OBSERVED = 64
 """Test prompts of a learning curve."""
 
 
-def prompt_splits(asks: dict[str, Any]) -> dict[str, Dataset]:
-    """The study's prompts as train, validation and test; where settings are chosen by prompts and there is no validation split, a tenth of the
-    training prompts is that. Nothing trains on either: training prompts that are among them are left out, with a warning.
+def prompt_splits(request: dict[str, Any]) -> dict[str, Dataset]:
+    """The study's prompts as train, validation and test.
+
+    A study with `choose` but no validation split holds out a tenth of the training prompts. Training prompts that are also in validation or
+    test are left out, with a warning.
 
     Raises:
-        FrugalignError: a data set without the split to test on, or without a training prompt beside it.
+        FrugalignError: a data set without a test split, or without any prompt left to train on.
     """
-    name, splits = asks["dataset_name"], load_splits(asks["dataset_name"])
-    train, tested = training_split(splits), asks["eval_split"]
+    name, splits = request["dataset_name"], load_splits(request["dataset_name"])
+    train, tested = training_split(splits), request["eval_split"]
     if tested not in splits or splits[tested] is train:
         raise FrugalignError(f"{name} needs a split to train on and {tested!r} to test on; it has {', '.join(splits)}.")
     found = {"train": train, "test": splits[tested]}
-    if asks.get("holds_out"):
+    if request.get("holds_out"):
         if "validation" in splits:
             found["validation"] = splits["validation"]
         else:
             train, found["validation"] = held_out_split(train, HELD_OUT_FRACTION, 0)
-    unseen = _heard_in(found)
-    kept = [row for row, prompt in enumerate(train["prompt"]) if _heard(prompt) not in unseen]
+    unseen = _reserved_prompts(found)
+    kept = [row for row, prompt in enumerate(train["prompt"]) if _plain(prompt) not in unseen]
     if not kept:
-        raise FrugalignError(f"Every training prompt of {name} is one that is tested on or chosen by.")
+        raise FrugalignError(f"Every training prompt of {name} is also in its validation or test split.")
     if again := len(train) - len(kept):
-        _log.warning("%d training prompts of %s are tested on or chosen by, too; nothing trains on them.", again, name)
+        _log.warning(
+            "%d training prompts of %s are also in its validation or test split. They are not trained on.", again, name
+        )
     return found | {"train": train.select(kept)}
 
 
-def _heard_in(splits: dict[str, Dataset]) -> set[str]:
-    """The prompts that nothing may train on."""
-    return {_heard(prompt) for name in ("validation", "test") if name in splits for prompt in splits[name]["prompt"]}
+def _reserved_prompts(splits: dict[str, Dataset]) -> set[str]:
+    """The validation and test prompts, which no method may train on."""
+    return {_plain(prompt) for name in ("validation", "test") if name in splits for prompt in splits[name]["prompt"]}
 
 
-def _heard(prompt: Any) -> str:
-    """What the model is asked: a string and a single user message with it are the same."""
+def _plain(prompt: Any) -> str:
+    """A prompt in one form: a string and a single user message with that text are the same."""
     if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
         return str(prompt[0]["content"])
     return prompt_key(prompt)
@@ -69,9 +73,16 @@ def _heard(prompt: Any) -> str:
 
 @dataclass
 class Task:
-    """The `Job` of a cell. `asks`: everything that the cell's result depends on; `folder`: its training's; `ledger`: what it has spent; `paid`: folders whose costs are in it."""
+    """The `Job` of a cell.
 
-    asks: dict[str, Any]
+    Attributes:
+        request: everything that the cell's result depends on.
+        folder: of its training.
+        ledger: what it has spent.
+        paid: folders whose costs are in the ledger already.
+    """
+
+    request: dict[str, Any]
     folder: Path
     budget: Budget
     ledger: Ledger = field(default_factory=Ledger)
@@ -81,43 +92,43 @@ class Task:
     @cached_property
     def splits(self) -> dict[str, Dataset]:
         """The study's prompts, read once."""
-        return prompt_splits(self.asks)
+        return prompt_splits(self.request)
 
     @property
     def run_folder(self) -> Path:
-        """Where the trained policy goes, inside the training's folder."""
+        """Where the trained policy is saved, inside the training's folder."""
         return training_run(self.folder)
 
     @property
     def setting(self) -> dict[str, Any]:
         """The line's options."""
-        return dict(self.asks["setting"])
+        return dict(self.request["setting"])
 
     @property
     def seed(self) -> int:
         """The cell's seed."""
-        return int(self.asks["seed"])
+        return int(self.request["seed"])
 
     @property
     def use_cpu(self) -> bool:
         """Whether to stay on the CPU."""
-        return bool(self.asks.get("use_cpu", False))
+        return bool(self.request.get("use_cpu", False))
 
     @property
     def deadline(self) -> float:
-        """When the budget's clock runs out, of `time.perf_counter`."""
+        """When the time budget ends, on the clock of `time.perf_counter`."""
         seconds = self.budget.wall_clock_seconds
         return math.inf if seconds is None else self.started + seconds
 
     def callbacks(self) -> list[Any]:
-        """The clock, where the budget has one."""
+        """The callback that stops the training, where the budget is a time."""
         return [] if self.deadline == math.inf else [StopAfter(self.deadline)]
 
     def load(self, *, trained: bool = False) -> LoadedModel:
         """The base; in float32 where it is trained."""
         with self.ledger.phase("load"):
             return load_model(
-                self.asks["model_name_or_path"],
+                self.request["model_name_or_path"],
                 device_map="cpu" if self.use_cpu else None,
                 dtype="float32" if trained else None,
             )
@@ -127,17 +138,17 @@ class Task:
         return load_splits(self.dataset)["train"]
 
     def n_prompts(self) -> int:
-        """How many different ones there are."""
+        """The number of distinct training prompts."""
         return len(distinct(self.prompts()["prompt"]))
 
     @property
     def dataset(self) -> str:
-        """A folder with the prompts to train on as `train`, and the test's beside them, so that no method holds out more."""
+        """A folder with the training prompts as `train` and the test prompts as `test`, so that no method holds out more."""
         return self._prompts_in(PROMPTS_FOLDER)
 
     @property
     def observed_dataset(self) -> str:
-        """The same with the test's first prompts as `validation` too, for a learning curve on them; nothing is chosen by it."""
+        """The same with the first test prompts as `validation` too, for a learning curve. Nothing is chosen by it."""
         return self._prompts_in(OBSERVED_FOLDER, observed=True)
 
     def _prompts_in(self, name: str, *, observed: bool = False) -> str:
@@ -146,31 +157,31 @@ class Task:
             folder.mkdir(parents=True, exist_ok=True)
             parts, tested = self.splits, self.splits["test"]
             shown = {"validation": tested.select(range(min(len(tested), _OBSERVED)))} if observed else {}
-            # The training's last: a folder without it is not finished.
+            # The train split comes last: a folder without it is incomplete.
             for split, rows in {**shown, "test": tested, "train": parts["train"]}.items():
                 rows.to_json(str(folder / f"{split}.jsonl"))
         return str(folder)
 
     @property
     def preferences(self) -> str | None:
-        """The stored preferences, None where there are none; without the pairs of prompts that are tested on or chosen by."""
-        name = self.asks.get("preferences")
+        """The stored preferences without those on validation or test prompts. None where the study names none."""
+        name = self.request.get("preferences")
         if name is None:
             return None
         folder = self.folder / PREFERENCES_FOLDER
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            unseen = _heard_in(self.splits)
+            unseen = _reserved_prompts(self.splits)
             splits = load_splits(name, kind="preference")
-            # The training's last: a folder without it is not finished.
+            # The train split comes last: a folder without it is incomplete.
             for split, rows in sorted(splits.items(), key=lambda item: item[0] == "train"):
-                kept = [place for place, row in enumerate(rows) if _heard(extract_prompt(row)[0]) not in unseen]
+                kept = [place for place, row in enumerate(rows) if _plain(extract_prompt(row)[0]) not in unseen]
                 rows.select(kept).to_json(str(folder / f"{split}.jsonl"))
         return str(folder)
 
     def shared(self, *names: str) -> dict[str, Any]:
-        """These of the study's common options, where it has them."""
-        return {name: self.asks[name] for name in names if name in self.asks}
+        """These of the study's options, as far as it sets them."""
+        return {name: self.request[name] for name in names if name in self.request}
 
     def common(self) -> dict[str, Any]:
         """The options that are the same for every method of ours."""
@@ -180,33 +191,33 @@ class Task:
             "seed": self.seed,
             "use_cpu": self.use_cpu,
         }
-        found |= {"disable_tqdm": True, "model_name_or_path": self.asks["model_name_or_path"]}
+        found |= {"disable_tqdm": True, "model_name_or_path": self.request["model_name_or_path"]}
         return found | self.shared("max_new_tokens", "temperature", "prompt_format")
 
     def spend(self, ledger: Ledger) -> None:
-        """Add a training's costs to the cell's; the parameters are the training's."""
+        """Add a training's costs to the cell's, and take over its parameter counts."""
         self.ledger.add(ledger)
         self.ledger.set_parameters(trainable=ledger.trainable_parameters, base=ledger.base_parameters)
 
     def sampled_groups(self, size: int) -> Path:
-        """A file of groups: `size` responses of the base to each prompt with the training reward, as many as the budget allows."""
+        """A file of groups: `size` responses of the base to each prompt with the training reward, within the budget."""
         return base_samples.sampled_groups(self, size)
 
     def sampled_pairs(self, size: int) -> Dataset:
-        """The groups as pairs, best with worst, second with second-worst."""
+        """The groups as pairs: best with worst, second with second-worst."""
         return base_samples.sampled_pairs(self, size)
 
     def some_prompts(self, number: int | None) -> Path:
-        """A folder with so many different training prompts (None: all), in an order that the seed gives."""
+        """A folder with `number` distinct training prompts (None: all), shuffled by the seed."""
         return base_samples.prompts_folder(self, number)
 
     def representation_reward(self, size: int) -> str:
-        """The study's; else one fitted, at the cell's cost, on the preferences or on pairs of `size` sampled responses."""
+        """The study's representation reward. Without one it is fitted, at the cell's cost, on the preferences or on pairs of `size` samples."""
         name = "representation_reward"
-        if name in self.asks:
-            return str(self.asks[name])
+        if name in self.request:
+            return str(self.request[name])
         fit = METHODS[name].fit
-        assert fit is not None, "the method of this name provides it"
+        assert fit is not None, "the method of this name has a fit"
         folder = fitted_reward(self.folder)
         fit(self, self.preferences or str(base_samples.sampled_pairs_folder(self, size)), folder)
         return str(folder)

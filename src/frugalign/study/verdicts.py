@@ -1,6 +1,6 @@
-"""Pairwise verdicts on a study's responses: every line's against the reference's, in both orders, kept beside the cell that they are about.
+"""Pairwise verdicts on a study's responses: each line's against the reference's, in both orders. They are stored in the cell's folder.
 
-A judge reads what the test has left, so it can be added, changed or left out without running a cell again.
+A judge reads the stored responses, so it can be added, changed or removed without running a cell again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from frugalign.evaluation.judges.openai_server import LLMJudge, LLMJudgeOptions
 from frugalign.evaluation.judges.pairwise import ModelJudge, PairJudge, both_orders
 from frugalign.study.layout import JUDGE_CACHE_FILE, verdicts_file
 from frugalign.study.options import StudyOptions
-from frugalign.study.responses import compared, is_reference, reference_of
-from frugalign.study.runner import Finished, Outcome
+from frugalign.study.responses import beside_reference, is_reference, reference_of
+from frugalign.study.runner import Outcome, StudyState
 
 _log = logging.getLogger(__name__)
 
 
 def judges_of(options: StudyOptions) -> list[tuple[str, dict[str, Any]]]:
-    """(name, what is asked of it) for the pairwise judges that the study names.
+    """(name, its settings) for the pairwise judges that the study names.
 
     Raises:
         FrugalignError: options that such a judge does not have.
@@ -40,41 +40,41 @@ def judges_of(options: StudyOptions) -> list[tuple[str, dict[str, Any]]]:
             what = f"not {', '.join(unknown)}" if unknown else "base_url and model at least"
             raise FrugalignError(f"llm_judge takes {', '.join(sorted(known))}; {what}.")
         try:
-            asked = LLMJudgeOptions(**options.llm_judge)
+            settings = LLMJudgeOptions(**options.llm_judge)
         except TypeError as error:
             raise FrugalignError(f"llm_judge has a value of the wrong kind: {error}.") from error
-        if asked.api_key_env is not None and not os.environ.get(asked.api_key_env):
-            raise FrugalignError(f"llm_judge names the variable {asked.api_key_env}, which is not set.")
+        if settings.api_key_env is not None and not os.environ.get(settings.api_key_env):
+            raise FrugalignError(f"llm_judge names the environment variable {settings.api_key_env}, which is not set.")
         found.append((str(options.llm_judge["model"]), dict(options.llm_judge)))
     if options.model_judge:
         found.append((Path(options.model_judge).name, {"model_judge": options.model_judge}))
     return found
 
 
-def verdicts_of(outcome: Outcome, asked: dict[str, Any], found: Finished) -> Path:
-    """Where a judge's verdicts on a cell are: another file for another judge, wherever it is reached, and another reference."""
+def verdicts_of(outcome: Outcome, settings: dict[str, Any], found: StudyState) -> Path:
+    """The file of a judge's verdicts on a cell. It depends on the judge, but not on the server's address, and on the reference."""
     said: dict[str, Any] = {"reference": reference_of(outcome, found)} | {
-        name: asked.get(name) for name in ("model", "criterion", "temperature", "max_tokens", "model_judge")
+        name: settings.get(name) for name in ("model", "criterion", "temperature", "max_tokens", "model_judge")
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
     return verdicts_file(outcome.folder, digest)
 
 
-def judge_study(found: Finished) -> None:
-    """Ask every judge about every finished cell that it has not judged whole yet; the reference is compared with nobody."""
-    for name, asked in judges_of(found.options):
+def judge_study(found: StudyState) -> None:
+    """Let every judge compare every finished cell with the reference. A cell with all of its verdicts is skipped."""
+    for name, settings in judges_of(found.options):
         waiting = [
             outcome
             for outcome in found.outcomes
             if outcome.result is not None
             and not is_reference(outcome, found)
-            and read_json(verdicts_of(outcome, asked, found)).get("to_ask", 1)
+            and read_json(verdicts_of(outcome, settings, found)).get("to_ask", 1)
         ]
         if not waiting:
             continue
-        judge = _judge(asked, found.options)
+        judge = _judge(settings, found.options)
         for outcome in waiting:
-            samples = compared(outcome, found)
+            samples = beside_reference(outcome, found)
             if not samples:
                 continue
             prompts, ours, theirs = ([sample[key] for sample in samples] for key in ("prompt", "policy", "base"))
@@ -85,19 +85,19 @@ def judge_study(found: Finished) -> None:
                 "preferences": said.preferences,
                 "contradictions": said.contradictions,
                 "unanswered": unanswered,
-                # A model on this machine says the same again; a server may have been out of reach.
+                # A local model would repeat itself; a server may have been unreachable.
                 "to_ask": 0 if isinstance(judge, ModelJudge) else unanswered,
                 "counts": dict(getattr(judge, "counts", {})),
             }
-            write_json_atomic(verdicts_of(outcome, asked, found), verdicts)
+            write_json_atomic(verdicts_of(outcome, settings, found), verdicts)
             if unanswered:
                 _log.warning(
                     "%s gave no verdict on %d of %d pairs of %s.", name, unanswered, len(samples), outcome.cell.name
                 )
 
 
-def _judge(asked: dict[str, Any], options: StudyOptions) -> PairJudge:
-    if "model_judge" in asked:
-        return ModelJudge(load_model(asked["model_judge"], device_map="cpu" if options.use_cpu else None))
+def _judge(settings: dict[str, Any], options: StudyOptions) -> PairJudge:
+    if "model_judge" in settings:
+        return ModelJudge(load_model(settings["model_judge"], device_map="cpu" if options.use_cpu else None))
     study = Path(options.output_dir)
-    return LLMJudge(LLMJudgeOptions(**{"cache_path": study / JUDGE_CACHE_FILE} | asked))
+    return LLMJudge(LLMJudgeOptions(**{"cache_path": study / JUDGE_CACHE_FILE} | settings))

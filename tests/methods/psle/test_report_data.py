@@ -179,7 +179,7 @@ def test_what_the_figures_get(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(figures, "over_rounds", lambda *a, **k: drawn.setdefault(a[1], (a[0], a[2], k)) and "")
     monkeypatch.setattr(figures, "stacked", lambda *a: drawn.setdefault(a[3], a) and "")
     monkeypatch.setattr(figures, "distributions", lambda *a: drawn.setdefault(a[2], a) and "")
-    monkeypatch.setattr(figures, "interrupted", lambda *a: drawn.setdefault(a[2], a) and "")
+    monkeypatch.setattr(figures, "segmented_curves", lambda *a: drawn.setdefault(a[2], a) and "")
     found = round_figures.section(read(run))
     assert [(heading, len(those)) for heading, _, those in found.groups] == [
         *(("Held-out prompts", 3), ("What the rounds learn from", 4), ("Rewards of the responses", 2)),

@@ -65,12 +65,12 @@ def on_rewards(job: Job, method: str) -> Policy:
         "learning_rate": 1e-4,
         "num_generations": group,
         "steps_per_generation": per_rollout,
-        "max_completion_length": job.asks["max_new_tokens"],
-        "temperature": job.asks["temperature"],
+        "max_completion_length": job.request["max_new_tokens"],
+        "temperature": job.request["temperature"],
         **job.shared("reward_weights"),
     }
     options = _common(job) | options | setting | sizes | {"per_device_train_batch_size": completions // per_rollout}
-    rewards = load_rewards(job.asks["reward"])
+    rewards = load_rewards(job.request["reward"])
     base = job.load(trained=not options.get("use_peft", True))
     run = PeerRun(job.run_folder, job.ledger, options, job.callbacks())
     kind = train_on_rewards(method, base, job.prompts(), rewards, run)

@@ -22,7 +22,7 @@ def fit(job: Job, pairs: str, folder: Path) -> None:
 
     train_reward(
         RewardOptions(
-            model_name_or_path=job.asks["model_name_or_path"],
+            model_name_or_path=job.request["model_name_or_path"],
             dataset_name=pairs,
             output_dir=str(folder),
             overwrite_output_dir=True,

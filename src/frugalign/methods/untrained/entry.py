@@ -14,17 +14,17 @@ def base(job: Job) -> Policy:
 
 def best_of_n(job: Job) -> Policy:
     """The best of `n` samples by the training reward."""
-    return {"best_of_n": job.setting.get("n", GROUP_SIZE), "selection_reward": job.asks["reward"]} | _weights(job)
+    return {"best_of_n": job.setting.get("n", GROUP_SIZE), "selection_reward": job.request["reward"]} | _weights(job)
 
 
 def reward_guided(job: Job) -> Policy:
     """The training reward over the likeliest tokens, at every token."""
     given = {f"guiding_{name}": value for name, value in job.setting.items()}
-    return given | {"guiding_reward": job.asks["reward"]} | _weights(job)
+    return given | {"guiding_reward": job.request["reward"]} | _weights(job)
 
 
 def _weights(job: Job) -> Policy:
-    return {"decoding_reward_weights": job.asks.get("reward_weights")}
+    return {"decoding_reward_weights": job.request.get("reward_weights")}
 
 
 ENTRIES = (

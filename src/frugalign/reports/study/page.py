@@ -22,11 +22,11 @@ from frugalign.runs.layout import REPORT_FILE
 from frugalign.study.cell import shown_rows
 from frugalign.study.layout import MARKDOWN_FILE, SUMMARY_FILE, read_trace
 from frugalign.study.responses import responses_of
-from frugalign.study.runner import Finished, Outcome
+from frugalign.study.runner import Outcome, StudyState
 from frugalign.study.table import Row, rows_of
 
 
-def write_study(found: Finished, recipe: str, flags: Sequence[str] = ()) -> Path:
+def write_study(found: StudyState, recipe: str, flags: Sequence[str] = ()) -> Path:
     """Write the study's three files into its folder and return the page's path. `recipe`: the YAML, and `flags` beside it, for the commands."""
     folder = Path(found.options.output_dir)
     rows = rows_of(found)
@@ -89,9 +89,9 @@ def _in_words(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).removesuffix("...\n").strip()
 
 
-def _asks(outcome: Outcome) -> dict[str, Any]:
+def _request(outcome: Outcome) -> dict[str, Any]:
     assert outcome.result is not None  # a row has finished cells only
-    return outcome.result["asks"]
+    return outcome.result["request"]
 
 
 # -- samples ------------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
         return []
     answers = [(row, responses_of(row.outcomes[0])) for row in rows]
     found = []
-    size = int(_asks(rows[0].outcomes[0])["eval_samples"])
+    size = int(_request(rows[0].outcomes[0])["eval_samples"])
     for row_number in shown_rows(min(len(lines) for _, lines in answers) // size):
         place = row_number * size
         found.append(

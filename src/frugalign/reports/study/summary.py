@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.metrics import Estimate
-from frugalign.study.runner import Finished
+from frugalign.study.runner import StudyState
 from frugalign.study.table import Row
 
 Summary = dict[str, Any]
@@ -18,7 +18,7 @@ SummaryLine = dict[str, Any]
 """One line of the study; see `_line`."""
 
 
-def summary_of(found: Finished, rows: Sequence[Row], recipe: str, flags: Sequence[str] = ()) -> Summary:
+def summary_of(found: StudyState, rows: Sequence[Row], recipe: str, flags: Sequence[str] = ()) -> Summary:
     """The study's numbers. `recipe`: its YAML, and `flags` beside it, for the command that runs it again."""
     machines = {
         json.dumps(machine, sort_keys=True)
@@ -32,7 +32,7 @@ def summary_of(found: Finished, rows: Sequence[Row], recipe: str, flags: Sequenc
     missing += [
         (outcome.cell.name, f"{outcome.training} is gone, and with it figures of its training") for outcome in gone
     ]
-    asked = {name: value for name, value in vars(found.options).items() if value not in (None, []) and name != "only"}
+    options = {name: value for name, value in vars(found.options).items() if value not in (None, []) and name != "only"}
     return {
         "name": Path(recipe).stem,
         "command": shlex.join(["frugalign", "study", recipe, *flags]),
@@ -42,7 +42,7 @@ def summary_of(found: Finished, rows: Sequence[Row], recipe: str, flags: Sequenc
         "undecided": [label for label, what in found.chosen.items() if what["setting"] is None],
         "missing": [{"cell": name, "why": why} for name, why in missing],
         "machines": [json.loads(each) for each in sorted(machines)],
-        "options": asked,
+        "options": options,
     }
 
 
