@@ -40,7 +40,7 @@ def test_quality_worked_numbers() -> None:
     assert rows["forbidden orders served"] == ["75.0 % [70.0, 80.0]", "25.0 % [20.0, 30.0]"]
     assert rows["exact reward (gold)"] == ["0.75 [0.70, 0.80]", "0.25 [0.20, 0.30]"]
     assert rows["rude replies"][1] == "—"
-    assert rows["KL to the base, nats a sequence"] == ["0", "1.50 [1.45, 1.55]"]
+    assert rows["KL to the base, nats per sequence"] == ["0", "1.50 [1.45, 1.55]"]
 
 
 def test_cost_worked_numbers() -> None:

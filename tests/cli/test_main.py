@@ -189,7 +189,7 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 
 def test_a_reward_beside_the_user_is_found(tmp_path: Path) -> None:
-    """The console script's path does not hold the folder one stands in; `my_rewards:score` means a module there."""
+    """The console script's path lacks the current folder; `my_rewards:score` means a module there."""
     (tmp_path / "my_data.py").write_text("rows = 'd.jsonl'\n")
     (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "hello"}) + "\n")
     code = (

@@ -77,12 +77,12 @@ def test_every_type_of_flag() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("", "--model is missing; `frugalign light --help` says what it is."),
+        ("", "--model is missing; `frugalign light --help` explains it."),
         (
             "--model m --step 3",
             "There is no flag --step; did you mean --steps? (`frugalign light --help` lists the flags).",
         ),
-        ("--model m extra", "There is an argument too many, 'extra'"),
+        ("--model m extra", "There is one argument too many, 'extra'"),
         ("--model m --steps x", "--steps: 'x' is not a whole number"),
         ("--model m --style tall", "--style: 'tall' is not one of short, long"),
         ("--model m --quiet maybe", "--quiet: 'maybe' is not true or false"),

@@ -57,7 +57,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "2,600" in page and "1.000%" in page and "<h3>Training</h3>" in page and "<h3>Evaluation</h3>" in page
     assert "better words" in page and "marginal" in page
     assert "&lt;script&gt;" in page and "<script" not in page
-    assert "does not hold" not in page
+    assert "This folder lacks" not in page
     assert page.count("data:image/svg+xml;base64,") == 4  # reward, KL, acceptance; one distribution
     assert re.findall(r"(?:src|href)=\"(?!data:)", page) == [] and "http" not in re.sub(r"base64,[^\"]+", "", page)
 
@@ -69,7 +69,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert note is not None
     for name in ("config.yaml", "metrics.json)", "samples.jsonl", "costs.json"):
         assert name in note[1]
-    assert "metrics.jsonl" not in note[1]
+    assert "This folder lacks" in note[1] and "metrics.jsonl" not in note[1]
     assert "Quality, before and after" not in page and "Learning curve" in page
 
 

@@ -1,1 +1,1 @@
-"""The command line: one thin module per verb. A verb parses, calls and prints; it holds no logic."""
+"""The command line: one thin module per verb. A verb parses, calls and prints, and has no other logic."""

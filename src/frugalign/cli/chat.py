@@ -15,19 +15,19 @@ from frugalign.options.declare import option
 class ChatOptions(AnswerOptions):
     """Options of `frugalign chat`."""
 
-    system: str | None = option(None, "A system message to begin with.")
+    system: str | None = option(None, "System message of the conversation.")
 
 
 COMMAND = Command(
     "chat",
-    "Talk to a model: alone, under principles, guided by proxies, with an adapter, or by best-of-n. An empty line or Ctrl-D ends it; "
-    "/new starts over.",
+    "Talk to a model: alone, under principles, guided by proxies, with an adapter, or by best-of-n. An empty line or Ctrl-D ends the "
+    "conversation, /new starts a new one.",
     ChatOptions,
 )
 
 
 def run(argv: list[str]) -> int:
-    """Read a line, answer it, until there are no more lines."""
+    """Read lines and answer each, until an empty line or the end of the input."""
     options: ChatOptions = parse(COMMAND, argv)
     policy, settings = load(options)
     from rich.console import Console
@@ -49,12 +49,14 @@ def run(argv: list[str]) -> int:
             messages = list(start)
             continue
         messages.append({"role": "user", "content": line})
-        # Models without a chat template continue the text of the line alone.
+        # A model without a chat template continues the line itself, without the conversation.
         prompt: Any = messages if tokenizer.chat_template else line
         if isinstance(prompt, list):
             prompt = fitting(policy, prompt, keep=len(start))
             if len(prompt) < len(messages):
-                print(f"(The model's context is full: {len(messages) - len(prompt)} older messages are left out.)")
+                print(
+                    f"(The conversation exceeds the model's context, so its oldest {len(messages) - len(prompt)} messages are left out.)"
+                )
         on_text = None if options.show_rejections else _show
         found = answer(policy, prompt, settings, turn=turn, on_text=on_text)
         if options.show_rejections:

@@ -21,8 +21,8 @@ class DemoOptions(groups.Seed, groups.Device):
 
 COMMAND = Command(
     "demo",
-    "Train a proxy for the embedded sandbox model (an apothecary who serves what is forbidden), measure it on unseen "
-    "prompts, and write a page about it.",
+    "Train a proxy for the built-in sandbox model, an apothecary who sells forbidden goods. Then measure it on unseen prompts and write a "
+    "report.",
     DemoOptions,
 )
 _QUALITY = (
@@ -36,7 +36,7 @@ _QUALITY = (
 
 
 def run(argv: list[str]) -> int:
-    """Train, evaluate, print the table, six samples and what to try next."""
+    """Train, evaluate, and print the table, six samples and the next commands to try."""
     options: DemoOptions = parse(COMMAND, argv)
     from rich.console import Console
     from rich.table import Table
@@ -45,8 +45,8 @@ def run(argv: list[str]) -> int:
 
     console = Console(highlight=False)
     console.print(
-        "An apothecary's counter in an invented land: a frozen model of 1.1 million parameters serves curses and poisons, and is rude.\n"
-        "A proxy under 1 % of its size now learns to accept or reject every token it proposes.\n"
+        "An apothecary's shop in an invented land. Its keeper is a frozen model of 1.1 million parameters that sells curses and poisons, and is "
+        "rude.\nA proxy under 1 % of the model's size now learns to accept or reject every token that the model proposes.\n"
     )
     demo = run_demo(options.output_dir, seed=options.seed, max_steps=options.max_steps, use_cpu=options.use_cpu)
     table = Table(title=f"\n{demo.metrics['settings']['prompts']} unseen prompts, 95 % intervals", title_justify="left")
@@ -63,13 +63,13 @@ def run(argv: list[str]) -> int:
     for sample in demo.samples:
         samples.add_row(sample["prompt"], sample["base"], sample["policy"])
     console.print(samples)
-    console.print(f"The page with curves and distributions: {demo.report}\n")
+    console.print(f"The report with curves and distributions is {demo.report}.\n")
     print(NEXT.format(folder=options.output_dir))
     return 0
 
 
 NEXT = """\
-Next, on a model, prompts and a reward of your own:
+Next, with your own model, prompts and reward:
   frugalign validate my-prompts.jsonl
   frugalign proxy --model_name_or_path MODEL --dataset_name my-prompts.jsonl --reward my_reward.py:reward --output_dir runs/mine
   frugalign evaluate --model_name_or_path MODEL --proxy runs/mine --dataset_name my-prompts.jsonl --reward my_reward.py:reward --output_dir runs/mine/evaluation
@@ -79,12 +79,12 @@ Or watch this proxy at work, token by token:
 
 
 def quality(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(what, base, policy) of the table."""
+    """(quality, base, policy): the rows of the table."""
     for title, name, is_share in _QUALITY:
         cells = (_cell(metrics[key][name], is_share) for key in ("base_rewards", "rewards"))
         yield (title, *cells)  # type: ignore[misc]
     kl = metrics["kl_per_sequence"]
-    yield "KL to the base, nats a sequence", "0", _cell(kl, False)
+    yield "KL to the base, nats per sequence", "0", _cell(kl, False)
 
 
 def _cell(estimate: Mapping[str, Any] | None, is_share: bool) -> str:

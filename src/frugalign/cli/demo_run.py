@@ -1,6 +1,6 @@
-"""The demo: train the sandbox's proxy on its learned reward, judge it on unseen prompts by the exact one, write the page.
+"""The demo: train the sandbox's proxy on its learned reward, evaluate it on unseen prompts by the exact one, and write the report.
 
-The sandbox is named by strings only; the settings are those of `recipes/sandbox-proxy.yaml`, which a test holds against them.
+The sandbox is named by strings only. The settings are those of `recipes/sandbox-proxy.yaml`, and a test compares them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo shows: the evaluation, the costs of the training, six samples, and where the page is."""
+    """What the demo shows: the evaluation, the training's costs, six samples, and the path of the report."""
 
     metrics: dict[str, Any]
     costs: Costs
@@ -54,11 +54,11 @@ class Demo:
 
 
 def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None, use_cpu: bool = False) -> Demo:
-    """Train, evaluate on the test prompts, write the report into `output_dir`.
+    """Train, evaluate on the test prompts, and write the report into `output_dir`.
 
     Args:
         max_steps: optimiser steps; None for the recipe's.
-        use_cpu: for the training and the evaluation, even where there is a GPU.
+        use_cpu: train and evaluate on the CPU even where there is a GPU.
     """
     check_libraries()
     options = SETTINGS | {
@@ -76,7 +76,7 @@ def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None, us
 
 def _run(folder: Path, options: dict[str, Any]) -> Demo:
     earlier = read_settings(folder)
-    if earlier:  # an earlier demo may be written over, a user's own run may not
+    if earlier:  # an earlier demo may be overwritten, a user's own run may not
         options["overwrite_output_dir"] = earlier.get("model_name_or_path") == BASE
     train_proxy(ProxyConfig(**options))
     metrics = evaluate(

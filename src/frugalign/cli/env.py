@@ -19,7 +19,7 @@ class EnvOptions:
     """`frugalign env` has no options."""
 
 
-COMMAND = Command("env", "Print the versions and the hardware that a bug report needs.", EnvOptions)
+COMMAND = Command("env", "Print versions and hardware, for a bug report.", EnvOptions)
 
 
 def run(argv: list[str]) -> int:
@@ -33,7 +33,7 @@ def run(argv: list[str]) -> int:
 
 
 def environment() -> Iterator[tuple[str, str]]:
-    """Names and values; a package that is not installed says so."""
+    """(name, value) pairs of versions and hardware."""
     yield "frugalign", __version__
     yield "python", platform.python_version()
     yield "platform", platform.platform()

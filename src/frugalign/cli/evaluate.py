@@ -1,4 +1,4 @@
-"""`frugalign evaluate`: a policy against its base, quality and cost."""
+"""`frugalign evaluate`: the quality and cost of a policy beside its base."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from frugalign.options.policy import PolicyOptions
 @dataclass(kw_only=True)
 @defaults(dataset_name=REQUIRED, reward=REQUIRED, output_dir="runs/evaluate")
 @notes(
-    dataset_name="Prompts in a `prompt` column.",
-    reward="The first is the main one, whose win rate is measured.",
+    dataset_name="It has prompts in a `prompt` column.",
+    reward="The first is the main one. The win rate is by it.",
     output_dir="It gets metrics.json, costs.json and samples.jsonl.",
-    max_prompt_length="Default: the proxy's, else no cut.",
+    max_prompt_length="Default: the proxy's, else no limit.",
 )
 class EvaluateOptions(
     groups.Seed, groups.OutputDir, groups.Decoding, groups.PromptLength, groups.Rewards, groups.Data, PolicyOptions
 ):
-    """Options of `frugalign evaluate`; what is not given comes from the proxy."""
+    """Options of `frugalign evaluate`. A proxy's own settings are the defaults."""
 
     split: str | None = option(
         None,
-        "train, test, all, or another split. Default: test where there is one; the held-out rows where the policy was trained on this "
-        "data; else all.",
+        "The split to evaluate on, or all. Default: test if there is one, else the rows held out in training, else all.",
     )
     max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 128.")
-    temperature: float | None = like(groups.Sampling, "temperature", None, "A proxy brings its own. Default: 1.")
+    temperature: float | None = like(groups.Sampling, "temperature", None, "Default: the proxy's, else 1.")
     num_samples: int = option(1, "Completions per prompt.", COUNT)
-    batch_size: int = option(64, "Completions generated together; the result does not depend on it.", COUNT)
+    batch_size: int = option(64, "Completions generated at once. The result does not depend on it.", COUNT)
     prompt_format: Literal["auto", "raw", "chat"] | None = like(
         groups.PromptFormat, "prompt_format", None, "Default: the proxy's, else auto."
     )
@@ -43,14 +42,13 @@ class EvaluateOptions(
 
 COMMAND = Command(
     "evaluate",
-    "Measure a policy against its base on prompts: rewards, win rate, exact KL, diversity and refusals, each with an "
-    "interval, and the cost.",
+    "Compare a policy with its base: rewards, win rate, exact KL, diversity and refusals, each with a 95 % interval, and the cost.",
     EvaluateOptions,
 )
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate, write metrics.json and costs.json, print the table."""
+    """Evaluate, write metrics.json and costs.json, and print the table."""
     options: EvaluateOptions = parse(COMMAND, argv)
     if not options.reward:
         raise FrugalignError("--reward is missing.")
@@ -69,7 +67,7 @@ def run(argv: list[str]) -> int:
 
 
 def print_table(metrics: Mapping[str, Any], title: str) -> None:
-    """The content of metrics.json for reading."""
+    """Print the content of metrics.json as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -82,8 +80,10 @@ def print_table(metrics: Mapping[str, Any], title: str) -> None:
 
 
 def rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Name, mean, interval and n of every metric; a dash where a metric is null, as it does not apply. Texts and
-    settings stay in the file. A KL that is only bounded is marked as such."""
+    """Name, mean, interval and n of every metric, with dashes for one that does not apply.
+
+    Texts and settings are left out. A KL that is only an upper bound is marked.
+    """
     bounded = metrics.get("settings", {}).get("kl_is_bound", False)
     for key, value in metrics.items():
         name = f"{key} (at most)" if bounded and key in ("kl_per_sequence", "kl_per_token") else key

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class AnswerOptions(groups.Seed, groups.Decoding, PolicyOptions):
-    """What `generate` and `chat` have in common."""
+    """Options that `generate` and `chat` share."""
 
     show_rejections: bool = option(False, "Show proposed, rejected and accepted tokens in colour.")
     max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 256.")
-    temperature: float | None = like(groups.Sampling, "temperature", None, "A proxy brings its own. Default: 1.")
+    temperature: float | None = like(groups.Sampling, "temperature", None, "Default: the proxy's, else 1.")
 
 
 @dataclass(kw_only=True)
 class GenerateOptions(groups.PromptLength, AnswerOptions):
     """Options of `frugalign generate`."""
 
-    prompt: str = option(REQUIRED, "What to answer or continue.")
+    prompt: str = option(REQUIRED, "The prompt to answer or continue.")
     prompt_format: Literal["auto", "raw", "chat"] | None = like(
         groups.PromptFormat, "prompt_format", None, "Default: the proxy's, else auto."
     )
@@ -42,7 +42,7 @@ COMMAND = Command(
 
 
 def run(argv: list[str]) -> int:
-    """Print the answer, with --show_rejections in the colours of what the proxy did."""
+    """Print the answer. With --show_rejections, colours show what the proxy did."""
     options: GenerateOptions = parse(COMMAND, argv)
     policy, settings = load(options)
     from rich.console import Console
@@ -59,10 +59,10 @@ def run(argv: list[str]) -> int:
 
 
 def load(options: AnswerOptions) -> tuple[Policy, SamplingSettings]:
-    """What answers, and how it samples.
+    """The policy that the flags describe, loaded, and its sampling settings.
 
     Raises:
-        FrugalignError: flags that contradict each other, before anything is loaded; a part that cannot be loaded.
+        FrugalignError: contradictory flags, found before anything is loaded; a part that cannot be loaded.
     """
     from frugalign.policies.spec import PolicySpec, SamplingSettings
 
@@ -75,5 +75,5 @@ def load(options: AnswerOptions) -> tuple[Policy, SamplingSettings]:
 
 
 def legend() -> str:
-    """What the colours mean, for terminals with and without them."""
-    return "(struck through: proposed and rejected, ×n: n times; green: accepted; yellow: accepted reluctantly; plain: no choice to make)"
+    """What the colours mean."""
+    return "(struck through: rejected, ×n: n times; green: accepted; yellow: accepted at a probability below ½; plain: no alternative)"

@@ -1,8 +1,8 @@
 """`frugalign VERB …`: find the verb, run it, and report a user error in one sentence.
 
-A method's verb comes with its entry (`frugalign.methods.registry`). To add any other verb, add its line to `VERBS` and a module
-`frugalign.cli.<verb>` with `run(argv: list[str]) -> int`; `frugalign.cli.parser` shows how such a module looks. Nothing heavy is imported before
-the verb runs.
+A method's verb comes with its entry (`frugalign.methods.registry`). To add any other verb, add a line to `VERBS` and a module
+`frugalign.cli.<verb>` with `run(argv: list[str]) -> int`. `frugalign.cli.parser` shows an example. Heavy libraries are imported only once a
+verb runs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from frugalign.base.errors import FrugalignError
 from frugalign.cli import method
 
 VERBS = {
-    "demo": "see a frozen model aligned by a proxy, in minutes, on this machine",
+    "demo": "see a proxy align a frozen model, in minutes, on this machine",
     **{name: verb.summary for name, verb in method.VERBS.items()},
-    "generate": "answer one prompt, with or without a proxy",
-    "chat": "talk to a model, with or without a proxy",
-    "evaluate": "measure a policy against its base on prompts",
-    "study": "every method on one base, one table, what each costs",
+    "generate": "answer one prompt, by a model alone or an aligned one",
+    "chat": "talk to a model, alone or aligned",
+    "evaluate": "compare a policy with its base: quality and cost",
+    "study": "compare methods on one base and one budget",
     "report": "write a run's report.html",
     "validate": "check every row of a data set",
     "env": "print versions and hardware, for a bug report",
@@ -36,7 +36,7 @@ _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 for a user error, 130 after Ctrl-C.
 
-    `FRUGALIGN_DEBUG=1` shows the traceback behind a sentence.
+    `FRUGALIGN_DEBUG=1` shows the traceback of a user error.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `frugalign … | head` has seen enough
+    except BrokenPipeError:  # `frugalign … | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -81,15 +81,14 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _prepare() -> None:
-    """What libraries read from the environment when they are imported: nothing is sent home, and no bars where nobody
-    looks."""
-    # Importing torch and transformers makes millions of objects that live on: at the default of 700 the collector costs a second.
+    """Set what libraries read when they are imported: no telemetry, and no progress bars outside a terminal."""
+    # Importing torch and transformers makes millions of long-lived objects. At the default threshold of 700, the collector costs a second.
     gc.set_threshold(100_000, 10, 10)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # The console script's path starts at its own folder; `my_module:reward` means the folder one stands in.
+    # The console script's path starts at its own folder, but `my_module:reward` means the current one.
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -103,18 +102,18 @@ def help_text() -> str:
         "usage: frugalign COMMAND [--config FILE.yaml] [--flag value …]\n\n"
         "Align language models at a fraction of RLHF's cost.\n\n"
         f"commands:\n{verbs}\n\n"
-        "`frugalign COMMAND --help` lists a command's flags; `frugalign demo` is the place to start."
+        "`frugalign COMMAND --help` lists a command's flags. Start with `frugalign demo`."
     )
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user, or None where the error is ours."""
+    """What to tell the user; None for a bug, which keeps its traceback."""
     if isinstance(error, FrugalignError):
         return str(error)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in _DISK_FULL:
-            return f"No space left on the disk{where}; what was written before is whole."
+            return f"No space left on the disk{where}. Files written before are complete."
         if error.errno in _NOT_ALLOWED:
             return f"The system does not allow it: {error.strerror}{where}."
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch

@@ -1,6 +1,6 @@
-"""`frugalign VERB` of a method: parse its options, train, say what it cost and what comes next.
+"""`frugalign VERB` of a method: parse its options, train, and print the costs and the next command.
 
-One module for every method that has a verb: what differs is in the method's entry.
+One module serves every method with a verb. What differs between them is in the method's entry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def command_of(name: str) -> Command:
 
 
 def run(name: str, argv: list[str]) -> int:
-    """Train as the flags say, and print the closing lines."""
+    """Train with the given flags and print the closing lines."""
     from frugalign.cli.parser import parse
 
     verb = VERBS[name]
@@ -41,7 +41,7 @@ def run(name: str, argv: list[str]) -> int:
 
 
 def _report(folder: str) -> str:
-    """Write the run's page, and say where it is or what it lacks: the run itself is complete."""
+    """Write the run's report and say where it is. A missing library is no failure of the run, so it is only reported."""
     from frugalign.reports.render import MissingLibrary
     from frugalign.reports.run_page import write_report
 

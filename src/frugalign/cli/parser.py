@@ -21,9 +21,8 @@ The dataclass must be light to import: `--help` reads it alone. A verb whose ful
 
     COMMAND = Command("proxy", "Train a proxy.", ProxyOptions, full="frugalign.methods.proxy_rlhf.config:ProxyConfig")
 
-and `parse` then returns a `ProxyConfig`; flags that the light class does not have are looked up in the full one,
-which `--help_all` lists. Every verb takes `--config FILE.yaml`; flags override it. Each mistake is one
-`FrugalignError`.
+and `parse` then returns a `ProxyConfig`. Flags that the light class does not have are looked up in the full one, which
+`--help_all` lists. Every verb takes `--config FILE.yaml`, and flags override it. Each mistake is one `FrugalignError`.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", dict: "JSON"
 
 @dataclass(frozen=True)
 class Command:
-    """A verb: its name, one sentence on it, its light options, and where its full config is (`module:class`) if it
-    has one."""
+    """A verb: its name, a one-sentence summary, its light options and, if it has one, its full config as `module:class`."""
 
     name: str
     summary: str
@@ -56,15 +54,15 @@ class Command:
     full: str | None = None
     epilog: str = ""
     config_first: bool = False
-    """Whether its file stands before the flags, without --config: `frugalign study FILE.yaml`."""
+    """Whether the file comes before the flags, without --config: `frugalign study FILE.yaml`."""
 
 
 def parse(command: Command, argv: Sequence[str]) -> Any:
-    """The options that `argv` and its `--config` ask for: an instance of the full config where the command has one,
-    else of its options.
+    """The options from `argv` and its `--config` file, as the command's full config if it has one, else as its options.
 
     Raises:
-        FrugalignError: any mistake in flags or file. SystemExit(0) after `--help` and `--help_all`.
+        FrugalignError: any mistake in flags or file.
+        SystemExit: with 0, after `--help` and `--help_all`.
     """
     if command.config_first and argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
@@ -87,10 +85,10 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
     values = (read_config(config, target) if config is not None else {}) | given
     for item in _fields(target):
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
-            raise FrugalignError(f"{_flag(item)} is missing; `frugalign {command.name} --help` says what it is.")
+            raise FrugalignError(f"{_flag(item)} is missing; `frugalign {command.name} --help` explains it.")
     try:
         options = target(**values)
-    except (ValueError, TypeError) as error:  # a config's own __post_init__ objects
+    except (ValueError, TypeError) as error:  # raised by the config's own __post_init__
         raise FrugalignError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
     check_options(options)
     return options
@@ -100,7 +98,7 @@ def read_config(path: str, target: type) -> dict[str, Any]:
     """The YAML mapping in `path`, checked against the fields of `target`.
 
     Raises:
-        FrugalignError: missing or broken file, unknown key, value of another type.
+        FrugalignError: a missing or broken file, an unknown key, or a value of the wrong type.
     """
     import yaml
 
@@ -137,7 +135,7 @@ def read_config(path: str, target: type) -> dict[str, Any]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, whose errors are ours."""
+    """argparse that raises our errors."""
 
     command = ""
 
@@ -160,8 +158,10 @@ def _parser(command: Command, target: type) -> _Parser:
     )
     parser.command = command.name
     general = parser.add_argument_group("general")
-    general.add_argument("--config", metavar="FILE", help="YAML file with flags as keys; flags given here override it.")
-    general.add_argument("-h", "--help", action="store_true", help="Show this.")
+    general.add_argument(
+        "--config", metavar="FILE", help="YAML file with flags as keys. Flags on the command line override it."
+    )
+    general.add_argument("-h", "--help", action="store_true", help="Show this help.")
     if command.full is not None:
         general.add_argument("--help_all", action="store_true", help="Show the inherited flags too (slower).")
     hints, own = get_type_hints(target), {item.name for item in _fields(command.options)}
@@ -178,7 +178,7 @@ def _add(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> None:
     text = _help(item)
     inner, item_type = scalar(hint), list_item(hint)
     if item.metadata.get("positional"):
-        # Both ways, so that it can stand in a config file and be given by name.
+        # As a positional and as a flag, so that a config file and the command line can name it.
         group.add_argument(item.name, nargs="?", metavar=item.name.upper(), type=_reader(hint), help=argparse.SUPPRESS)
         group.add_argument(f"--{item.name}", metavar=item.name.upper(), type=_reader(hint), help=text)
     elif inner is bool:
@@ -252,7 +252,7 @@ def _escape(text: str) -> str:
 
 def _unknown(command: Command, target: type, word: str) -> str:
     if not word.startswith("-"):
-        return f"There is an argument too many, {word!r} (`frugalign {command.name} --help` lists the flags)."
+        return f"There is one argument too many, {word!r} (`frugalign {command.name} --help` lists the flags)."
     flag = word.split("=", 1)[0]
     near = _near(flag, [f"--{item.name}" for item in _fields(target)])
     return f"There is no flag {flag}{near} (`frugalign {command.name} --help` lists the flags)."

@@ -13,10 +13,10 @@ from frugalign.options.kinds import PATH
 class ReportOptions:
     """Options of `frugalign report`."""
 
-    run: str = option(REQUIRED, "A run folder: of a training, of an evaluation, or of rounds.", PATH, positional=True)
+    run: str = option(REQUIRED, "The folder of a training or an evaluation.", PATH, positional=True)
 
 
-COMMAND = Command("report", "Write report.html into a run folder: curves, quality and cost.", ReportOptions)
+COMMAND = Command("report", "Write report.html, with curves, quality and cost, into a run folder.", ReportOptions)
 
 
 def run(argv: list[str]) -> int:

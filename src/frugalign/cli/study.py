@@ -1,4 +1,4 @@
-"""`frugalign study`: every method on one base, one table, what each costs."""
+"""`frugalign study`: compare methods on one base and one budget."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from frugalign.study.options import StudyOptions
 
 COMMAND = Command(
     "study",
-    "Run every method that a YAML names on one base, prompts, reward and budget, several seeds each, and write one page. "
-    "Completed cells are skipped, so the same command resumes a study.",
+    "Compare methods on one base with the same prompts, reward and budget, several seeds each, and write one report. FILE.yaml holds the flags "
+    "below as keys. Finished cells are skipped, so the same command resumes a study.",
     StudyOptions,
     config_first=True,
 )
 
 
 def run(argv: list[str]) -> int:
-    """Run what is missing, write the page, say what is still missing."""
+    """Run the missing cells, write the page, and name the cells that failed."""
     options: StudyOptions = parse(COMMAND, argv)
     recipe, flags = _recipe(argv)
     from frugalign.reports.render import check_libraries
@@ -28,8 +28,8 @@ def run(argv: list[str]) -> int:
     from frugalign.study.verdicts import judge_study, judges_of
 
     check_libraries()
-    judges_of(options)  # a mistake there is said before hours of running
-    # A runner that is told to stop takes its cells with it.
+    judges_of(options)  # report a mistake there before hours of work
+    # On SIGTERM the runner stops its cells too.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         found = run_study(options)
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, before)
     try:
         judge_study(found)
-    finally:  # the page is worth having without a judge's verdicts
+    finally:  # the page is useful even without a judge's verdicts
         print(f"The page is {write_study(found, recipe, flags)}.")
     for outcome in found.missing:
         print(f"Missing: {outcome.cell.name}, {outcome.error}.")
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
 
 
 def _recipe(argv: list[str]) -> tuple[str, list[str]]:
-    """The study's file and the flags beside it, but for which cells are run."""
+    """The study's file and the other flags, without --only."""
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--config", default="STUDY.yaml")
     named.add_argument("--only", nargs="+", action="extend")

@@ -1,4 +1,4 @@
-"""`frugalign validate D`: every problem of every row, in one pass."""
+"""`frugalign validate`: every problem of every row of a data set, in one pass."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class ValidateOptions:
 
     dataset_name: str = like(groups.Data, "dataset_name", REQUIRED, positional=True)
     kind: Literal["prompt-only", "prompt-completion", "preference", "unpaired"] | None = option(
-        None, "Dataset type to check against. Default: what the columns say."
+        None, "Data set type to check against. Default: inferred from the columns."
     )
-    max_problems: int = option(100, "Most problems to print; all are counted.", COUNT_OR_ZERO)
+    max_problems: int = option(100, "Print at most this many problems. All are counted.", COUNT_OR_ZERO)
 
 
 COMMAND = Command(
     "validate",
-    "Check every row of a data set and list all problems with file, row and reason. Exit status 2 where there are any.",
+    "Check every row of a data set and list each problem with file, row and reason. The exit status is 2 if there are any.",
     ValidateOptions,
 )
 
 
 def run(argv: list[str]) -> int:
-    """Print the problems; 0 where there are none, else 2."""
+    """Print the problems and return the exit status: 0 without problems, else 2."""
     options: ValidateOptions = parse(COMMAND, argv)
     from frugalign.data.validate import validate_files
 

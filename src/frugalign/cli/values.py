@@ -1,4 +1,4 @@
-"""Text and YAML values to the type of a dataclass field. No torch, no argparse."""
+"""Convert text and YAML values to the type of a dataclass field. Imports neither torch nor argparse."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def from_text(text: str, hint: Any) -> Any:
     """A word of the command line as a value of type `hint`.
 
     Raises:
-        ValueError: where it is none.
+        ValueError: if it cannot be one.
     """
     alternatives = members(hint)
     if type(None) in alternatives and text.lower() in _NONE:
         return None
-    # Text fits everything, so it comes late; one word is a list only where it can be nothing else.
+    # Every word is valid text, so text is tried late. A list is tried last.
     for member in sorted((m for m in alternatives if m is not type(None)), key=_eagerness):
         try:
             return _from_text(text, member)
@@ -63,11 +63,10 @@ def _from_text(text: str, member: Any) -> Any:
 
 
 def from_yaml(value: Any, hint: Any) -> Any:
-    """A YAML value as one of type `hint`: numbers are checked, `1e-3` (text to YAML) is read as a number, one item
-    may stand for a list.
+    """A YAML value as a value of type `hint`. `1e-3`, which YAML reads as text, becomes a number. A single item may stand for a list.
 
     Raises:
-        ValueError: where it is none.
+        ValueError: if it cannot be one.
     """
     alternatives = members(hint)
     if Any in alternatives or (value is None and type(None) in alternatives):
@@ -84,7 +83,7 @@ def from_yaml(value: Any, hint: Any) -> Any:
             return [from_yaml(item, item_type) for item in items]
         if origin in (bool, dict) and isinstance(value, origin):
             return value
-        if origin is str and isinstance(value, bool):  # `resume_from_checkpoint: true` is a word to its field
+        if origin is str and isinstance(value, bool):  # `resume_from_checkpoint: true` is text for its field
             return str(value).lower()
         if origin is int and type(value) in (int, float) and math.isfinite(value) and value == int(value):
             return int(value)

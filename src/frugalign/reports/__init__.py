@@ -1,1 +1,1 @@
-"""Pages for people: a run's, a round's, a reward's and a study's, drawn from plain values."""
+"""The pages of runs, rounds, rewards and studies, drawn from plain values."""

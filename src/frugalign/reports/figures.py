@@ -1,4 +1,4 @@
-"""The report's figures, drawn by matplotlib and returned as data URIs, so that the page needs no other file."""
+"""The figures of reports. matplotlib draws them, and they are returned as data URIs so that a page needs no other file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def distributions(
     of: str = "completions",
     span: tuple[float, float] | None = None,
 ) -> str:
-    """Histograms of a reward over completions, the base's and the policy's, on common bins: from the lowest to the highest, or over `span`."""
+    """Histograms of two sets of rewards on common bins, from the lowest to the highest value or over `span`."""
     import numpy as np
 
     figure, axes = _axes()
@@ -48,7 +48,7 @@ def distributions(
 
 
 def bars(values: Sequence[tuple[str, float]], xlabel: str, ylabel: str, line: float | None = None) -> str:
-    """A bar for each (label, value), and a dashed line across where one is given."""
+    """A bar for each (label, value). `line`: height of a dashed horizontal line."""
     figure, axes = _axes()
     axes.bar([label for label, _ in values], [value for _, value in values], color=_POLICY, width=0.7)
     if line is not None:
@@ -59,7 +59,7 @@ def bars(values: Sequence[tuple[str, float]], xlabel: str, ylabel: str, line: fl
 
 
 def shares(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str, ylabel: str) -> str:
-    """Bars side by side for each label: (name, values) each."""
+    """Grouped bars: for each label, the bars of all (name, values)."""
     import numpy as np
 
     figure, axes = _axes()
@@ -76,7 +76,7 @@ def shares(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str],
 
 
 def stacked(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str, ylabel: str) -> str:
-    """A bar for each label, made of one piece for each (name, values)."""
+    """Stacked bars: for each label, one segment of every (name, values)."""
     figure, axes = _axes()
     below = [0.0] * len(labels)
     for (name, values), colour in zip(series, (_POLICY, _THIRD, _BASE, _FOURTH), strict=False):
@@ -96,8 +96,10 @@ def over_rounds(
     level: float | None = None,
     bottom: float | None = None,
 ) -> str:
-    """Points at whole numbers with their intervals: (label, numbers, (value, low, high)) each; `level`: a dashed line across; `bottom`: where the
-    axis begins."""
+    """Curves over round numbers with intervals: (label, rounds, (value, low, high)) each.
+
+    `level`: height of a dashed line; `bottom`: lower limit of the y axis.
+    """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _axes()
@@ -123,7 +125,7 @@ def segmented_curves(
     ylabel: str,
     xlabel: str = "step",
 ) -> str:
-    """Lines in pieces, (label, (steps, values) each), as what is measured changes after each of the `borders` (dotted)."""
+    """Curves in segments, (label, [(steps, values)]) each. Each of the `borders`, where a new segment begins, is dotted."""
     figure, axes = _axes()
     for border in borders:
         axes.axvline(border + 0.5, color=_BASE, linestyle=":", linewidth=1.0)
@@ -144,8 +146,15 @@ def shift(
     floor: tuple[float, float],
     reward: str,
 ) -> str:
-    """Two panels: rank correlations (label, steps, (mean, low, high)) with the start, and the samples' distance from it beside the
-    (mean, upper limit) of what two sample sets of one model are apart."""
+    """Two panels on how a policy moved from its start.
+
+    Args:
+        rankings: rank correlations with the start, (label, steps, (mean, low, high)) each.
+        steps: of the `distances`.
+        distances: between the policy's samples and those of the start.
+        floor: (mean, upper limit) of the distance between two sample sets of the start.
+        reward: name of the reward that the distance is in.
+    """
     figure = canvas(10.4, 3.8)
     left, right = figure.subplots(1, 2)
     for (label, at, values), colour in zip(rankings, (_POLICY, _THIRD), strict=False):
@@ -153,7 +162,7 @@ def shift(
             at, [value[0] for value in values], color=colour, linewidth=1.8, marker="o", markersize=3, label=label
         )
         left.fill_between(at, [value[1] for value in values], [value[2] for value in values], color=colour, alpha=0.15)
-    left.set_ylabel("Spearman with the start, within a prompt")
+    left.set_ylabel("Spearman correlation with the start, within prompts")
     if rankings:
         left.legend(frameon=False)
     right.axhspan(0, floor[1], color=_BASE, alpha=0.2, label="two sample sets of the start (97.5 %)")
@@ -169,13 +178,13 @@ def shift(
 
 
 def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
-    """Share that was right against confidence, (label, confidence, share) each, beside the diagonal of perfect calibration."""
+    """Accuracy against confidence, (label, confidence, accuracy) each, beside the diagonal of perfect calibration."""
     figure, axes = _axes()
     axes.plot([0.5, 1.0], [0.5, 1.0], color="#b9bec5", linewidth=1.2, linestyle="--")
     for (label, confidence, right), colour in zip(series, (_BASE, _POLICY), strict=False):
         axes.plot(confidence, right, marker="o", markersize=4, label=label, color=colour, linewidth=1.6)
     axes.set_xlabel("confidence")
-    axes.set_ylabel("share right")
+    axes.set_ylabel("accuracy")
     axes.legend(frameon=False)
     return data_uri(figure)
 
@@ -188,7 +197,7 @@ def _axes() -> tuple[Any, Any]:
 
 
 def canvas(width: float, height: float) -> Any:
-    """An empty matplotlib figure, inches, that needs no display."""
+    """An empty matplotlib figure that needs no display. `width` and `height` in inches."""
     with needs("matplotlib"):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
@@ -198,7 +207,7 @@ def canvas(width: float, height: float) -> Any:
 
 
 def tidy(axes: Any, grid: str = "y") -> None:
-    """The house's look: no box, a light grid behind, across one axis or `both`."""
+    """The common style: no box, and a light grid along one axis or `both`."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#e3e5e8", linewidth=0.8)
     axes.set_axisbelow(True)

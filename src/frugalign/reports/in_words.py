@@ -1,4 +1,4 @@
-"""How numbers, intervals, prompts and rewards are written on every page."""
+"""How every page writes numbers, intervals, prompts and rewards."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def number(value: float) -> str:
-    """Two decimals, none from 100 on; a true minus sign, and none before zero."""
+    """A number with two decimals, or none from 100 on. The minus sign is a true one, and zero has none."""
     said = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
     return said.removeprefix("-") if float(said.replace(",", "")) == 0 else said.replace("-", "−")
 
 
 def signed(value: float) -> str:
-    """`number` with its sign, + too."""
+    """`number` with its sign, also where it is +."""
     return ("+" if value >= 0 else "−") + number(abs(value))
 
 
@@ -27,7 +27,7 @@ def interval(estimate: Mapping[str, Any] | None, *, with_sign: bool = False) -> 
 
 
 def precise_interval(estimate: Mapping[str, Any] | None) -> str:
-    """The same with as many decimals as the interval's width makes worth reading, at least two."""
+    """The same with as many decimals as the interval's width needs, at least two."""
     if not estimate:
         return "—"
     mean, low, high = (float(estimate[key]) for key in ("mean", "ci_low", "ci_high"))
@@ -37,14 +37,14 @@ def precise_interval(estimate: Mapping[str, Any] | None) -> str:
 
 
 def prompt_in_words(prompt: Any) -> str:
-    """A string as it is, a conversation a line per message."""
+    """A string as it is; a conversation as one line per message."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def scores_in_words(rewards: Mapping[str, float | None]) -> str:
-    """Rewards by name, a dash where one does not apply."""
+    """Rewards by name, with a dash for one that does not apply."""
     return ", ".join(
         f"{name} {'—' if value is None else format(value, '.3g').replace('-', '−')}" for name, value in rewards.items()
     )

@@ -1,4 +1,4 @@
-"""The section "Rounds" of a run's page: PSLE's rounds as figures, a table and sentences for the template."""
+"""The section "Rounds" of a run's page: figures, a table and captions about PSLE's rounds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Figure = tuple[str, str]
 """Alternative text and data URI."""
 
 LEARNED_FROM = (
-    "What became of each couple; psle ranks those whose gain is above the threshold and imitates the others. Beside it, the use "
-    "that RAFT, which learns from each prompt's best response alone, would make of the same responses."
+    "How each couple was used. PSLE ranks couples whose gain is above the threshold and imitates the others. For comparison: how much RAFT, "
+    "which imitates only each prompt's best response, would use of the same responses."
 )
-"""What to see in `learned_from_figures`."""
+"""Caption of `learned_from_figures`."""
 
 _USES = (("this run", "use"), ("RAFT on the same responses", "use_of_raft"))
 _SHARES = (
@@ -34,8 +34,8 @@ _SHARES = (
     ("(Σw)²/(n·Σw²) of the responses", "responses"),
 )
 _DRIFT = (
-    ("KL to the start, nats a sequence", (("", "kl_per_sequence"),)),
-    ("tokens a completion", (("", "mean_length"),)),
+    ("KL to the start, nats per sequence", (("", "kl_per_sequence"),)),
+    ("tokens per completion", (("", "mean_length"),)),
     ("distinct bigrams, share", (("", "distinct_2"),)),
     (
         "refusals, share",
@@ -50,7 +50,7 @@ _DRIFT = (
 
 @dataclass(frozen=True)
 class RoundsSection:
-    """`groups`: (heading, caption, figures), without those that have no figure; `head`, `rows`: the table."""
+    """`head`, `rows`: the table; `groups`: (heading, caption, figures), only those with figures."""
 
     number: int
     incomplete: list[str]
@@ -60,12 +60,12 @@ class RoundsSection:
 
 
 def section(rounds: Rounds) -> RoundsSection:
-    """Everything of the section but the samples."""
+    """The whole section except its samples."""
     head, rows = table(rounds)
     groups = [
         (
             "Held-out prompts",
-            "Answered without the principles, with the same noise at every evaluation; 0 is the start. Bands are 95 % intervals.",
+            "Answered without the principles, and with the same noise at every evaluation. Round 0 is the start. Bands are 95 % intervals.",
             held_out_figures(rounds),
         ),
         (
@@ -75,7 +75,7 @@ def section(rounds: Rounds) -> RoundsSection:
         ),
         (
             "Rewards of the responses",
-            "Sampled before each round's training; one scale for all rounds.",
+            "Sampled before each round's training. All rounds share one scale.",
             reward_figures(rounds),
         ),
         (
@@ -85,7 +85,7 @@ def section(rounds: Rounds) -> RoundsSection:
         ),
         (
             "Displacement",
-            f"{displacement_verdict(rounds)} Every point is over other couples. A dotted line ends a round.".strip(),
+            f"{displacement_verdict(rounds)} Each point averages over different couples. A dotted line ends a round.".strip(),
             displacement_figures(rounds),
         ),
     ]
@@ -93,7 +93,7 @@ def section(rounds: Rounds) -> RoundsSection:
 
 
 def held_out_figures(rounds: Rounds) -> list[Figure]:
-    """The reward that is trained on, each other reward by itself (their scales differ), the win rate."""
+    """The training reward, each other reward in its own figure (their scales differ), and the win rate."""
     names: list[str] = []
     for look in rounds.looks:
         names += [name for name in look.measures.get("rewards", {}) if name not in names]
@@ -106,11 +106,11 @@ def held_out_figures(rounds: Rounds) -> list[Figure]:
         kind = "reward" if name in trained_on else "judge"
         lines.append((f"{kind} {name}", measured(rounds, "", "rewards", name), None))
     lines.append(("win rate against the start", measured(rounds, "", "win_rate"), 0.5))
-    return _drawn([(ylabel, [line], level) for ylabel, line, level in lines], "rounds done")
+    return _drawn([(ylabel, [line], level) for ylabel, line, level in lines], "rounds completed")
 
 
 def learned_from_figures(rounds: Rounds) -> list[Figure]:
-    """The threshold beside the mean gain, the branches' shares, the use of the data beside RAFT's."""
+    """The threshold beside the mean gain, the shares of the branches, and the use of the responses beside RAFT's."""
     gain = [accounted(rounds, "threshold τ·σ₀", "threshold"), gains(rounds, "mean gain")]
     uses = [(ylabel, [accounted(rounds, label, use, key) for label, use in _USES], None) for ylabel, key in _SHARES]
     found = _drawn([("reward", gain, None)], "round")
@@ -127,7 +127,7 @@ def learned_from_figures(rounds: Rounds) -> list[Figure]:
 
 
 def reward_figures(rounds: Rounds) -> list[Figure]:
-    """A histogram for every round: the first and the second half of a prompt's responses, on bins that all rounds share."""
+    """A histogram for every round: the first and the second half of each prompt's responses, on bins that all rounds share."""
     every = [reward for each in rounds.done for reward in (*each.plain, *each.guided)]
     found = []
     for each in rounds.done:
@@ -147,9 +147,9 @@ def reward_figures(rounds: Rounds) -> list[Figure]:
 
 
 def drift_figures(rounds: Rounds) -> list[Figure]:
-    """KL to the start, length, distinct bigrams, refusals."""
+    """KL to the start, length, distinct bigrams and refusals."""
     lines = [(ylabel, [measured(rounds, label, key) for label, key in keys], None) for ylabel, keys in _DRIFT]
-    return _drawn(lines, "rounds done")
+    return _drawn(lines, "rounds completed")
 
 
 def displacement_figures(rounds: Rounds) -> list[Figure]:
@@ -158,7 +158,7 @@ def displacement_figures(rounds: Rounds) -> list[Figure]:
     if not series:
         return []
     text = "log-likelihood of the responses of ranked couples over the steps of all rounds"
-    return [(text, figures.segmented_curves(series, borders, "log-likelihood, nats a token"))]
+    return [(text, figures.segmented_curves(series, borders, "log-likelihood, nats per token"))]
 
 
 def _drawn(

@@ -1,4 +1,4 @@
-"""Our pages: templates of this package, filled in, without external resources. Jinja2 and matplotlib are imported in this room only."""
+"""Render this package's templates as pages without external resources. Only this package imports Jinja2 and matplotlib."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from frugalign.base.wording import pluralize
 
 
 class MissingLibrary(FrugalignError):
-    """A page cannot be drawn, since the extra that brings its libraries is not installed."""
+    """A page cannot be drawn, because the extra with its libraries is not installed."""
 
 
 @contextmanager
 def needs(library: str) -> Iterator[None]:
-    """Turn the failed import of a library into one sentence.
+    """Turn a failed import of `library` into one sentence.
 
     Raises:
-        MissingLibrary: naming the extra that brings it.
+        MissingLibrary: with the extra to install.
     """
     try:
         yield
@@ -28,10 +28,10 @@ def needs(library: str) -> Iterator[None]:
 
 
 def check_libraries() -> None:
-    """Fail now rather than after hours of work.
+    """Check that a page can be drawn, before hours of work.
 
     Raises:
-        MissingLibrary: where a page could not be drawn at the end.
+        MissingLibrary: if it cannot.
     """
     with needs("Jinja2"):
         import jinja2  # noqa: F401
@@ -40,7 +40,7 @@ def check_libraries() -> None:
 
 
 def render(template: str, **values: Any) -> str:
-    """The HTML of a template in `reports/templates`; values are escaped.
+    """The HTML of a template in `reports/templates`. Values are escaped.
 
     Raises:
         MissingLibrary: without Jinja2.

@@ -1,4 +1,4 @@
-"""What a run's log says of the hypothesis behind re-ranking (`docs/methods/rerank.md#rankings-and-samples`): one figure and one sentence."""
+"""The hypothesis behind re-ranking (`docs/methods/rerank.md#rankings-and-samples`), tested on a run's log: one figure and one sentence."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _CHANGED = 0.9
 
 @dataclass(frozen=True)
 class Shift:
-    """`figure`: a data URI; `verdict`: what it shows at the last look."""
+    """`figure`: a data URI; `verdict`: one sentence on its last measurement."""
 
     figure: str
     verdict: str
 
 
 def shift_of(log: Sequence[Mapping[str, Any]], about: ShiftStart | None) -> Shift | None:
-    """From the log and what the shift is measured with; None where it was not measured."""
+    """The figure and the verdict from a run's log. `about`: what the shift was measured with. None where it was not measured."""
     looks = [line for line in log if "shift/wasserstein" in line]
     if not looks or about is None:
         return None
@@ -43,7 +43,7 @@ def shift_of(log: Sequence[Mapping[str, Any]], about: ShiftStart | None) -> Shif
 def verdict(
     rankings: Sequence[tuple[str, tuple[float, float, float]]], distance: float, floor: tuple[float, float]
 ) -> str:
-    """One sentence on the last look: rankings as (label, (mean, low, high))."""
+    """One sentence on the last measurement. `rankings`: (label, (mean, low, high)) each."""
     changed = [label for label, (_, _, high) in rankings if high < _CHANGED]
     stayed = distance <= floor[1]
     said = ", ".join(f"{label} {mean:.2f} [{low:.2f}, {high:.2f}]" for label, (mean, low, high) in rankings)

@@ -1,4 +1,4 @@
-"""The page of a representation reward, from the numbers that its training left."""
+"""The page of a representation reward, from the report of its training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_reward_report(folder: str | Path) -> Path:
     """
     report = read_reward_report(Path(folder))
     if report is None:
-        raise FrugalignError(f"{folder} holds no {REWARD_REPORT_FILE}, so there is nothing to report.")
+        raise FrugalignError(f"{folder} has no {REWARD_REPORT_FILE}, so there is nothing to report.")
     page = render(
         "reward.html",
         title=Path(folder).resolve().name,
@@ -89,13 +89,13 @@ def _costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 Figure = tuple[str, str]
-"""What to see, and a data URI."""
+"""A caption and a data URI."""
 
 
 def layers_figure(report: Mapping[str, Any]) -> Figure:
-    """The held-out accuracy of each layer's probe alone, beside all of them."""
+    """The held-out accuracy of each layer's probe alone, beside that of all layers."""
     return (
-        "Held-out accuracy of each layer alone; the dashed line is all layers under their gates.",
+        "Held-out accuracy of each layer alone. The dashed line is all layers together, weighted by their gates.",
         figures.bars(
             [(str(each["layer"]), 100 * each["accuracy"]) for each in report["per_layer"]],
             "layer",
@@ -106,14 +106,14 @@ def layers_figure(report: Mapping[str, Any]) -> Figure:
 
 
 def reliability_figure(report: Mapping[str, Any]) -> Figure | None:
-    """How far the calibrated reward's confidence is borne out on held-out pairs; None where there was nothing to calibrate by."""
+    """The reward's accuracy against its confidence on held-out pairs; None for a reward that is not calibrated."""
     test = report["test"]
     if "calibration_after" not in test:
         return None
     before, after = test["calibration_before"], test["calibration_after"]
     return (
-        f"Reliability: how often the favoured answer is the better one. Expected calibration error {before['ece']:.3f} before, "
-        f"{after['ece']:.3f} after calibration.",
+        f"Reliability: how often the answer with the higher reward is the better one. The expected calibration error is {before['ece']:.3f} "
+        f"before and {after['ece']:.3f} after calibration.",
         figures.reliability(
             [
                 ("before", before["confidence"], before["accuracy"]),
@@ -128,7 +128,7 @@ def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
     reliability = reliability_figure(report)
     return [
         (
-            "Calibrated rewards of better and worse answers of unseen prompts: the less they overlap, the better.",
+            "Calibrated rewards of better and worse answers to unseen prompts. Less overlap is better.",
             figures.distributions(
                 test["rewards"]["rejected"],
                 test["rewards"]["chosen"],
@@ -140,7 +140,7 @@ def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
         *([] if reliability is None else [reliability]),
         layers_figure(report),
         (
-            "Mean gate of each layer: how much of its score counts.",
+            "Mean gate of each layer: the weight of its score.",
             figures.bars([(str(each["layer"]), each["gate"]) for each in report["gates"]], "layer", "gate"),
         ),
         (
@@ -158,7 +158,7 @@ def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
             ),
         ),
         (
-            "Loss over the iterations of the fit (training: with its penalty); the one with the best validation loss is kept.",
+            "Loss over the iterations of the fit; the training loss includes the penalty. The iteration with the best validation loss is kept.",
             figures.curve(
                 [
                     ("training", [float(i) for i in range(len(history))], [point[0] for point in history]),

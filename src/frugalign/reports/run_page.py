@@ -1,4 +1,4 @@
-"""`write_report`: one page about a run, without external resources. It names what the folder lacks, and makes nothing up."""
+"""`write_report`: one page about a run, without external resources. It names what the folder lacks."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ S = TypeVar("S")
 _SAMPLES = 6
 _TABLE = (
     ("Reward", "reward", "base_reward"),
-    ("Win rate against the base (ties half)", "win_rate", None),
-    ("KL to the base, nats a sequence", "kl_per_sequence", None),
-    ("… of it by restricting the candidates", "kl_restriction", None),
-    ("KL, nats a token", "kl_per_token", None),
+    ("Win rate against the base (ties count half)", "win_rate", None),
+    ("KL to the base, nats per sequence", "kl_per_sequence", None),
+    ("… of it from restricting the candidates", "kl_restriction", None),
+    ("KL, nats per token", "kl_per_token", None),
     ("Perplexity under the base", "perplexity_base", None),
     ("Refusals", "refusal_rate", "base_refusal_rate"),
     ("Over-refusals (safe prompts)", "over_refusal_rate", "base_over_refusal_rate"),
@@ -58,9 +58,9 @@ _TABLE = (
 )
 _CURVES = (
     ("reward", (("training", "reward"), ("held-out", "eval_reward"))),
-    ("nats a sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl_per_sequence"))),
+    ("nats per sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl_per_sequence"))),
     ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
-    ("tokens a completion", (("training", "completion_length"), ("held-out", "eval_mean_length"))),
+    ("tokens per completion", (("training", "completion_length"), ("held-out", "eval_mean_length"))),
     ("loss on pairs", (("training", "loss"), ("held-out", "eval_loss"))),
     ("pairs in order, implicit reward", (("training", "rewards/accuracies"), ("held-out", "eval_rewards/accuracies"))),
     (
@@ -89,7 +89,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class _Run:
-    """What a folder holds; empty where a file is missing."""
+    """The content of a run folder; empty where a file is missing."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -102,13 +102,13 @@ class _Run:
 
 
 def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html` into a run folder: settings, learning curve, quality before and after, cost, samples.
+    """Write `report.html` into a run folder: settings, learning curve, quality before and after, cost and samples.
 
-    The folder is a training's (a log, or `round-*` folders of which one is complete), an evaluation's,
-    or a training's with an evaluation in it or in a folder directly below it. That of a representation reward has a page of its own.
+    It may be a training's folder, with a log or at least one complete `round-*` folder, or an evaluation's. A training's evaluation is looked
+    for in the same folder and directly below it. A representation reward gets a different page.
 
     Raises:
-        FrugalignError: for any other folder.
+        FrugalignError: any other folder.
     """
     folder = Path(run_folder).expanduser()
     if read_reward_report(folder) is not None:
@@ -139,10 +139,10 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def _read(folder: Path) -> _Run:
-    """What the folder holds.
+    """The content of a run folder.
 
     Raises:
-        FrugalignError: for a folder of no run.
+        FrugalignError: a folder that is not a run's.
     """
     if not folder.is_dir():
         raise FrugalignError(f"There is no run folder {folder}.")
@@ -150,9 +150,9 @@ def _read(folder: Path) -> _Run:
     if not (folder / LOG_FILE).is_file() and not has_evaluation(evaluated) and rounds is None:
         if rounds_in(folder):
             raise FrugalignError(
-                f"{folder} holds no complete round: none of its {ROUND_PREFIX}* folders has a {MANIFEST_FILE} yet."
+                f"{folder} has no complete round: none of its {ROUND_PREFIX}* folders has a {MANIFEST_FILE} yet."
             )
-        raise FrugalignError(f"{folder} is not a run folder: it holds neither {LOG_FILE} nor {METRICS_FILE}.")
+        raise FrugalignError(f"{folder} is not a run folder: it has neither {LOG_FILE} nor {METRICS_FILE}.")
     metrics, samples, settings = read_metrics(evaluated), read_samples(evaluated), read_settings(folder)
     trained = bool(log) or rounds is not None
     apart = evaluated != folder or not trained
@@ -173,7 +173,7 @@ def _read(folder: Path) -> _Run:
 
 
 def _missing(run: _Run) -> list[str]:
-    """What a reader would look for and the folder does not hold, in words."""
+    """What the page cannot show, because the folder lacks it, in words."""
     found: dict[str, Any] = {f"the settings ({CONFIG_FILE})": run.settings}
     if run.rounds is None:  # else each round has its own
         found |= {
@@ -197,7 +197,7 @@ def _cost_rows(costs: Costs) -> list[tuple[str, str]]:
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, base, policy) for the table of quality; a dash where a number does not apply."""
+    """(measure, base, policy): the rows of the quality table, with a dash where a number does not apply."""
     if not metrics:
         return []
     rows = [
@@ -215,7 +215,7 @@ def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _curves(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(alternative text, data URI) of every curve that the log has."""
+    """(alternative text, data URI) of every curve in the log."""
     found = []
     for ylabel, lines in _CURVES:
         series = []
@@ -231,7 +231,7 @@ def _curves(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _confidence(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The confidences' histogram at the first and at the last line that has one."""
+    """The histogram of confidences on the first and the last log line with one."""
     keys = [f"confidence/histogram_{place}" for place in range(_BINS)]
     found = [line for line in log if all(key in line for key in keys)]
     if len(found) < 2 or max(found[0][key] for key in keys) == max(found[-1][key] for key in keys) == 1.0:
@@ -258,7 +258,7 @@ def _distributions(samples: list[Sample]) -> list[tuple[str, str]]:
 
 
 def evenly_spread(samples: list[S], n: int = _SAMPLES) -> list[S]:
-    """`n` of the samples from the first to the last, not chosen by their reward."""
+    """`n` samples, evenly spread from the first on and so not chosen by their reward."""
     step = max(1, len(samples) // n)
     return samples[::step][:n]
 

@@ -189,7 +189,7 @@ def test_what_the_figures_get(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {"reward taught, trained on", "judge gold", "win rate against the start"} < set(drawn)
     assert not {name for name in drawn if "manners" in name or name == "judge taught"}
     assert drawn["win rate against the start"][2]["level"] == 0.5
-    assert drawn["judge gold"][1] == "rounds done" and drawn["reward"][1] == "round"
+    assert drawn["judge gold"][1] == "rounds completed" and drawn["reward"][1] == "round"
     assert [label for label, _, _ in drawn["reward"][0]] == ["threshold τ·σ₀", "mean gain"]
     use = drawn["(Σw)²/(n·Σw²) of the responses"][0]
     assert [(label, values[0][0]) for label, _, values in use] == [
@@ -206,7 +206,7 @@ def test_what_the_figures_get(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_page(run: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     assert "<h2>Rounds</h2>" in page and "<h3>Training</h3>" in page and "30,000" in page
-    assert "round-002: without a manifest.json" in note(page) and "does not hold" not in page
+    assert "without a manifest.json, are left out: round-002." in note(page) and "This folder lacks" not in page
     assert "words at the start" in page and "after 2 rounds · taught 2, gold —" in page
     assert "words &lt;b&gt;after&lt;/b&gt; round 1" in page and "after&lt;/b&gt; round 0" not in page
     assert page.count("data:image/svg+xml;base64,") == 14
@@ -270,7 +270,7 @@ def test_a_run_without_a_finished_round(run: Path) -> None:
     for path in run.glob("round-*/manifest.json"):
         path.unlink()
     assert read_rounds(run) is None
-    with pytest.raises(FrugalignError, match="holds no complete round"):
+    with pytest.raises(FrugalignError, match="has no complete round"):
         write_report(run)
     (run / "round-000" / "manifest.json").write_text("{")
     with pytest.raises(FrugalignError, match="is not valid JSON"):

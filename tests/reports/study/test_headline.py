@@ -33,8 +33,8 @@ def test_the_headline_goes_by_the_corrected_p() -> None:
     best, cheapest, below, level, still, greedy = headline(summary)
     assert best.startswith("By gold, control is highest") and "is dear: +0.40 for 100 tokens" in cheapest
     assert below == "Below the base: worse."
-    assert level == "Not told apart from the base after the correction: cheap; still."
-    assert still == "Hardly moved by their training: still." and "decoded greedily" in greedy
+    assert level == "Not significantly different from the base after the correction: cheap; still."
+    assert still == "Hardly changed by training: still." and "decoded greedily" in greedy
 
 
 def refusing(mean: float) -> dict[str, Any]:

@@ -16,4 +16,4 @@ def test_a_training_that_is_gone_is_said(tmp_path: Path) -> None:
     for outcome in found.outcomes[:3]:
         outcome.training.mkdir(parents=True)
     (left,) = summary_of(found, rows_of(found), "x.yaml")["missing"]
-    assert left["cell"] == "dpo, seed 2" and "is gone, and with it figures" in left["why"]
+    assert left["cell"] == "dpo, seed 2" and "was deleted, so figures of its training are missing" in left["why"]

@@ -1,4 +1,4 @@
-"""A study's lines against each other: quality against cost and KL, win rates, distributions. Each caption says what to look for."""
+"""Figures that compare a study's lines: quality against cost and KL, win rates, distributions. Each caption says what to look for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from frugalign.study.table import Row
 
 
 def figures_of(every: Sequence[Row], judge: str, reference: str) -> list[Figure]:
-    """Every figure that these rows have the numbers for; `reference`: what they are compared with, in words."""
+    """Every figure that these rows have the numbers for. `reference`: what they are compared with, in words."""
     rows = [row for row in every if row.main is not None]
     found = [
         against_cost(rows, judge),
@@ -41,7 +41,7 @@ def figures_of(every: Sequence[Row], judge: str, reference: str) -> list[Figure]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Numbers of the (cost, quality) points that no other one beats: none costs at most as much and is better, or costs less and is as good."""
+    """The indices of the Pareto front of (cost, quality) points: no other point is better at no more cost, or as good at less."""
     return [
         number
         for number, (cost, quality) in enumerate(points)
@@ -52,11 +52,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 Point = tuple[str, float, Estimate, str, str]
-"""A line in a plane: label, where it lies, its quality, colour and marker."""
+"""A line of the study as a point: label, x, quality, colour and marker."""
 
 
 def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
-    """The main judge against the tokens that training fed through a language model."""
+    """The main judge against the tokens fed to language models in training."""
     trained = [row for row in rows if row.costs["lm_forward_tokens"] > 0]
     if len(trained) < 2:
         return None
@@ -65,12 +65,13 @@ def against_cost(rows: Sequence[Row], judge: str) -> Figure | None:
     return Figure(
         "Quality against cost",
         data_uri(cost_figure(points, base, judge)),
-        "Up and to the left is better. The grey line joins what no other method beats at its cost; the dashed one is the base. Bars are 95 % intervals.",
+        "Up and to the left is better. The grey line is the Pareto front: no method beats these at their cost. The dashed line is the base. "
+        "Bars are 95 % intervals.",
     )
 
 
 def cost_figure(points: Sequence[Point], base: float | None, judge: str) -> Any:
-    """A matplotlib figure of quality over the tokens fed, the line of what nothing beats at its cost, and the base's quality."""
+    """A matplotlib figure of quality over tokens fed, with the Pareto front and the base's quality."""
     figure, axes = axes_of(7.4, 4.4)
     front = sorted(pareto([(point[1], point[2].mean) for point in points]), key=lambda number: points[number][1])
     axes.plot(
@@ -81,7 +82,7 @@ def cost_figure(points: Sequence[Point], base: float | None, judge: str) -> Any:
     _draw(axes, points)
     if base is not None:
         axes.axhline(base, color=BASE, linestyle="--", linewidth=1.2)
-    axes.set_xlabel("tokens fed through the language model in training (log)")
+    axes.set_xlabel("tokens fed to the language model in training (log scale)")
     axes.set_ylabel(judge)
     _name(axes, points)
     return figure
@@ -97,19 +98,20 @@ def against_kl(rows: Sequence[Row], judge: str) -> Figure | None:
     points = [_point_of(rows, row, max(kl.mean, 0.0)) for row, kl in known]
     _log_axis(axes, linear=0.1)
     _draw(axes, points)
-    axes.set_xlim(left=-0.01)  # the base whole
-    axes.set_xlabel("KL to the base, nats a response")
+    axes.set_xlim(left=-0.01)  # shows the whole marker of the base
+    axes.set_xlabel("KL to the base, nats per response")
     axes.set_ylabel(judge)
     _name(axes, points)
     return Figure(
         "Quality against distance from the base",
         data_uri(figure),
-        "What a method gains for how far it moves. A reward that is gamed shows as a large KL without gain; best-of-n's KL is its known upper bound.",
+        "How much a method gains for its distance from the base. A large KL without a gain is a sign of reward hacking. The KL of best-of-n is its "
+        "known upper bound.",
     )
 
 
 def wins(rows: Sequence[Row], judge: str, reference: str) -> Figure | None:
-    """Win rates against the reference, plain and with length held."""
+    """Win rates against the reference, plain and length-controlled."""
     shown = [row for row in rows if row.win_rate is not None]
     if not shown:
         return None
@@ -127,17 +129,18 @@ def wins(rows: Sequence[Row], judge: str, reference: str) -> Figure | None:
             )  # fmt: skip
     axes.axvline(0.5, color=BASE, linestyle="--", linewidth=1.2)
     axes.set_yticks(range(len(shown)), [row.line.label for row in reversed(shown)])
-    axes.set_xlabel(f"share of responses that {judge} prefers to those of {reference}, ties half")
+    axes.set_xlabel(f"share of responses that {judge} prefers to those of {reference} (ties count half)")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return Figure(
         f"Win rate against {reference}",
         data_uri(figure),
-        "Right of the dashed line a method wins more than it loses. Where the open mark lies left of the full one, part of the win was length; right of it, length cost wins.",
+        "Right of the dashed line a method wins more often than it loses. An open marker left of the filled one means that length explains part of "
+        "the wins. To its right, length cost wins.",
     )
 
 
 def distributions(rows: Sequence[Row], judge: str) -> Figure | None:
-    """The cumulative distribution of the main judge over responses: all lines in one picture."""
+    """The cumulative distribution of the main judge over responses, all lines in one figure."""
     figure, axes = axes_of(7.4, 4.0)
     drawn = 0
     for row in rows:
@@ -161,14 +164,14 @@ def distributions(rows: Sequence[Row], judge: str) -> Figure | None:
     axes.set_ylabel("share of responses at or below")
     legend_beside(axes)
     return Figure(
-        "How the judge's values are distributed",
+        "Distribution of the judge's values",
         data_uri(figure),
-        "A better method's curve lies lower and further right. A step at the left that does not shrink are failures that it leaves.",
+        "A better method's curve lies lower and further right. A step at the left is a share of failures that remain.",
     )
 
 
 def _log_axis(axes: Any, linear: float | None = None) -> None:
-    """A logarithmic x axis, named at 1, 2 and 5; where it has to begin at 0, linear below `linear`."""
+    """A logarithmic x axis with ticks at 1, 2 and 5. An axis that begins at 0 is linear below `linear`."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
     parts = (1, 2, 5)
@@ -195,7 +198,7 @@ def _draw(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _name(axes: Any, points: Sequence[Point]) -> None:
-    """Each point's label where it lies, or all beside the axes where one would cover another; last, as it needs the limits."""
+    """Label each point in place, or all in a legend if labels would overlap. Call it last: it needs the axes' limits."""
     names = [
         axes.annotate(label, (x, value.mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
         for label, x, value, _, _ in points

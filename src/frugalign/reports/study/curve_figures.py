@@ -1,4 +1,4 @@
-"""Curves over a training: the training reward as it goes, and the reward on the test's prompts."""
+"""Curves over a training: the training reward, and the reward on the test prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from frugalign.study.layout import training_run
 from frugalign.study.table import Row
 
 Curve = tuple[Sequence[float], Sequence[float]]
-"""Where a line's points lie, and how high."""
+"""x and y of a curve's points."""
 
 
 def learning(rows: Sequence[Row]) -> Figure | None:
-    """The training reward over training, first seed, of every method that logs one."""
+    """The training reward over the training, first seed, of every method that logs one."""
 
     def read(run: Path, log: Sequence[dict[str, Any]]) -> Curve:
         known = [line for line in log if is_number(line.get("reward")) and "step" in line]
@@ -28,24 +28,25 @@ def learning(rows: Sequence[Row]) -> Figure | None:
         read,
         ("share of the training", "training reward"),
         "Learning curves",
-        "The reward of the responses that a method trains on, as it goes, first seed. It should rise; a judge that does not follow it is the sign of a gamed reward.",
+        "The reward of the responses that a method trains on, first seed. It should rise. If the judge does not rise with it, the method may be "
+        "hacking the reward.",
     )
 
 
 def on_test(rows: Sequence[Row]) -> Figure | None:
-    """The training reward on the test's prompts over the training prompts seen, first seed, of lines with `eval_steps`."""
+    """The reward on the test prompts over the training prompts seen, first seed, of lines with `eval_steps`."""
 
     def read(run: Path, log: Sequence[dict[str, Any]]) -> Curve:
-        looks = [line for line in log if is_number(line.get("eval_reward"))]
-        each = _prompts_a_step(run) if looks else 0.0
-        return [line["step"] * each for line in looks], [line["eval_reward"] for line in looks]
+        evaluated = [line for line in log if is_number(line.get("eval_reward"))]
+        each = _prompts_per_step(run) if evaluated else 0.0
+        return [line["step"] * each for line in evaluated], [line["eval_reward"] for line in evaluated]
 
     return _curves(
         rows,
         read,
-        ("training prompts seen", "training reward on the test's prompts"),
+        ("training prompts seen", "training reward on the test prompts"),
         "Test score over the training prompts",
-        "The reward on the test's prompts as training goes, first seed, the same noise at every look; nothing was chosen by it.",
+        "The reward on the test prompts during training, first seed, with the same noise at every evaluation. Nothing was chosen by it.",
         marker="o",
     )
 
@@ -58,7 +59,7 @@ def _curves(
     caption: str,
     marker: str | None = None,
 ) -> Figure | None:
-    """A curve for each line of whose first run `read` (the run folder, its log) finds two points at least."""
+    """A curve for each line with at least two points. `read`: from the run folder and log of a line's first seed to its points."""
     figure, axes = axes_of(7.4, 3.8)
     drawn = 0
     for row in rows:
@@ -80,13 +81,13 @@ def _curves(
     return Figure(title, data_uri(figure), caption)
 
 
-def _prompts_a_step(run: Path) -> float:
-    """Training prompts for each of a proxy's optimiser steps: those of a rollout over its steps."""
+def _prompts_per_step(run: Path) -> float:
+    """Training prompts per optimiser step of a proxy: the prompts of a rollout over its steps."""
     config = read_settings(run)
     prompts = config["per_device_train_batch_size"] / config["num_generations"]
     return float(prompts / (config["num_iterations"] * config["num_mini_batches"]))
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, and not a truth value."""
+    """Whether a value is a number; a bool is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

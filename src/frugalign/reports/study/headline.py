@@ -1,4 +1,4 @@
-"""The sentences at the top of a study's page: what its table bears out."""
+"""The sentences at the top of a study's page: what its tables show."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from frugalign.reports.study.summary import Summary, SummaryLine, main_measure, 
 
 _LEVEL = 0.05
 _UNMOVED = 0.005
-"""Nats a response below which a training has not moved the model: 0.00 in the table."""
+"""A KL in nats per response below this counts as an unmoved model: the table shows 0.00."""
 
 
 def headline(summary: Summary) -> list[str]:
-    """The best line, what gains at the lowest cost, and which lines do not differ from what they are compared with."""
+    """The best line, the cheapest line with a gain, and the lines that do not differ from the reference."""
     compared = [line for line in summary["lines"] if main_measure(summary, line).get("difference") is not None]
     if not compared:
         return []
@@ -32,9 +32,9 @@ def headline(summary: Summary) -> list[str]:
         _cheapest(summary, trained),
         f"Below {reference}: {'; '.join(below)}." if below else "",
         f"Refuse more of the prompts that are labelled safe: {refusing}." if refusing else "",
-        f"Not told apart from {reference} after the correction: {'; '.join(level)}." if level else "",
-        f"Hardly moved by their training: {'; '.join(still)}." if still else "",
-        "Responses are decoded greedily, those of best-of-n are sampled."
+        f"Not significantly different from {reference} after the correction: {'; '.join(level)}." if level else "",
+        f"Hardly changed by training: {'; '.join(still)}." if still else "",
+        "Responses are decoded greedily, except those of best-of-n, which are sampled."
         if not summary["options"].get("eval_do_sample", True)
         else "",
         *dict.fromkeys(registry.get(line["method"]).note or "" for line in compared),
@@ -43,14 +43,14 @@ def headline(summary: Summary) -> list[str]:
 
 
 def _best(summary: Summary, compared: Sequence[SummaryLine]) -> str:
-    """The line with the highest mean, and its difference to what it is compared with."""
+    """The line with the highest mean, and its difference to the reference."""
     judge, reference = summary["judge"], reference_in_words(summary)
     if not any(main_measure(summary, line)["difference"]["mean"] for line in compared):
         return f"By {judge}, no line differs from {reference}."
     best = max(compared, key=lambda line: float(main_measure(summary, line)["value"]["mean"]))
     main = main_measure(summary, best)
     gap, corrected = main["difference"], main["p_holm"]
-    among = "" if gap["mean"] > 0 else f" of those that are compared, and not above {reference}"
+    among = "" if gap["mean"] > 0 else f" of the compared lines, but not above {reference}"
     said = (
         f"By {judge}, {best['label']} is highest{among}: {number(main['value']['mean'])}, {signed(gap['mean'])} "
         f"[{signed(gap['ci_low'])}, {signed(gap['ci_high'])}] to {reference}"
@@ -61,19 +61,19 @@ def _best(summary: Summary, compared: Sequence[SummaryLine]) -> str:
 
 
 def _cheapest(summary: Summary, trained: Sequence[SummaryLine]) -> str:
-    """The trained line that gains for the fewest tokens; empty where none gains."""
+    """The trained line with a gain for the fewest tokens; empty where no line gains."""
     gained = [line for line in trained if _direction(summary, line) > 0 and not _is_control(line)]
     if not gained:
         return ""
     cheap = min(gained, key=lambda line: float(line["costs"]["lm_forward_tokens"]))
     return (
-        f"The cheapest that gains, among those that train, is {cheap['label']}: "
-        f"{signed(main_measure(summary, cheap)['difference']['mean'])} for {cheap['costs']['lm_forward_tokens']:,.0f} tokens fed through the model."
+        f"The cheapest trained line with a gain is {cheap['label']}: {signed(main_measure(summary, cheap)['difference']['mean'])} "
+        f"for {cheap['costs']['lm_forward_tokens']:,.0f} tokens fed to the model."
     )
 
 
 def _direction(summary: Summary, line: SummaryLine) -> int:
-    """1 where a line is surely above what it is compared with, -1 where below, 0 where neither: by Holm's p, without one by the interval."""
+    """1 for a line significantly above the reference, -1 for one below, else 0. By Holm's p-value, or without one by the interval."""
     main = main_measure(summary, line)
     gap = main["difference"]
     sure = main["p_holm"] < _LEVEL if main["p_holm"] is not None else not gap["ci_low"] <= 0 <= gap["ci_high"]
@@ -81,7 +81,7 @@ def _direction(summary: Summary, line: SummaryLine) -> int:
 
 
 def _refusing(summary: Summary) -> str:
-    """Lines that refuse surely more of the safe prompts than what they are compared with, the intervals being apart; empty where there is none, or nothing is labelled."""
+    """The lines that refuse more of the safe prompts than the reference, with intervals apart. Empty without such lines or labels."""
     named = summary["options"].get("reference")
     rates = [(line, rate) for line in summary["lines"] if (rate := line["others"].get("over_refusal_rate"))]
     known = (
@@ -98,5 +98,5 @@ def _refusing(summary: Summary) -> str:
 
 
 def _is_control(line: SummaryLine) -> bool:
-    """A line that is there to be beaten."""
+    """Whether a line is a control."""
     return registry.get(line["method"]).is_control(line["setting"])

@@ -1,4 +1,4 @@
-"""Figures that a method's own training left, of a line's first seed: probe layers and calibration, shift, PSLE's rounds."""
+"""Figures of a line's training, first seed: probe layers and calibration, shift, PSLE's rounds."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from frugalign.study.layout import fitted_reward, training_run
 from frugalign.study.table import Row
 
 _SEE = (
-    ("tokens", "RAFT, which learns from each prompt's best response alone, leaves the rest of what was sampled without a gradient."),
-    ("(Σw)²", "How many of the responses count, by their weights: 1 is all of them alike. RAFT counts the best of each prompt."),
-    ("branch", "Couples whose gain is above the threshold are ranked, the others imitated by their reward. The ranked part shrinks as the principles are learned."),
-    ("reward", "The mean gain of answers under the principles, and the threshold that a couple has to pass to be ranked."),
+    ("tokens", "RAFT learns only from each prompt's best response. The other sampled tokens get no gradient."),
+    ("(Σw)²", "The effective share of the responses by their weights: 1 means equal weights. RAFT uses the best of each prompt."),
+    ("branch", "Couples whose gain is above the threshold are ranked. The others are imitated, weighted by their reward. "
+               "The ranked share shrinks as the model learns the principles."),
+    ("reward", "The mean gain of answers under the principles, and the threshold above which a couple is ranked."),
 )  # fmt: skip
-"""What a title of `learned_from_figures` speaks of, and what to see there."""
+"""A word in a title of `learned_from_figures`, and the figure's caption."""
 
 
 def run_figures_of(rows: Sequence[Row]) -> list[Figure]:
-    """Everything that the lines' first runs have the numbers for; each kind once, of the first line that has it."""
+    """The figures that the lines' first runs have the numbers for. Each kind is drawn once, for the first line that has it."""
     found: list[Figure] = []
     for kind, read in {"probes": probes, "shift": shift, "rounds": rounds}.items():
         own = [row for row in rows if kind in registry.get(row.line.method).report]
@@ -34,7 +35,7 @@ def run_figures_of(rows: Sequence[Row]) -> list[Figure]:
 
 
 def probes(row: Row, training: Path) -> list[Figure]:
-    """Accuracy by layer and the reliability of a reward that the cell fitted on hidden states."""
+    """Accuracy by layer and calibration of the representation reward that the cell fitted."""
     report = read_reward_report(fitted_reward(training))
     if report is None:
         return []
@@ -47,14 +48,14 @@ def probes(row: Row, training: Path) -> list[Figure]:
 
 
 def shift(row: Row, training: Path) -> list[Figure]:
-    """How rankings and samples moved, of a line with `shift_reward`."""
+    """How rankings and samples moved, for a line with `shift_reward`."""
     run = training_run(training)
     found = shift_of(read_log(run), read_shift(run))
     return [] if found is None else [Figure(f"{row.line.label}: shift", found.figure, found.verdict)]
 
 
 def rounds(row: Row, training: Path) -> list[Figure]:
-    """What PSLE's rounds learned from: gain and threshold, branches, the use of the responses beside RAFT's."""
+    """What PSLE's rounds learned from: gain and threshold, branches, and the use of the responses beside RAFT's."""
     read = read_rounds(training_run(training))
     drawn = [] if read is None else learned_from_figures(read)
     return [

@@ -1,4 +1,4 @@
-"""Write a finished study as `study.json`, `study.md` and one self-contained page; what is missing is named, never made up."""
+"""Write a study as `study.json`, `study.md` and one self-contained page. Missing cells are named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from frugalign.study.table import Row, rows_of
 
 
 def write_study(found: StudyState, recipe: str, flags: Sequence[str] = ()) -> Path:
-    """Write the study's three files into its folder and return the page's path. `recipe`: the YAML, and `flags` beside it, for the commands."""
+    """Write the study's three files into its folder and return the page's path. `recipe`, `flags`: the YAML and the flags of its command."""
     folder = Path(found.options.output_dir)
     rows = rows_of(found)
     summary = summary_of(found, rows, recipe, flags)
@@ -55,7 +55,7 @@ def write_study(found: StudyState, recipe: str, flags: Sequence[str] = ()) -> Pa
 
 
 def markdown(summary: Summary) -> str:
-    """The study as Markdown: headline, the tables, what is missing, and the command."""
+    """The study as Markdown: headline, tables, missing cells and the command."""
     parts = [f"# {summary['name']}", *headline(summary)]
     shown = {"Quality": quality_table(summary), "Wins and distance": wins_table(summary), "Cost": cost_table(summary)}
     for title, (head, rows) in shown.items():
@@ -78,12 +78,12 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def command(outcome: Outcome, summary: Summary) -> str:
-    """What runs one cell alone."""
+    """The command that runs only this cell."""
     return f'{summary["command"]} --only "{outcome.cell.line.label}:{outcome.cell.seed}"'
 
 
 def _in_words(value: Any) -> str:
-    """A setting or an option as the YAML has it."""
+    """A setting or an option in YAML."""
     if value is None:
         return "—"
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).removesuffix("...\n").strip()
@@ -98,7 +98,7 @@ def _request(outcome: Outcome) -> dict[str, Any]:
 
 
 def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The same prompts answered by every line, evenly spread over the test, first seed; a proxy's with what it rejected."""
+    """Every line's answers to the same prompts, evenly spread over the test, first seed. A proxy's answers have their rejected tokens."""
     if not rows:
         return []
     answers = [(row, responses_of(row.outcomes[0])) for row in rows]

@@ -1,4 +1,4 @@
-"""How a study's figures are drawn: axes, a colour, curve and marker for each line, intervals, the legend."""
+"""The style of a study's figures: axes, a colour, dash and marker for each line, intervals, the legend."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COLOURS = (
     "#d26a9c",
 )
 BASE = "#8a8f98"
-"""The base's colour, and that of what is drawn to compare with."""
+"""The colour of the base, and of whatever else is drawn for comparison."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing as a data URI, and its caption; one that is not `wide` is shown smaller."""
+    """A drawing as a data URI, and its caption. A figure that is not `wide` is shown smaller."""
 
     title: str
     uri: str
@@ -49,7 +49,7 @@ def colour_of(rows: Sequence[Row], row: Row) -> str:
 
 
 def style_of(rows: Sequence[Row], row: Row) -> str:
-    """A line's dashes: the next pattern each time that the colours start over."""
+    """A line's dash pattern, which changes each time the colours repeat."""
     return "-" if is_base(row) else ("-", "--", ":", "-.")[_number_of(rows, row) // len(COLOURS) % 4]
 
 
@@ -59,7 +59,7 @@ def marker_of(rows: Sequence[Row], row: Row) -> str:
 
 
 def mark_of(number: int) -> tuple[str, str]:
-    """Colour and marker of line number `number`, from 0: the next marker each time that the colours start over."""
+    """Colour and marker of line `number`, from 0. The marker changes each time the colours repeat."""
     return COLOURS[number % len(COLOURS)], "osD^"[number // len(COLOURS) % 4]
 
 
@@ -68,17 +68,17 @@ def _number_of(rows: Sequence[Row], row: Row) -> int:
 
 
 def legend_beside(axes: Any) -> None:
-    """Names beside the axes, where they cover nothing."""
+    """Put the legend beside the axes, where it covers nothing."""
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def bars_of(value: Estimate) -> list[list[float]]:
-    """An interval as matplotlib takes it."""
+    """An interval as matplotlib's error bars."""
     return [[max(0.0, value.mean - value.ci_low)], [max(0.0, value.ci_high - value.mean)]]
 
 
 def axes_of(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of this size in inches, and its axes."""
+    """A figure with one pair of axes. `width` and `height` in inches."""
     figure = canvas(width, height)
     axes = figure.add_subplot()
     tidy(axes, "both")
@@ -86,7 +86,7 @@ def axes_of(width: float, height: float) -> tuple[Any, Any]:
 
 
 def main_of(row: Row) -> Estimate:
-    """The main judge's, of a row that has one."""
+    """The main judge's mean, of a row that has one."""
     assert row.main is not None
     return row.main.value
 

@@ -1,4 +1,4 @@
-"""Everything that a study's page says in numbers, as the JSON-ready values of `study.json`."""
+"""The numbers of a study's page, as the JSON values of `study.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SummaryLine = dict[str, Any]
 
 
 def summary_of(found: StudyState, rows: Sequence[Row], recipe: str, flags: Sequence[str] = ()) -> Summary:
-    """The study's numbers. `recipe`: its YAML, and `flags` beside it, for the command that runs it again."""
+    """The study's numbers. `recipe`, `flags`: the YAML and the flags of its command."""
     machines = {
         json.dumps(machine, sort_keys=True)
         for outcome in found.outcomes
@@ -30,7 +30,8 @@ def summary_of(found: StudyState, rows: Sequence[Row], recipe: str, flags: Seque
     gone = [each for each in found.outcomes if each.result is not None and not each.training.is_dir()]
     missing = [(outcome.cell.name, outcome.error) for outcome in found.missing]
     missing += [
-        (outcome.cell.name, f"{outcome.training} is gone, and with it figures of its training") for outcome in gone
+        (outcome.cell.name, f"{outcome.training} was deleted, so figures of its training are missing")
+        for outcome in gone
     ]
     options = {name: value for name, value in vars(found.options).items() if value not in (None, []) and name != "only"}
     return {
@@ -81,7 +82,7 @@ def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def main_measure(summary: Summary, line: SummaryLine) -> dict[str, Any]:
-    """The main judge's numbers of a line; empty where it has none."""
+    """The main judge's numbers for a line; empty where it has none."""
     main: dict[str, Any] = line["measures"].get(summary["judge"], {})
     return main
 

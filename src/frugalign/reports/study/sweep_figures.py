@@ -1,4 +1,4 @@
-"""What each value of a swept number gives: the main judge, its distribution, the curves."""
+"""Figures over a swept number: the main judge, its distribution at each value, and the learning curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from frugalign.study.table import Row
 
 
 def sweeps(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """(name of a number, lines that differ in it alone, in its order): what a sweep without `choose` leaves."""
+    """(option name, lines that differ only in it, in its order) for every sweep of a number without `choose`."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         for name, value in row.line.setting.items():
@@ -27,7 +27,7 @@ def sweeps(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
-    """For lines that differ in one number: the main judge over it, its distribution at each value beside imitation's, and the learning curves."""
+    """For lines that differ in one number: the main judge over it, its distribution at each value beside SFT's, and the learning curves."""
     found = []
     imitation = next((row for row in rows if registry.get(row.line.method).role == "imitation"), None)
     for name, same in sweeps(rows):
@@ -42,7 +42,7 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
             axes.set_xscale("log")
         axes.set_xlabel(name)
         axes.set_ylabel(judge)
-        caption = f"The test's {judge} over {name}, everything else as it is."
+        caption = f"The test's {judge} over {name}. All other options are equal."
         found.append(Figure(f"{method}: {judge} over {name}", data_uri(figure), caption))
         found.append(_panels(same, name, judge, imitation))
         for curves in (learning(same), on_test(same)):
@@ -52,7 +52,7 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
 
 
 def _panels(same: Sequence[Row], name: str, judge: str, imitation: Row | None) -> Figure:
-    """A histogram for each value of a setting, that of imitation in grey behind each."""
+    """A histogram for each value of a setting, with SFT's in grey behind each."""
     figure = canvas(min(4, len(same)) * 2.6, 2.6 * -(-len(same) // 4))
     bins, grey = None, "" if imitation is None else imitation.line.label
     for place, row in enumerate(same):
@@ -69,7 +69,7 @@ def _panels(same: Sequence[Row], name: str, judge: str, imitation: Row | None) -
         axes.set_xlabel(judge)
         if place == 0:
             axes.legend(frameon=False, fontsize=7)
-    caption = f"How the test's {judge} is distributed at each {name}" + (f"; {grey} in grey." if grey else ".")
+    caption = f"The distribution of the test's {judge} at each {name}" + (f", with {grey} in grey." if grey else ".")
     return Figure(f"{same[0].line.method}: distributions over {name}", data_uri(figure), caption)
 
 

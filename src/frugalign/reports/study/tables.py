@@ -1,4 +1,4 @@
-"""The tables of a study's page: quality, wins and distance, cost. Each is a head and rows of cells."""
+"""The tables of a study's page: quality, wins and distance, cost. Each is a head and rows of cells, as text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHERS = (("KL, nats", "kl_per_sequence"), ("length", "mean_length"), ("refusal
 
 
 def quality_table(summary: Summary) -> Table:
-    """Head and rows of quality: every measure, and the main judge's difference to the line compared with."""
+    """Quality: every measure, and the main judge's difference to the reference."""
     names = list(dict.fromkeys(name for line in summary["lines"] for name in line["measures"]))
     head = [
         "method",
@@ -49,10 +49,10 @@ def quality_table(summary: Summary) -> Table:
 
 
 def wins_table(summary: Summary) -> Table:
-    """Head and rows of what is beside the measures: who wins, how far the model moved, how its responses changed."""
+    """Wins and distance: win rates, how far the model moved, and how its responses changed."""
     judges = list(dict.fromkeys(name for line in summary["lines"] for name in line["preferred"]))
     head = ["method", "win rate", "… at equal length"]
-    head += [*(title for name in judges for title in (f"preferred by {name}", "… orders at odds, no verdict"))]
+    head += [*(title for name in judges for title in (f"preferred by {name}", "… contradictions, no verdict"))]
     head += [title for title, _ in _OTHERS]
     rows = [
         [
@@ -68,10 +68,10 @@ def wins_table(summary: Summary) -> Table:
 
 
 def cost_table(summary: Summary) -> Table:
-    """Head and rows of training costs, medians over the seeds."""
+    """Costs of training and of one response, medians over the seeds."""
     head = ["method", *(title for title, _ in _COSTS), "trainable parameters", "… of the base"]
-    head += [f"a response: {title}" if not place else f"… {title}" for place, (title, _, _) in enumerate(_DECODING)]
-    head.append("tokens a second")
+    head += [f"per response: {title}" if not place else f"… {title}" for place, (title, _, _) in enumerate(_DECODING)]
+    head.append("tokens per second")
     rows = []
     for line in summary["lines"]:
         share = line["trainable_share"]
@@ -89,24 +89,21 @@ def cost_table(summary: Summary) -> Table:
 
 
 def _speed(line: SummaryLine) -> str:
-    """Tokens of the responses for each second that they took, in the test's batches; what best-of-n throws away is none of them."""
+    """Response tokens per second, in the test's batches. Responses that best-of-n discards do not count."""
     length, seconds = line["others"]["mean_length"], line["decoding"].get("seconds")
     return f"{length['mean'] / seconds:,.0f}" if length and seconds else "—"
 
 
 def cost_note(summary: Summary) -> str:
-    """What the daggers of the cost table mean; empty without one."""
+    """What the daggers of the cost table mean; empty without daggers."""
     observers = sorted({name for line in summary["lines"] for name in _observers(line)})
     if not observers:
         return ""
-    return (
-        f"† With what observing the training cost ({', '.join(observers)}), which another training would not need: "
-        "tokens, reward calls and seconds."
-    )
+    return f"† Includes the tokens, reward calls and seconds of observing the training ({', '.join(observers)}). A training without it costs less."
 
 
 def _observers(line: SummaryLine) -> set[str]:
-    """The options of a line that only observe its training."""
+    """The options of a line that observe its training without changing it."""
     return set(registry.get(line["method"]).observers) & set(line["setting"])
 
 
