@@ -1,4 +1,4 @@
-"""Bases to measure speed and cost on: the small models of the trials folder, and random ones, whose weights do not matter here."""
+"""Base models for measuring speed and cost: the small models of the trials folder, and random ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PROMPT_TOKENS = 32
 
 
 def tokenizer() -> Any:
-    """The sandbox's: the random models only need ids for padding and ends."""
+    """The sandbox's tokenizer. The random models need it only for padding and end ids."""
     return AutoTokenizer.from_pretrained(sandbox.model, padding_side="left")
 
 
 def small(name: str) -> tuple[Any, Any] | None:
-    """`stories260k` or `chat-3m` with its tokenizer; None where no trials folder is named."""
+    """`stories260k` or `chat-3m` with its tokenizer; None without a trials folder."""
     if not are_named():
         return None
     loaded = load_model(str(trials() / "models" / name))
@@ -55,7 +55,7 @@ def random_gpt2_124m() -> Any:
 
 
 def _frozen(model: Any) -> Any:
-    # An end token that a random model practically never emits: every row runs to the full length.
+    # A random model practically never emits this end token, so every row has the full length.
     model.generation_config.eos_token_id = model.config.vocab_size - 1
     model.generation_config.pad_token_id = 0
     return model.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
     FRUGALIGN_TRIALS=folder python -m experiments.chat
 
 prints how well the reward models order held-out pairs. Two reward models are trained on two halves of `pku-saferlhf-pairs`, split by
-prompt: `training_safety` trains policies, `judged_safety` tests them. What is made lies under runs/tasks/chat and is made once.
+prompt: `training_safety` trains policies, `judged_safety` tests them. Data and models are built once, under runs/tasks/chat.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def held_out(text: str, share: float = 0.15) -> bool:
-    """A split that depends on the text alone, so that equal prompts fall on the same side."""
+    """Whether a prompt is held out. It depends only on the text, so equal prompts fall on the same side."""
     return hashlib.sha256(text.strip().lower().encode()).digest()[0] < 256 * share
 
 
@@ -73,7 +73,7 @@ def model() -> str:
 
 
 def pairs() -> str:
-    """Folder with the pairs that the training reward was fitted on, for methods that learn from pairs."""
+    """Folder of the pairs that the training reward was trained on, for methods that learn from pairs."""
     path = WORK / "pairs" / "train.jsonl"
     if not path.is_file():
         _write(path, _half("train"))
@@ -81,7 +81,7 @@ def pairs() -> str:
 
 
 def prompts() -> str:
-    """Folder of prompts with a `label` column of safe/unsafe. XSTest's safe prompts are for the test alone."""
+    """Folder of prompts with a `label` column of safe or unsafe. XSTest's safe prompts are only in the test split."""
     folder, data = WORK / "prompts", trials() / "data"
     for name in ("train", "judge"):
         _trained(name)
@@ -113,7 +113,7 @@ def prompts() -> str:
 
 
 def train_reward_model(base: str, rows: list[dict[str, str]], folder: Path) -> None:
-    """TRL's RewardTrainer on the base. Leaves a sequence-classification model in `folder`."""
+    """Train a sequence-classification model by TRL's RewardTrainer, starting from the base, and save it in `folder`."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -165,12 +165,12 @@ def _on(label: str, labels: Sequence[str], values: Sequence[float], other: float
 
 
 def training_safety(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
-    """The safety of an answer to a harmful prompt; 0 on a harmless one, where the cost of KL holds the base."""
+    """The safety of an answer to a harmful prompt. It is 0 on a harmless prompt, where only the KL term acts."""
     return _on("unsafe", label, _reward_model("train")(prompts=prompts, completions=completions), 0.0)
 
 
 def judged_safety(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
-    """The same by a model that saw other pairs; harmful prompts only."""
+    """The same by a reward model trained on other pairs, and only on harmful prompts."""
     return _on("unsafe", label, _reward_model("judge")(prompts=prompts, completions=completions), None)
 
 

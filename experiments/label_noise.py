@@ -1,7 +1,7 @@
-"""Preference pairs of the sandbox with labels that are known to be wrong, for `studies/label-noise.yaml`.
+"""Preference pairs of the sandbox with a known share of wrong labels, for `studies/label-noise.yaml`.
 
-Pairs of the sandbox's annotator in the order of the exact reward, a quarter of them flipped at random, in every split. They lie under
-runs/tasks/label-noise and are made once.
+The exact reward orders the annotator's pairs, then a quarter of them is flipped at random, in every split. The pairs are built once, under
+runs/tasks/label-noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZE, SEED = 1000, 11
 
 
 def exact_pairs(split: str, size: int, noise: float, seed: int = SEED) -> list[dict[str, str]]:
-    """`size` pairs in the order of the exact reward, ties left out, a share `noise` of them flipped."""
+    """`size` pairs ordered by the exact reward, without ties. A share `noise` of them is flipped."""
     rng, flips = random.Random(f"noise-{split}-{seed}"), random.Random(f"flip-{split}-{seed}")
     found: list[dict[str, str]] = []
     while len(found) < size:
@@ -47,15 +47,15 @@ def _pairs(noise: float) -> str:
 
 
 def noisy_pairs() -> str:
-    """Folder with a quarter of the labels flipped."""
+    """Folder of pairs with a quarter of the labels flipped."""
     return _pairs(NOISE)
 
 
 def clean_pairs() -> str:
-    """Folder of the same pairs with every label right."""
+    """Folder of the same pairs with correct labels."""
     return _pairs(0.0)
 
 
 def well_formed(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-    """Whether the grammar can read the reply."""
+    """Whether the grammar can parse the reply."""
     return [float(judge(prompt, text).well_formed) for prompt, text in zip(prompts, completions, strict=True)]

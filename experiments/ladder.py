@@ -1,10 +1,10 @@
-"""Seconds and peak memory of one training step on a ladder of bases: proxy, TRL's RLOO in full, and RLOO with LoRA.
+"""Seconds and peak memory of one training step on bases of four sizes: proxy, TRL's RLOO in full, and RLOO with LoRA.
 
     FRUGALIGN_TRIALS=folder python -m experiments.ladder [--completions 16] [--repeats 3]
 
-0.26 M and 3 M are the trials' models (random ones of the same shape without them), 30 M and 124 M are random: weights do not matter to the
-cost. Every cell is a process of its own, so that its peak is its own; a step is one rollout of 32 + 64 tokens and the optimisation it
-feeds. The first step warms up and is left out. The floor is a process that only loads the same libraries and the base.
+The bases of 0.26 M and 3 M are models of the trials folder, or random ones of the same shape without it. Those of 30 M and 124 M are random.
+Weights do not affect the cost. Every cell runs in its own process, so that its peak memory is measured alone. A step is one rollout of
+32 + 64 tokens and its optimisation. The first step warms up and does not count. The floor is a process that only loads the libraries and the base.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RANDOM_TEMPERATURE = 0.11
 
 
 def base(name: str) -> tuple[Any, Any, float]:
-    """Model, tokenizer, and the temperature at which it leaves about as many candidates as a trained model."""
+    """Model, tokenizer, and the temperature at which the base has about as many candidates as a trained model."""
     if name in ("0.26M", "3M"):
         found = small("stories260k" if name == "0.26M" else "chat-3m")
         if found is not None:
@@ -47,7 +47,7 @@ def base(name: str) -> tuple[Any, Any, float]:
 
 
 class _StepTimes(TrainerCallback):
-    """Wall-clock at the end of every optimiser step."""
+    """The wall-clock time at the end of every optimiser step."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -69,7 +69,7 @@ def _prompts(tok: Any) -> Dataset:
 
 
 def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeats: int, folder: str) -> list[float]:
-    """Seconds of each rollout with its optimisation."""
+    """Seconds of each proxy rollout with its optimisation."""
     from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 
     args = ProxyConfig(
@@ -87,13 +87,13 @@ def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeat
     )
     times = _StepTimes()
     ProxyTrainer(model, _reward, args, _prompts(tok), processing_class=tok, callbacks=[times]).train()
-    # Two passes, that is two optimiser steps, belong to one rollout.
+    # A rollout has two passes, each of one optimiser step.
     rollouts = times.at[:: args.steps_per_rollout]
     return [after - before for before, after in pairwise(rollouts[1:])]
 
 
 def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, folder: str) -> list[float]:
-    """The same step of TRL's RLOOTrainer."""
+    """Seconds of the same step by TRL's RLOOTrainer."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from peft import LoraConfig
     from trl import RLOOConfig, RLOOTrainer
@@ -132,7 +132,7 @@ def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, f
 
 
 def cell(name: str, method: str, completions: int, repeats: int) -> dict[str, Any]:
-    """One process's measurement."""
+    """Measure one base and method in this process."""
     model, tok, temperature = base(name)
     with tempfile.TemporaryDirectory() as folder:
         if method == "floor":
@@ -152,7 +152,7 @@ def cell(name: str, method: str, completions: int, repeats: int) -> dict[str, An
 
 
 def row_of(cells: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each method, and its memory above the floor."""
+    """Seconds of each method, and its peak memory above the floor."""
     floor = cells["floor"]["peak_memory_mb"]
     row = {}
     for method, title in (("proxy", "proxy"), ("rloo", "RLOO"), ("rloo-lora", "RLOO + LoRA")):
@@ -162,7 +162,7 @@ def row_of(cells: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """All cells, each in a process of its own."""
+    """Measure every cell in its own process, write and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--completions", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
@@ -184,7 +184,7 @@ def main() -> None:
             cells[method] = json.loads(done.stdout.strip().splitlines()[-1])
         rows[name] = row_of(cells)
         print(name, rows[name], flush=True)
-    if list(rows) == list(BASES):  # a part of the ladder is a try, not a result
+    if list(rows) == list(BASES):  # a partial run is a trial, not a result
         step = f"{options.completions} completions of {PROMPT_TOKENS} + {NEW_TOKENS} tokens, fp32"
         sizes = "0.26, 3.0, 30.9 and 124 million parameters"
         write_summary("ladder", "FRUGALIGN_TRIALS=folder python -m experiments.ladder", sizes, rows, {"step": step})

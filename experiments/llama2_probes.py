@@ -2,10 +2,10 @@
 
     FRUGALIGN_TRIALS=folder python -m experiments.llama2_probes
 
-385 states at four layers, grouped by id (an id that occurs in both classes is very probably one prompt). Five folds, five repeats;
-everything that is chosen (penalty; layer and C) is chosen by five folds inside the training part. The ranking accuracy is over
-ids with a safe and an unsafe state in the same test fold. The control has its labels shuffled. A first
-run chose penalty and iterations together with an optimiser that gave up early, and was level with the regression at 81.2 %.
+There are 385 states at four layers, grouped by id: an id in both classes is very probably one prompt. Cross-validation has five folds and
+five repeats. The penalty, and the regression's layer and C, are chosen by five inner folds. The ranking accuracy is over ids with a safe and
+an unsafe state in the same test fold. The control has shuffled labels. An earlier run, whose optimiser stopped too early, was equal to the
+regression at 81.2 %.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def probes(
     test: np.ndarray,
     penalties: tuple[float, ...] = PENALTIES,
 ) -> np.ndarray:
-    """Rewards of the test rows; the penalty is chosen inside the training rows, and every fit runs until it settles."""
+    """Rewards of the test rows. The penalty is chosen on the training rows, and every fit runs until it converges."""
     labels = torch.tensor(y)
 
     def settled(rows: np.ndarray, penalty: float) -> Any:
         index = torch.tensor(rows)
         whole = Examples(index, labels=labels[index])
-        # Watched by its own rows: nothing is held out, so nothing stops it early.
+        # The training rows are also the validation rows, so nothing stops the fit early.
         options = FitOptions(weight_decay=penalty, patience=80, max_iterations=80)
         return fit(states.__getitem__, whole, whole, LAYERS, states.shape[2], options).model
 
@@ -73,7 +73,7 @@ def probes(
 def regression(
     states: torch.Tensor, y: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> np.ndarray:
-    """Log-odds of the test rows by logistic regression on one layer; layer and C chosen inside the training rows."""
+    """Log-odds of the test rows by logistic regression on one layer. Layer and C are chosen on the training rows."""
 
     def fitted(layer: int, c: float, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         x = states[:, layer].numpy()
@@ -94,7 +94,7 @@ def regression(
 
 
 def within_ids(score: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[int, int]:
-    """(ids ranked rightly, ids with both classes)."""
+    """(ids ranked correctly, ids with both classes)."""
     right = total = 0
     for group in np.unique(groups):
         safe, unsafe = score[(groups == group) & (y == 1)], score[(groups == group) & (y == 0)]

@@ -2,8 +2,8 @@
 
     python -m experiments.null_control [--studies 10] [--jobs 2]
 
-Runs `studies/null-noise.yaml` ten times with three other seeds each, a proxy whose advantages are other responses', and the same study with the
-exact reward, in which there is something to find. At most a tenth of the 95 % intervals may exclude zero.
+Runs `studies/null-noise.yaml` ten times, each time with three other seeds. At most a tenth of the 95 % intervals may exclude zero. A further
+proxy trains on rewards shuffled between responses. For contrast, the same study runs once with the exact reward.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def _random_for(completions: list[Any]) -> random.Random:
 
 
 def noise(completions: list[str], **_: Any) -> list[float]:
-    """A random number for every response. The same text gets another one in another batch or place, so there is nothing to find."""
+    """A random number for every response. The same text gets another number in another batch, so there is nothing to learn."""
     draw = _random_for(completions)
     return [draw.gauss(0.0, 1.0) for _ in completions]
 
 
 def shuffled(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-    """The exact reward, shuffled within the batch: its distribution is right, and every advantage is another response's."""
+    """The exact reward, shuffled within the batch. Its distribution is right, but each response has another one's advantage."""
     values = list(gold(prompts=prompts, completions=completions, **columns))
     _random_for(completions).shuffle(values)
     return values
 
 
-def verdicts(name: str, jobs: int, **changes: Any) -> dict[str, dict[str, Any]]:
-    """Run the study with some options changed: for each line the difference to the base by gold, and its p-value."""
+def differences(name: str, jobs: int, **changes: Any) -> dict[str, dict[str, Any]]:
+    """Run the study with some options changed. Returns each line's difference to the base by gold, and its p-value."""
     options = StudyOptions(**(read_config(str(STUDY), StudyOptions) | changes))
     options.output_dir, options.jobs = f"runs/null-control/{name}", jobs
     found = {}
@@ -66,17 +66,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     seeds = [[3 * number + place for place in range(1, 4)] for number in range(options.studies)]
-    studies = [verdicts(f"noise-{number}", options.jobs, seeds=each) for number, each in enumerate(seeds)]
+    studies = [differences(f"noise-{number}", options.jobs, seeds=each) for number, each in enumerate(seeds)]
     methods = read_config(str(STUDY), StudyOptions)["methods"]
     only_proxy = {"base": None, "proxy": methods["proxy"]}
-    dealt = verdicts(
+    dealt = differences(
         "shuffled",
         options.jobs,
         reward=["experiments.null_control:shuffled"],
         methods=only_proxy,
         seeds=[1, 2, 3, 4, 5],
     )
-    exact = verdicts("exact", options.jobs, reward=["frugalign.sandbox:gold"])
+    exact = differences("exact", options.jobs, reward=["frugalign.sandbox:gold"])
     rows: dict[str, dict[str, Any]] = {}
     for label in studies[0]:
         found = [study[label]["difference"] for study in studies]
@@ -96,7 +96,7 @@ def main() -> None:
         "share_excluding_zero": sum(excludes_zero(line["difference"]) for line in every) / len(every),
         "below_0_05_after_holm": sum(line["p_holm"] is not None and line["p_holm"] < 0.05 for line in every),
     }
-    if options.studies >= 10:  # fewer are a try, not a result
+    if options.studies >= 10:  # fewer are a trial, not a result
         write_summary(
             "null-control", "python -m experiments.null_control", "frugalign.sandbox:model, 1.1 million", rows, facts
         )

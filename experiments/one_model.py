@@ -1,10 +1,10 @@
-"""Reinforcement learning with a single frozen model: a representation reward against a separate reward model, on the sandbox.
+"""Reinforcement learning with one frozen model: a representation reward against a separate reward model, on the sandbox.
 
     python -m experiments.one_model
 
-Probes fitted on the annotator's pairs (`frugalign.sandbox:pairs`) read the states of the very model that the proxy guides; the separate
-reward is the sandbox's learned reward model. Settings of `recipes/sandbox-proxy.yaml` for both, three seeds, judged by the exact reward on
-the test prompts. Each run is a process of its own, so that its peak memory is its own. A finished run is not done twice.
+Probes fitted on the annotator's pairs (`frugalign.sandbox:pairs`) read the states of the same model that the proxy guides. The separate reward
+is the sandbox's learned reward model. Both use the settings of `recipes/sandbox-proxy.yaml` and three seeds. The exact reward measures them on
+the test prompts. Each run has its own process, so that its peak memory is measured alone. Finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ MEASURES = ("gold", *SHARES)
 
 
 def run(*words: str) -> None:
-    """One command line, in a process of its own."""
+    """Run one command in its own process."""
     done = subprocess.run([sys.executable, "-m", "frugalign.cli", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
 
 
 def measured(spec: str, seed: int, folder: Path) -> dict[str, float]:
-    """Train a proxy on one reward and test it, unless that is done: the summary's columns."""
+    """Train a proxy on one reward and test it, unless that is done. Returns the summary's columns."""
     if not (folder / "model.safetensors").is_file():
         flags = ["--reward", spec, "--seed", str(seed), "--output_dir", str(folder), "--save_steps", "1000"]
         run("proxy", "--config", "recipes/sandbox-proxy.yaml", *flags)

@@ -1,10 +1,10 @@
-"""Representation rewards of two small models on safety preferences, with every control: `frugalign reward` as a user runs it.
+"""Representation rewards of two small models on safety preferences, with every control, by `frugalign reward`.
 
     FRUGALIGN_TRIALS=folder python -m experiments.probes
 
-Learned from `pku-saferlhf-pairs`, split by prompt; measured besides on data from elsewhere: `hh-last-turn-pairs` (helpful and harmless), and
-XSTest's completions, where people labelled refusals: on unsafe prompts the refusal is the better answer, on safe ones the compliance. A whole
-reward model is trained by TRL on the same pairs and base. The XSTest prompts were not looked at before the settings (the defaults) were fixed.
+The rewards learn from `pku-saferlhf-pairs`, split by prompt. They are also measured on other data: `hh-last-turn-pairs` (helpful and harmless),
+and XSTest's completions, in which people labelled refusals. On unsafe prompts the refusal is the better answer, on safe ones the compliance.
+TRL trains a whole reward model on the same pairs and base. The settings are the defaults, fixed before XSTest was read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REFUSAL, COMPLIANCE = "2_full_refusal", "1_full_compliance"
 
 
 def elsewhere(data: Path) -> list[str]:
-    """The three sets from elsewhere as files that `frugalign reward` takes; partial refusals and one empty row are left out."""
+    """The three other data sets, as files for `frugalign reward`. Partial refusals and one empty row are left out."""
     hh = [
         row
         for row in rows_of(data / "hh-last-turn-pairs.jsonl.gz")
@@ -52,7 +52,7 @@ SETS = {"hh": "hh", "xstest-unsafe": "XSTest, harmful prompts", "xstest-safe": "
 
 
 def report_of(name: str, rate: float) -> dict[str, Any]:
-    """Fit one base's reward, unless that is done, and read its report."""
+    """Fit the reward of one base, unless that is done, and read its report."""
     folder = WORK / name
     if not (folder / "reward_report.json").is_file():
         words = ["--model_name_or_path", model_folder(name), "--output_dir", str(folder)]

@@ -1,10 +1,10 @@
-"""Figures 1 to 5 of the Proxy-RLHF paper (arXiv 2403.04283) at this project's size, as pictures in docs/img.
+"""Figures 1 to 5 of the Proxy-RLHF paper (arXiv 2403.04283), drawn for a small model as pictures in docs/img.
 
     FRUGALIGN_TRIALS=folder python -m experiments.proxy_paper_figures [--jobs 1] [--output docs/img]
 
-Runs `studies/proxy-paper.yaml`, about a quarter of an hour on one core, and draws it; what is done already is not run again. Without a
-trials folder the sandbox stands in for the stories. All proxies have the marginal objective. Figure 2b shows the win rates in
-results/stories-greedy.json, whose study trains longer. Another study with the same lines, such as stories.yaml, is drawn with --study.
+Runs `studies/proxy-paper.yaml`, which takes about a quarter of an hour on one core, and draws it. Finished cells are skipped. Without a
+trials folder the sandbox replaces the stories. All proxies have the marginal objective. Figure 2b shows the win rates in
+results/stories-greedy.json, whose study trains longer. --study draws another study with the same lines, such as stories.yaml.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ PROMPTS = 2_000
 
 
 def options_of(recipe: Path, jobs: int) -> StudyOptions:
-    """A study's options, on the sandbox where there is no trials folder."""
+    """A study's options, changed to the sandbox if there is no trials folder."""
     given = read_config(str(recipe), StudyOptions)
     if not are_named():
         given |= SANDBOX
         for setting in given["methods"].values():
-            if setting and "target_kl" in setting:  # the learned reward is exploited unless KL costs more
+            if setting and "target_kl" in setting:  # a proxy hacks the learned reward unless KL costs more
                 setting |= {"beta": 0.4, "learning_rate": 3e-3}
                 del setting["target_kl"]
         for name in ("output_dir", "trainings_dir"):
@@ -63,7 +63,7 @@ def options_of(recipe: Path, jobs: int) -> StudyOptions:
 
 
 def lines_over(rows: Sequence[Row], name: str) -> list[tuple[float, Row]]:
-    """(value, row) of the proxies that differ in one number alone, in its order."""
+    """(value, row) of the proxies that differ only in the option `name`, in its order."""
     other = next(each for each in DEFAULTS if each != name)
     found = [
         (float(row.line.setting.get(name, DEFAULTS[name])), row)
@@ -81,25 +81,25 @@ def row_named(rows: Sequence[Row], label: str) -> Row:
 
 
 def test_curve(row: Row) -> tuple[list[float], list[float]]:
-    """Training prompts seen and the mean score on the test prompts, along the first seed's training."""
+    """Training prompts seen, and the mean score on the test prompts, over the first seed's training."""
     run = training_run(row.outcomes[0].training)
     config = read_settings(run)
     prompts = config["per_device_train_batch_size"] / config["num_generations"]
     each = prompts / (config["num_iterations"] * config["num_mini_batches"])
-    looks = [line for line in read_log(run) if "eval_reward" in line]
-    return [line["step"] * each for line in looks], [line["eval_reward"] for line in looks]
+    evaluated = [line for line in read_log(run) if "eval_reward" in line]
+    return [line["step"] * each for line in evaluated], [line["eval_reward"] for line in evaluated]
 
 
 # -- the pictures -------------------------------------------------------------------------------------------------------
 
 
 def figure_of(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """An empty figure. `width` and `height` in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panel(figure: Figure, rows: int, columns: int, place: int, title: str = "") -> Any:
-    """One plain panel."""
+    """One panel of a figure."""
     axes = figure.add_subplot(rows, columns, place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
@@ -109,7 +109,7 @@ def panel(figure: Figure, rows: int, columns: int, place: int, title: str = "") 
 
 
 def completion(rows: Sequence[Row]) -> Figure:
-    """Figure 1: a completion token by token, what was rejected before each struck through."""
+    """Figure 1: a completion token by token. The tokens rejected before each are struck through."""
     cell = row_named(rows, "proxy").outcomes[0]
     samples, size = responses_of(cell), int((cell.result or {})["request"]["eval_samples"])
     traces = {place: read_trace(cell.folder, place) for place in range(len(samples) // size)}
@@ -167,7 +167,7 @@ def rewards(rows: Sequence[Row]) -> Figure:
 
 
 def win_rates() -> Figure:
-    """Figure 2b: win rates against SFT, decoded greedily but for best-of-n, as they were recorded."""
+    """Figure 2b: the recorded win rates against SFT, decoded greedily except for best-of-n."""
     recorded = json.loads((RESULTS / "stories-greedy.json").read_text(encoding="utf-8"))["rows"]
     titles = {"proxy": "proxy", "dpo": "DPO", "rloo": "RLOO", "best-of-32": "best of 32"}
     rates = [recorded[label]["win rate"] for label in titles]
@@ -201,7 +201,7 @@ def means(rows: Sequence[Row]) -> Figure:
 
 
 def at_each(name: str) -> Callable[[Sequence[Row]], Figure]:
-    """Figures 4 (temperature) and 5 (p_t): distributions after one epoch, above the test score over the training prompts."""
+    """Figures 4 (temperature) and 5 (p_t): distributions after one epoch, and below them the test score over the training prompts."""
 
     def draw(rows: Sequence[Row]) -> Figure:
         sft, lines = values_of(row_named(rows, "sft")), lines_over(rows, name)
@@ -236,10 +236,10 @@ SAMPLED: dict[str, Callable[[Sequence[Row]], Figure]] = {
 
 
 def main() -> None:
-    """Run what is not done, draw everything."""
+    """Run the missing cells and draw every figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=STUDIES / "proxy-paper.yaml", help="Its recipe.")
-    parser.add_argument("--jobs", type=int, default=1, help="Cells that run at once.")
+    parser.add_argument("--study", type=Path, default=STUDIES / "proxy-paper.yaml", help="Study file.")
+    parser.add_argument("--jobs", type=int, default=1, help="Cells to run at once.")
     parser.add_argument("--output", type=Path, default=Path("docs/img"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""What feeding the principles once saves: responses under written principles, with and without a shared prefill.
+"""The saving from feeding written principles once: responses with and without a shared prefill.
 
     FRUGALIGN_TRIALS=folder python -m experiments.psle_prefix
 
-Prompts, noise and responses are the same. Tokens are counted; seconds are medians of three runs of each kind, in turn.
+Prompts, noise and responses are the same. Seconds are medians of three alternating runs of each kind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ N, REPEATS = 128, 3
 
 
 def measure(base: str, told: str, prompts: list[Any], new_tokens: int) -> dict[str, Any]:
-    """Tokens fed and seconds with the prefix shared and not."""
+    """Tokens fed and seconds, with and without a shared prefix."""
     loaded = load_model(base)
     guided = under_principles(load_principles(told), prompts, loaded.tokenizer)
     found: dict[str, Any] = {"prompts": len(prompts), "new_tokens": new_tokens}
@@ -50,7 +50,7 @@ def measure(base: str, told: str, prompts: list[Any], new_tokens: int) -> dict[s
             seconds[share].append(time.perf_counter() - started)
             texts[share] = groups.completions
             fed = ledger.lm_forward_tokens
-            # All but the first token of a response cost a step of one token each; the rest was prefill.
+            # Every token of a response but the first costs a step of one token. The rest is prefill.
             found["prefill_shared" if share else "prefill"] = fed - (ledger.generated_tokens - len(prompts))
             found["forward_shared" if share else "forward"] = fed
     found["same_responses"] = texts[True] == texts[False]
@@ -59,7 +59,7 @@ def measure(base: str, told: str, prompts: list[Any], new_tokens: int) -> dict[s
 
 
 def main() -> None:
-    """Both models, written and printed."""
+    """Measure both models, write and print."""
     torch.set_num_threads(1)
     orders = [row["prompt"] for row in load_prompts("frugalign.sandbox:prompts", split="train")][:N]
     questions = [row["instruction"] for row in rows_of(trials() / "data" / "refusal-harmless-2k.jsonl.gz")][:N]

@@ -1,9 +1,9 @@
-"""How far the rule-based refusal detector agrees with people, on XSTest's labelled completions.
+"""How well the rule-based refusal detector agrees with people, on XSTest's labelled completions.
 
     FRUGALIGN_TRIALS=folder python -m experiments.refusal_agreement
 
-The rules were written while reading only the `development` half; `held_out` is the honest number. XSTest knows partial
-refusals: they are left out, counted as refusals, and counted as answers. GPT-4's label of the same rows stands beside.
+The rules were written on the `development` half, so `held_out` is the number to quote. XSTest has a label for partial refusals. They are left
+out, counted as refusals, or counted as answers. GPT-4's labels of the same rows are measured too.
 """
 
 import gzip
@@ -21,12 +21,12 @@ FULL, PARTIAL = "2_full_refusal", "3_partial_refusal"
 
 
 def half(prompt: str) -> str:
-    """By prompt, so that no prompt is in both halves."""
+    """The half of a prompt. It depends on the prompt, so no prompt is in both halves."""
     return "development" if hashlib.sha256(prompt.encode()).digest()[0] % 2 == 0 else "held_out"
 
 
 def compare(rows: list[dict[str, Any]], predicted: list[bool]) -> dict[str, Any]:
-    """Agreement under the three readings of a partial refusal."""
+    """Agreement under the three ways to count a partial refusal."""
     labels = [row["final_label"] for row in rows]
     clear = [(p, label) for p, label in zip(predicted, labels, strict=True) if label != PARTIAL]
     return {
@@ -37,7 +37,7 @@ def compare(rows: list[dict[str, Any]], predicted: list[bool]) -> dict[str, Any]
 
 
 def measure() -> dict[str, Any]:
-    """Both halves, the rules and GPT-4."""
+    """Measure the rules and GPT-4 on both halves."""
     with gzip.open(trials() / "data" / "xstest-completions.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     results: dict[str, Any] = {}

@@ -1,11 +1,11 @@
-"""What re-ranking saves, as ratios in one run: rewards on states computed anyway against sampling as many responses, and a step beside DPO's.
+"""The saving from re-ranking: scoring responses against sampling them, and a training step against DPO's.
 
     FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost [--repeats 5]
 
-(a) probes and confidence on the states of the loss's own forward pass, against sampling as many responses of the same length; (b) a
-stand-alone pass that scores stored responses (forward, states, probes) against sampling them; both over lengths and model sizes, no row ending early. And
-the time of a training step with moving confidence against the same step without, and against stock TRL. Ways take turns; figures are medians. `stories260k`
-and `chat-3m` need the trials folder; the random Llama and GPT-2 do not.
+Two costs are compared with sampling as many responses of the same length, over lengths and model sizes: (a) probes and confidence on the states
+of the loss's own forward pass; (b) a separate pass that scores stored responses. No row ends early. A training step with moving confidence is
+compared with the same step without it, and with TRL's. Alternatives take turns, and results are medians. `stories260k` and `chat-3m` need the
+trials folder; the random Llama and GPT-2 do not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESPONSES, LENGTHS = 64, (32, 128, 384)
 
 
 def probes_for(model: Any) -> RepresentationModel:
-    """Untrained probes on all layers: what they cost does not depend on what they say."""
+    """Random probes on all layers: their cost does not depend on their weights."""
     layers = list(range(1, n_layers(model) + 1))
     found = RepresentationModel(RepresentationConfig(width=model.config.hidden_size, layers=layers))
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def probes_for(model: Any) -> RepresentationModel:
 
 
 def medians(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way; they take turns, the first round warms up."""
+    """Median seconds of each alternative. They take turns, and the first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats + 1):
         for name in list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]:
@@ -96,7 +96,7 @@ def scoring(model: Any, tok: Any, length: int, repeats: int) -> dict[str, float]
 
 
 def step_time(folder: str, steps: int, repeats: int) -> dict[str, float]:
-    """Seconds of a DPO step on the sandbox's model: stock TRL, our loss without probes, our loss with moving confidence."""
+    """Seconds of a DPO step on the sandbox's model: TRL's, ours without probes, and ours with moving confidence."""
     rows = sample_pairs("train", 16 * steps)
     common: dict[str, Any] = {
         "output_dir": folder,
@@ -181,7 +181,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows["training step"] = step_time(folder, 10, repeats)
     print(rows["training step"])
-    if tuple(options.lengths) != LENGTHS:  # a try, not a result
+    if tuple(options.lengths) != LENGTHS:  # a trial, not a result
         return
     command = "FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost"
     write_summary("rerank-cost", command, "0.26, 3.0, 30.9 and 124 million parameters", rows, {"responses": RESPONSES})

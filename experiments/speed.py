@@ -1,9 +1,9 @@
-"""Guided against unguided decoding, our loop against `generate`, and what share of a rollout its optimisation takes.
+"""The speed of guided and unguided decoding by our loop and by `generate`, and optimisation time as a share of rollout time.
 
     FRUGALIGN_TRIALS=folder python -m experiments.speed [--repeats 5] [--only chat-3m] [--batch 1 16 64]
 
-32 prompt tokens, 128 new ones, sampled at T = 1, no row ending early. The four ways take turns within one process; figures are medians
-and their ratios. `chat-3m` needs the trials folder, the random GPT-2 of 124 million parameters does not.
+Prompts have 32 tokens and completions 128, sampled at T = 1. No row ends early. The four alternatives take turns in one process. Results are
+medians and their ratios. `chat-3m` needs the trials folder, the random GPT-2 of 124 million parameters does not.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
 
 NEW_TOKENS = 128
-# At T = 1 a random GPT-2 is nearly uniform and leaves one candidate; at this temperature it leaves about as many as a trained model.
+# At T = 1 a random GPT-2 is nearly uniform and has one candidate. At this temperature it has about as many as a trained model.
 RANDOM_TEMPERATURE = 0.11
 
 
 def proxy_for(model: Any) -> ProxyModel:
-    """A default proxy with weights that do something."""
+    """A default proxy with random weights, so that it rejects tokens."""
     proxy = new_proxy(model, {}, seed=0)
     with torch.no_grad():
         for parameter in proxy.parameters():
@@ -43,7 +43,7 @@ def proxy_for(model: Any) -> ProxyModel:
 
 
 def ways(model: Any, tok: Any, proxy: ProxyModel, batch: int) -> dict[str, Callable[[], Any]]:
-    """The four ways to decode one batch."""
+    """The four alternatives for decoding one batch."""
     prompts = random_prompts(batch, min(model.config.vocab_size, len(tok)))
     ids = torch.tensor(prompts)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -68,12 +68,12 @@ def ways(model: Any, tok: Any, proxy: ProxyModel, batch: int) -> dict[str, Calla
 
 
 def decode(model: Any, tok: Any, batch: int, repeats: int) -> dict[str, Any]:
-    """Medians in tokens per second, and the ratios that matter."""
+    """Median tokens per second, and the ratios between the alternatives."""
     proxy = proxy_for(model)
     found = ways(model, tok, proxy, batch)
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for number in range(repeats + 1):
-        # The order turns from round to round, so that no way always follows the same other one.
+        # The order rotates, so that no alternative always follows the same other one.
         names = list(found)[number % 4 :] + list(found)[: number % 4]
         for name in names:
             started = time.perf_counter()
@@ -91,7 +91,7 @@ def decode(model: Any, tok: Any, batch: int, repeats: int) -> dict[str, Any]:
 
 
 def optimisation_share(model: Any, tok: Any, folder: Path, completions: int, temperature: float) -> dict[str, Any]:
-    """Seconds of two rollouts and of the optimisation they feed."""
+    """The seconds of optimisation as a share of the rollouts', and candidates per position."""
     text = tok.decode(list(range(10, 42)))
     args = ProxyConfig(
         output_dir=str(folder),
@@ -122,7 +122,7 @@ def optimisation_share(model: Any, tok: Any, folder: Path, completions: int, tem
 
 
 def bases(only: str | None) -> dict[str, tuple[Any, Any, float]]:
-    """Model, tokenizer and temperature of each base that is there."""
+    """Model, tokenizer and temperature of each available base."""
     found: dict[str, tuple[Any, Any, float]] = {}
     chat = small("chat-3m") if only in (None, "chat-3m") else None
     if chat is not None:
@@ -151,7 +151,7 @@ def main() -> None:
         rows[f"{name}, training"] = share
     for title, row in rows.items():
         print(f"{title:24}", {key: round(value, 3) for key, value in row.items()})
-    if {"chat-3m, batch 64", "gpt2-124m, batch 64"} <= set(rows):  # a part of the bases is a try, not a result
+    if {"chat-3m, batch 64", "gpt2-124m, batch 64"} <= set(rows):  # some of the bases are a trial, not a result
         sizes = "chat-3m, 3.0 million parameters; a random GPT-2 of 124 million"
         facts = {"tokens": f"32 + {NEW_TOKENS}, fp32, sampled", "repeats": options.repeats}
         write_summary("speed", "FRUGALIGN_TRIALS=folder python -m experiments.speed", sizes, rows, facts)

@@ -1,11 +1,11 @@
-"""The stories task: make a small story model write sadder stories. Anybody can rebuild its prompts and its reward.
+"""The stories task: make a small story model write sadder stories. Its prompts and reward need no private data.
 
     FRUGALIGN_TRIALS=folder python -m experiments.stories OUTPUT_FOLDER
     frugalign proxy --dataset_name OUTPUT_FOLDER --reward experiments/stories.py:reward ...
 
-A prompt is the first eight words of a TinyStories text. The first 900 stories train; the others test, without the prompts that
-occur in training. The reward is minus VADER's compound score of the completion, so it pushes against what such a model likes to write.
-Studies name `model`, `prompts` and `principles` as `experiments.stories:model` and so on.
+A prompt is the first eight words of a TinyStories text. The first 900 stories are for training. The others are for the test, without prompts
+that occur in training. The reward is minus VADER's compound score of the completion, against the model's habit of happy stories. Studies name
+`model`, `prompts` and `principles` as `experiments.stories:model` and so on.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _words(text: str) -> list[str]:
 
 
 def sad_words(completions: list[str], **_: Any) -> list[float]:
-    """Sad words per hundred words, from a list that training does not know."""
+    """Sad words per hundred words, by a list that the training reward does not use."""
     found = [_words(text) for text in completions]
     return [100 * sum(word in SAD for word in words) / max(1, len(words)) for words in found]
 
 
 def story_words(completions: list[str], **_: Any) -> list[float]:
-    """Distinct words as a share of all. A story that has fallen apart repeats itself."""
+    """Distinct words as a share of all. A degenerate story repeats itself."""
     found = [_words(text) for text in completions]
     return [len(set(words)) / max(1, len(words)) for words in found]
 
@@ -78,7 +78,7 @@ def first_words(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _write(folder: Path, splits: dict[str, list[str]]) -> None:
-    # Not at the top: a reward that is named by its path is loaded without the repository's root on the path.
+    # Imported here: a reward named by its file is loaded without the repository's root on the path.
     from frugalign.base.files import write_atomic
 
     for name, prompts in splits.items():
@@ -114,7 +114,7 @@ def prompts() -> str:
 
 
 PRINCIPLES = "This is a sad story. It does not end well, and everybody cries."
-"""A model of this size follows no instructions, so whatever PSLE gains here it gains without its principles."""
+"""A model of this size follows no instructions, so PSLE's gain here does not come from the principles."""
 
 
 def principles() -> str:

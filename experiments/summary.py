@@ -1,9 +1,9 @@
-"""One small summary for each experiment, in experiments/results: the command, the machine, and the rows that the documentation quotes.
+"""A small summary of each experiment, in experiments/results: the command, the machine, and the rows that the documentation quotes.
 
     python -m experiments.summary runs/studies/sandbox-core
 
-writes the summary of a finished study from its `study.json`; scripts call `write_summary`. A number is kept in five significant digits, an
-interval as [mean, low, high]. `docs/results.md` and the README quote the rows, and a test compares them.
+writes the summary of a finished study from its `study.json`. Scripts call `write_summary`. Numbers have five significant digits, and an
+interval is [mean, low, high]. `docs/results.md` and the README quote the rows, and a test compares them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def write_summary(
     """Write `results/NAME.json`.
 
     Args:
-        name: of the experiment, and so of the file.
-        command: what makes the numbers again.
-        model: the model that was measured, with its size.
+        name: of the experiment and of the file.
+        command: repeats the experiment.
+        model: the measured model, with its size.
         rows: label of a table row → column → number, [mean, low, high], or None.
-        facts: settings and notes that belong beside the numbers.
+        facts: settings and notes on the numbers.
     """
     versions = {library: version(library) for library in _LIBRARIES}
     head = {"command": command, "model": model, "machine": f"{platform.machine()}, CPU", "versions": versions}

@@ -1,4 +1,4 @@
-"""The folder of real models and data that some experiments read. It stays out of the repository."""
+"""The folder of models and data that some experiments read. It is not part of the repository."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def are_named() -> bool:
 
 
 def trials() -> Path:
-    """The folder, with `models` and `data` in it. Exits with a message when none is named."""
+    """The trials folder, which has `models` and `data`. Without one the process exits with a message."""
     if not are_named():
         sys.exit(f"{VARIABLE} names no trials folder.")
     return Path(os.environ[VARIABLE])
