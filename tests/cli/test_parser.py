@@ -172,7 +172,7 @@ def test_the_help_has_a_section_per_group_and_the_verbs_own_last(capsys: pytest.
         for word in ("\nmodel:\n", "--revision", "\nrun:\n", "--seed", "--output_dir", "\ngreet:\n", "--zero")
     ]
     assert places == sorted(places)
-    assert "Seed of everything random. (default: 0)" in text and "A number. (default: 0.0)" in text
+    assert "Random seed. (default: 0)" in text and "A number. (default: 0.0)" in text
     assert "package.module:attribute." in text and text.count("(required)") == 1
 
 

@@ -41,7 +41,7 @@ def run(name: str, argv: list[str]) -> int:
 
 
 def _report(folder: str) -> str:
-    """Write the run's report and say where it is. A missing library is no failure of the run, so it is only reported."""
+    """Write the run's report and say where it is. A missing library does not fail the run, so it is only reported."""
     from frugalign.reports.render import MissingLibrary
     from frugalign.reports.run_page import write_report
 

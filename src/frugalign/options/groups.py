@@ -60,9 +60,9 @@ class ModelAdapter(Group, section="model"):
 class Lora(Group, section="LoRA"):
     """What is trained: an adapter, or every weight."""
 
-    use_peft: bool = option(True, "Train a LoRA; --no_use_peft trains every weight.")
-    lora_r: int = option(16, "Rank of the LoRA.", COUNT)
-    lora_alpha: int = option(32, "Scale of the LoRA.", COUNT)
+    use_peft: bool = option(True, "Train a LoRA adapter. --no_use_peft trains every weight.")
+    lora_r: int = option(16, "Rank of the LoRA adapter.", COUNT)
+    lora_alpha: int = option(32, "Scale (alpha) of the LoRA adapter.", COUNT)
 
 
 # -- data and rewards ---------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class RewardErrors(Group, section="rewards"):
     """What a failing reward does."""
 
     reward_on_error: Literal["raise", "skip"] = option(
-        "raise", "When a reward fails: stop the run, or drop what it was to score (counted)."
+        "raise", "When a reward fails: stop the run (raise), or leave out and count what it could not score (skip)."
     )
 
 
@@ -137,7 +137,7 @@ class PromptFormat(Group, section="sampling"):
 
     prompt_format: Literal["auto", "raw", "chat"] = option(
         "auto",
-        "Prompts that are strings: one user turn where the tokenizer has a chat template (auto, chat), or as they are (raw).",
+        "How a text prompt is formatted: as a user turn if the tokenizer has a chat template (auto, chat), or unchanged (raw).",
     )
 
 
@@ -145,7 +145,7 @@ class PromptFormat(Group, section="sampling"):
 class Sampling(PromptFormat, section="sampling"):
     """How responses are sampled."""
 
-    max_new_tokens: int = option(128, "Most tokens of a response.", COUNT)
+    max_new_tokens: int = option(128, "Maximum length of a response, in tokens.", COUNT)
     temperature: float = option(1.0, "Sampling temperature.", POSITIVE)
 
 
@@ -160,7 +160,9 @@ class Decoding(Group, section="sampling"):
 class PromptLength(Group, section="sampling"):
     """How long a prompt may be."""
 
-    max_prompt_length: int | None = option(None, "Cut longer prompts on the left (counted).", COUNT)
+    max_prompt_length: int | None = option(
+        None, "Maximum length of a prompt, in tokens. Longer ones are cut on the left, and counted.", COUNT
+    )
 
 
 @dataclass(eq=False, repr=False)
@@ -168,7 +170,9 @@ class PairLength(Group, section="data"):
     """How long a prompt and its answer may be."""
 
     max_length: int | None = option(
-        None, "Most tokens of prompt and answer; prompts are cut on the left. Default: the model's context.", COUNT
+        None,
+        "Maximum length of prompt and answer, in tokens. Prompts are cut on the left. Default: the model's context.",
+        COUNT,
     )
 
 
@@ -200,7 +204,7 @@ class Steps(Group, section="optimisation"):
     warmup_steps: float = option(0, "Warm-up steps; below 1, a fraction of all steps.", NON_NEGATIVE)
     logging_steps: float = option(10, "Log every this many steps.", STEPS_OR_FRACTION)
     save_steps: float = option(200, "Save a checkpoint every this many steps.", STEPS_OR_FRACTION)
-    save_total_limit: int | None = option(2, "Most checkpoints kept.", COUNT)
+    save_total_limit: int | None = option(2, "Keep at most this many checkpoints.", COUNT)
 
 
 @dataclass(eq=False, repr=False)
@@ -247,14 +251,14 @@ class Margin(Group, section="objective"):
 class OutputDir(Group, section="run"):
     """Where results go."""
 
-    output_dir: str | None = option(None, "Folder that the results are written to.", PATH)
+    output_dir: str | None = option(None, "Folder for the results.", PATH)
 
 
 @dataclass(eq=False, repr=False)
 class Seed(Group, section="run"):
     """The noise."""
 
-    seed: int = option(0, "Seed of everything random.", SEED)
+    seed: int = option(0, "Random seed.", SEED)
 
 
 @dataclass(eq=False, repr=False)
@@ -262,7 +266,7 @@ class Run(Seed, OutputDir, section="run"):
     """A run and its folder."""
 
     overwrite_output_dir: bool = option(
-        False, "Replace the earlier run that output_dir holds; without it, such a folder is refused."
+        False, "Replace an earlier run in output_dir. Without this flag, the command refuses such a folder."
     )
 
 
@@ -271,8 +275,8 @@ class TrainingRun(Run, section="run"):
     """A training run: its folder, how it resumes, what tracks it."""
 
     resume_from_checkpoint: str | None = option(
-        None, "Resume: a checkpoint folder, or `true` for the newest checkpoint in output_dir."
+        None, "Resume from this checkpoint folder, or from the newest checkpoint in output_dir (`true`)."
     )
     report_to: str | list[str] | None = option(
-        "none", "Experiment trackers, as in transformers; nothing is sent unless you name one."
+        "none", "Experiment trackers, as in transformers. Nothing is sent unless you name one."
     )

@@ -14,25 +14,29 @@ _NOT_IN_SPEC = ("use_cpu",)
 
 @dataclass(kw_only=True)
 @defaults(model_name_or_path=REQUIRED)
-@notes(model_name_or_path="It is the base.", principles="The answers are given under them.")
+@notes(model_name_or_path="It is the base.", principles="The model answers under them.")
 class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model, section="policy"):
     """A base and what is put on top of it; every flag is a field of `PolicySpec`, but `use_cpu` and `strength`."""
 
     proxy: list[str] = option(
         [],
-        "A proxy that guides the base: folder or hub id, DIR, DIR@STRENGTH or name=DIR@STRENGTH. Repeatable: several compose.",
+        "A proxy that guides the base, as a folder or hub id: DIR, DIR@STRENGTH or name=DIR@STRENGTH. Repeatable; several compose.",
     )
-    strength: float = option(1.0, "Strength λ of proxies without their own: 0 is the restricted base.", NON_NEGATIVE)
+    strength: float = option(
+        1.0, "Strength λ of proxies given without one. 0 is the base, restricted to its candidates.", NON_NEGATIVE
+    )
     policy: str | None = option(None, "A whole model that answers in place of the base.")
-    best_of_n: int | None = option(None, "Draw this many completions and keep the best by --selection_reward.", COUNT)
-    selection_reward: list[str] = option([], "What --best_of_n chooses by: [name=]SPEC, repeatable; summed.")
+    best_of_n: int | None = option(None, "Sample this many completions and keep the best by --selection_reward.", COUNT)
+    selection_reward: list[str] = option([], "Reward for --best_of_n: [name=]SPEC. Repeatable; several are summed.")
     guiding_reward: list[str] = option(
         [],
-        "Reward-guided decoding (ARGS): this reward of the text so far, [name=]SPEC, repeatable, summed, is added to the "
-        "logits of the likeliest tokens at every position.",
+        "Reward-guided decoding (ARGS): add this reward of the text so far to the logits of the likeliest tokens, at every position. "
+        "[name=]SPEC, repeatable; several are summed.",
     )
     guiding_weight: float = option(1.0, "Weight w of --guiding_reward.", FINITE)
-    guiding_top_k: int = option(10, "Tokens that --guiding_reward scores at a position, one reward call each.", COUNT)
+    guiding_top_k: int = option(
+        10, "How many tokens --guiding_reward scores at each position, with one reward call each.", COUNT
+    )
     decoding_reward_weights: list[float] | None = option(
         None, "Weights of several selection or guiding rewards. Default: 1 each.", FINITE
     )

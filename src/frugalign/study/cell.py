@@ -1,4 +1,4 @@
-"""One cell of a study in a process of its own: `python -m frugalign.study.cell FOLDER …` trains, evaluates, and leaves `cell.json`.
+"""Run one cell of a study in its own process: `python -m frugalign.study.cell FOLDER …` trains, evaluates, and writes `cell.json`.
 
 The folder's `request.json` holds everything that the result depends on. A cell that fails leaves `failed.json`, with one sentence, instead of a
 result. Trainings are stored apart from cells, by what they depend on. A cell that only tests the same training differently does not train again.

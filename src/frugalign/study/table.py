@@ -196,15 +196,15 @@ def _length_controlled(samples: list[list[Sample]], name: str, size: int) -> Est
 
 def _preferred(done: list[Outcome], size: int, settings: dict[str, Any], found: StudyState) -> Preferred | None:
     """A judge's preference over the cells with verdicts; None where there are none, as for the reference."""
-    judged = [said for outcome in done if (said := read_json(verdicts_of(outcome, settings, found)))]
-    if not judged:
+    verdicts = [said for outcome in done if (said := read_json(verdicts_of(outcome, settings, found)))]
+    if not verdicts:
         return None
-    share = two_way_mean([by_prompt(each["preferences"], size) for each in judged], share=True)
+    share = two_way_mean([by_prompt(each["preferences"], size) for each in verdicts], share=True)
     if share is None:
         return None
-    known = [each["contradictions"] for each in judged if each["contradictions"] is not None]
+    known = [each["contradictions"] for each in verdicts if each["contradictions"] is not None]
     return Preferred(
-        share.estimate, sum(known) / len(known) if known else None, sum(each["unanswered"] for each in judged)
+        share.estimate, sum(known) / len(known) if known else None, sum(each["unanswered"] for each in verdicts)
     )
 
 
