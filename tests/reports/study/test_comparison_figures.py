@@ -32,7 +32,7 @@ def test_figures_of_a_sweep(tmp_path: Path) -> None:
         "Quality against cost",
         "Quality against distance from the base",
         "Win rate against the base",
-        "How the judge's values are distributed",
+        "Distribution of the judge's values",
         "proxy: gold over p_t",
         "proxy: distributions over p_t",
     ]
