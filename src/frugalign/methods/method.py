@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from frugalign.methods.job import Job
 
-Policy = dict[str, Any]
+PolicyValues = dict[str, Any]
 """What a run leaves to be measured, as `PolicySpec.from_dict` reads it; empty: the base itself."""
 
 
@@ -69,7 +69,7 @@ class Method:
 
     name: str
     summary: str
-    run: Callable[[Job], Policy] | None = None
+    run: Callable[[Job], PolicyValues] | None = None
     needs: tuple[str | tuple[str, ...], ...] = ()
     reads: tuple[str, ...] = ()
     config: str | None = None

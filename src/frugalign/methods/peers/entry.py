@@ -9,14 +9,14 @@ from typing import Any
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP, batch_of
 from frugalign.methods.job import Job
-from frugalign.methods.method import Method, Policy
+from frugalign.methods.method import Method, PolicyValues
 
 _TRL = "frugalign.methods.peers.configs"
 _LORA = ("lora_r", "lora_alpha", "use_peft")
 _STANDS_FOR_PPO = "RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."
 
 
-def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> Policy:
+def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> PolicyValues:
     """Train on the stored preferences, else on ranked pairs of the base's responses, all of which the budget's steps use."""
     from frugalign.data.pairs import preference_pairs
     from frugalign.methods.peers.trl import PeerRun, train_on_pairs
@@ -42,7 +42,7 @@ def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> Policy:
     return {kind: str(job.run_folder)}
 
 
-def on_rewards(job: Job, method: str) -> Policy:
+def on_rewards(job: Job, method: str) -> PolicyValues:
     """Train on the study's reward. Tokens give the size and number of the rollouts, steps their number."""
     from frugalign.methods.peers.trl import PeerRun, train_on_rewards
     from frugalign.rewards import load_rewards

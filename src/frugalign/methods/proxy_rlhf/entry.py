@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from frugalign.methods.job import Job
-from frugalign.methods.method import Method, Policy, Verb
+from frugalign.methods.method import Method, PolicyValues, Verb
 
 if TYPE_CHECKING:
     from frugalign.methods.proxy_rlhf.config import ProxyConfig
     from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 
 
-def run(job: Job) -> Policy:
+def run(job: Job) -> PolicyValues:
     """Train a proxy by the study's reward. Tokens give the size and number of the rollouts, steps their number."""
     from frugalign.methods.proxy_rlhf.config import ProxyConfig
     from frugalign.methods.proxy_rlhf.run import train_proxy

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from frugalign.base.wording import pluralize
 from frugalign.methods.budget import GROUP_SIZE, batch_of
 from frugalign.methods.job import Job
-from frugalign.methods.method import Method, Policy, Verb
+from frugalign.methods.method import Method, PolicyValues, Verb
 
 if TYPE_CHECKING:
     from frugalign.methods.psle.config import PSLEConfig
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 _CONFIG = "frugalign.methods.psle.config:PSLEConfig"
 
 
-def psle(job: Job) -> Policy:
+def psle(job: Job) -> PolicyValues:
     """Ranking and weighted demonstrations, by a moving threshold."""
     return _rounds(job, "psle", k=1)
 
 
-def context_distillation(job: Job) -> Policy:
+def context_distillation(job: Job) -> PolicyValues:
     """Fine-tuning on the responses under the principles."""
     return _rounds(job, "context_distillation", k=1)
 
 
-def raft(job: Job) -> Policy:
+def raft(job: Job) -> PolicyValues:
     """Fine-tuning on each prompt's best response: of four, as groups are elsewhere."""
     return _rounds(job, "raft", k=GROUP_SIZE // 2, one_example_a_prompt=True)
 
 
-def _rounds(job: Job, method: str, k: int, *, one_example_a_prompt: bool = False) -> Policy:
+def _rounds(job: Job, method: str, k: int, *, one_example_a_prompt: bool = False) -> PolicyValues:
     """Every round samples `2k` responses to as many prompts as the budget is enough for; where there are fewer prompts than that, `k` grows."""
     from frugalign.methods.psle.config import PSLEConfig
     from frugalign.methods.psle.run import train_psle

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP, batch_of
 from frugalign.methods.job import Job
-from frugalign.methods.method import Method, Policy, Verb
+from frugalign.methods.method import Method, PolicyValues, Verb
 
 if TYPE_CHECKING:
     from frugalign.methods.rerank.config import RerankConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _CONFIG = "frugalign.methods.rerank.config:RerankConfig"
 
 
-def rerank(job: Job) -> Policy:
+def rerank(job: Job) -> PolicyValues:
     """DPO whose confidence in each label comes from the policy's own states."""
     setting = job.setting
     group = int(setting.pop("sample", GROUP_SIZE))
@@ -23,17 +23,17 @@ def rerank(job: Job) -> Policy:
     return _train(job, reward | _pairs(job, group, rerank_groups=True) | setting)
 
 
-def dpo(job: Job) -> Policy:
+def dpo(job: Job) -> PolicyValues:
     """DPO: every label is trusted."""
     return _constant(job, 1.0)
 
 
-def conservative_dpo(job: Job) -> Policy:
+def conservative_dpo(job: Job) -> PolicyValues:
     """DPO with one confidence for all labels."""
     return _constant(job, 0.8)
 
 
-def online_dpo(job: Job) -> Policy:
+def online_dpo(job: Job) -> PolicyValues:
     """DPO on responses sampled anew in every epoch and ranked by the representation reward.
 
     Its passes end it, not a number of steps: another pass would sample again.
@@ -54,7 +54,7 @@ def online_dpo(job: Job) -> Policy:
     return _train(job, options | setting, ends_by_steps=False)
 
 
-def _constant(job: Job, confidence: float) -> Policy:
+def _constant(job: Job, confidence: float) -> PolicyValues:
     setting = job.setting
     group = int(setting.pop("sample", GROUP_SIZE))
     options = _pairs(job, group, rerank_groups=False) | {"confidence": "constant", "constant_confidence": confidence}
@@ -70,7 +70,7 @@ def _pairs(job: Job, group: int, *, rerank_groups: bool) -> dict[str, Any]:
     return found | ({} if batch is None else {"per_device_train_batch_size": batch})
 
 
-def _train(job: Job, options: dict[str, Any], *, ends_by_steps: bool = True) -> Policy:
+def _train(job: Job, options: dict[str, Any], *, ends_by_steps: bool = True) -> PolicyValues:
     from frugalign.methods.rerank.config import RerankConfig
     from frugalign.methods.rerank.run import train_reranked
 

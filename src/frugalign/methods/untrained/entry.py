@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from frugalign.methods.budget import GROUP_SIZE
 from frugalign.methods.job import Job
-from frugalign.methods.method import Method, Policy
+from frugalign.methods.method import Method, PolicyValues
 
 
-def base(job: Job) -> Policy:
+def base(job: Job) -> PolicyValues:
     """The base as it is."""
     return {}
 
 
-def best_of_n(job: Job) -> Policy:
+def best_of_n(job: Job) -> PolicyValues:
     """The best of `n` samples by the training reward."""
     return {"best_of_n": job.setting.get("n", GROUP_SIZE), "selection_reward": job.request["reward"]} | _weights(job)
 
 
-def reward_guided(job: Job) -> Policy:
+def reward_guided(job: Job) -> PolicyValues:
     """The training reward over the likeliest tokens, at every token."""
     given = {f"guiding_{name}": value for name, value in job.setting.items()}
     return given | {"guiding_reward": job.request["reward"]} | _weights(job)
 
 
-def _weights(job: Job) -> Policy:
+def _weights(job: Job) -> PolicyValues:
     return {"decoding_reward_weights": job.request.get("reward_weights")}
 
 
