@@ -22,6 +22,7 @@ from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.log_probs import sequence_kl, sequence_log_probs
 from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
 from frugalign.decoding.noise import row_keys
+from frugalign.engines.engine import Engine
 from frugalign.engines.loading import LoadedModel, attach_adapter, load_model
 from frugalign.engines.transformers import TransformersEngine, context_length, device_of, embedding_rows
 from frugalign.policies.best_of_n import BestOfN
@@ -182,7 +183,7 @@ class Policy:
 
         def draw(ids: Sequence[Sequence[int]], keys: Tensor) -> Generation:
             return generate(
-                TransformersEngine(self.model, self.base.tokenizer),
+                self._engine(self.model),
                 ids,
                 params,
                 keys=keys,
@@ -211,7 +212,7 @@ class Policy:
         """The base's completions of the same prompts, without principles, on the same noise."""
         with self.base_context():
             return generate(
-                TransformersEngine(self.base_model, self.base.tokenizer),
+                self._engine(self.base_model),
                 batch.base_ids,
                 settings.params(),
                 keys=batch.keys,
@@ -257,6 +258,10 @@ class Policy:
         with self.base_context():
             found = sequence_log_probs(self.base_model, batch.base_ids, sampled.completion_ids, ledger=ledger)
         return [float(values.sum()) for values in found]
+
+    def _engine(self, model: PreTrainedModel) -> Engine:
+        """What samples from the model. Another engine for policies begins here."""
+        return TransformersEngine(model, self.base.tokenizer)
 
     @property
     def _weights_differ(self) -> bool:
