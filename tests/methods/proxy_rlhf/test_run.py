@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.run import train_proxy
 from frugalign.proxy.network import load_proxy
+from frugalign.runs.layout import read_log
 
 
 def config(tmp_path: Path, **options: Any) -> ProxyConfig:
@@ -45,6 +47,21 @@ def test_what_is_trained_is_what_is_saved(tmp_path: Path) -> None:
     costs = json.loads((tmp_path / "run" / "costs.json").read_text())
     assert costs["reward_calls"] == 2 * 8 and costs["shares"]["of_base"] < 0.01
     assert costs["seconds"]["load"] > 0
+
+
+class Tracker(TrainerCallback):
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.lines.append({"step": state.global_step, "epoch": state.epoch} | (logs or {}))
+
+
+def test_a_tracker_receives_what_the_log_holds(tmp_path: Path) -> None:
+    tracker = Tracker()
+    train_proxy(config(tmp_path, logging_steps=2), callbacks=[tracker])
+    assert tracker.lines == read_log(tmp_path / "run")
+    assert [line["step"] for line in tracker.lines if "reward" in line] == [2, 4]
 
 
 @pytest.mark.parametrize("objective", ["sequential", "sequential_integrated"])

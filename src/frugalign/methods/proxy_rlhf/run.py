@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic
@@ -23,7 +25,7 @@ from frugalign.runs.progress import TrainingProgress
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl_per_sequence")
 
 
-def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> ProxyTrainer:
+def train_proxy(config: ProxyConfig, callbacks: Sequence[TrainerCallback] = ()) -> ProxyTrainer:
     """Train a proxy as `config` says and leave the artefact, its card, `config.yaml`, `metrics.jsonl` and `costs.json` in its run folder.
 
     The prompts trained on: the `train` split where the data set has one, else all but a held-out tenth (by prompt), which `evaluate`
@@ -40,7 +42,7 @@ def train_proxy(config: ProxyConfig, callbacks: list[Any] | None = None) -> Prox
         return _train(config, callbacks)
 
 
-def _train(config: ProxyConfig, callbacks: list[Any] | None) -> ProxyTrainer:
+def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
     checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
     folder = open_run_folder(config.output_dir)
@@ -52,7 +54,7 @@ def _train(config: ProxyConfig, callbacks: list[Any] | None) -> ProxyTrainer:
     with ledger.phase("load"):
         loaded = load_model(config.model_name_or_path, **model_arguments(config))
     seconds_before = ledger.wall_clock_seconds
-    trainer = ProxyTrainer(loaded, rewards, config, train, eval_dataset=held_out, callbacks=callbacks)
+    trainer = ProxyTrainer(loaded, rewards, config, train, eval_dataset=held_out, callbacks=list(callbacks))
     trainer.ledger.add(ledger, wall_clock=seconds_before)
     trainer.accelerator.unwrap_model(trainer.model).config.trained_on = trained_on
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
