@@ -116,7 +116,7 @@ def test_bytes_after_the_last_tensor(weights: Path) -> None:
 
 def test_not_a_safetensors_file_and_missing(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x80\x04\x95pickle, or anything else")
-    with pytest.raises(FrugalignError, match="no safetensors file"):
+    with pytest.raises(FrugalignError, match="not a safetensors file"):
         check_safetensors(tmp_path / "x.safetensors")
     with pytest.raises(FrugalignError, match="does not exist"):
         check_safetensors(tmp_path / "missing.safetensors")

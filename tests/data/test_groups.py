@@ -27,7 +27,7 @@ def test_best_with_worst_by_hand() -> None:
 def test_nothing_to_pair_says_so() -> None:
     with pytest.raises(FrugalignError, match="no rewards yet"):
         pair_groups(Groups(["p"], [["a", "b"]]))
-    with pytest.raises(FrugalignError, match="no pair to learn from"):
+    with pytest.raises(FrugalignError, match="there are no pairs to train on"):
         pair_groups(Groups(["p"], [["a", "a"]], None, [[1.0, 0.0]]))
 
 
@@ -52,7 +52,7 @@ def test_a_file_gives_back_what_was_written(groups: Groups, tmp_path: Path) -> N
 
 
 def test_broken_rows_are_named() -> None:
-    with pytest.raises(FrugalignError, match="row 2: `completions` is no list of at least two"):
+    with pytest.raises(FrugalignError, match="row 2: `completions` must be a list of at least two"):
         groups_from_dataset(Dataset.from_dict({"prompt": ["p", "q"], "completions": [["a", "b"], ["a"]]}), "g.jsonl")
     rows = Dataset.from_dict({"prompt": ["p"], "completions": [["a", "b"]], "rewards": [[1.0]]})
     with pytest.raises(FrugalignError, match="row 1: 2 completions, but 1 `rewards`"):

@@ -80,8 +80,8 @@ def test_a_missing_column_is_one_problem_not_one_per_row(tmp_path: Path) -> None
     assert problems(tmp_path, [{"text": "a", "label": 0}] * 5) == [
         (None, "there is no column `prompt` (there are: text, label)")
     ]
-    assert problems(tmp_path, []) == [(None, "there is no row")]
-    with pytest.raises(FrugalignError, match="no dataset type"):
+    assert problems(tmp_path, []) == [(None, "there are no rows")]
+    with pytest.raises(FrugalignError, match="not a dataset type"):
         problems(tmp_path, [{"prompt": "a"}], "nonsense")
 
 
@@ -93,7 +93,7 @@ def test_bytes_that_are_not_text_and_a_truncated_archive(tmp_path: Path) -> None
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(whole[: len(whole) // 2])
     report = validate_files(str(cut))
-    assert report.problems and "cannot be read on from here" in report.problems[-1].reason
+    assert report.problems and "cannot be read beyond this row" in report.problems[-1].reason
     assert not report
 
 

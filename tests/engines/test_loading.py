@@ -108,7 +108,7 @@ def test_a_name_in_a_module(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert loaded.name == name and loaded.model.config.vocab_size == 64
     assert load_model("frugalign.sandbox:model", device_map="cpu").model.config.vocab_size == 257
     assert Path(sandbox.model).is_dir()
-    assert refusal("my_bases:absent") == "The module 'my_bases' has no 'absent' (asked for as 'my_bases:absent')."
+    assert refusal("my_bases:absent") == "The module 'my_bases' has no 'absent' (named by 'my_bases:absent')."
     assert "Cannot import 'no_such_bases'" in refusal("no_such_bases:small")
 
 

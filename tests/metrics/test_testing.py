@@ -37,7 +37,7 @@ def test_wilson_takes_ties_as_halves() -> None:
 
 def test_wilson_refuses_what_is_no_share() -> None:
     assert wilson_interval(0, 0) is None
-    with pytest.raises(ValueError, match="no share"):
+    with pytest.raises(ValueError, match="not a share"):
         wilson_interval(11, 10)
 
 

@@ -1,1 +1,1 @@
-"""The ground floor: errors, names of things, files, the ledger. Imports nothing of frugalign above it, and no torch."""
+"""The ground floor: errors, specs, files and the ledger. It imports neither torch nor any other part of frugalign."""

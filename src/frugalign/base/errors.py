@@ -1,5 +1,5 @@
-"""The one exception that carries a sentence for the user."""
+"""The one exception whose message is written for the user."""
 
 
 class FrugalignError(Exception):
-    """Something the user can mend. The command line prints the sentence and exits with status 2, without a traceback."""
+    """A user error. The command line prints the message and exits with status 2, without a traceback."""

@@ -1,7 +1,7 @@
 """Writing and checking files: atomic writes, the safetensors check, and the card that every artefact carries.
 
-A file is written beside its place and moved there whole, so a killed run leaves the old file or the new one, never
-half of it.
+A file is written under a temporary name and then moved into place. A killed run leaves the old file or the new one,
+never half of one.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _REASONS = {
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into one sentence; for any code that saves files.
+    """Turn an operating-system error while writing `path` into one sentence. For any code that saves files.
 
     Raises:
-        FrugalignError: for a full disk, a missing permission and the like.
+        FrugalignError: the disk is full, permission is denied, and the like.
     """
     try:
         yield
@@ -55,10 +55,11 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; missing folders are made. A write that fails leaves what was there before.
+    """Write a file completely or not at all. Missing folders are created, and a failed write leaves the old file in
+    place.
 
     Raises:
-        FrugalignError: when it cannot be written, with the reason.
+        FrugalignError: the file cannot be written; the message gives the reason.
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
@@ -84,19 +85,19 @@ def _umask() -> int:
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Write JSON, indented, whole or not at all; NaN and infinity are refused, since they are not JSON.
+    """Write indented JSON, completely or not at all. NaN and infinity are refused: they are not JSON.
 
     Raises:
-        FrugalignError: when it cannot be written; ValueError: for a NaN or an infinity in `value`.
+        FrugalignError: the file cannot be written. ValueError: `value` holds a NaN or an infinity.
     """
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; empty where there is no such file.
+    """The object in a JSON file. Empty if the file does not exist.
 
     Raises:
-        FrugalignError: for a file that is not JSON.
+        FrugalignError: the file is not JSON.
     """
     if not path.is_file():
         return {}
@@ -108,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; one that a crash cut short is left out."""
+    """The complete lines of a JSONL file. A line that a crash cut short is left out."""
     found: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
         try:
@@ -121,12 +122,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def check_safetensors(path: str | Path) -> None:
     """Check a safetensors file's header against its length before anything is loaded from it.
 
-    The header is a little-endian u64 length and that many bytes of JSON: per tensor its dtype, shape and byte
-    offsets. All of it must agree: every tensor's bytes with its shape, all tensors together with the data, without
-    gap or overlap. Changed weights under a sound header cannot be seen here.
+    The header is a little-endian u64 length and that many bytes of JSON: each tensor's dtype, shape and byte offsets.
+    Every tensor's size must match its shape. Together the tensors must fill the data without gap or overlap. Weights
+    changed under a valid header cannot be detected here.
 
     Raises:
-        FrugalignError: one sentence for a missing, truncated or tampered file.
+        FrugalignError: the file is missing, truncated or damaged.
     """
     path = Path(path)
     try:
@@ -135,7 +136,9 @@ def check_safetensors(path: str | Path) -> None:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER):
-                raise FrugalignError(f"{path} is truncated or no safetensors file: its header is longer than the file.")
+                raise FrugalignError(
+                    f"{path} is truncated or not a safetensors file: its header is longer than the file."
+                )
             raw = file.read(length)
     except FileNotFoundError as error:
         raise FrugalignError(f"{path} does not exist.") from error
@@ -163,7 +166,7 @@ def check_safetensors(path: str | Path) -> None:
 
 
 def _span(entry: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(begin, end, bytes that dtype and shape ask for) of one tensor in a header."""
+    """(begin, end, bytes required by dtype and shape) of one tensor in a header."""
     begin, end = (int(offset) for offset in entry["data_offsets"])
     count = 1
     for extent in entry["shape"]:
@@ -185,9 +188,9 @@ def model_card(
     costs: list[tuple[str, str]] | None = None,
     usage: str = "",
 ) -> str:
-    """The README.md of an artefact. Parts that are not given are left out; `costs` is a `Ledger.table()`.
+    """The README.md of an artefact. Missing parts are left out; `costs` is a `Ledger.table()`.
 
-    A base model that is a local folder stays out of the metadata, which the hub would reject, and is named in the text.
+    The hub rejects metadata that names a local folder, so a local base model is named in the text instead.
     """
     is_hub_id = _is_hub_id(base_model)
     if base_model and not is_hub_id:
@@ -213,7 +216,7 @@ def model_card(
 
 
 def _table(title: str, head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> list[str]:
-    """The lines of a section with a Markdown table; none without rows."""
+    """The lines of a section with a Markdown table. Empty without rows."""
     if not rows:
         return []
     lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
@@ -238,7 +241,8 @@ def _cell(value: Any) -> str:
 
 
 def hash_weights(model: Any) -> str:
-    """SHA-256 over names, shapes and float32 values of a module's weights: a safetensors header cannot show that bytes under it were changed."""
+    """SHA-256 over names, shapes and float32 values of a module's weights. It detects changed bytes, which a
+    safetensors header cannot."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -247,10 +251,10 @@ def hash_weights(model: Any) -> str:
 
 
 def load_config(folder: str | Path, config_class: Any, what: str) -> Any:
-    """The config of an artefact of ours, a local folder's weights checked by their header first.
+    """The config of a frugalign artefact. In a local folder, the weights' header is checked first.
 
     Raises:
-        FrugalignError: no such artefact, one of another kind, or a damaged file.
+        FrugalignError: the artefact is missing, of another kind, or damaged.
     """
     path = Path(folder)
     if path.is_dir() or str(folder).startswith((".", "/", "~")):
@@ -268,10 +272,10 @@ def load_config(folder: str | Path, config_class: Any, what: str) -> Any:
 
 
 def load_weights(folder: str | Path, model_class: Any, config: Any, what: str) -> Any:
-    """An artefact's network in float32, nothing missing, nothing left over, nothing changed.
+    """An artefact's network in float32. No weight may be missing, unexpected or changed.
 
     Raises:
-        FrugalignError: a file that cannot be read, does not fit `config`, or was changed.
+        FrugalignError: a file cannot be read, does not fit `config`, or was changed.
     """
     import torch
 

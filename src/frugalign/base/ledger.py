@@ -1,7 +1,7 @@
-"""What a run costs: the one small object with which every trainer, generator and evaluator counts.
+"""What a run costs. Every trainer, generator and evaluator counts with this one small object.
 
 Tokens, calls and steps are exact counts; seconds are wall-clock by phase; memory is the process's peak. Nothing here
-imports torch: device memory is read only where torch is loaded already.
+imports torch: device memory is read only if torch is already loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COUNTERS = ("lm_forward_tokens", "generated_tokens", "reward_calls", "optimizer
 
 
 class Costs(TypedDict, total=False):
-    """A ledger as JSON; see `Ledger` for what each number counts. An older file may lack some."""
+    """A ledger as JSON. `Ledger` says what each number counts. An older file may lack some of them."""
 
     lm_forward_tokens: int
     generated_tokens: int
@@ -39,9 +39,9 @@ class Costs(TypedDict, total=False):
 class Ledger:
     """Counters of one run.
 
-    `lm_forward_tokens`: real (unpadded) positions fed through a language model; `generated_tokens`: tokens emitted;
-    `reward_calls`: completions scored, once per reward; `seconds`: wall-clock by phase, where a phase inside another is
-    counted in both.
+    `lm_forward_tokens`: real (unpadded) positions fed through a language model. `generated_tokens`: tokens emitted.
+    `reward_calls`: completions scored, once per reward. `seconds`: wall-clock time by phase; a nested phase counts in
+    both.
     """
 
     lm_forward_tokens: int = 0
@@ -65,7 +65,9 @@ class Ledger:
         self.optimizer_steps += optimizer_steps
 
     def add(self, other: Ledger, wall_clock: float = 0.0) -> None:
-        """Add another one's counters and seconds by phase; the memory's peak is the higher one. `wall_clock`: seconds of it that are not on this one's clock."""
+        """Add another ledger's counters and seconds by phase. The higher memory peak is kept.
+
+        `wall_clock`: seconds of the other run that this ledger's clock did not measure."""
         self.count(other.lm_forward_tokens, other.generated_tokens, other.reward_calls, other.optimizer_steps)
         for name, seconds in other.seconds.items():
             self.add_seconds(name, seconds)
@@ -94,7 +96,7 @@ class Ledger:
 
     @property
     def wall_clock_seconds(self) -> float:
-        """Seconds since this ledger was opened, and those of the runs that it resumed."""
+        """Seconds since this ledger was created, plus those of the runs it resumed."""
         return self._wall_clock_before + time.perf_counter() - self._started
 
     @property
@@ -122,7 +124,8 @@ class Ledger:
         }
 
     def load_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continue from what `to_dict` gave: counters and seconds go on, the memory's peak is the higher one."""
+        """Resume from the values that `to_dict` returned. Counters and seconds continue; the higher memory peak is
+        kept."""
         for name in _COUNTERS:
             setattr(self, name, int(saved.get(name, 0)))
         self.set_parameters(trainable=saved.get("trainable_parameters"), base=saved.get("base_parameters"))
@@ -135,7 +138,7 @@ class Ledger:
         """Write `to_dict` as JSON, atomically.
 
         Raises:
-            FrugalignError: when the file cannot be written.
+            FrugalignError: the file cannot be written.
         """
         write_json_atomic(path, self.to_dict())
 

@@ -1,4 +1,4 @@
-"""Rows of work saved as they are finished, so that a killed run resumes with what it had."""
+"""Rows saved as they are finished, so that a killed run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 
 class PartialWork:
-    """The finished rows of some work, as lines of JSON under a first line that identifies the work: other work starts afresh."""
+    """The finished rows of a task, one JSON line each. The first line identifies the task; a different task starts
+    afresh."""
 
     def __init__(self, path: Path | None, *identity: Any) -> None:
-        """Read what an interrupted run left at `path`, for the work that the `repr` of `identity` identifies.
+        """Read what an interrupted run left at `path`. The `repr` of `identity` identifies the task.
 
         Args:
             path: the file; None keeps the rows in memory only.
@@ -22,8 +23,8 @@ class PartialWork:
         if path is None:
             return
         key = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
-        # What follows the last end of a line was cut by a kill, perhaps within a character, so it is left out before decoding. Not
-        # splitlines: it also breaks at characters that a response may hold.
+        # A kill can cut the last line, even within a character: drop it before decoding.
+        # Not splitlines, which also splits at characters that a response may hold.
         whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
         lines = [line.decode() for line in whole]
         lines = lines if lines[:1] == [key] else [key]
@@ -32,7 +33,7 @@ class PartialWork:
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def add(self, rows: Iterable[Any]) -> None:
-        """Keep these rows, after those that are there."""
+        """Append these rows."""
         new = list(rows)
         self.rows += new
         if self.path is not None:

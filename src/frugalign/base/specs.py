@@ -1,5 +1,4 @@
-"""Names that stand for something in a Python module: `package.module:attribute`, the one grammar for rewards, models
-and data."""
+"""References to Python objects: `package.module:attribute`, the one syntax for rewards, models and data."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_attribute(spec: str) -> bool:
-    """Whether `spec` reads as `package.module:attribute` (and is not a path that exists)."""
+    """Whether `spec` has the form `package.module:attribute` and is not an existing path."""
     return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
 
 
@@ -25,7 +24,7 @@ def load_attribute(spec: str) -> Any:
     """The attribute that `package.module:attribute` names.
 
     Raises:
-        FrugalignError: where the module cannot be imported or lacks the attribute.
+        FrugalignError: the module cannot be imported or lacks the attribute.
     """
     module_name, attribute = spec.split(":")
     try:
@@ -35,11 +34,11 @@ def load_attribute(spec: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError as error:
-        raise FrugalignError(f"The module {module_name!r} has no {attribute!r} (asked for as {spec!r}).") from error
+        raise FrugalignError(f"The module {module_name!r} has no {attribute!r} (named by {spec!r}).") from error
 
 
 def module_file(module_name: str) -> Path | None:
-    """The file of a module, which is not imported (its packages are); None where there is none."""
+    """The source file of a module, or None. Its parent packages are imported, the module itself is not."""
     try:
         spec = importlib.util.find_spec(module_name)
     except (ImportError, ValueError):
@@ -48,10 +47,11 @@ def module_file(module_name: str) -> Path | None:
 
 
 def resolve_name(name: str) -> str:
-    """A path or hub id: what `package.module:attribute` names (called where it is a function), any other name as it is.
+    """Resolve a name to a path or hub id. `package.module:attribute` is looked up, and called if it is a function.
+    Any other name is returned as it is.
 
     Raises:
-        FrugalignError: where it names something else, such as a reward.
+        FrugalignError: it names something else, such as a reward.
     """
     if not is_attribute(name):
         return name
@@ -59,7 +59,7 @@ def resolve_name(name: str) -> str:
     if callable(found):
         try:
             found = found()
-        except Exception as error:  # the user's code, or a function that is no name at all
+        except Exception as error:  # the user's code, or a function that does not return a path
             raise FrugalignError(f"{name!r} cannot be called for a path: {type(error).__name__}: {error}.") from error
     if not isinstance(found, (str, Path)):
         raise FrugalignError(f"{name!r} is a {type(found).__name__}, not a path or a hub id.")
@@ -67,9 +67,9 @@ def resolve_name(name: str) -> str:
 
 
 def lazy_exports(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__` (PEP 562) that imports the module of a public name when the name is first used.
+    """A package's `__getattr__` (PEP 562) that imports a public name's module on first use.
 
-    Importing the package itself stays fast that way: torch and transformers take seconds. `home` maps a name to its module.
+    This keeps importing the package fast: torch and transformers take seconds. `home` maps a name to its module.
     """
 
     def fetch(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Groups: several responses to each prompt, ranked by a reward, and the pairs that a ranking gives (`docs/methods/rerank.md#sampled-groups`).
+"""Groups: several responses per prompt, ranked by a reward and paired (`docs/methods/rerank.md#sampled-groups`).
 
-As a file a group is one line of JSON, `{"prompt", "completions", "completion_ids", "rewards"}`, so that it can be read, inspected and used
-again as a data set.
+In a file a group is one line of JSON, `{"prompt", "completions", "completion_ids", "rewards"}`. Such a file is also a
+data set.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Groups:
-    """Row by row a prompt, its responses as text, their token ids (the end token included where it was emitted; None: to be encoded
-    from the text) and, once ranked, their rewards."""
+    """Prompts with their responses as text, one row per prompt.
+
+    `completion_ids`: the responses' token ids, with the end token if it was emitted; None to encode the text.
+    `rewards`: set once the responses are ranked."""
 
     prompts: list[Any]
     completions: list[list[str]]
@@ -33,13 +35,13 @@ class Groups:
         return len(self.prompts)
 
     def flat(self) -> tuple[list[Any], list[str], list[list[int]] | None]:
-        """Prompts, responses and ids, one entry per response."""
+        """Prompts, responses and token ids, one entry per response."""
         prompts = [prompt for prompt, group in zip(self.prompts, self.completions, strict=True) for _ in group]
         ids = None if self.completion_ids is None else [each for group in self.completion_ids for each in group]
         return prompts, [text for group in self.completions for text in group], ids
 
     def ranked(self, rewards: Sequence[float]) -> Groups:
-        """The same responses with these rewards, given one after the other as in `flat`."""
+        """The same responses with these rewards, in the order of `flat`."""
         found, start = [], 0
         for group in self.completions:
             found.append([float(reward) for reward in rewards[start : start + len(group)]])
@@ -49,7 +51,8 @@ class Groups:
 
 @dataclass(frozen=True)
 class Dropped:
-    """What a ranking left out: pairs of equal texts, pairs of equal rewards, and the middle of groups of an odd number."""
+    """What pairing left out: pairs of equal texts, pairs of equal rewards, and the middle response of odd-sized
+    groups."""
 
     equal_texts: int = 0
     ties: int = 0
@@ -57,13 +60,13 @@ class Dropped:
 
 
 def pair_groups(groups: Groups) -> tuple[Dataset, Dropped]:
-    """The best response of each group with its worst, the second with the second-worst, and so on.
+    """Pair the best response of each group with its worst, the second best with the second worst, and so on.
 
     Returns:
-        Rows of prompt, chosen, rejected, both rewards and, where known, both answers' token ids; and what was left out.
+        Rows of prompt, chosen, rejected, both rewards and, if known, both answers' token ids. Then what was left out.
 
     Raises:
-        FrugalignError: groups that are not ranked yet, or that give no pair at all.
+        FrugalignError: the groups are not ranked yet, or give no pair.
     """
     if groups.rewards is None:
         raise FrugalignError("The responses have no rewards yet, so they cannot be paired.")
@@ -89,7 +92,7 @@ def pair_groups(groups: Groups) -> tuple[Dataset, Dropped]:
             rows.append(pair)
     if not rows:
         raise FrugalignError(
-            "No group holds two different responses of different rewards, so there is no pair to learn from."
+            "No group has two different responses with different rewards, so there are no pairs to train on."
         )
     from datasets import Dataset
 
@@ -97,7 +100,7 @@ def pair_groups(groups: Groups) -> tuple[Dataset, Dropped]:
 
 
 def _line(groups: Groups, row: int) -> str:
-    """One group as its line of a file."""
+    """One group as a line of JSON."""
     line: dict[str, Any] = {"prompt": groups.prompts[row], "completions": groups.completions[row]}
     if groups.completion_ids is not None:
         line["completion_ids"] = groups.completion_ids[row]
@@ -107,16 +110,16 @@ def _line(groups: Groups, row: int) -> str:
 
 
 def save_groups(groups: Groups, path: Path) -> None:
-    """Write the groups as JSONL, whole or not at all."""
+    """Write the groups as JSONL, completely or not at all."""
     write_atomic(path, "".join(_line(groups, row) for row in range(len(groups))))
 
 
 def groups_from_dataset(rows: Dataset, name: str) -> Groups:
-    """The groups that a data set with a column `completions` holds; its ids are used where every row has them, its rewards where every
-    response has one.
+    """Read groups from a data set with a column `completions`. Token ids are used if every row has them, rewards if
+    every response has one.
 
     Raises:
-        FrugalignError: a row whose responses are not at least two texts, or ids or rewards of another number.
+        FrugalignError: a row has fewer than two texts, or not one id list or reward per text.
     """
     optional = {column: rows[column] for column in ("completion_ids", "rewards") if column in rows.column_names}
     optional = {column: list(values) for column, values in optional.items() if all(values)}
@@ -125,12 +128,14 @@ def groups_from_dataset(rows: Dataset, name: str) -> Groups:
     kinds: dict[str, Any] = {"completion_ids": list, "rewards": (int, float)}
     for number, texts in enumerate(rows["completions"]):
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-            raise FrugalignError(f"{name}, row {number + 1}: `completions` is no list of at least two texts.")
+            raise FrugalignError(f"{name}, row {number + 1}: `completions` must be a list of at least two texts.")
         for column, values in optional.items():
             if not isinstance(values[number], list) or not all(
                 isinstance(each, kinds[column]) for each in values[number]
             ):
-                raise FrugalignError(f"{name}, row {number + 1}: `{column}` is no list with one entry per completion.")
+                raise FrugalignError(
+                    f"{name}, row {number + 1}: `{column}` must be a list with one entry per completion."
+                )
             if len(values[number]) != len(texts):
                 raise FrugalignError(
                     f"{name}, row {number + 1}: {len(texts)} completions, but {len(values[number])} `{column}`."
@@ -139,7 +144,7 @@ def groups_from_dataset(rows: Dataset, name: str) -> Groups:
 
 
 def read_groups(path: Path) -> Groups:
-    """The groups of a file that `save_groups` wrote."""
+    """Read a file that `save_groups` wrote."""
     from datasets import Dataset
 
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

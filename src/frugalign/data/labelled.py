@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """Answers and their judgement. `prompts[i]` and `answers[i]` belong together; equal ones are kept once.
+    """Answers with their preferences. `prompts[i]` and `answers[i]` belong together; duplicates are stored once.
 
-    `pairs`: (row of the better answer, row of the worse); or `labels`: (row, 1.0 good or 0.0). `n_dropped`: pairs of equal texts.
+    `pairs`: (row of the better answer, row of the worse one). `labels`: (row, 1.0 for good or 0.0 for bad). Only one
+    of the two is filled. `n_dropped`: pairs of equal texts.
     """
 
     prompts: list[Any]
@@ -33,18 +34,19 @@ class PreferenceData:
         return bool(self.pairs)
 
     def __len__(self) -> int:
-        """Examples, not answers."""
+        """The number of examples, not of answers."""
         return len(self.pairs) or len(self.labels)
 
     def better_and_worse(self, examples: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Rows of the better and of the worse answers of examples: a pair's two sides, or what is labelled good and what is not."""
+        """Rows of the better and of the worse answers: a pair's two sides, or the answers labelled good and those
+        labelled bad."""
         if self.pairs:
             return [self.pairs[example][0] for example in examples], [self.pairs[example][1] for example in examples]
         labelled = [self.labels[example] for example in examples]
         return [row for row, label in labelled if label], [row for row, label in labelled if not label]
 
     def prompt_of(self, example: int) -> str:
-        """The prompt of an example as one string: what splits go by."""
+        """The prompt of an example as one string, by which examples are split."""
         row = self.pairs[example][0] if self.pairs else self.labels[example][0]
         return prompt_key(self.prompts[row])
 
@@ -56,7 +58,7 @@ def load_preference_data(name: str) -> dict[str, PreferenceData]:
         name: as for `load_splits`.
 
     Raises:
-        FrugalignError: no such data, a row that cannot be used, a set of another kind, or one without a usable example.
+        FrugalignError: the data is missing, of another kind, has an unusable row, or holds no usable example.
     """
     kinds = {detect_kind(rows) for files in read_splits(name).values() for rows in files}
     kind = next(iter(kinds)) if len(kinds) == 1 else "mixed"
@@ -64,16 +66,16 @@ def load_preference_data(name: str) -> dict[str, PreferenceData]:
         raise FrugalignError(
             f"{name} holds no preference data: it needs prompt, chosen and rejected, or prompt, completion and a label of true and false."
         )
-    judge = _pairs if kind == "preference" else _labels
-    found = {split: judge(dataset) for split, dataset in load_splits(name, kind=kind).items()}
-    for split, judged in found.items():
-        if not len(judged):
+    convert = _pairs if kind == "preference" else _labels
+    found = {split: convert(dataset) for split, dataset in load_splits(name, kind=kind).items()}
+    for split, preferences in found.items():
+        if not len(preferences):
             raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
     return found
 
 
 class _Answers:
-    """Answers by (prompt, answer), each kept once."""
+    """Distinct (prompt, answer) rows."""
 
     def __init__(self) -> None:
         self.prompts: list[Any] = []
@@ -108,7 +110,7 @@ def _labels(dataset: Dataset) -> PreferenceData:
 
 
 def extract_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Prompt and both answers; where the prompt stands within both (TRL's implicit prompts), what they share is the prompt."""
+    """Prompt, chosen and rejected. For TRL's implicit prompts, the prompt is the common beginning of both answers."""
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is not None:
         return row["prompt"], chosen, rejected
@@ -116,6 +118,6 @@ def extract_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
     if isinstance(chosen, str):
-        # Whole words: both answers may begin with the same ones.
+        # Cut at a word boundary: the answers may begin with the same letters.
         shared = chosen.rfind(" ", 0, shared) + 1 if shared < len(chosen) else shared
     return chosen[:shared], chosen[shared:], rejected[shared:]

@@ -1,4 +1,5 @@
-"""Data sets with a checked `prompt` column, their splits, and how an artefact recognises the data it was trained on."""
+"""Data sets with a checked `prompt` column, their splits, and the fingerprints by which an artefact recognises its
+data."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 HELD_OUT_FRACTION = 0.1
-"""The share of the prompts that is held out where a data set has no test split."""
+"""The share of prompts held out if a data set has no test split."""
 _log = logging.getLogger(__name__)
 
 
@@ -25,14 +26,14 @@ def load_splits(name: str, *, kind: str = "prompt-only") -> dict[str, Dataset]:
     its other columns.
 
     Args:
-        name: hub id; .jsonl, .json, .csv or .parquet file (also .gz); folder, where files named train*, test*,
-            validation* are splits; or `package.module:attribute` that names one of these. A single file is the split
-            `train`.
+        name: hub id, file, folder, or `package.module:attribute` that names one of these. Files are .jsonl, .json,
+            .csv or .parquet, also .gz. In a folder, files named train*, test* and validation* are the splits. A
+            single file is the split `train`.
         kind: the dataset type whose columns are checked.
 
     Raises:
-        FrugalignError: no such data, or a row that cannot be used: one sentence with file, row, reason and how many
-            more.
+        FrugalignError: the data is missing, or a row cannot be used. The message gives file, row, reason and the
+            number of further problems.
     """
     splits = read_splits(name)
     raise_first_problem(
@@ -46,13 +47,13 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
 
     Args:
         name: as for `load_splits`.
-        split: `train`, `test`, `all` or any split that the data set has. Default: `test` where there is one; the
-            held-out rows where this is what an artefact was trained on; else all rows.
-        trained_on: what the artefact stores, `{"name", "fingerprint", "held_out_fraction", "seed"}`. Where the
-            fingerprint is that of this data, `test` means its held-out rows and `train` the others.
+        split: `train`, `test`, `all` or any other split of the data set. Default: `test` if it exists, else the
+            held-out rows if an artefact was trained on this data, else all rows.
+        trained_on: the artefact's record, `{"name", "fingerprint", "held_out_fraction", "seed"}`. If the fingerprint
+            matches this data, `test` means its held-out rows and `train` the others.
 
     Raises:
-        FrugalignError: as `load_splits`, or where there is no such split.
+        FrugalignError: as `load_splits`, or the split does not exist.
     """
     splits = load_splits(name)
     main = training_split(splits)
@@ -71,7 +72,7 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
 
 
 def training_split(splits: Mapping[str, Dataset]) -> Dataset:
-    """The split `train`, or the first one where none is called so."""
+    """The split `train`, or the first split if there is no `train`."""
     return splits.get("train", next(iter(splits.values())))
 
 
@@ -82,7 +83,7 @@ def training_prompts(name: str, *, hold_out: bool) -> tuple[Dataset, Dataset | N
     recognises it. The held-out prompts are the validation split, or else that tenth.
 
     Raises:
-        FrugalignError: as `load_splits`, or for a data set that is a test split only.
+        FrugalignError: as `load_splits`, or the data set has only a test split.
     """
     splits = load_splits(name)
     if set(splits) == {"test"}:
@@ -98,7 +99,8 @@ def training_prompts(name: str, *, hold_out: bool) -> tuple[Dataset, Dataset | N
 
 
 def training_data_record(name: str | None, rows: Dataset, *, held_out_fraction: float) -> dict[str, Any]:
-    """What an artefact stores of the rows it comes from, those held out included: `load_prompts` knows them again by it."""
+    """The record that an artefact stores about its data, held-out rows included. `load_prompts` recognises the data
+    by it."""
     return {
         "name": name,
         "fingerprint": dataset_fingerprint(rows),
@@ -110,11 +112,10 @@ def training_data_record(name: str | None, rows: Dataset, *, held_out_fraction: 
 def held_out_split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Rows to train on and rows held out: a share of the distinct prompts, drawn by hash.
 
-    Equal prompts stay together, and the choice depends on the set of prompts and the seed, not on the order of the
-    rows.
+    Equal prompts stay together. The choice depends on the set of prompts and the seed, not on the row order.
 
     Raises:
-        FrugalignError: where there are fewer than two distinct prompts.
+        FrugalignError: there are fewer than two distinct prompts.
     """
     keys = [prompt_key(prompt) for prompt in dataset["prompt"]]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
@@ -128,7 +129,7 @@ def held_out_split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tu
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """A hash of the prompts, whatever their order and the other columns."""
+    """A hash of the prompts. Row order and other columns do not matter."""
     digest = hashlib.sha256()
     for key in sorted(prompt_key(prompt) for prompt in dataset["prompt"]):
         digest.update(hashlib.sha256(key.encode()).digest())
@@ -136,21 +137,22 @@ def dataset_fingerprint(dataset: Dataset) -> str:
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
-    """A hash of the prompts in their order, and of their `weight` where there is that column: the same where row numbers mean the same."""
+    """A hash of the prompts in order, and of `weight` if that column exists. Equal hashes mean that row numbers
+    agree."""
     weights = dataset["weight"] if "weight" in dataset.column_names else []
     keys = [prompt_key(prompt) for prompt in dataset["prompt"]]
     return hashlib.sha256(json.dumps([keys, [float(each) for each in weights]]).encode()).hexdigest()[:32]
 
 
 def pairs_fingerprint(dataset: Dataset) -> str:
-    """A hash of preference pairs in their order, of what weighs them too."""
+    """A hash of preference pairs in order, including their weights."""
     names = [name for name in ("prompt", "chosen", "rejected", "weight", "confidence") if name in dataset.column_names]
     said = json.dumps([names, *(list(dataset[name]) for name in names)])
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
 def distinct(prompts: Iterable[Any]) -> list[Any]:
-    """Each prompt once, in the order of their first places."""
+    """Each prompt once, in order of first appearance."""
     return list({prompt_key(prompt): prompt for prompt in prompts}.values())
 
 

@@ -1,4 +1,4 @@
-"""Preference pairs to train on: read, checked, and split from those that a training is evaluated on."""
+"""Preference pairs for training and for evaluation: read, checked and split."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def preference_pairs(
 
     Args:
         name: as for `load_splits`.
-        hold_out: whether some pairs are for evaluation: the split `validation` or `test`, else a tenth of the training prompts.
-        keep: columns to keep beside `prompt`, `chosen` and `rejected`, where the data has them.
+        hold_out: keep some pairs for evaluation: the split `validation` or `test`, else a tenth of the training
+            prompts.
+        keep: columns to keep beside `prompt`, `chosen` and `rejected`, if present.
 
     Returns:
-        The pairs to train on, those to evaluate on (None without `hold_out`), and what an artefact stores to recognise its data.
+        Training pairs, evaluation pairs (None without `hold_out`), and the record by which an artefact recognises its
+        data.
 
     Raises:
-        FrugalignError: data that cannot be read, or a split without such a pair.
+        FrugalignError: the data cannot be read, or a split has no such pair.
     """
     from datasets import Dataset
 

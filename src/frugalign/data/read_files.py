@@ -1,7 +1,7 @@
-"""Files, folders and hub data sets as rows with numbers. Our own reader of JSON lines names every broken row, not
-only the first.
+"""Read files, folders and hub data sets as numbered rows.
 
-Left out: streaming. A prompt set is small beside the model that answers it, so a data set is held in memory.
+Our own JSON-lines reader names every broken row, not only the first. There is no streaming: prompts are small
+compared with the model, so a data set is held in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid"
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one row, or with a whole file (`row` None). Rows count from 1: lines of JSON lines, else
-    records."""
+    """A problem in one row, or in the whole file if `row` is None. Rows count from 1: lines in JSON lines, records
+    elsewhere."""
 
     file: str
     row: int | None
@@ -42,7 +42,7 @@ class Problem:
 
 @dataclass
 class Rows:
-    """The readable rows of one file, their numbers in it, and the problems of the others."""
+    """The readable rows of one file, their row numbers, and the problems in the other rows."""
 
     file: str
     rows: Sequence[Mapping[str, Any]] | Dataset
@@ -61,7 +61,7 @@ class Rows:
         return list(named) if named is not None else list(dict.fromkeys(key for row in self.rows for key in row))
 
     def items(self, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Number and row; of a table only the wanted columns, since decoding the others takes time."""
+        """Yield (number, row). From a table only the wanted columns are decoded, to save time."""
         rows: Any = self.rows
         if self.is_table:
             rows = rows.select_columns([name for name in rows.column_names if name in wanted])
@@ -72,11 +72,11 @@ def read_splits(name: str) -> dict[str, list[Rows]]:
     """The splits of a data set, each as the rows of its files.
 
     `name`: hub id, file (.jsonl .json .csv .parquet, also .gz), folder, or `package.module:attribute` that names one.
-    In a folder, files called train*, test* and validation* are the splits; a folder without such names and a single
-    file are one split, `train`.
+    In a folder, files named train*, test* and validation* are the splits. A folder without such names, or a single
+    file, is one split, `train`.
 
     Raises:
-        FrugalignError: where nothing can be found under this name. What is wrong inside a file is in its `problems`.
+        FrugalignError: nothing exists under this name. Problems inside a file are in its `problems`.
     """
     name = resolve_name(name)
     path = Path(name).expanduser()
@@ -123,14 +123,14 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 def _read_file(path: Path) -> Rows:
     if _format(path) is None:
-        raise FrugalignError(f"{path} is none of .jsonl, .json, .csv and .parquet (also .gz).")
+        raise FrugalignError(f"{path} is not a .jsonl, .json, .csv or .parquet file (also .gz).")
     if _format(path) in _TABLES:
         return _read_table(path)
     return _read_json(path)
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"holds {name}, which is no JSON number")
+    raise ValueError(f"holds {name}, which is not a JSON number")
 
 
 def _read_json(path: Path) -> Rows:
@@ -165,12 +165,12 @@ def _read_json(path: Path) -> Rows:
                             Problem(file, number, f"the row is {json_type(row)}, not an object with columns")
                         )
     except (EOFError, OSError) as error:  # gzip.BadGzipFile is an OSError
-        problems.append(Problem(file, number + 1, f"the file cannot be read on from here ({error})"))
+        problems.append(Problem(file, number + 1, f"the file cannot be read beyond this row ({error})"))
     return Rows(file, rows, numbers, problems)
 
 
 def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The entries of a JSON array, numbered; a .json file that is no whole array is taken for JSON lines."""
+    """The numbered entries of a JSON array. A .json file that is not one complete array is read as JSON lines."""
     if content.lstrip()[:1] == b"[":
         try:
             entries = json.loads(content)
@@ -210,9 +210,9 @@ def _read_hub(name: str) -> dict[str, list[Rows]]:
 
     try:
         found = datasets.load_dataset(name)
-    except Exception as error:  # network, authentication, format: many kinds, all the user's to mend
+    except Exception as error:  # network, authentication, format: all user errors
         raise FrugalignError(
-            f"Cannot load the data set {name!r}: it is no local file or folder, and the hub says: {_one_line(error)}."
+            f"Cannot load the data set {name!r}: it is not a local file or folder, and the hub says: {_one_line(error)}."
         ) from error
     return _tables(name, found)
 
@@ -224,8 +224,7 @@ def _tables(name: str, found: Any) -> dict[str, list[Rows]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither progress bars nor log lines of `datasets` while a file is read: it takes no time, and errors become our
-    sentence."""
+    """Silence the progress bars and log lines of `datasets` while a file is read. Errors become our own message."""
     from datasets.utils import logging as noise
 
     shown, level = noise.is_progress_bar_enabled(), noise.get_verbosity()
@@ -245,7 +244,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def json_type(value: Any) -> str:
-    """What a value is, in JSON's words."""
+    """The type of a value, in JSON's terms."""
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}

@@ -1,4 +1,4 @@
-"""From prompts to token ids: chat template where there is one, lengths checked, cuts counted."""
+"""From prompts to token ids: chat templates applied, lengths checked, cuts counted."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class EncodedPrompts:
 
 
 def is_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto") -> bool:
-    """Whether a prompt goes through the chat template: messages always, strings where the format or (auto) the
-    tokenizer says so."""
+    """Whether a prompt goes through the chat template. Messages always do. Strings do if the format is `chat`, or
+    `auto` and the tokenizer has a template."""
     if not isinstance(prompt, str) or prompt_format == "chat":
         return True
     if prompt_format not in ("auto", "raw"):
@@ -39,12 +39,12 @@ def is_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: s
 def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto") -> str:
     """The text that a model continues.
 
-    A string becomes one user turn where the tokenizer has a chat template (`auto`), stays as it is (`raw`), or needs
-    a template (`chat`). Messages always go through the template; a last message of the assistant is left open to be
-    continued, as in TRL.
+    A string becomes one user turn if the tokenizer has a chat template (`auto`), stays as it is (`raw`), or requires
+    a template (`chat`). Messages always go through the template. A final assistant message is left open for the model
+    to continue, as in TRL.
 
     Raises:
-        FrugalignError: no template where one is needed, or a template that refuses these messages.
+        FrugalignError: a required template is missing, or the template rejects these messages.
     """
     if not is_chat(prompt, tokenizer, prompt_format):
         assert isinstance(prompt, str)
@@ -57,14 +57,14 @@ def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_for
 
 
 def apply_template(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    """Messages as text, with the template's errors in one sentence."""
+    """Render messages as text. A template error becomes one sentence."""
     if not tokenizer.chat_template:
         raise FrugalignError(
             "The prompts are messages, but the tokenizer has no chat template; use string prompts or prompt_format raw."
         )
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except Exception as error:  # jinja2's errors, and whatever a template's raise_exception carries
+    except Exception as error:  # jinja2's errors, and those of a template's raise_exception
         raise FrugalignError(
             f"The chat template refuses the messages: {' '.join(str(error).split()).rstrip('.')}."
         ) from error
@@ -79,15 +79,15 @@ def encode_prompts(
     max_new_tokens: int,
     prompt_format: str = "auto",
 ) -> EncodedPrompts:
-    """Token ids of every prompt, ready to be continued by up to `max_new_tokens` tokens.
+    """Token ids of every prompt, with room for up to `max_new_tokens` tokens more.
 
-    A template writes its own special tokens, so its text is tokenised without adding any; raw text gets the
-    tokenizer's usual ones. A prompt without any token becomes the BOS token. `max_prompt_length` keeps the last so
-    many tokens, counted and logged.
+    A template writes its own special tokens, so none are added to its text. Raw text gets the tokenizer's usual ones.
+    An empty prompt becomes the BOS token. `max_prompt_length` keeps only the last tokens of a longer prompt; cuts are
+    counted and logged.
 
     Raises:
-        FrugalignError: naming the row (from 1), for a prompt that with `max_new_tokens` exceeds `max_context`, that
-            has no token at all, or that the template refuses.
+        FrugalignError: a prompt exceeds `max_context` with `max_new_tokens`, has no tokens, or is rejected by the
+            template. The message names the row (from 1).
     """
     rows = list(prompts)
     chat: list[int] = []
@@ -99,24 +99,13 @@ def encode_prompts(
             texts.append(render_prompt(prompt, tokenizer, prompt_format))
         except FrugalignError as error:
             raise FrugalignError(f"Prompt {row + 1}: {error}") from error
-    ids: list[list[int]] = [[] for _ in rows]
-    for members, special in ((chat, False), (sorted(set(range(len(rows))) - set(chat)), True)):
-        if members:
-            encoded = tokenizer(
-                [texts[row] for row in members],
-                add_special_tokens=special,
-                padding=False,
-                truncation=False,
-                verbose=False,
-            )
-            for row, tokens in zip(members, encoded["input_ids"], strict=True):
-                ids[row] = [int(token) for token in tokens]
+    ids = _tokenise(texts, chat, tokenizer)
     n_cut = 0
     for row, tokens in enumerate(ids):
         if not tokens:
             if tokenizer.bos_token_id is None:
                 raise FrugalignError(
-                    f"Prompt {row + 1} has no token, and the tokenizer has no BOS token to start from."
+                    f"Prompt {row + 1} has no tokens, and the tokenizer has no BOS token to start from."
                 )
             ids[row] = [int(tokenizer.bos_token_id)]
         elif max_prompt_length is not None and len(tokens) > max_prompt_length:
@@ -133,3 +122,20 @@ def encode_prompts(
             "Cut %d of %d prompts on the left to max_prompt_length = %d tokens.", n_cut, len(rows), max_prompt_length
         )
     return EncodedPrompts(ids, n_cut)
+
+
+def _tokenise(texts: Sequence[str], chat: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of rendered prompts. Special tokens are added to all rows but `chat`, whose template wrote them."""
+    ids: list[list[int]] = [[] for _ in texts]
+    for members, special in ((chat, False), (sorted(set(range(len(texts))) - set(chat)), True)):
+        if members:
+            encoded = tokenizer(
+                [texts[row] for row in members],
+                add_special_tokens=special,
+                padding=False,
+                truncation=False,
+                verbose=False,
+            )
+            for row, tokens in zip(members, encoded["input_ids"], strict=True):
+                ids[row] = [int(token) for token in tokens]
+    return ids

@@ -1,4 +1,4 @@
-"""Which rows can be used: TRL's dataset types, checked row by row, every problem reported in one pass."""
+"""Check every row against TRL's dataset types, and report all problems in one pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "unpaired-preference": ("prompt", "completion", "label"),
 }
-"""TRL's types and the columns they need. A preference set may hold its prompt in a column of its own or within both
+"""TRL's types and the columns they need. A preference set may hold its prompt in a separate column or within both
 answers."""
 
 
@@ -38,15 +38,15 @@ def validate_files(name: str, kind: str | None = None) -> ValidationReport:
 
     Args:
         name: as `load_prompts` takes it.
-        kind: `prompt-only`, `prompt-completion`, `preference` or `unpaired-preference`; default: what each file's
-            columns say.
+        kind: `prompt-only`, `prompt-completion`, `preference` or `unpaired-preference`; default: detected from each
+            file's columns.
 
     Raises:
-        FrugalignError: no such data, or no such kind.
+        FrugalignError: the data or the kind does not exist.
     """
     kind = "unpaired-preference" if kind == "unpaired" else kind
     if kind is not None and kind not in KINDS:
-        raise FrugalignError(f"{kind!r} is no dataset type; there are {', '.join(KINDS)}.")
+        raise FrugalignError(f"{kind!r} is not a dataset type; choose from {', '.join(KINDS)}.")
     files = [rows for split in read_splits(name).values() for rows in split]
     kinds = {rows.file: kind or detect_kind(rows) for rows in files}
     problems = [problem for rows in files for problem in check_rows(rows, kinds[rows.file])]
@@ -55,7 +55,7 @@ def validate_files(name: str, kind: str | None = None) -> ValidationReport:
 
 
 def detect_kind(rows: Rows) -> str:
-    """The richest type whose columns the file has; a `label` makes completions unpaired preferences only where it is
+    """The richest type whose columns the file has. Completions with a `label` are unpaired preferences only if it is
     true or false."""
     columns = set(rows.columns)
     if {"chosen", "rejected"} & columns:
@@ -76,7 +76,7 @@ def check_rows(rows: Rows, kind: str = "prompt-only") -> list[Problem]:
         wanted.append("prompt")
     missing = [name for name in wanted if name not in columns]
     if not columns and not rows.problems:
-        return [Problem(rows.file, None, "there is no row")]
+        return [Problem(rows.file, None, "there are no rows")]
     if missing and columns:
         has = ", ".join(columns[:12])
         needs = " and ".join(f"`{name}`" for name in missing)
@@ -85,7 +85,7 @@ def check_rows(rows: Rows, kind: str = "prompt-only") -> list[Problem]:
     first: dict[str, tuple[type, int]] = {}
     for number, row in rows.items(wanted):
         reason = next((found for name in wanted if (found := _reason(name, row)) is not None), None)
-        if reason is None and not rows.is_table:  # rows become an Arrow table, which holds one type per column
+        if reason is None and not rows.is_table:  # an Arrow table holds one type per column
             reason = next(
                 (found for name in row if (found := _other_type(name, row[name], number, first)) is not None), None
             )
@@ -95,7 +95,7 @@ def check_rows(rows: Rows, kind: str = "prompt-only") -> list[Problem]:
 
 
 def raise_first_problem(problems: Sequence[Problem], name: str) -> None:
-    """Raise for the first problem, in one sentence that says how many more there are; nothing where there is none."""
+    """Raise for the first problem and say how many more there are. Do nothing without problems."""
     if not problems:
         return
     more = len(problems) - 1

@@ -1,4 +1,4 @@
-"""How far confidences can be trusted: expected calibration error and the points of a reliability plot."""
+"""Calibration of confidences: expected calibration error and the points of a reliability plot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Reliability:
-    """Per bin: mean confidence, share that was right, and how many; `ece`: their mean absolute difference weighted by size."""
+    """Per bin: mean confidence, share correct, and count. `ece`: the mean absolute gap between the two, weighted by
+    count."""
 
     confidence: list[float]
     accuracy: list[float]
@@ -19,7 +20,8 @@ class Reliability:
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], n_bins: int = 10) -> Reliability:
-    """Bins of equal width over [0.5, 1], as fits the confidence in the likelier of two answers; empty bins are left out.
+    """Bins of equal width over [0.5, 1], the range of confidence in the likelier of two answers. Empty bins are left
+    out.
 
     `confidence[i]` in [0.5, 1]; `right[i]`: whether that answer was the better one.
     """

@@ -1,7 +1,7 @@
 """Means with percentile-bootstrap intervals, resampled by prompt.
 
-Several completions of one prompt are not independent: a cluster (all rows of a prompt) is drawn as a whole. Draws are
-seeded, so the same numbers give the same interval.
+Completions of one prompt are not independent, so a cluster (all rows of a prompt) is drawn as a whole. Draws are
+seeded: equal numbers give equal intervals.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def mean_interval(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
-    """Mean of `values`; rows that are None do not apply and are left out. None when nothing is left.
+    """Mean of `values`, leaving out None. Returns None if nothing is left.
 
     Args:
         clusters: what each row belongs to (its prompt); default: every row for itself.
@@ -55,7 +55,8 @@ def ratio_interval(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
-    """`Σ numerators / Σ denominators` (say nats over tokens), clusters resampled; without denominators: the mean."""
+    """`Σ numerators / Σ denominators` (nats over tokens, for example), clusters resampled. Without denominators: the
+    mean."""
     groups = range(len(numerators)) if clusters is None else clusters
     weights = [1.0] * len(numerators) if denominators is None else denominators
     rows = [(n, d, c) for n, d, c in zip(numerators, weights, groups, strict=True) if n is not None]
@@ -93,13 +94,13 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate | None:
-    """Mean of `first − second`, row by row; a row where either is None is left out."""
+    """Mean of `first − second` by row. A row is left out if either value is None."""
     differences = [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
     return mean_interval(differences, clusters, level=level, seed=seed)
 
 
 def preference(first: float | None, second: float | None) -> float | None:
-    """1 where `first` is the higher one, 0 where `second` is, one half for equal values (to rounding), None where either is."""
+    """1 if `first` is higher, 0 if `second` is, one half if they are equal up to rounding, None if either is None."""
     if first is None or second is None:
         return None
     return 0.5 if math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12) else float(first > second)
@@ -113,6 +114,6 @@ def win_rate(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate | None:
-    """Share of rows where `first` is the higher one; a tie counts one half."""
+    """Share of rows where `first` is higher. A tie counts one half."""
     wins = [preference(a, b) for a, b in zip(first, second, strict=True)]
     return mean_interval(wins, clusters, level=level, seed=seed)

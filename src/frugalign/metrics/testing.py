@@ -1,6 +1,7 @@
-"""Is a difference more than chance? Wilson intervals, sign-flip tests by prompt, Holm's correction, and win rates freed of length.
+"""Is a difference more than chance? Wilson intervals, sign-flip tests by prompt, Holm's correction, length-controlled
+win rates.
 
-Left out on purpose: tests that assume a normal law, and any threshold below which a p-value would count as significant.
+Left out on purpose: tests that assume a normal distribution, and a significance threshold for p-values.
 """
 
 from __future__ import annotations
@@ -17,36 +18,38 @@ from numpy.typing import NDArray
 from frugalign.metrics.intervals import Estimate
 
 _EXACT_CLUSTERS = 12
-"""Up to so many clusters all 2^12 sign patterns are looked at."""
+"""Up to this many clusters, all 2^12 sign patterns are enumerated."""
 _CHUNK = 1 << 22
-"""Numbers held at once (32 MB)."""
+"""Numbers held in memory at once (32 MB)."""
 _RIDGE = (0.01, 0.1)
-"""Penalties `λ/2·θ²` on intercept and slope. They leave the fit of a few dozen rows about where it was, and keep that of separated rows finite."""
+"""Penalties `λ/2·θ²` on intercept and slope. They barely change a fit of a few dozen rows, and keep a fit of
+separable rows finite."""
 
 _Name = TypeVar("_Name")
 _Floats = NDArray[np.float64]
 
 
 def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> Estimate | None:
-    """A share with Wilson's score interval, which holds for few rows and for shares near 0 and 1; None for no rows.
+    """A share with Wilson's score interval, which is valid for few rows and for shares near 0 and 1. None without
+    rows.
 
-    `(p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n)`, `p = successes/n` (Wilson 1927). It takes rows as independent: where a prompt has
-    several, `mean_interval` resamples prompts.
+    `(p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n)`, `p = successes/n` (Wilson 1927). Rows are assumed
+    independent. If a prompt has several, use `mean_interval`, which resamples prompts.
 
     Args:
-        successes: how many of `n`; a tie may count one half, which makes the interval wider than it need be.
+        successes: how many of `n`. A tie may count one half, which makes the interval conservative.
 
     Raises:
-        ValueError: fewer than none or more than `n`.
+        ValueError: `successes` is negative or exceeds `n`.
     """
     if n == 0:
         return None
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no share")
+        raise ValueError(f"{successes} of {n} is not a share")
     p, z = successes / n, NormalDist().inv_cdf((1 + level) / 2)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # Rounding would put the end of an interval of no or of all successes a hair beyond them.
+    # Without successes, or with successes only, rounding would put an end of the interval beyond the share.
     return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
 
 
@@ -57,13 +60,14 @@ def paired_p_value(
     n_permutations: int = 10_000,
     seed: int = 0,
 ) -> float | None:
-    """Two-sided p-value of "the mean difference is 0" by flipping signs, all rows of a cluster together; None when no row is left.
+    """Two-sided p-value of "the mean difference is 0" by a sign-flip test. None if no row is left.
 
-    Under the null either policy could have given either answer, so a cluster's difference is as likely as its negative (Fisher
-    1935). With few clusters that differ all patterns of signs are counted; else `(1 + hits)/(1 + n_permutations)` of drawn ones, never 0.
+    Under the null either policy could have given either answer, so a cluster's difference is as likely as its
+    negative (Fisher 1935). All rows of a cluster flip together. With few differing clusters, all sign patterns are
+    enumerated. Otherwise they are sampled, and p is `(1 + hits)/(1 + n_permutations)`, never 0.
 
     Args:
-        differences: first minus second, a row each; rows that are None do not apply.
+        differences: first minus second, one per row; None rows are left out.
         clusters: what each row belongs to (its prompt); default: every row for itself.
     """
     groups = range(len(differences)) if clusters is None else clusters
@@ -74,7 +78,7 @@ def paired_p_value(
     if not sums:
         return None
     totals = np.array([total for values in sums.values() if (total := math.fsum(values)) != 0])
-    # Patterns as far from 0 as the observed one count, also where rounding adds their terms up a little differently.
+    # Patterns as far from 0 as the observed one count too, so allow for rounding of the sums.
     observed = abs(totals.sum()) - 1e-9 * np.abs(totals).sum()
     if len(totals) <= _EXACT_CLUSTERS:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(totals)))).reshape(
@@ -96,20 +100,21 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]: ...
 def holm(
     p_values: Mapping[_Name, float | None] | Sequence[float | None],
 ) -> dict[_Name, float | None] | list[float | None]:
-    """P-values adjusted for being several, in the shape they came in (Holm 1979).
+    """Holm's correction for multiple comparisons (Holm 1979). The result has the shape of the input.
 
-    Of `m`, the k-th smallest (from 1) becomes the largest of `(m − j + 1)·p_j` over `j ≤ k`, at most 1. Calling those below α
-    differences errs in any of them with probability at most α, whatever hangs together. None stays None and is not one of the `m`.
+    Of `m` p-values, the k-th smallest (from 1) becomes the largest of `(m − j + 1)·p_j` over `j ≤ k`, at most 1.
+    Rejecting those below α bounds the family-wise error rate by α under any dependence. None stays None and does not
+    count towards `m`.
 
     Raises:
-        ValueError: a number outside [0, 1].
+        ValueError: a p-value lies outside [0, 1].
     """
     if isinstance(p_values, Mapping):
         return dict(zip(p_values, holm(list(p_values.values())), strict=True))
     adjusted: list[float | None] = [None] * len(p_values)
     given = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     if any(not 0 <= p <= 1 for p, _ in given):
-        raise ValueError("a p-value lies in [0, 1]")
+        raise ValueError("a p-value must lie in [0, 1]")
     largest = 0.0
     for rank, (p, place) in enumerate(given):
         largest = max(largest, min(1.0, (len(given) - rank) * p))
@@ -126,19 +131,22 @@ def length_controlled_win_rate(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
-    """The win rate that a judge would give to answers as long as the other side's; None when no row is left.
+    """The win rate a judge would give if both answers were equally long. None if no row is left.
 
-    Dubois et al. 2024 (AlpacaEval 2): `P(win) = σ(a + b·tanh(d/s))`, `d` the row's length difference and `s` the standard deviation of all of
-    them (not centred: 0 stays "equally long"), fitted by logistic regression; the estimate is `σ(a)`. The interval is a percentile
-    bootstrap over clusters, `s` held. Of theirs is left out: the difficulty of single instructions, which they fit on a leaderboard's
-    models, and the shortened and lengthened answers that they add against gaming; a small ridge stands where they cross-validate a penalty.
+    Follows Dubois et al. 2024 (AlpacaEval 2): logistic regression of `P(win) = σ(a + b·tanh(d/s))`, estimate `σ(a)`.
+    Here `d` is the row's length difference. `s` is the standard deviation of all differences, not centred, so that 0
+    means equally long. The interval is a percentile bootstrap over clusters with `s` fixed.
 
-    It extrapolates where one side is always the longer one; the interval then says less than it seems to. Where all differences are
-    the same, there is nothing to tell length by, and the result is the plain win rate.
+    Two of their parts are left out: the difficulty of single instructions, which they fit on a leaderboard's models,
+    and the shortened and lengthened answers that they add against gaming. A small ridge replaces their
+    cross-validated penalty.
+
+    If one side is always longer, the estimate is an extrapolation and the interval is too narrow. If all differences
+    are equal, length has no measurable effect and the result is the plain win rate.
 
     Args:
-        wins: preference for the first in [0, 1], one half a tie (as two rows of half the weight, a win and a loss).
-        length_differences: first minus second, in any unit; a row that is None here or in `wins` is left out.
+        wins: preference for the first in [0, 1]. A tie is one half: two rows of half the weight, a win and a loss.
+        length_differences: first minus second, in any unit. A row that is None here or in `wins` is left out.
         clusters: what each row belongs to (its prompt); default: every row for itself.
     """
     groups = range(len(wins)) if clusters is None else clusters
@@ -172,8 +180,9 @@ def length_controlled_win_rate(
 def _fit(x: _Floats, win: _Floats, weights: _Floats, start: _Floats) -> _Floats:
     """`(a, b) [R, 2]` for R weightings `weights [R, N]` of the rows `x [N]`, `win [N]`: ridge logistic regression by Newton's method.
 
-    All R at once, as a bootstrap asks for thousands of fits of two numbers. The damping `log(1 + c)/c`, `c` the step's length
-    times the longest row's, makes it converge from anywhere (Sun & Tran-Dinh 2019, generalised self-concordance).
+    All R are fitted at once, since a bootstrap needs thousands of fits of two numbers. The damping `log(1 + c)/c`
+    ensures convergence from any start; `c` is the step's length times the longest row's (Sun & Tran-Dinh 2019,
+    generalised self-concordance).
     """
     design = np.stack([np.ones_like(x), x], -1)
     products = design[:, :, None] * design[:, None, :]
@@ -192,6 +201,6 @@ def _fit(x: _Floats, win: _Floats, weights: _Floats, start: _Floats) -> _Floats:
 
 
 def _sigmoid(z: _Floats) -> _Floats:
-    """`1/(1 + e^−z)`, in the form that does not overflow."""
+    """`1/(1 + e^−z)`, in a form that does not overflow."""
     half: _Floats = 0.5 * (1 + np.tanh(z / 2))
     return half

@@ -1,4 +1,4 @@
-"""Means over seeds crossed with prompts: what another seed and other prompts would change, in one interval."""
+"""Means over seeds crossed with prompts. One interval covers the variation over both seeds and prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from frugalign.metrics.intervals import Estimate
 
 @dataclass(frozen=True)
 class TwoWayMean:
-    """A mean with its interval, and the two-sided p-value of its being zero (None where nothing varies)."""
+    """A mean with its interval, and the two-sided p-value of a zero mean (None if nothing varies)."""
 
     estimate: Estimate
     p_value: float | None
@@ -24,21 +24,24 @@ class TwoWayMean:
 def two_way_mean(
     values: Sequence[Sequence[float | None]], *, level: float = 0.95, share: bool = False
 ) -> TwoWayMean | None:
-    """Mean of `values[seed][prompt]` with a t-interval whose variance is that of both ways of the table.
+    """Mean of `values[seed][prompt]` with a t-interval for two crossed random effects.
 
-    With S seeds and P prompts the variance of the mean under random effects of seed, prompt and rest is estimated by
-    `s_A²/S + s_B²/P − s_E²/(S·P)`, the variances of the seeds' means, of the prompts' means, and of the residuals (the rest is in both of the first
-    two, hence taken away once), with degrees of freedom by Satterthwaite. Few seeds may agree by chance, and that would narrow the interval as it
-    raises the freedom: it is never narrower than the t-interval over the seeds' means alone, or over the prompts' alone. With one seed the prompts'
-    is all there is to be had, and the other way round.
+    With S seeds and P prompts the variance of the mean is estimated by `s_A²/S + s_B²/P − s_E²/(S·P)`. The terms are
+    the variances of the seed means, of the prompt means, and of the residuals. The residual variance is in both of
+    the first two terms, hence subtracted once. Degrees of freedom follow Satterthwaite.
+
+    A few seeds may agree by chance, which would make the interval too narrow. It is therefore never narrower than the
+    t-interval over the seed means alone, or over the prompt means alone. With one seed only the interval over prompts
+    is available, and vice versa.
 
     Args:
-        values: None where a measure does not apply; a prompt that lacks a value under any seed is left out.
-        share: values are shares, so the interval is Wilson's on as many independent rows as have this variance, `p(1 − p)/variance` (where all
-            are 0 or all 1: on the prompts): it stays within [0, 1]. There is no p-value then.
+        values: None if a measure does not apply. A prompt without a value under some seed is left out.
+        share: values are shares, so use Wilson's interval, which stays within [0, 1]. Its number of independent rows
+            is the effective one, `p(1 − p)/variance`, or the number of prompts if all values are 0 or all 1. No
+            p-value is given.
 
     Returns:
-        None where fewer than two values are left. `n` is their number.
+        None if fewer than two values are left. `n` is their number.
     """
     rows = [[math.nan if value is None else float(value) for value in row] for row in values]
     if not rows or len({len(row) for row in rows}) != 1:
@@ -49,7 +52,7 @@ def two_way_mean(
         return None
     mean, n = float(table.mean()), int(table.size)
     if share and np.isin(table, (0.0, 1.0)).all() and table.min() == table.max():
-        # Nothing varies, so as many independent rows as there are prompts say how sure that is.
+        # Nothing varies: take the prompts as the independent rows.
         return TwoWayMean(_wilson(mean, table.shape[1], _z(level), n), None)
     terms = _terms(table)
     width, freedom = _width(terms, (1 + level) / 2)
@@ -66,7 +69,8 @@ def _z(level: float) -> float:
 
 
 def _terms(table: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """(variance of the mean, degrees of freedom) by each way of looking at the table; the interval is the widest of theirs."""
+    """(variance of the mean, degrees of freedom) over seeds, over prompts, and over both. The widest interval is
+    used."""
     seeds, prompts = table.shape
     by_seed = float(table.mean(1).var(ddof=1)) / seeds if seeds > 1 else 0.0
     by_prompt = float(table.mean(0).var(ddof=1)) / prompts if prompts > 1 else 0.0
@@ -88,14 +92,14 @@ def _width(terms: Sequence[tuple[float, float]], quantile: float) -> tuple[float
 
 
 def _p_value(distance: float, terms: Sequence[tuple[float, float]]) -> float:
-    """Two-sided, the largest by any of the terms: 0 lies outside exactly the intervals whose level is below 1 − p."""
+    """Two-sided p-value, the largest over the terms. Exactly the intervals of a level below 1 − p exclude 0."""
     return max(
         2 * float(stats.t.sf(distance / math.sqrt(variance), freedom)) for variance, freedom in terms if variance > 0
     )
 
 
 def _wilson(p: float, rows: float, t: float, n: int) -> Estimate:
-    """Wilson's score interval on so many independent rows, with t in place of z."""
+    """Wilson's score interval for `rows` independent rows, with t in place of z."""
     centre, below = p + t * t / (2 * rows), 1 + t * t / rows
     half = t * math.sqrt(p * (1 - p) / rows + t * t / (4 * rows * rows))
     return Estimate(p, max(0.0, min(p, (centre - half) / below)), min(1.0, max(p, (centre + half) / below)), n)

@@ -1,1 +1,2 @@
-"""Option groups that verbs and methods share, and the rules their values obey. No torch: every `--help` reads these files."""
+"""Option groups shared by verbs and methods, and the rules for their values. No torch: every `--help` reads these
+files."""

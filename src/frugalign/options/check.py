@@ -1,4 +1,4 @@
-"""One rule for every value: `check_options` holds an options dataclass against the kinds that its fields declare. No torch."""
+"""Validation: `check_options` checks an options dataclass against the kinds that its fields declare. No torch."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class _Rule:
 
 
 def check_options(options: Any) -> None:
-    """Hold every field of an options dataclass against its kind, and a Literal against its words.
+    """Check every field of an options dataclass against its kind, and a Literal against its values.
 
-    A float without a kind must be finite, and an int of ours whole.
+    A float without a kind must be finite. An int that `option` declared must be whole.
 
     Raises:
-        FrugalignError: the first value that breaks its rule, with what it must be.
+        FrugalignError: a value breaks its rule; the message says what it must be.
     """
     cls: Any = type(options)
     for name, rule in _rules(cls).items():
@@ -77,10 +77,10 @@ def check_options(options: Any) -> None:
 
 
 def check_value(name: str, value: Any, kind: Kind | None, allowed: tuple[Any, ...] | None = None) -> None:
-    """Hold one value, or every item of a list, against a kind or the words that are allowed.
+    """Check one value, or every item of a list, against a kind or the allowed words.
 
     Raises:
-        FrugalignError: where it breaks the rule.
+        FrugalignError: the value breaks its rule.
     """
     for item in value if isinstance(value, (list, tuple)) else [value]:
         refusal = None
@@ -96,8 +96,8 @@ def check_value(name: str, value: Any, kind: Kind | None, allowed: tuple[Any, ..
 
 @cache
 def _rules(cls: type) -> dict[str, _Rule]:
-    """The rules of a dataclass by field, of the fields that have one. What `option` declared is ours; the rest is inherited
-    from `TrainingArguments` and its kin, which check their own words and leave None in fields of any type."""
+    """The rules of a dataclass by field name. A field with metadata was declared by `option`. The others are
+    inherited from `TrainingArguments` and its subclasses, which check their own words and allow None in any field."""
     hints, found = get_type_hints(cls), {}
     for each in fields(cls):
         hint, ours = hints[each.name], "kind" in each.metadata
@@ -118,5 +118,5 @@ def _finite(hint: Any) -> Kind | None:
 
 
 def _number(hint: Any) -> Any:
-    """The type of a hint's values, or of its items; None where it also takes text, such as `auto`."""
+    """The type of a hint's values, or of its items. None if it also accepts text such as `auto`."""
     return None if str in members(hint) else list_item(hint) or scalar(hint)

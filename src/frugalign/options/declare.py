@@ -1,4 +1,4 @@
-"""How an option is declared: once, in a group; a verb changes its default with `defaults` and adds to its help with `notes`.
+"""Declare an option once, in a group. A verb changes its default with `defaults` and extends its help with `notes`.
 
     @dataclass
     class Optimiser(Group, section="optimisation"):
@@ -9,7 +9,8 @@
     @notes(learning_rate="A proxy takes a larger one than a LoRA.")
     class ProxyOptions(Optimiser): ...
 
-`like` is for the rare option whose type differs too, such as one that may be None for "what the artefact says". No torch.
+`like` is for the rare option whose type differs too, such as one that may be None to use the artefact's value. No
+torch.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from frugalign.options.kinds import Kind
 
 Options = TypeVar("Options")
 REQUIRED: Any = MISSING
-"""The default of an option that must be given."""
+"""The default of a required option."""
 
 
 class Group:
-    """Base of a group of options; `section`: the heading under which `--help` lists the options that it declares."""
+    """Base class of an option group. `section`: the heading under which `--help` lists the group's options."""
 
     section: ClassVar[str] = ""
 
@@ -39,7 +40,7 @@ class Group:
 
 
 def section_of(cls: type, item: Field[Any]) -> str:
-    """The section of the group that declares an option of `cls`, or `` for an option of the class itself."""
+    """The section of the group that declares an option of `cls`. Empty for an option of the class itself."""
     owners = [base for base in reversed(cls.__mro__) if item.name in get_annotations(base)]
     declared_in = next((base.section for base in owners if issubclass(base, Group)), "")
     return str(item.metadata.get("section", declared_in))
@@ -49,16 +50,17 @@ def option(default: Any, text: str, kind: Kind | None = None, *, positional: boo
     """A field of an options dataclass.
 
     Args:
-        default: a list is copied for every instance; `REQUIRED` for none.
+        default: a list is copied for every instance; `REQUIRED` makes the option required.
         text: the help, as full sentences.
-        kind: the rule for its value, or for every item of a list; None (the value) is always allowed.
-        positional: whether it may stand without its flag, as RUN in `frugalign report RUN`.
+        kind: the rule for its value, or for every item of a list. The value None is always allowed.
+        positional: whether it may be given without its flag, as RUN in `frugalign report RUN`.
     """
     return _field(default, {"help": text, "kind": kind} | ({"positional": True} if positional else {}))
 
 
 def defaults(**values: Any) -> Callable[[type[Options]], type[Options]]:
-    """A class decorator, below `@dataclass`: these inherited options have other defaults here, or must be given (`REQUIRED`)."""
+    """A class decorator, placed below `@dataclass`: change the defaults of inherited options, or make them
+    `REQUIRED`."""
 
     def decorate(cls: type[Options]) -> type[Options]:
         for name, value in values.items():
@@ -72,7 +74,7 @@ def defaults(**values: Any) -> Callable[[type[Options]], type[Options]]:
 
 
 def notes(**texts: str) -> Callable[[type[Options]], type[Options]]:
-    """A class decorator, below `@dataclass`: what these inherited options mean here, added to their help."""
+    """A class decorator, placed below `@dataclass`: append text to the help of inherited options."""
 
     def decorate(cls: type[Options]) -> type[Options]:
         for name, text in texts.items():
@@ -87,7 +89,7 @@ def notes(**texts: str) -> Callable[[type[Options]], type[Options]]:
 def like(
     group: type, name: str, default: Any, note: str = "", kind: Kind | None = None, *, positional: bool = False
 ) -> Any:
-    """A field with the help and the kind of `group`'s option `name`, for a class where it has another type.
+    """A field with the help and kind of the option `name` in `group`, for a class where its type differs.
 
     `kind`: a stricter one than the group's.
     """
@@ -106,13 +108,13 @@ def _field(default: Any, metadata: Any) -> Any:
 
 
 def _inherited(cls: type, name: str) -> tuple[Any, Field[Any]]:
-    """The type and the field of an option that `cls`, not yet a dataclass itself, inherits.
+    """The type and the field of an inherited option. `cls` is not a dataclass yet.
 
     Raises:
-        TypeError: it inherits none of that name.
+        TypeError: `cls` inherits no option of that name.
     """
     own = cls.__dict__.get(name)
-    if isinstance(own, Field):  # another decorator was here before
+    if isinstance(own, Field):  # another decorator has redeclared it
         return cls.__annotations__[name], own
     for base in cls.__mro__[1:]:
         found = {each.name: each for each in fields(base)} if hasattr(base, "__dataclass_fields__") else {}

@@ -1,6 +1,6 @@
-"""Every option that several verbs or methods have, declared once. A verb inherits the groups that it takes; see `declare`.
+"""Every option shared by several verbs or methods, declared once. A verb inherits its groups; see `declare`.
 
-Groups are inherited, never compared or shown: without `==` and `repr`, `--help` starts sooner.
+Groups are never compared or printed, so they have no `==` and `repr`. This makes `--help` start faster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the type hint of an option allows: unions, literals, lists and enumerations taken apart. No torch."""
+"""Inspect the type hint of an option: unions, literals, lists and enumerations. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 
 def members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, with None as `NoneType`; any other type alone."""
+    """The members of a union, with None as `NoneType`. Any other type is its own only member."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
@@ -21,14 +21,14 @@ def without_none(hint: Any) -> Any:
 
 
 def scalar(hint: Any) -> Any:
-    """The type without None. Where several remain, the first that is not a list, dict or tuple."""
+    """The type without None. If several remain, the first that is not a list, dict or tuple."""
     left = [member for member in members(hint) if member is not type(None)]
     plain = [member for member in left if (get_origin(member) or member) not in (list, dict, tuple)]
     return (plain or left)[0] if left else str
 
 
 def list_item(hint: Any) -> Any | None:
-    """The item type of a list (or of a union with a list); None where the type has no list."""
+    """The item type of a list, or of the list in a union. None without a list."""
     for member in members(hint):
         if (get_origin(member) or member) is list:
             return (get_args(member) or (str,))[0]
@@ -36,7 +36,7 @@ def list_item(hint: Any) -> Any | None:
 
 
 def choices(hint: Any) -> tuple[Any, ...] | None:
-    """The values that a Literal or an enumeration allows; None for other types."""
+    """The values allowed by a Literal or an enumeration. None for other types."""
     found: list[Any] = []
     for member in members(hint):
         if get_origin(member) is Literal:

@@ -1,4 +1,4 @@
-"""The kinds of values that options hold: what each allows, and how an error message says so. No torch."""
+"""Kinds of option values: what each allows, and its wording in error messages. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 class Kind:
     """A rule for one value. Every kind of number refuses NaN and infinity.
 
-    `must_be`: the rule in words, after "it must be"; `allows`: whether a finite number obeys it; `whole`: integers only.
+    `must_be`: the rule in words, after "it must be". `allows`: whether a finite number obeys it. `whole`: integers
+    only.
     """
 
     must_be: str
@@ -22,7 +23,7 @@ class Kind:
     whole: bool = False
 
     def refusal(self, value: Any) -> str | None:
-        """What `value` must be instead, in words; None where it obeys the rule."""
+        """What `value` must be instead, in words. None if it obeys the rule."""
         if isinstance(value, bool) or not isinstance(value, Real):
             return "a whole number" if self.whole else "a number"
         number = float(value)
@@ -44,11 +45,11 @@ NON_NEGATIVE = Kind("at least 0", lambda x: x >= 0)
 NON_POSITIVE = Kind("at most 0", lambda x: x <= 0)
 
 SHARE = Kind("between 0 and 1", lambda x: 0 <= x <= 1)
-"""A share, with both ends."""
+"""A share, 0 and 1 included."""
 PROBABILITY = Kind("above 0 and at most 1", lambda x: 0 < x <= 1)
 BELOW_ONE = Kind("at least 0 and below 1", lambda x: 0 <= x < 1)
 PART = Kind("above 0 and below 1", lambda x: 0 < x < 1)
-"""A part that leaves something on both sides, such as held-out prompts."""
+"""A part of a whole, neither none nor all of it, such as held-out prompts."""
 
 WHOLE = Kind("a whole number", whole=True)
 COUNT = Kind("at least 1", lambda x: x >= 1, whole=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def model_arguments(options: Any) -> dict[str, Any]:
-    """How the model that `options` names is loaded: keyword arguments of `load_model`."""
+    """Keyword arguments of `load_model` for the model that `options` names."""
     return {
         "revision": options.revision,
         "dtype": options.dtype,
@@ -17,7 +17,7 @@ def model_arguments(options: Any) -> dict[str, Any]:
 
 
 def policy_arguments(options: Any, *, trains_every_weight: bool) -> dict[str, Any]:
-    """`model_arguments` of a model that is trained. Full fine-tuning defaults to float32: bfloat16 rounds most steps of a
-    small learning rate away."""
+    """`model_arguments` for a model to be trained. Full fine-tuning defaults to float32: bfloat16 rounds away most
+    small updates."""
     found = model_arguments(options)
     return found | {"dtype": found["dtype"] or "float32"} if trains_every_weight else found

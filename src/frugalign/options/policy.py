@@ -1,4 +1,4 @@
-"""The flags that say what answers: those of `generate`, `chat` and `evaluate`. No torch."""
+"""The flags of `generate`, `chat` and `evaluate` that define the policy. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOT_IN_SPEC = ("use_cpu",)
 @defaults(model_name_or_path=REQUIRED)
 @notes(model_name_or_path="It is the base.", principles="The model answers under them.")
 class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model, section="policy"):
-    """A base and what is put on top of it; every flag is a field of `PolicySpec`, but `use_cpu` and `strength`."""
+    """A base model and the parts on top of it. Every flag except `use_cpu` and `strength` is a field of `PolicySpec`."""
 
     proxy: list[str] = option(
         [],
@@ -42,7 +42,7 @@ class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model, sectio
     )
 
     def policy_values(self) -> dict[str, Any]:
-        """What `PolicySpec.from_dict` reads; empty lists are left out."""
+        """The values that `PolicySpec.from_dict` reads. Empty lists are left out."""
         names = [name for name in PolicyOptions.__dataclass_fields__ if name not in _NOT_IN_SPEC]
         values = {name: getattr(self, name) for name in names}
         values["device_map"] = self.device_map or ("cpu" if self.use_cpu else None)

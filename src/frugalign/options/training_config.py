@@ -1,4 +1,5 @@
-"""What the training methods' configs share: our options on `TrainingArguments`, checked, and written so that they can be read back. No torch."""
+"""Shared by the methods' training configs: validation on top of `TrainingArguments`, and values that can be read
+back. No torch."""
 
 from __future__ import annotations
 
@@ -20,9 +21,10 @@ _NEVER_LISTED = ("azure_ml", "flyte")
 
 
 class TrainingConfig:
-    """A mixin for a config: one of our options dataclasses on `TrainingArguments` or a class of its kind.
+    """A mixin for a config that combines one of our options dataclasses with `TrainingArguments` or a subclass.
 
-    `own`: the options dataclass; `own_may_change`: its options that may change when a run is resumed, beside `MAY_CHANGE`.
+    `own`: the options dataclass. `own_may_change`: its options that may change on resuming, in addition to
+    `MAY_CHANGE`.
     """
 
     own: ClassVar[type]
@@ -32,7 +34,7 @@ class TrainingConfig:
         """Check every value, ours and inherited, then let transformers set up its own fields.
 
         Raises:
-            FrugalignError: a value that breaks its rule, or what transformers refuses.
+            FrugalignError: a value breaks its rule, or transformers rejects it.
         """
         check_options(self)
         arguments: Any = super()
@@ -43,16 +45,17 @@ class TrainingConfig:
         _check_trackers(getattr(self, "report_to", None) or ())
 
     def options(self) -> dict[str, Any]:
-        """Our own options as they run, as plain values."""
+        """Our own options with the values in use, as plain values."""
         values = {each.name: getattr(self, each.name) for each in fields(self.own)}
         return {name: getattr(value, "value", value) for name, value in values.items()}
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Our options that must stay as they are when a run is resumed; JSON-ready."""
+        """Our options that must not change when a run is resumed. JSON-ready."""
         return {name: value for name, value in self.options().items() if name not in MAY_CHANGE | self.own_may_change}
 
     def resolved(self) -> dict[str, Any]:
-        """Every option as it runs, ready for `--config`: our own, and the inherited ones that are not at their defaults."""
+        """Every option with the value in use, ready for `--config`: our own, and the inherited ones that differ from
+        their defaults."""
         options = {name: value for name, value in self.options().items() if name not in START_OPTIONS}
         every: Any = self
         for each in fields(every):
@@ -83,5 +86,5 @@ def _check_trackers(report_to: str | Sequence[str]) -> None:
 
 
 def refused_settings(error: Exception) -> FrugalignError:
-    """What transformers or TRL says against the settings, as one sentence of ours."""
+    """The error of transformers or TRL about the settings, as one user error."""
     return FrugalignError(f"These settings do not fit: {' '.join(str(error).split()).rstrip('.')}.")
