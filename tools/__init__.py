@@ -1,1 +1,1 @@
-"""What keeps the project, and is not part of the package."""
+"""Maintenance tools that are not part of the package."""

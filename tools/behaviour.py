@@ -1,10 +1,11 @@
-"""Whether a change kept what every method computes: short runs of each, told apart by hashes.
+"""Check that a change keeps what every method computes: short runs of each, compared by hash.
 
     python -m tools.behaviour record before.json       # at the commit before a refactor
     python -m tools.behaviour compare before.json      # after it, on the same machine
 
-Everything runs through the command line, so a move inside the package cannot move the check. The hashes are of weights and of completions;
-they hold on one machine with one set of versions, since another processor rounds otherwise. `FRUGALIGN_TRIALS` adds stories260k.
+Everything runs through the command line, so a move inside the package does not affect the check. The hashes are of
+weights and completions. They hold on one machine with one set of versions, since another processor rounds
+differently. `FRUGALIGN_TRIALS` adds stories260k.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ STUDIED: dict[str, dict[str, Any]] = {
     "best_of_n": {"n": 4},
     "reward_guided": {"weight": 1.0},
 }
-"""A study's lines: TRL's trainers, and what is trained or decoded only there."""
+"""A study's lines: TRL's trainers, and methods that are trained or decoded only in a study."""
 
 
 def run(*words: str, folder: Path) -> None:
-    """A command of frugalign in `folder`; its output is shown where it fails."""
+    """Run a frugalign command in `folder`. Show its output if it fails."""
     given = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         [sys.executable, "-m", "frugalign.cli", *words], cwd=folder, capture_output=True, text=True, env=given
@@ -56,7 +57,8 @@ def run(*words: str, folder: Path) -> None:
 
 
 def weights(folder: Path) -> str:
-    """A hash of the names and bytes of all tensors in a folder's safetensors files; headers and metadata are left out."""
+    """A hash of the names and bytes of all tensors in a folder's safetensors files. Headers and metadata are left
+    out."""
     from safetensors.numpy import load_file
 
     digest = hashlib.sha256()
@@ -75,7 +77,7 @@ def completions(folder: Path) -> str:
 
 
 def proxies(folder: Path) -> dict[str, str]:
-    """The proxy by its three objectives, and 200 completions under the first on the sandbox."""
+    """A proxy for each of the three objectives, and 200 sandbox completions under the first."""
     found = {}
     common = [*SANDBOX, *PROMPTS, *LEARNED, "--use_cpu", "--max_new_tokens", "24", "--max_steps", str(STEPS)]
     common += ["--per_device_train_batch_size", "32", "--learning_rate", "3e-3", "--num_generations", "4"]
@@ -113,7 +115,7 @@ def preferences(folder: Path) -> dict[str, str]:
 
 
 def rounds(folder: Path) -> dict[str, str]:
-    """PSLE, and DPO in its frame."""
+    """PSLE, and DPO within PSLE's rounds."""
     common = [*SANDBOX, *PROMPTS, *LEARNED, "--principles", "frugalign.sandbox:PRINCIPLES", "--use_cpu"]
     common += ["--prompts_per_round", "64", "--max_new_tokens", "24", "--learning_rate", "1e-3", "--eval_prompts", "16"]
     found = {}
@@ -124,7 +126,7 @@ def rounds(folder: Path) -> dict[str, str]:
 
 
 def studied(folder: Path) -> dict[str, str]:
-    """A small study: what each of its lines trained, and what it answered."""
+    """A small study: the weights and the completions of each line."""
     study = {
         "model_name_or_path": "frugalign.sandbox:model",
         "dataset_name": "frugalign.sandbox:study_prompts",
@@ -151,7 +153,7 @@ def studied(folder: Path) -> dict[str, str]:
 
 
 def stories(folder: Path) -> dict[str, str]:
-    """stories260k: a proxy and 200 completions, where the trials' folder is given."""
+    """stories260k: a proxy and 200 completions, if the trials folder is given."""
     trials = os.environ.get("FRUGALIGN_TRIALS")
     if not trials:
         return {}
@@ -176,7 +178,7 @@ PARTS = {part.__name__: part for part in (proxies, preferences, rounds, studied,
 
 
 def measured(jobs: int, names: list[str]) -> dict[str, str]:
-    """The hashes of these parts by name."""
+    """The hashes of these parts, by name."""
     parts = [PARTS[name] for name in names]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
         folders = [Path(name) / part.__name__ for part in parts]
@@ -189,14 +191,14 @@ def measured(jobs: int, names: list[str]) -> dict[str, str]:
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
-    """A line for each entry that is not the same."""
+    """One line for each entry that differs."""
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             yield f"{name}: {before.get(name, 'not there')} before, {now.get(name, 'not there')} now"
 
 
 def main() -> int:
-    """Record, or compare with what was recorded: 1 where anything differs."""
+    """Record, or compare with a record. Returns 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["record", "compare"])
     parser.add_argument("file", type=Path)

@@ -129,9 +129,9 @@ def test_a_proxy_guides_an_engine_by_its_output_embeddings() -> None:
     ("lacks", "guide", "options", "sentence"),
     [
         ("gives_hidden", NearGuide(1.0), LoopOptions(), "does not give the LM head's input, which this guide reads."),
-        ("can_expand", NearGuide(1.0), LoopOptions(), "cannot expand its cache, so it offers no lookahead."),
-        ("gives_whole_vocabulary", None, LoopOptions(), "gives logits of a part of the vocabulary, so it can only"),
-        ("gives_layers", None, LoopOptions(state_layers=(1,)), "gives no hidden states of single layers, which"),
+        ("can_expand", NearGuide(1.0), LoopOptions(), "cannot expand its cache, so it does not support lookahead."),
+        ("gives_whole_vocabulary", None, LoopOptions(), "gives logits for only part of the vocabulary, so it can only"),
+        ("gives_layers", None, LoopOptions(state_layers=(1,)), "does not give hidden states of single layers, which"),
     ],
 )
 def test_what_an_engine_lacks_is_one_sentence(

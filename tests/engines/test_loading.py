@@ -186,7 +186,7 @@ def drop_first(weights: Path) -> str:
 def test_a_base_with_a_missing_tensor_is_refused(folder: Path) -> None:
     name = drop_first(folder / "model.safetensors")
     message = refusal(str(folder), device_map="cpu")
-    assert "not whole" in message and name in message
+    assert "incomplete: its files lack" in message and name in message
 
 
 def test_an_adapter_that_fits_in_part_is_refused(folder: Path, tmp_path: Path) -> None:

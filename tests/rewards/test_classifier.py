@@ -163,7 +163,7 @@ def test_a_language_model_is_no_reward(tmp_path: Path) -> None:
     """transformers would give it a random head and only warn."""
     LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **LLAMA)).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(FrugalignError, match=r"no sequence-classification model: its file holds no score\.weight"):
+    with pytest.raises(FrugalignError, match=r"not a sequence-classification model: its file lacks score\.weight"):
         load_reward(str(tmp_path))
 
 

@@ -1,1 +1,1 @@
-"""What builds and freezes the embedded sandbox."""
+"""Build and freeze the embedded sandbox."""

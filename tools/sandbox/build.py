@@ -1,4 +1,4 @@
-"""Rebuilds the sandbox: `python -m tools.sandbox.build [--folder DIR] [--only PART]`.
+"""Rebuild the sandbox: `python -m tools.sandbox.build [--folder DIR] [--only PART]`.
 
 Writes prompts, tokenizer, language model, reward model and FROZEN.json in about nine minutes on two cores. Weights
 are stored in bfloat16. Without `--folder` the files go to `sandbox-build/`; copy them over the package's own.
@@ -26,7 +26,7 @@ SIZES: dict[Split, int] = {"train": 2400, "test": 600}
 
 
 def save_bfloat16(model: PreTrainedModel, folder: Path) -> None:
-    """Half the size, and still exactly what every loader reads back."""
+    """Save in bfloat16. The files are half as large, and loaders read back exactly these values."""
     torch.nn.Module.to(model, dtype=torch.bfloat16)
     model.save_pretrained(folder)
 

@@ -1,6 +1,7 @@
-"""What is frozen: the hashes of weights, prompts and grammar. Every figure of the project is about exactly these files.
+"""The frozen files of the sandbox: hashes of weights, prompts and grammar.
 
-Whoever changes one rebuilds (`python -m tools.sandbox.build`) and runs every figure again.
+Every result of the project was measured on exactly these files. After a change, rebuild them (`python -m
+tools.sandbox.build`) and measure every result again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Shows that the learned reward can be exploited: a proxy trained on it with β = 0 (criterion d).
+"""Show that the learned reward can be exploited: train a proxy on it with β = 0 (criterion d).
 
-Without a KL term the proxy finds the annotator's weakness within some dozens of rollouts: the keeper flatters until the
-reply is cut. The learned reward keeps rising, and gold, which rose with it at first, falls to its lowest value.
+Without a KL term the proxy finds the annotator's weakness within a few dozen rollouts: the keeper flatters until the
+reply is cut. The learned reward keeps rising. Gold rises with it at first, then falls to its lowest value.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tools.sandbox.criteria import Bench
 
 
 def exploit(bench: Bench, folder: Path, *, beta: float = 0.0, rollouts: int = 60) -> tuple[list[float], list[float]]:
-    """Train a proxy on the learned reward; (learned, gold) mean reward over each tenth of the rollouts."""
+    """Train a proxy on the learned reward. Returns the mean (learned, gold) rewards of each tenth of the rollouts."""
     model, tokenizer = load_reward_model(str(folder / "reward_model"))
     learned_by_rollout: list[float] = []
     gold_by_rollout: list[float] = []
 
-    def watched(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    def recorded_reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         scores = score_conversations(model, tokenizer, list(map(conversation, prompts, completions)))
         learned_by_rollout.append(sum(scores) / len(scores))
         gold_by_rollout.append(sum(gold(prompts, completions)) / len(scores))
@@ -37,7 +37,7 @@ def exploit(bench: Bench, folder: Path, *, beta: float = 0.0, rollouts: int = 60
         options = partial(ProxyConfig, output_dir=scratch, save_strategy="no", use_cpu=True, disable_tqdm=True)
         config = options(beta=beta, max_new_tokens=40, learning_rate=1e-2, max_steps=2 * rollouts)
         dataset = Dataset.from_list([{"prompt": prompt} for prompt in bench.prompts])
-        ProxyTrainer(bench.model, watched, config, dataset, processing_class=bench.tokenizer).train()
+        ProxyTrainer(bench.model, recorded_reward, config, dataset, processing_class=bench.tokenizer).train()
     tenth = max(1, len(learned_by_rollout) // 10)
     starts = range(0, len(learned_by_rollout) - tenth + 1, tenth)
     return (

@@ -67,7 +67,8 @@ class Ledger:
     def add(self, other: Ledger, wall_clock: float = 0.0) -> None:
         """Add another ledger's counters and seconds by phase. The higher memory peak is kept.
 
-        `wall_clock`: seconds of the other run that this ledger's clock did not measure."""
+        `wall_clock`: seconds of the other run that this ledger's clock did not measure.
+        """
         self.count(other.lm_forward_tokens, other.generated_tokens, other.reward_calls, other.optimizer_steps)
         for name, seconds in other.seconds.items():
             self.add_seconds(name, seconds)

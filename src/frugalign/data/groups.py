@@ -24,7 +24,8 @@ class Groups:
     """Prompts with their responses as text, one row per prompt.
 
     `completion_ids`: the responses' token ids, with the end token if it was emitted; None to encode the text.
-    `rewards`: set once the responses are ranked."""
+    `rewards`: set once the responses are ranked.
+    """
 
     prompts: list[Any]
     completions: list[list[str]]

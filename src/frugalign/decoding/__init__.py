@@ -1,4 +1,4 @@
-"""One decoding loop for rollouts, evaluation and serving; a proxy is known here only as a `Guide`."""
+"""One decoding loop for rollouts, evaluation and serving. It knows a proxy only as a `Guide`."""
 
 from frugalign.base.specs import lazy_exports
 

@@ -1,4 +1,4 @@
-"""What the decoding loop needs of a proxy (or anything else that chooses tokens), and the plain base as the simplest guide."""
+"""The protocols of whatever chooses tokens, such as a proxy, and the plain base as the simplest guide."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Emission:
     """What a guide chose at one position.
 
     `token [B]`; `kl_restriction [B]` = −log p_T(C) and `kl_choice [B]` = KL(π ‖ p) in nats, exact over the full vocabulary;
-    `details`: whatever the guide wants its observer to see.
+    `details`: what the guide passes to the loop's observer.
     """
 
     token: Tensor
@@ -39,9 +39,10 @@ class Emission:
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """One emitted token, and the proposals that were turned down before it.
+    """One emitted token, and the proposals rejected before it.
 
-    `acceptance`: of the emitted token, None where nobody had a choice; `rejected`: (token, acceptance) in no order.
+    `acceptance`: of the emitted token; None if there was only one candidate. `rejected`: (token, acceptance), in no
+    order.
     """
 
     token: int
@@ -58,16 +59,17 @@ class Chooser(Protocol):
     def emit(
         self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
     ) -> Emission:
-        """Choose one token a row; greedy where `do_sample` is false."""
+        """Choose one token per row, greedily if `do_sample` is false."""
         ...
 
     def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
-        """The proposals behind an emission, a row each, for display."""
+        """The proposals behind an emission, row by row, for display."""
         ...
 
 
 class Guide(Chooser, Protocol):
-    """A chooser whose distribution the LM head's input and logits determine, so that hooks on a model can ask for it, too."""
+    """A chooser whose distribution depends only on the LM head's input and logits, so that hooks on a model can use
+    it."""
 
     temperature: float
 
@@ -79,10 +81,12 @@ class Guide(Chooser, Protocol):
 class BaseGuide:
     """The base model itself: `p_T` over its whole vocabulary.
 
-    Drawn by the Gumbel-max trick, whose noise belongs to tokens: rounding that differs from batch to batch changes a draw some thirty times
-    more rarely than with an inverse CDF, where every boundary between two tokens moves, and a guided model on the same noise stays
-    close to its base. The vocabulary beyond the 64 likeliest tokens is one entry, which the maximum of its Gumbels
-    permits, and is drawn from by its CDF when it wins.
+    Tokens are drawn by the Gumbel-max trick, which ties the noise to tokens. Rounding differs between batches; it
+    changes a draw about thirty times less often than with an inverse CDF. Under the same noise, a guided model also
+    stays close to its base.
+
+    All tokens beyond the 64 likeliest share one entry, since the maximum of their Gumbels is again a Gumbel. If that
+    entry wins, the token is drawn by inverse CDF.
     """
 
     needs_hidden = False

@@ -23,7 +23,7 @@ def sequence_log_probs(
     batch_size: int = 16,
     ledger: Ledger | None = None,
 ) -> list[Tensor]:
-    """`log p_T` of every completion token given all before it: a float32 tensor of the completion's length, a row each."""
+    """`log p_T` of every completion token given all before it: one float32 tensor of the completion's length per row."""
     found: list[Tensor] = [torch.empty(0)] * len(prompt_ids)
     with evaluating(model), Forward(model) as forward:
         for row, logits in _completion_logits(forward, prompt_ids, completion_ids, batch_size, ledger):
@@ -46,7 +46,7 @@ def sequence_kl(
     base_context: Callable[[], Any] | None = None,
     base_prompt_ids: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
-    """`Σ_t KL(π_T(·|s_t) ‖ p_T(·|s_t))` over the full vocabulary, nats a sequence, `[B]` float64.
+    """`Σ_t KL(π_T(·|s_t) ‖ p_T(·|s_t))` over the full vocabulary, nats per sequence, `[B]` float64.
 
     Args:
         base_context: entered around the base's passes (a PEFT policy's `disable_adapter`, when both are one model).
@@ -83,7 +83,7 @@ def _completion_logits(
     batch_size: int,
     ledger: Ledger | None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yields (row, logits `[n, V]` that predicted the row's n completion tokens)."""
+    """Yield (row, logits `[n, V]` that predicted the row's n completion tokens)."""
     device = device_of(forward.model)
     order = [row for row in _by_length(prompt_ids, completion_ids) if completion_ids[row]]
     for start in range(0, len(order), batch_size):

@@ -1,8 +1,10 @@
 """The decoding loop shared by rollouts, evaluation and serving.
 
-Batched and cached; every row stops at its own end token and leaves the batch once enough rows have ended. The loop knows an
-`Engine` that runs the model and a `Chooser` that picks tokens; noise is keyed, so a completion does not depend on the batch it
-is in. What it leaves out on purpose: beams, penalties and streamers (attach the proxy and call `model.generate` for those).
+It is batched and cached. Every row stops at its own end token, and finished rows leave the batch once enough have
+ended. An `Engine` runs the model and a `Chooser` picks tokens. Noise is keyed, so a completion does not depend on its
+batch.
+
+Left out on purpose: beams, penalties and streamers. For those, attach the proxy and call `model.generate`.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from frugalign.decoding.noise import Noise, row_keys
 from frugalign.engines.engine import Engine, Sequences, StepOutput
 
 _COMPACT_BELOW = 0.75
-"""Finished rows leave the batch when less than this share of it is alive: copying the cache costs a step or so."""
+"""Finished rows leave the batch when less than this share of it is alive. Copying the cache costs about one step."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample, named as in transformers' `GenerationConfig`; `temperature` is used where no guide brings its own."""
+    """How to sample, named as in transformers' `GenerationConfig`. A guide's own temperature overrides `temperature`."""
 
     max_new_tokens: int = 128
     temperature: float = 1.0
@@ -34,7 +36,8 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Step:
-    """One position as an observer sees it: the live rows (indices into the input), the LM head's input, what was chosen."""
+    """One position as an observer sees it: the live rows (indices into the input), the LM head's input, and the
+    choice."""
 
     position: int
     rows: Tensor
@@ -49,10 +52,10 @@ Observer = Callable[[Step], None]
 class LoopOptions:
     """How the loop runs and what it reports. None of this changes a completion.
 
-    `batch_size`: rows of one batch. `shared_prefix`: the number of first tokens that all prompts have in common (see `common_prefix`); they are
-    fed once, where the engine can resume from them. `state_layers`: indices into Hugging Face's `hidden_states` whose endpoint states
-    are returned; rows that have ended stay for the step that feeds their last token, and a batch takes one step more
-    (both counted in the ledger). `observer`: called at every position. `record_trace`: keep the proposals behind every token.
+    `batch_size`: rows per batch. `shared_prefix`: length of the prompts' common prefix (see `common_prefix`), which
+    is fed once if the engine can resume from it. `state_layers`: indices into Hugging Face's `hidden_states` whose
+    endpoint states are returned. Ended rows then stay for one more step, which feeds their last token; the ledger
+    counts it. `observer`: called at every position. `record_trace`: keep the proposals behind every token.
     """
 
     batch_size: int = 64
@@ -66,9 +69,9 @@ class LoopOptions:
 class Generation:
     """Completions in the order of the prompts.
 
-    `completion_ids`: token ids, the end token included; `ended`: whether an end token was emitted; `kl_restriction [B]` and
-    `kl_choice [B]`: nats a sequence (None when greedy); `states [B, layers, D]` at the endpoint (the completion's last token)
-    when layers were requested; `traces`: proposals token by token when requested.
+    `completion_ids`: token ids, end token included. `ended`: whether an end token was emitted. `kl_restriction [B]`
+    and `kl_choice [B]`: nats per sequence, None if greedy. `states [B, layers, D]`: requested layers at the
+    completion's last token. `traces`: requested proposals, token by token.
     """
 
     completion_ids: list[list[int]]
@@ -93,13 +96,13 @@ def generate(
     """Complete every prompt.
 
     Args:
-        prompt_ids: token ids a row, none empty.
-        keys: `[B]` noise keys from `row_keys`; default: seed 0 and the row's number.
+        prompt_ids: token ids per row, none empty.
+        keys: `[B]` noise keys from `row_keys`. Default: seed 0 and the row number.
         guide: chooses the tokens; default: the base at `params.temperature`.
         options: default: `LoopOptions()`.
 
     Raises:
-        FrugalignError: for an empty prompt, or an engine that cannot do what was requested.
+        FrugalignError: a prompt is empty, or the engine lacks a required capability.
     """
     options = options or LoopOptions()
     if not prompt_ids:
@@ -113,7 +116,7 @@ def generate(
     _check_engine(engine, guide, params, options)
     keys = keys.to(engine.device)
     result = _Accumulator(len(prompt_ids), params.do_sample, options.record_trace)
-    # Neighbours in length share a batch: less padding, same completions.
+    # Rows of similar length share a batch: less padding, same completions.
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
     batch_size = min(options.batch_size, engine.capabilities.max_rows or options.batch_size)
     with engine.running():
@@ -135,24 +138,26 @@ def generate(
 
 
 def _check_engine(engine: Engine, guide: Chooser, params: SamplingParams, options: LoopOptions) -> None:
-    """One sentence for what the engine lacks."""
+    """Raise if the engine lacks a required capability."""
     can = engine.capabilities
     if guide.needs_hidden and not can.gives_hidden:
         raise FrugalignError(f"{engine.name} does not give the LM head's input, which this guide reads.")
     if guide.needs_lookahead and not can.can_expand:
-        raise FrugalignError(f"{engine.name} cannot expand its cache, so it offers no lookahead.")
+        raise FrugalignError(f"{engine.name} cannot expand its cache, so it does not support lookahead.")
     if params.do_sample and not can.gives_whole_vocabulary:
-        raise FrugalignError(f"{engine.name} gives logits of a part of the vocabulary, so it can only decode greedily.")
+        raise FrugalignError(
+            f"{engine.name} gives logits for only part of the vocabulary, so it can only decode greedily."
+        )
     if options.state_layers and not can.gives_layers:
-        raise FrugalignError(f"{engine.name} gives no hidden states of single layers, which a state reward reads.")
+        raise FrugalignError(f"{engine.name} does not give hidden states of single layers, which a state reward reads.")
 
 
 def common_prefix(prompt_ids: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts have in common, at least one of each left over."""
+    """The length of the prompts' common prefix. At least one token of each prompt is left out of it."""
     if not prompt_ids:
         return 0
     rows = [list(ids) for ids in prompt_ids]
-    first, last = min(rows), max(rows)  # what the least and the greatest share, all share
+    first, last = min(rows), max(rows)  # all rows share what the smallest and the largest share
     shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return max(0, min(shared, min(map(len, prompt_ids)) - 1))
 
@@ -195,9 +200,10 @@ def _decode(
 
 
 class _Batch:
-    """The moving parts of one batch: the engine's sequences, the token fed next, and which rows still run.
+    """The state of one batch: the engine's sequences, the next token to feed, and which rows are alive.
 
-    `rows [b]`: indices into the prompts, on the CPU. `pending [b]`: rows that end with the token fed next, whose endpoint states are due.
+    `rows [b]`: indices into the prompts, on the CPU. `pending [b]`: rows whose last token is fed next, which yields
+    their endpoint states.
     """
 
     def __init__(self, engine: Engine, sequences: Sequences, rows: Tensor, keys: Tensor, ledger: Ledger | None) -> None:
@@ -207,7 +213,7 @@ class _Batch:
         self.token = torch.zeros(len(rows), dtype=torch.long, device=engine.device)
 
     def step(self, state_layers: Sequence[int], result: _Accumulator) -> StepOutput:
-        """Feed the tokens chosen last; the states of rows that ended with them go to `result`."""
+        """Feed the chosen tokens. The states of rows that ended with them go to `result`."""
         output = self.sequences.step(self.token, state_layers if bool(self.pending.any()) else ())
         if output.layers is not None:
             done = self.pending.nonzero().squeeze(-1)
@@ -224,7 +230,7 @@ class _Batch:
         return self.sequences.look_ahead(candidates)
 
     def compact(self) -> None:
-        """Drop the rows that have ended, and whose endpoint states are not due, where the engine can."""
+        """Drop ended rows, except pending ones, if the engine can."""
         if not self.engine.capabilities.can_select:
             return
         keep = (self.alive | self.pending).nonzero().squeeze(-1)
@@ -233,7 +239,7 @@ class _Batch:
         self.alive, self.pending = self.alive[keep], self.pending[keep]
 
     def seen(self, position: int, hidden: Tensor, emission: Emission) -> Step:
-        """This position as an observer sees it: the live rows only."""
+        """This position as an observer sees it, with live rows only."""
         alive = self.alive
         if alive.all():
             return Step(position, self.rows, hidden, emission)

@@ -1,7 +1,7 @@
 """Noise as a pure function of (seed, epoch, prompt, sample, position): a counter-based generator in plain tensor arithmetic.
 
-A completion therefore does not depend on the batch it is in, a rollout can be derived again after a crash, and the base and a
-guided model can be run on the same noise. The mixing function is splitmix64's finaliser (Steele, Lea and Flood, 2014).
+A completion therefore does not depend on its batch. A rollout can be reproduced after a crash. The base and a guided
+model can run on the same noise. The mixing function is splitmix64's finaliser (Steele, Lea and Flood, 2014).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def _fold(key: Tensor, value: Tensor | int) -> Tensor:
     if isinstance(value, int):
-        # The product as int64 would wrap it around: a Python integer does not by itself.
+        # Wrap the product as int64 would; a Python integer does not overflow.
         product: Tensor | int = (_GOLDEN * (value + 1) + 2**63) % 2**64 - 2**63
     else:
         product = _GOLDEN * (value + 1)
@@ -40,10 +40,11 @@ def _fold(key: Tensor, value: Tensor | int) -> Tensor:
 
 
 def row_keys(seed: int, epoch: int, prompt_index: Sequence[int], sample_index: Sequence[int]) -> Tensor:
-    """One int64 key a row, `[B]`: `prompt_index` identifies the prompt in its data set, `sample_index` the sample of it.
+    """One int64 key per row, `[B]`. `prompt_index`: the prompt's number in its data set. `sample_index`: the sample's
+    number.
 
     Raises:
-        FrugalignError: a seed beyond 64 bits.
+        FrugalignError: the seed exceeds 64 bits.
     """
     if not -(2**63) <= seed < 2**63:
         raise FrugalignError(f"The seed {seed} does not fit into 64 bits.")
@@ -53,8 +54,8 @@ def row_keys(seed: int, epoch: int, prompt_index: Sequence[int], sample_index: S
 
 
 def alternative_keys(keys: Tensor, number: int) -> Tensor:
-    """Keys `[B]` of another completion of every row, a set per `number`; 0 gives the rows' own."""
-    # Positions are folded in from 0 up: from −1 down nothing else is.
+    """Keys `[B]` for another completion of every row, one set per `number`. 0 gives the rows' own keys."""
+    # Positions are folded in as 0, 1, …, so negative numbers are free.
     return keys if number == 0 else _fold(keys, -number)
 
 
@@ -68,7 +69,7 @@ class Noise:
     def uniform(self, stream: int, index: Tensor | None = None) -> Tensor:
         """Uniform draws in the open interval (0, 1), float64: `[B]`, or `[B, K]` for `index [B, K]` (token ids, say).
 
-        Equal (key, position, stream, index) give equal draws; streams keep independent uses apart.
+        Equal (key, position, stream, index) give equal draws. Streams separate independent uses.
         """
         key = _fold(_fold(self.keys, self.position), stream)
         if index is not None:

@@ -1,4 +1,5 @@
-"""Several samples of every prompt, in chunks that survive a kill: all noise is keyed, so a resumed run ends as an uninterrupted one."""
+"""Several samples of every prompt, in chunks that survive a kill. Noise is keyed, so a resumed run equals an
+uninterrupted one."""
 
 from __future__ import annotations
 
@@ -18,16 +19,17 @@ from frugalign.decoding.noise import row_keys
 from frugalign.engines.engine import Engine
 
 _CHUNK = 4
-"""Batches of responses between two lines on the disk."""
+"""Batches of responses between two writes to disk."""
 
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """Which noise the groups are drawn on, and how they are drawn.
+    """The noise of the groups, and how they are drawn.
 
-    `numbers`: the prompts' numbers in their data set, which the noise depends on; default 0, 1, …. `epoch`: another one gives other samples.
-    `share_prefix`: feed what all prompts begin with once per chunk, not once per response. `partial`: a file that keeps what is finished; a
-    call with the same arguments and model resumes from it, and whoever has saved the groups elsewhere deletes it.
+    `numbers`: the prompts' numbers in their data set, on which the noise depends. Default: 0, 1, …. `epoch`: another
+    epoch gives other samples. `share_prefix`: feed the prompts' common prefix once per chunk, not once per response.
+    `partial`: a file of finished groups. A call with the same arguments and model resumes from it. The caller deletes
+    it after saving the groups elsewhere.
     """
 
     numbers: Sequence[int] | None = None
@@ -52,7 +54,7 @@ def sample_groups(
     """`size` responses to every prompt.
 
     Raises:
-        FrugalignError: an empty prompt, or one that leaves no room for its response in the model's context.
+        FrugalignError: a prompt is empty, or leaves no room for its response in the model's context.
     """
     options = options or GroupOptions()
     numbers = list(range(len(prompts)) if options.numbers is None else options.numbers)

@@ -1,4 +1,4 @@
-"""Where a frozen base runs: loading it, telling it apart, and reading what its LM head reads."""
+"""Where a frozen base runs: loading, fingerprints, and the LM head's input."""
 
 from frugalign.base.specs import lazy_exports
 

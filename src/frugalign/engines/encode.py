@@ -1,4 +1,4 @@
-"""Prompts and answers as one model reads them: its tokenizer, its end token, its context."""
+"""Encode prompts and answers for one model, with its tokenizer, end token and context length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def encode_for_model(
     max_length: int | None = None,
     prompt_format: str = "auto",
 ) -> EncodedCompletions:
-    """`encode_completions` with this model's end token and, where no `max_length` is given, its context: for fitting, scoring and alignment."""
+    """`encode_completions` with this model's end token. Without `max_length`, the model's context is the limit.
+
+    Fitting, scoring and alignment all use it.
+    """
     return encode_completions(
         prompts,
         completions,
@@ -39,8 +42,8 @@ def encode_for_model(
 def tokenize_pairs(
     pairs: Dataset, model: Any, tokenizer: Any, *, max_length: int | None = None, prompt_format: str = "auto"
 ) -> dict[str, Any]:
-    """`prompt_ids`, `chosen_ids`, `rejected_ids` by the one definition of an exchange; a sampled answer keeps its own ids
-    (`chosen_completion_ids`, `rejected_completion_ids`)."""
+    """`prompt_ids`, `chosen_ids` and `rejected_ids`, encoded as `encode_completions` does. A sampled answer keeps the
+    ids in `chosen_completion_ids` and `rejected_completion_ids`."""
     sides = [
         encode_for_model(
             model,
@@ -54,7 +57,7 @@ def tokenize_pairs(
         for side in ("chosen", "rejected")
     ]
     return {
-        # Both sides share the shorter of their prompts: one may have been cut for its answer's length.
+        # Take the shorter prompt for both sides: one may have been cut to fit its answer.
         "prompt_ids": [min(both, key=len) for both in zip(*(side.prompt_ids for side in sides), strict=True)],
         "chosen_ids": list(sides[0].completion_ids),
         "rejected_ids": list(sides[1].completion_ids),

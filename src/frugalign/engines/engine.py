@@ -1,10 +1,12 @@
-"""What the decoding loop needs of whatever runs a language model: the protocol `Engine`, and nothing of any library's models.
+"""The protocol `Engine`: what the decoding loop needs from a runtime of language models, independent of any library.
 
-An engine feeds token rows and returns, a row each, the input of the LM head and the logits. How it remembers a row is its own
-affair: a KV cache in transformers, a sequence slot in llama.cpp, a resubmitted prompt behind prefix caching in vLLM. What it cannot
-do is a flag of `Capabilities`; the loop works around the flag, or refuses in one sentence.
+An engine feeds rows of tokens. For each row it returns the input of the LM head and the logits. How it stores a row
+is up to the engine: a KV cache in transformers, a sequence slot in llama.cpp, a resubmitted prompt behind prefix
+caching in vLLM. `Capabilities` flags what it cannot do. The loop works around a missing capability, or raises an
+error.
 
-To add an engine, implement `Engine` and `Sequences`. `tests/engines/table_engine.py` is a whole one in eighty lines.
+To add an engine, implement `Engine` and `Sequences`. `tests/engines/table_engine.py` is a complete example in eighty
+lines.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from torch import Tensor, device
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do beside `prefill` and `step`.
+    """What an engine can do beyond `prefill` and `step`.
 
-    `gives_hidden`: the LM head's input, which a proxy reads. `gives_whole_vocabulary`: logits of every token; otherwise −inf where they are
-    unknown, which serves greedy decoding only. `gives_layers`: hidden states of chosen layers, which state rewards read. `can_select`:
-    finished rows can leave a batch; otherwise they are fed until the last one ends. `can_expand`: a row's cache can be
-    copied, for lookahead and shared prefixes. `max_rows`: the most rows of one batch, None where nothing bounds it.
+    `gives_hidden`: the LM head's input, which a proxy reads. `gives_whole_vocabulary`: logits of every token. Without
+    it, unknown logits are −inf and only greedy decoding works. `gives_layers`: hidden states of chosen layers, which
+    state rewards read. `can_select`: finished rows can leave a batch. Without it, they are fed until the last row
+    ends. `can_expand`: a row's cache can be copied, for lookahead and shared prefixes. `max_rows`: the maximum batch
+    size, or None.
     """
 
     gives_hidden: bool = True
@@ -37,8 +40,11 @@ class Capabilities:
 
 @dataclass
 class StepOutput:
-    """The last position of every row: `hidden [B, D]` float32 (the LM head's input; `[B, 0]` without `gives_hidden`), `logits [B, V]`
-    float32 after the model's own scaling and soft-cap, and `layers [B, n, D]` float32 of the layers that were requested, or None."""
+    """Outputs at the last position of every row, all float32.
+
+    `hidden [B, D]`: the LM head's input (`[B, 0]` without `gives_hidden`). `logits [B, V]`: after the model's own
+    scaling and soft-capping. `layers [B, n, D]`: the requested layers, or None.
+    """
 
     hidden: Tensor
     logits: Tensor
@@ -46,27 +52,27 @@ class StepOutput:
 
 
 class Sequences(Protocol):
-    """Rows in progress, with whatever the engine remembers of them."""
+    """Rows in progress, with the engine's state for them."""
 
     def step(self, tokens: Tensor, layers: Sequence[int] = ()) -> StepOutput:
-        """Append `tokens [B]`, one a row. `layers`: indices into Hugging Face's `hidden_states`."""
+        """Append `tokens [B]`, one per row. `layers`: indices into Hugging Face's `hidden_states`."""
         ...
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows only, int64 `[b]` in ascending order (`can_select`)."""
+        """Keep only these rows, int64 `[b]` in ascending order (`can_select`)."""
         ...
 
     def look_ahead(self, candidates: Tensor) -> Tensor:
-        """Hidden states `[B, K, D]` after each of `candidates [B, K]`; the rows themselves stay as they are (`can_expand`)."""
+        """Hidden states `[B, K, D]` after each of `candidates [B, K]`. The rows do not change (`can_expand`)."""
         ...
 
 
 class Engine(Protocol):
-    """Runs one language model, frozen while it is used."""
+    """Runs one frozen language model."""
 
     @property
     def name(self) -> str:
-        """What an error calls the engine or its model."""
+        """The engine's or model's name in error messages."""
         ...
 
     @property
@@ -74,7 +80,7 @@ class Engine(Protocol):
 
     @property
     def device(self) -> device:
-        """Where outputs lie, and where tokens are taken."""
+        """The device of inputs and outputs."""
         ...
 
     @property
@@ -84,26 +90,30 @@ class Engine(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """The most positions of a row, or None where it is unknown."""
+        """The maximum length of a row, or None if unknown."""
         ...
 
     def running(self) -> AbstractContextManager[None]:
-        """Entered around every other call that feeds tokens: hooks, evaluation mode, a connection. Can be nested."""
+        """A context that encloses every call that feeds tokens: hooks, evaluation mode, a connection. It may be
+        nested."""
         ...
 
     def prefill(self, rows: Sequence[Sequence[int]], prefix: Any = None) -> tuple[Sequences, StepOutput]:
-        """Start rows of token ids, none empty. `prefix`: what `prefill_prefix` returned; every row begins with its tokens, which are not
-        fed again."""
+        """Start rows of token ids, none empty.
+
+        `prefix`: the result of `prefill_prefix`. Every row begins with its tokens, which are not fed again.
+        """
         ...
 
     def prefill_prefix(self, tokens: Sequence[int], longest: int) -> Any | None:
-        """Feed tokens that many rows of at most `longest` tokens begin with (`can_expand`); None where this model cannot resume from them."""
+        """Feed a common prefix of rows of at most `longest` tokens (`can_expand`). None if the model cannot resume
+        from it."""
         ...
 
     def output_embeddings(self) -> Tensor:
-        """The rows of the LM head, float32 `[V, D]`: a proxy computes its keys from them."""
+        """The rows of the LM head, float32 `[V, D]`. A proxy computes its keys from them."""
         ...
 
     def weights_id(self) -> str:
-        """A string that changes with the weights, so that work on disk is never resumed with another model."""
+        """A string that changes with the weights, so that saved work is never resumed with another model."""
         ...

@@ -1,7 +1,7 @@
-"""Tell one base from another: what an artefact stores about the model it was trained on, and the sentence when another one is given.
+"""Fingerprints of a base model: what an artefact stores about its base, and the error if another base is given.
 
-Hashes are taken of values rounded to bfloat16, so that the same base loaded as float32, bfloat16 or (in the parts that 4-bit
-loading leaves alone) 4-bit has the same fingerprint.
+Values are rounded to bfloat16 before hashing. The same base therefore has the same fingerprint in float32 and
+bfloat16. In 4-bit, only the parts that are not quantised are compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SAMPLE = 4096
 
 @dataclass(frozen=True)
 class BaseFingerprint:
-    """What identifies a frozen base; every field but name and revision must agree for an artefact to be loaded."""
+    """What identifies a frozen base. All fields except name and revision must match for an artefact to load."""
 
     name: str
     revision: str | None
@@ -34,18 +34,18 @@ class BaseFingerprint:
     weights: str
     layers: str | None
     adapter: str | None = None
-    """A PEFT adapter that is part of the base, as it was named; its weights are not compared."""
+    """The name of a PEFT adapter that is part of the base. Its weights are not compared."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it the same base, wherever it lies and whatever it is called."""
+        """The fields that identify the base regardless of its path and name."""
         return {name: getattr(self, name) for name in ("architecture", "tokenizer", "weights", "layers")}
 
     def differences(self, other: BaseFingerprint) -> list[str]:
-        """What differs, in words, `self` being the base that an artefact was made for."""
+        """The differences in words. `self` is the base that an artefact was made for."""
         words = {
             "architecture": "architecture",
             "width": "hidden width",
@@ -72,7 +72,7 @@ def fingerprint(
     revision: str | None = None,
     adapter: str | None = None,
 ) -> BaseFingerprint:
-    """Fingerprint a loaded base; costs a few milliseconds, whatever the size."""
+    """Fingerprint a loaded base. Takes a few milliseconds at any model size."""
     lm = causal_lm(model)
     text = lm.config.get_text_config()
     embeddings, rest, quantised = [], [], False
@@ -98,7 +98,7 @@ def fingerprint(
 
 
 def check_base(expected: dict[str, Any], actual: BaseFingerprint, what: str) -> None:
-    """Raise one sentence that says what differs where `what` (an artefact's folder) was made for another base."""
+    """Raise an error that says what differs if `what` (an artefact's folder) was made for another base."""
     differences = BaseFingerprint(**expected).differences(actual)
     if differences:
         made_for = expected.get("name") or "another base"

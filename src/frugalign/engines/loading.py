@@ -1,6 +1,7 @@
 """Load a frozen causal language model and its tokenizer, from a hub id, a folder or a `package.module:attribute`.
 
-Safetensors only, adapters too, and no code of a model's repository is run: a base that needs either is refused.
+Weights and adapters must be safetensors, and no code of a model's repository is run. A base that needs either is
+refused.
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ def load_model(
 
     Args:
         name_or_path: hub id, local folder, or `package.module:attribute` that names a folder.
-        dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"auto"` (as saved). Default: float32 without a GPU, as saved with one.
-        device_map: as in transformers; default: the GPU where there is one, else the CPU.
-        load_in_4bit: NF4 weights through bitsandbytes (has to be installed).
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"auto"` (as saved). Default: as saved with a GPU, else
+            float32.
+        device_map: as in transformers. Default: the GPU if available, else the CPU.
+        load_in_4bit: NF4 weights through bitsandbytes, which must be installed.
         adapter: a PEFT adapter that belongs to the frozen base.
 
     Raises:
-        FrugalignError: where the folder is missing or holds no causal language model.
+        FrugalignError: the folder is missing or holds no causal language model.
     """
     path = check_model(name_or_path, revision=revision)
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
@@ -59,7 +61,7 @@ def load_model(
         "revision": revision,
         "dtype": resolve_dtype(dtype, on_gpu),
         "use_safetensors": True,
-        # Not left out: transformers would ask on the terminal.
+        # Explicit, since transformers would otherwise prompt on the terminal.
         "trust_remote_code": False,
     }
     if device_map is not None or on_gpu:
@@ -75,9 +77,9 @@ def load_model(
         raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        # transformers would go on with random numbers in their place.
+        # transformers would continue with random weights in their place.
         raise FrugalignError(
-            f"The model {name_or_path!r} is not whole: its files lack {len(missing)} weights, {missing[0]} first."
+            f"The model {name_or_path!r} is incomplete: its files lack {len(missing)} weights, such as {missing[0]}."
         )
     if adapter is not None:
         model = attach_adapter(model, adapter)
@@ -87,10 +89,10 @@ def load_model(
 
 
 def check_model(name_or_path: str, *, revision: str | None = None) -> str:
-    """The folder or hub id of a model, which is there by its config; its weights are not read.
+    """The folder or hub id of a model. Its config must exist; its weights are not read.
 
     Raises:
-        FrugalignError: a folder or hub id without one.
+        FrugalignError: there is no config.
     """
     path = resolve_name(name_or_path)
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
@@ -106,10 +108,10 @@ def check_model(name_or_path: str, *, revision: str | None = None) -> str:
 
 
 def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """The model with a PEFT adapter from a local folder or the hub on it, frozen.
+    """The model with a frozen PEFT adapter from a local folder or the hub.
 
     Raises:
-        FrugalignError: where there is no adapter, or it does not fit.
+        FrugalignError: the adapter is missing or does not fit the model.
     """
     from huggingface_hub import snapshot_download
     from peft import PeftModel
@@ -117,20 +119,20 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     try:
         folder = adapter
         if not Path(adapter).is_dir():
-            # PEFT would take weights of another format where there are no others.
+            # Without safetensors, PEFT would fall back to another format.
             folder = snapshot_download(adapter, allow_patterns=[ADAPTER_CONFIG_FILE, "*.safetensors"])
         if not Path(folder).joinpath(ADAPTER_WEIGHTS_FILE).is_file():
             raise FrugalignError(f"No adapter in {adapter}: it has no {ADAPTER_WEIGHTS_FILE}.")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
             adapted: Any = PeftModel.from_pretrained(model, folder)
-            # Loaded again for the report that `from_pretrained` keeps to itself.
+            # Loaded again to get the report that `from_pretrained` does not return.
             report = adapted.load_adapter(folder, "default")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FrugalignError(f"Cannot load the adapter {adapter!r}: {_first_sentence(error)}") from error
     if odd := sorted(report.missing_keys) + sorted(report.unexpected_keys):
         raise FrugalignError(
-            f"The adapter {adapter!r} does not fit this model: {len(odd)} weights of one have no place in the other, {odd[0]} first."
+            f"The adapter {adapter!r} does not fit this model: {len(odd)} weights of one have no counterpart in the other, such as {odd[0]}."
         )
     adapted.eval().requires_grad_(False)
     frozen: PreTrainedModel = adapted
@@ -138,19 +140,19 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
 
 
 def default_device(use_cpu: bool = False) -> str:
-    """The GPU of this process where there is one, else the CPU."""
+    """The GPU of this process if available, else the CPU."""
     return "cpu" if use_cpu or not torch.cuda.is_available() else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad on the left, with the end token where the tokenizer has no pad token of its own (in place)."""
+    """Set left padding, in place. Without a pad token, the end token is used."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
 def resolve_dtype(dtype: str | None, on_gpu: bool) -> torch.dtype | str:
-    """The dtype to load weights in: as asked for, else as saved on a GPU and float32 on the CPU."""
+    """The dtype to load weights in: the given one, else as saved on a GPU and float32 on the CPU."""
     if dtype is None:
         return "auto" if on_gpu else torch.float32
     if dtype == "auto":
@@ -167,5 +169,5 @@ def _first_sentence(error: Exception) -> str:
 
 
 def has_classifier(model: PreTrainedModel) -> bool:
-    """Whether transformers has a sequence classifier of this architecture."""
+    """Whether transformers has a sequence classifier for this architecture."""
     return causal_lm(model).config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES

@@ -1,7 +1,8 @@
-"""Hidden states at the endpoint of a text: what a probe reads.
+"""Hidden states at the endpoint of a text, which a probe reads.
 
-One pass in batches of a bounded number of tokens; only the chosen layers' endpoint rows are kept. A causal model's state does
-not depend on what follows, so texts are padded on the right and the endpoint is each text's own last token.
+Texts run once, in batches of a bounded number of tokens. Only the chosen layers' endpoint states are kept. A causal
+model's state does not depend on what follows, so texts are padded on the right. The endpoint is each text's own last
+token.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ _TOKENS = 8192
 
 
 def n_layers(model: PreTrainedModel) -> int:
-    """`L`: Hugging Face's `hidden_states` has `L + 1` entries, the embeddings first and the state after the final norm last."""
+    """The number of layers `L`. Hugging Face's `hidden_states` has `L + 1` entries: the embeddings first, the state
+    after the final norm last."""
     layers: int = causal_lm(model).config.get_text_config().num_hidden_layers
     return layers
 
 
 def resolve_layers(model: PreTrainedModel, layers: Sequence[int] | None) -> list[int]:
-    """Indices into `hidden_states`: those given (negative ones from the end), or all of 1…L.
+    """Indices into `hidden_states`: the given ones (negative ones count from the end), or all of 1…L.
 
     Raises:
-        FrugalignError: an index that the model does not have, or one given twice.
+        FrugalignError: an index is out of range or given twice.
     """
     last = n_layers(model)
     if layers is None:
@@ -41,7 +43,7 @@ def resolve_layers(model: PreTrainedModel, layers: Sequence[int] | None) -> list
         if not 0 <= layer <= last:
             raise FrugalignError(f"The model has no layer {given}: hidden_states go from 0 (embeddings) to {last}.")
     if len(set(found)) < len(found) or not found:
-        raise FrugalignError(f"layers {list(layers)} are none, or name one twice.")
+        raise FrugalignError(f"layers is {list(layers)}; it must name at least one layer, and none twice.")
     return sorted(found)
 
 
@@ -59,7 +61,7 @@ def endpoint_states(
     Args:
         sequences: token ids, none empty.
         layers: indices into `hidden_states`, as `resolve_layers` gives them.
-        max_tokens: padded tokens of one batch; the states do not depend on it.
+        max_tokens: padded tokens per batch; the states do not depend on it.
 
     Raises:
         FrugalignError: an empty text.
@@ -67,7 +69,7 @@ def endpoint_states(
     device = device_of(model)
     width: int = causal_lm(model).config.get_text_config().hidden_size
     states = torch.empty(len(sequences), len(layers), width)
-    # Without its LM head where it can be: the logits of a long text are larger than all its states.
+    # Skip the LM head if possible: the logits of a long text are larger than all its states.
     lm = causal_lm(model)
     body: Any = getattr(lm, lm.base_model_prefix, None) or lm
     for rows in _batches(sequences, max_tokens):
@@ -90,13 +92,13 @@ def endpoint_states(
 
 
 def _batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
-    """Rows of about one length together, at most `max_tokens` padded tokens each (one row at least)."""
+    """Batches of rows of similar length, at most `max_tokens` padded tokens each, at least one row."""
     batch: list[int] = []
     longest = 0
     for row in sorted(range(len(sequences)), key=lambda row: len(sequences[row])):
         length = len(sequences[row])
         if length == 0:
-            raise FrugalignError(f"Text {row + 1} has no token, so it has no endpoint.")
+            raise FrugalignError(f"Text {row + 1} has no tokens, so it has no endpoint.")
         if batch and max(longest, length) * (len(batch) + 1) > max_tokens:
             yield batch
             batch = []

@@ -1,7 +1,7 @@
-"""The transformers engine, and one forward pass of a frozen model that returns its logits *and* what its LM head read.
+"""The transformers engine, and a forward pass that returns a frozen model's logits *and* its LM head's input.
 
-The logits come from the model's own forward, so soft-capping and scaling are whatever the architecture does; the head's input
-is caught by a pre-hook. A model whose head is fused away never calls the module, and is refused in one sentence.
+The logits come from the model's own forward, with the architecture's soft-capping and scaling. A pre-hook captures
+the head's input. A model with a fused head never calls the module and is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.engines.engine import Capabilities, StepOutput
 
 _COUNTS_PADDING = {"mpt", "gpt_neo"}
-"""Architectures whose attention counts places in the cache, padding too: no prefix is shared."""
+"""Architectures whose attention counts cache positions, padding included. They cannot share a prefix."""
 
 
 def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
@@ -39,7 +39,7 @@ def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def base_parameters(model: PreTrainedModel) -> int:
-    """How many numbers the model holds without what a PEFT wrapper added to it."""
+    """The number of parameters, without those that a PEFT wrapper added."""
     whole = causal_lm(model)
     if whole is model:
         return int(whole.num_parameters())
@@ -52,13 +52,13 @@ def output_embeddings(model: PreTrainedModel) -> nn.Module:
     """The LM head: the module that turns hidden states `[..., D]` into logits `[..., V]`."""
     head = causal_lm(model).get_output_embeddings()
     if head is None:
-        raise FrugalignError(f"{type(model).__name__} has no output embeddings, so nothing can guide it.")
+        raise FrugalignError(f"{type(model).__name__} has no output embeddings, so it cannot be guided.")
     module: nn.Module = head
     return module
 
 
 def head_weight(model: PreTrainedModel) -> Tensor:
-    """The LM head's weight matrix, in whatever form it is stored."""
+    """The LM head's weight matrix as stored, possibly quantised."""
     weight = output_embeddings(model).weight
     if not isinstance(weight, Tensor):
         raise FrugalignError(f"The LM head of {type(model).__name__} has no weight matrix to read.")
@@ -66,7 +66,7 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 
 
 def embedding_rows(model: PreTrainedModel) -> Tensor:
-    """Output-embedding rows `e_c`, float32 `[V, D]`; a 4-bit head is read back through its own dequantiser."""
+    """Output-embedding rows `e_c`, float32 `[V, D]`. A 4-bit head is dequantised."""
     weight: Any = head_weight(model)
     if not weight.is_floating_point():
         import bitsandbytes as bnb
@@ -77,7 +77,7 @@ def embedding_rows(model: PreTrainedModel) -> Tensor:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends a completion: those of the generation config, else the tokenizer's."""
+    """All tokens that end a completion: the generation config's, else the tokenizer's."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ids is None:
         ids = tokenizer.eos_token_id
@@ -87,7 +87,7 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The number of positions the model was built for, or None where its config does not say."""
+    """The maximum number of positions by the model's config, or None."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
         value = getattr(config, name, None)
@@ -98,7 +98,8 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 @dataclass
 class ForwardOutput:
-    """`hidden [B, T', D]` and `logits [B, T', V]`, float32, at the last `T'` positions; the cache; all layers if requested."""
+    """`hidden [B, T', D]` and `logits [B, T', V]`, float32, at the last `T'` positions. Also the cache and, if
+    requested, all layers."""
 
     hidden: Tensor
     logits: Tensor
@@ -107,9 +108,9 @@ class ForwardOutput:
 
 
 class Forward:
-    """Forward passes of one model with the LM head's input caught; a context manager that leaves no hook behind.
+    """Forward passes of one model that capture the LM head's input. A context manager that removes its hooks on exit.
 
-    The catch is kept per thread, so two threads may run the same model at the same time, and blocks may be nested.
+    The captured input is kept per thread, so two threads may run the same model at once. Blocks may be nested.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -146,7 +147,7 @@ class Forward:
         """Run the model on `input_ids [B, T]` and return its last `keep` positions.
 
         Raises:
-            FrugalignError: where the model computed logits without calling its LM head.
+            FrugalignError: the model computed logits without calling its LM head.
         """
         arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache}
         if self._takes_positions and position_ids is not None:
@@ -168,7 +169,7 @@ class Forward:
         self._caught.hidden = None
         if use_cache and not hasattr(output, "past_key_values"):
             raise FrugalignError(
-                f"{type(causal_lm(self.model)).__name__} keeps no key-value cache, which the decoding loop works on."
+                f"{type(causal_lm(self.model)).__name__} returns no key-value cache, which the decoding loop needs."
             )
         return ForwardOutput(
             hidden=hidden[:, -keep:].float(),
@@ -187,7 +188,7 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout for the length of a block, in whichever mode the model was before."""
+    """Evaluation mode inside the block. The previous mode is restored afterwards."""
     was_training = model.training
     if was_training:
         model.eval()
@@ -199,7 +200,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class TransformersEngine:
-    """A transformers causal LM (or a PEFT wrapper of one) behind the protocol `Engine`. Rows are padded on the left."""
+    """A transformers causal LM, or a PEFT wrapper of one, as an `Engine`. Rows are padded on the left."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
@@ -213,14 +214,14 @@ class TransformersEngine:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Without dropout, and with the LM head's input caught."""
+        """Evaluation mode, with the LM head's input captured."""
         with evaluating(self.model), self._forward:
             yield
 
     def prefill(
         self, rows: Sequence[Sequence[int]], prefix: tuple[Any, int] | None = None
     ) -> tuple[TransformersSequences, StepOutput]:
-        """Feed rows of token ids, those after the shared `prefix` (a one-row cache and its length) where there is one."""
+        """Feed rows of token ids. With a `prefix` (a one-row cache and its length), only the tokens after it are fed."""
         width, device = max(len(ids) for ids in rows), self.device
         input_ids = torch.tensor([[self._pad] * (width - len(ids)) + list(ids) for ids in rows], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows], device=device)
@@ -232,7 +233,7 @@ class TransformersEngine:
             cache.batch_repeat_interleave(len(rows))
             lengths = mask.sum(-1) - length
             width = int(lengths.max())
-            # The padding comes between the prefix and the rest of a shorter row.
+            # In a shorter row, padding stands between the prefix and the rest.
             input_ids = input_ids[:, -width:]
             own = torch.arange(width, device=device) >= width - lengths[:, None]
             mask = torch.cat([mask.new_ones(len(rows), length), own.to(mask)], 1)
@@ -241,7 +242,7 @@ class TransformersEngine:
         return sequences, sequences.feed(input_ids)
 
     def prefill_prefix(self, tokens: Sequence[int], longest: int) -> tuple[Any, int] | None:
-        """The one-row cache of `tokens` and their number; None where padding after them would be read."""
+        """The one-row cache of `tokens` and their number. None if the model would read the padding after them."""
         cache = self._forward(torch.tensor([list(tokens)], device=self.device)).cache
         if self.model.config.model_type in _COUNTS_PADDING or not _ignores_padding(cache, longest):
             return None
@@ -251,7 +252,7 @@ class TransformersEngine:
         return embedding_rows(self.model)
 
     def weights_id(self) -> str:
-        """Two numbers per tensor tell one policy of a training run from the next."""
+        """A hash of two numbers per tensor, enough to distinguish the policies of a training run."""
         digest = hashlib.sha256()
         for name, parameter in self.model.named_parameters():
             values = parameter.detach().double()
@@ -260,13 +261,13 @@ class TransformersEngine:
 
 
 class TransformersSequences:
-    """Rows in progress: their KV cache, and the mask `[B, T]` and positions `[B, T']` that left padding needs."""
+    """Rows in progress: the KV cache, and the mask `[B, T]` and positions `[B, T']` for left padding."""
 
     def __init__(self, forward: Forward, mask: Tensor, positions: Tensor, cache: Any) -> None:
         self._forward, self._mask, self._positions, self._cache = forward, mask, positions, cache
 
     def feed(self, input_ids: Tensor, layers: Sequence[int] = ()) -> StepOutput:
-        """Feed `input_ids [B, T']`, which mask and positions already cover."""
+        """Feed `input_ids [B, T']`. Mask and positions already cover them."""
         output = self._forward(
             input_ids,
             attention_mask=self._mask,
@@ -299,7 +300,7 @@ def look_ahead(
     """Hidden states `[B, K, D]` after each of `candidates [B, K]`, in one batched pass on a copy of the cache.
 
     Args:
-        cache: holds the prefix; it stays as it is.
+        cache: holds the prefix; it is not changed.
         mask: `[B, T]` of the prefix.
         next_position: `[B, 1]`, the candidates' position id.
     """
@@ -316,20 +317,20 @@ def look_ahead(
 
 
 def copy_cache(cache: Any) -> Any:
-    """A copy of a KV cache that shares no tensor which a later step would change.
+    """A copy of a KV cache that shares no tensor that a later step changes.
 
     Raises:
-        FrugalignError: for a cache that cannot be copied and expanded.
+        FrugalignError: the cache cannot be copied and expanded.
     """
     if not hasattr(cache, "batch_select_indices") or not hasattr(cache, "batch_repeat_interleave"):
-        raise FrugalignError(f"A {type(cache).__name__} cannot be expanded, so this model offers no lookahead.")
+        raise FrugalignError(f"A {type(cache).__name__} cannot be expanded, so this model does not support lookahead.")
     return deepcopy(cache)
 
 
 def _ignores_padding(prefix: Any, longest: int) -> bool:
     """Whether rows of up to `longest` tokens can resume from this one-row cache with padding after it.
 
-    Attention leaves the padding out, but a sliding window would count it, and a convolution or a recurrence read it.
+    Attention masks the padding. A sliding window would count it, and a convolution or a recurrence would read it.
     """
     layers = getattr(prefix, "layers", [])
     return bool(layers) and all(

@@ -1,9 +1,10 @@
-"""Guide `model.generate` itself: hooks that replace the model's logits by log π, and leave no trace when detached.
+"""Guide `model.generate` itself: hooks replace the model's logits by log π, and are removed on detaching.
 
-A pre-hook on the LM head catches what it reads; a forward hook on the causal LM replaces `out.logits [B, T, V]` by the
-normalised log π (−inf outside the candidates) after soft-capping and scaling, at every position of a chunk. Sampling, beams, streamers,
-`pipeline`, prompt lookup and assistants see an ordinary model. While attached, the generation config's own warpers
-are neutral; one that a caller passes acts on π. Several proxies attached to one model compose.
+A pre-hook captures the LM head's input. A forward hook on the causal LM replaces `out.logits [B, T, V]` by the
+normalised log π at every position, −inf outside the candidates. This happens after soft-capping and scaling.
+Sampling, beams, streamers, `pipeline`, prompt lookup and assistants see an ordinary model. While attached, the
+warpers of the generation config are neutral. One that a caller passes acts on π. Several proxies attached to one
+model compose.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _ATTACHED: dict[int, _Attachment] = {}
 
 
 class _Attachment:
-    """The hooks on one model and the proxies that act through them."""
+    """The hooks on one model, and the proxies that use them."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = causal_lm(model)
@@ -60,7 +61,7 @@ class _Attachment:
                 setattr(config, key, value)
 
     def rebuild(self) -> None:
-        # Equal members attached twice (re-entry) act once.
+        # A proxy attached twice with the same strength (re-entry) acts once.
         unique = list({(id(proxy), strength): (proxy, strength) for proxy, strength in self.members}.values())
         self.guide = ProxyGuide.build(
             [proxy for proxy, _ in unique], embedding_rows(self.model), [strength for _, strength in unique]
@@ -86,7 +87,7 @@ class _Attachment:
         if guide is None or getattr(self._local, "looking", False):
             return output
         if not hasattr(output, "logits"):
-            raise FrugalignError("A guided model answers with its output object: leave return_dict on.")
+            raise FrugalignError("A guided model must return its output object: leave return_dict on.")
         logits: Tensor = output.logits
         batch, length, vocabulary = logits.shape
         hidden = hidden[:, -length:]
@@ -103,7 +104,7 @@ class _Attachment:
             guided.scatter_reduce_(-1, ids, log_pi, "amax")
         output.logits = guided.reshape(batch, length, vocabulary)
         if kwargs.get("labels") is not None:
-            # The loss under π; infinite where a label is no candidate.
+            # The loss under π: infinite if a label is not a candidate.
             output.loss = self.model.loss_function(logits=output.logits, labels=kwargs["labels"], vocab_size=vocabulary)
         return output
 
@@ -122,7 +123,7 @@ class _Attachment:
         return partial(look_ahead, self._quiet_forward, cache, mask, mask.sum(-1, keepdim=True))
 
     def _quiet_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """A forward pass from inside the hook, which is not guided itself."""
+        """An unguided forward pass from inside the hook."""
         self._local.looking = True
         try:
             with Forward(self.model) as forward:
@@ -135,11 +136,11 @@ class _Attachment:
 def attach(model: PreTrainedModel, proxy: ProxyModel, *, strength: float = 1.0) -> Iterator[PreTrainedModel]:
     """Guide `model` with `proxy` inside the block: `with attach(model, proxy): model.generate(…)`.
 
-    Re-entrant, and safe with threads: the model is guided for every thread while at least one block is open, and each
-    thread's passes keep their own state. Two different proxies compose.
+    Re-entrant and thread-safe. While any block is open, the model is guided in every thread. Each thread's passes
+    keep their own state. Two different proxies compose.
 
     Raises:
-        FrugalignError: a proxy for another width or vocabulary, or proxies that do not compose.
+        FrugalignError: the proxy is for another width or vocabulary, or the proxies do not compose.
     """
     key, member = id(causal_lm(model)), (proxy, float(strength))
     with _LOCK:
@@ -173,7 +174,7 @@ def _release(key: int, attachment: _Attachment, member: tuple[ProxyModel, float]
 class GuidedModel:
     """A frozen base with its proxy, in one object: `GuidedModel.from_pretrained(folder).generate(**inputs)`.
 
-    `model`, `tokenizer` and `proxy` are the parts; everything else asked of it is asked of the base.
+    `model`, `tokenizer` and `proxy` are the parts. Every other attribute is the base's.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class GuidedModel:
             return model.generate(*args, **kwargs)
 
     def attached(self) -> Any:
-        """The context manager, for what calls `model.generate` itself (a pipeline, an assistant)."""
+        """A context manager for code that calls `model.generate` itself, such as a pipeline or an assistant."""
         return attach(self.model, self.proxy, strength=self.strength)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -209,16 +210,17 @@ class GuidedModel:
             return self.model(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "model" or name.startswith("__"):  # a copy under construction has no model to ask yet
+        if name == "model" or name.startswith("__"):  # a copy under construction has no model yet
             raise AttributeError(name)
         return getattr(self.model, name)
 
 
 class ProxyLogitsProcessor(LogitsProcessor):
-    """For engines that take nothing but a `LogitsProcessor`: catches the head's input by a pre-hook and returns log π.
+    """For engines that only accept a `LogitsProcessor`: a pre-hook captures the head's input, and the call returns
+    log π.
 
-    Wrong under prompt lookup and assistants, where the scores of several positions pass through one call: use `attach` there.
-    Acts before the temperature, so the engine's own temperature must be 1.
+    Wrong under prompt lookup and assistants, where one call receives the scores of several positions. Use `attach`
+    there. It acts before the temperature, so the engine's own temperature must be 1.
     """
 
     def __init__(self, model: PreTrainedModel, proxy: ProxyModel, strength: float = 1.0) -> None:

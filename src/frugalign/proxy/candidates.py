@@ -1,7 +1,8 @@
-"""SKAM's restriction: which tokens the frozen LM is taken to know about at a position (a rule of this project: `docs/methods/proxy.md#candidates`).
+"""SKAM's restriction of the frozen LM to candidate tokens. The rule is this project's own
+(`docs/methods/proxy.md#candidates`).
 
-`C = {c : p_T(c) ≥ p_t} ∪ {argmax p_T}`, at most `max_candidates`, the likeliest first; proposals come from `p_T` renormalised
-on `C`. The restriction alone costs `−log p_T(C)` nats a position, before anything is learned.
+`C = {c : p_T(c) ≥ p_t} ∪ {argmax p_T}`, at most the `max_candidates` likeliest. Proposals come from `p_T`
+renormalised on `C`. The restriction alone costs `−log p_T(C)` nats per position, before anything is learned.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def candidates(logits: Tensor, temperature: float, p_t: float, max_candidates: i
         logits: `[B, V]`, float32.
         temperature: `T > 0` of `p_T = softmax(logits / T)`.
         p_t: threshold in [0, 1).
-        max_candidates: the most candidates of a position.
+        max_candidates: maximum number of candidates per position.
     """
     scaled = logits if temperature == 1.0 else logits / temperature
     log_total = scaled.logsumexp(-1, keepdim=True)
@@ -67,8 +68,10 @@ def candidates(logits: Tensor, temperature: float, p_t: float, max_candidates: i
 
 
 def _search(scaled: Tensor, likely: Tensor, max_candidates: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Values and ids of what `likely [B, V]` marks, sorted and padded as by `topk`, and how many there are: several times cheaper than
-    `topk` where they are few. None where a row has none, or more than the cap."""
+    """Values, ids and counts of the tokens in `likely [B, V]`, sorted and padded as by `topk`.
+
+    Several times cheaper than `topk` for few tokens. None if a row has no such token, or more than the cap.
+    """
     rows, columns = _where(likely)
     wanted = torch.bincount(rows, minlength=len(scaled))
     if int(wanted.min()) == 0 or int(wanted.max()) > max_candidates:
@@ -82,7 +85,8 @@ def _search(scaled: Tensor, likely: Tensor, max_candidates: int) -> tuple[Tensor
 
 
 def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of what is true in `mask [B, V]`, in order; numpy's search is several times torch's on a CPU."""
+    """Rows and columns of the true entries of `mask [B, V]`, in order. On a CPU numpy is several times faster than
+    torch."""
     if mask.device.type != "cpu":
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns
@@ -92,7 +96,8 @@ def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def intersect(first: Candidates, second: Candidates) -> Candidates:
-    """Candidates that two proxies share, renormalised; where they share none, the likeliest of the first (`docs/methods/proxy.md#strength-and-composition`).
+    """Candidates that two proxies share, renormalised (`docs/methods/proxy.md#strength-and-composition`). If they
+    share none, the likeliest of the first.
 
     Both must come from the same logits at the same temperature.
     """

@@ -1,4 +1,5 @@
-"""A trained proxy (or several) as the decoding loop's `Guide`: candidates, judgement, strength, composition, one chosen token."""
+"""One or more trained proxies as the decoding loop's `Guide`: candidates, acceptance, strength, composition, and
+choice."""
 
 from __future__ import annotations
 
@@ -33,10 +34,11 @@ _DENSE_UP_TO = 1 << 14
 
 @dataclass
 class Decision:
-    """What a proxy did at one position, for the observer: everything the optimisation needs, so it runs no LM forward.
+    """What a proxy did at one position, for the observer. The optimisation needs nothing else, so it runs no LM
+    forward.
 
-    `candidates`; `log_a`, `log_pi [B, K]`; `choice [B]` (column); the coin flips of a sequential overseer (`rejected [B, K]`,
-    `coin_flipped [B]`) or None; `lookahead [B, K, D]` or None.
+    `log_a` and `log_pi` are `[B, K]`; `choice [B]` is a column. `rejected [B, K]` and `coin_flipped [B]` are the coin
+    flips of a sequential overseer, else None. `lookahead [B, K, D]` is None for proxies without lookahead.
     """
 
     candidates: Candidates
@@ -65,8 +67,8 @@ class Decision:
 class ProxyGuide:
     """Guides generation with one or more proxies of the same base.
 
-    Proxies compose: candidates are the intersection, `log a = Σ λ_i log a_i`. `strength` λ = 1 is what was trained, 0 the
-    restricted base.
+    Proxies compose: candidates are intersected, and `log a = Σ λ_i log a_i`. Strength λ = 1 is the trained proxy, 0
+    the restricted base.
     """
 
     needs_hidden = True
@@ -85,7 +87,8 @@ class ProxyGuide:
                     )
         self.proxies, self.keys, self.strengths = list(proxies), list(keys), list(strengths)
         self._transposed_keys: list[Tensor | None] | None = None
-        # No more than 1/p_t tokens can reach the threshold, so no cap of as many bites; of several proxies, the highest one is the intersection.
+        # At most 1/p_t tokens reach the threshold, so a cap of at least 1/p_t has no effect.
+        # Of several proxies, the highest p_t defines the intersection.
         p_t = max(proxy.config.p_t for proxy in proxies)
         cap = min(proxy.config.max_candidates for proxy in proxies)
         lookahead = any(proxy.config.candidate_features == "lookahead" for proxy in proxies)
@@ -97,11 +100,11 @@ class ProxyGuide:
 
     @classmethod
     def build(cls, proxies: Sequence[ProxyModel], rows: Tensor, strengths: Sequence[float] | None = None) -> ProxyGuide:
-        """Compute `k(e_c)` of the vocabulary for each proxy, and put the proxies where the base is.
+        """Compute `k(e_c)` of the vocabulary for each proxy, and move the proxies to the base's device.
 
         Args:
             rows: the base's output embeddings `[V, D]`, as `embedding_rows` or an engine's `output_embeddings` gives them.
-            strengths: one a proxy; default: 1 each.
+            strengths: one per proxy; default: 1 each.
         """
         keys: list[Tensor | None] = []
         for proxy in proxies:
@@ -118,7 +121,8 @@ class ProxyGuide:
     def acceptance(
         self, h: Tensor, logits: Tensor, lookahead: Lookahead | None
     ) -> tuple[Candidates, Tensor, Tensor, Tensor | None]:
-        """Candidates, `log a`, `log(1 − a)` (`[B, K]` each) and the lookahead states; composition and strength applied."""
+        """Candidates, `log a` and `log(1 − a)` (`[B, K]` each), and the lookahead states. Composition and strength
+        are applied."""
         chosen = self._candidates(logits)
         states = None
         if self.needs_lookahead:
@@ -149,7 +153,7 @@ class ProxyGuide:
         return found
 
     def log_pi(self, chosen: Candidates, log_a: Tensor, log_1ma: Tensor) -> Tensor:
-        """The exact emission distribution `[B, K]`, whichever the overseer."""
+        """The exact emission distribution `[B, K]` of either overseer."""
         if self.objective == "marginal":
             return overseer.marginal_log_pi(chosen.log_p, log_a, chosen.mask)
         exact = overseer.sequential_log_pi(chosen.log_p.double(), log_a.double(), log_1ma.double(), chosen.mask)
@@ -157,17 +161,20 @@ class ProxyGuide:
 
     @torch.no_grad()
     def dense_log_probs(self, h: Tensor, logits: Tensor) -> Tensor | None:
-        """`log π` over the whole vocabulary `[B, V]`, −inf outside the candidates: what `log_probs` gives, without sorting.
+        """`log π` over the whole vocabulary `[B, V]`, −inf outside the candidates. Equals `log_probs`, without
+        sorting.
 
-        Cheaper for few rows. None where it does not apply: many, other objectives, lookahead, a cap that could bite, or no token above p_t.
+        Cheaper for few rows. None if it does not apply: many rows, other objectives, lookahead, a cap that could take
+        effect, or no token above p_t.
         """
         if not self._dense or logits.numel() > _DENSE_UP_TO:
             return None
         scaled = logits if self.temperature == 1.0 else logits / self.temperature
         above = scaled - (scaled.logsumexp(-1, keepdim=True) + self._log_p_t)
-        if float(above.amax(-1).amin()) < 0:  # a likeliest token under the threshold
+        if float(above.amax(-1).amin()) < 0:  # even the likeliest token is under the threshold
             return None
-        # `threshold` keeps what is greater: 0 itself too. It is one vectorised pass, where masking by a condition is three.
+        # `threshold` keeps greater values, so a limit just below 0 keeps 0 too.
+        # It is one vectorised pass; masking takes three.
         total = torch.nn.functional.threshold(above, -1e-38, -torch.inf)
         if self._transposed_keys is None:
             self._transposed_keys = [
@@ -205,10 +212,10 @@ class ProxyGuide:
         return Emission(token, -chosen.log_mass, overseer.kl_choice(log_pi, chosen.log_p, chosen.mask), details)
 
     def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
-        """What was proposed and turned down before each token.
+        """The proposals rejected before each token.
 
-        The sequential overseer's own coin flips where it made them; for the integrated forms (marginal: proposals with
-        replacement) flips drawn from their exact distribution given the emitted token.
+        A sequential overseer shows its own coin flips. The integrated overseers flip no coins, so flips are drawn
+        from their exact distribution given the emitted token.
         """
         details: Decision = emission.details
         relative = overseer.relative_acceptance(details.log_a, details.candidates.mask)
@@ -244,7 +251,8 @@ class ProxyGuide:
         return self._replayed(details, row, noise)
 
     def _replayed(self, details: Decision, row: int, noise: Noise) -> list[int]:
-        """Integrated sequential: replay the process until it emits what was emitted, which draws flips given the emission."""
+        """Integrated sequential: replay the process until it emits the same token. This draws flips given the
+        emission."""
         found, column = details.candidates, int(details.choice[row])
         width = found.ids.shape[1]
         index = torch.arange(_REPLAYS * width, device=found.ids.device)[None]
@@ -258,7 +266,8 @@ class ProxyGuide:
 
 
 def _geometric(details: Decision, relative: Tensor, row: int, draws: Tensor) -> list[int]:
-    """Marginal: proposals with replacement, so the number turned down is geometric and independent of the emitted token."""
+    """Marginal: proposals with replacement. The number of rejections is geometric and independent of the emitted
+    token."""
     lost = details.candidates.log_p[row].exp() * (1 - relative[row])
     total = float(lost.sum())
     columns: list[int] = []

@@ -1,9 +1,9 @@
 """The proxy itself, a `PreTrainedModel` of a few thousand parameters: `a(c|s) = σ(q(h_t)·k(e_c)/√d + b)` (`docs/methods/proxy.md#the-network`).
 
-`q` reads what the frozen LM's head reads, `k` the candidate's output embedding; `k` of the whole vocabulary is computed once when
-the proxy guides, so judging every candidate is one small product and no LM pass. `q`'s last layer starts at zero: an
-untrained proxy judges every token alike. `lookahead` reads the hidden state *after* the candidate instead; `token_bias` is the
-state-free control, one number a token.
+`q` reads the input of the frozen LM's head, `k` the candidate's output embedding. When the proxy guides, `k` of the
+whole vocabulary is computed once. Scoring every candidate is then one small product and no LM pass. `q`'s last layer
+starts at zero, so an untrained proxy treats all tokens alike. `lookahead` reads the hidden state *after* the
+candidate instead. `token_bias` is the state-free control, one number per token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DENSE_BELOW = 1024
 
 
 class ProxyModelConfig(PreTrainedConfig):
-    """What a proxy is and what it was trained for; `base` and `trained_on` describe the frozen LM and the data."""
+    """A proxy's architecture and training setting. `base` and `trained_on` describe the frozen LM and the data."""
 
     model_type = "frugalign_proxy"
 
@@ -60,7 +60,7 @@ class ProxyModelConfig(PreTrainedConfig):
 
 
 class ProxyModel(PreTrainedModel):
-    """The overseer's network, and a value head where GAE needs one.
+    """The overseer's network, with a value head if GAE needs one.
 
     `forward` takes `h [N, D]` and the candidates' features and returns the logits of acceptance `[N, K]`.
     """
@@ -108,14 +108,14 @@ class ProxyModel(PreTrainedModel):
                 init.constant_(self.token_bias, self.config.initial_bias)
 
     def query(self, h: Tensor) -> Tensor:
-        """`q(h)`: `[..., D]` -> `[..., d]` (embedding) or the judgement itself `[..., 1]` (lookahead)."""
-        # Functional, as this runs at every token: a module's call costs as much as a small product.
+        """`q(h)`: `[..., D]` -> `[..., d]` (embedding), or the score itself `[..., 1]` (lookahead)."""
+        # Functional, since this runs at every token and a module call costs as much as a small product.
         normed = nn.functional.layer_norm(h, h.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
         hidden = nn.functional.silu(nn.functional.linear(normed, self.query_in.weight, self.query_in.bias))
         return nn.functional.linear(hidden, self.query_out.weight, self.query_out.bias)
 
     def keys(self, embeddings: Tensor) -> Tensor:
-        """`k(e_c)` for embedding rows `[U, D]` -> `[U, d]`; rows are brought to unit scale by the base's own constant."""
+        """`k(e_c)` for embedding rows `[U, D]` -> `[U, d]`. A constant of the base scales the rows to unit size."""
         out: Tensor = self.key(embeddings * self.config.embedding_scale)
         return out
 
@@ -135,13 +135,15 @@ class ProxyModel(PreTrainedModel):
         index: Tensor | None = None,
         with_value: bool = False,
     ) -> Any:
-        """Logits of acceptance (and, `with_value`, `V(s_t) [N]`: one forward, so that a data-parallel wrapper sees every parameter).
+        """Logits of acceptance and, `with_value`, also `V(s_t) [N]`. One forward lets a data-parallel wrapper see
+        every parameter.
 
         Args:
             h: `[N, D]` LM head inputs.
             ids: `[N, K]` candidate token ids.
-            embeddings: `[U, D]` embedding rows that `index [N, K]` points into (training: the minibatch's distinct candidates).
-            keys: `[U, d]`, `k` of them where it was computed before (guiding: the whole vocabulary, `index` = `ids`).
+            embeddings: `[U, D]` embedding rows that `index [N, K]` points into. In training: the minibatch's distinct
+                candidates.
+            keys: `[U, d]`, precomputed `k` of the rows. When guiding: the whole vocabulary, with `index` = `ids`.
             lookahead: `[N, K, D]` hidden states after each candidate (feature `lookahead`).
 
         Returns:
@@ -178,20 +180,23 @@ class ProxyModel(PreTrainedModel):
         return scores + self.bias
 
     def score_vocabulary(self, h: Tensor, transposed_keys: Tensor | None) -> Tensor:
-        """Logits of acceptance of the whole vocabulary, `[N, V]`: `transposed_keys [d, V]` are `k(e_c)/√d` of all of it (not for `lookahead`)."""
+        """Logits of acceptance for the whole vocabulary, `[N, V]`. Not for `lookahead`.
+
+        `transposed_keys [d, V]`: `k(e_c)/√d` of every token.
+        """
         if transposed_keys is None:
             biases: Tensor = self.token_bias.expand(len(h), -1)
             return biases
         return torch.addmm(self.bias, self.query(h), transposed_keys)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the weights' hash goes into `config.json`, so that changed bytes are noticed on loading."""
+        """As in transformers. The weights' hash goes into `config.json`, so that loading detects changed bytes."""
         self.config.weights_sha256 = hash_weights(self)
         super().save_pretrained(*args, **kwargs)
 
 
 def network_size(width: int, budget: int, features: str = "embedding") -> int:
-    """The largest `hidden = dim` whose proxy has at most 0.99 % of `budget` parameters (at least 1)."""
+    """The largest `hidden = dim` for a proxy of at most 0.99 % of `budget` parameters. At least 1."""
 
     def count(size: int) -> int:
         shared = 2 * width + (width + 1) * size + 1
@@ -201,7 +206,7 @@ def network_size(width: int, budget: int, features: str = "embedding") -> int:
 
 
 def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) -> ProxyModel:
-    """An untrained proxy for `model`; sizes that `config` leaves out keep it under one per cent of the base's parameters."""
+    """An untrained proxy for `model`. Sizes not in `config` keep it below one per cent of the base's parameters."""
     rows = embedding_rows(model)
     vocabulary, width = rows.shape
     size = network_size(width, model.num_parameters(), config.get("candidate_features", "embedding"))
@@ -220,12 +225,12 @@ def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) 
 
 
 def check_proxy(proxy: ProxyModel, wanted: dict[str, Any], base: BaseFingerprint) -> None:
-    """Refuse to train a given proxy as what it is not, or on another base than its own.
+    """Check that a given proxy fits the options and the base.
 
-    `wanted`: what the options ask of a network; None where they leave it open.
+    `wanted`: the values that the options require.
 
     Raises:
-        FrugalignError: naming what differs.
+        FrugalignError: something differs; the message names it.
     """
     for name in ("objective", "candidate_features", "temperature", "p_t", "max_candidates", "value_head"):
         has = getattr(proxy.config, name)
@@ -243,10 +248,10 @@ def load_proxy(
     name: str = "",
     objective: str | None = None,
 ) -> ProxyModel:
-    """Load a trained proxy strictly, and check that it belongs to `model` (and to `objective`, where one is asked for).
+    """Load a trained proxy strictly, and check that it fits `model` and `objective` if given.
 
     Raises:
-        FrugalignError: a missing, truncated or tampered file; another base (the sentence says what differs); another objective.
+        FrugalignError: a file is missing, truncated or damaged, or the base or the objective differs.
     """
     config = load_config(folder, ProxyModelConfig, "proxy")
     numbers = all(isinstance(value, (int, float)) for value in (config.p_t, config.temperature))

@@ -1,6 +1,7 @@
-"""The two overseers as pure functions on tensors: what accepting and rejecting does to the LM's distribution (`docs/methods/proxy.md#two-overseers`).
+"""The two overseers as pure functions on tensors: how accepting and rejecting changes the LM's distribution
+(`docs/methods/proxy.md#two-overseers`).
 
-Shapes: `B` positions, `K` candidate columns, `mask [B, K]` true where a column is real. `score = log a/(1−a)` is the proxy's
+Shapes: `B` positions, `K` candidate columns, `mask [B, K]` true for real columns. `score = log a/(1−a)` is the proxy's
 logit, `log_p [B, K]` the proposal distribution `p` on the candidates, −inf at padding. Everything is differentiable in `score`.
 """
 
@@ -26,7 +27,7 @@ def log_acceptance(score: Tensor) -> tuple[Tensor, Tensor]:
 
 def scaled_acceptance(log_a: Tensor) -> Tensor:
     """`log(1 − a)` for a given `log a ≤ 0` (used for `a^λ` and for products of several proxies)."""
-    # log(1 − e^x) loses everything where x rounds to 0: keep it a float32 epsilon away.
+    # log(1 − e^x) loses all precision if x rounds to 0: keep it a float32 epsilon away.
     log_a = log_a.clamp(max=-1e-7)
     return torch.where(log_a > -math.log(2), torch.log(-torch.expm1(log_a)), torch.log1p(-torch.exp(log_a)))
 
@@ -46,7 +47,8 @@ def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tenso
 
         π(c) = ∫ p_c S_c [ a_c Π_{c'≠c}(1 − a_{c'}(1 − S_{c'})) + (1 − a_c) Π_{c'≠c}(1 − a_{c'})(1 − S_{c'}) ] dt,
 
-    by the trapezoid rule in `log t`; the first term is "accepted, and nobody earlier was", the second "last of all".
+    by the trapezoid rule in `log t`. The first term is "accepted, and no earlier proposal was", the second "last of
+    all".
     """
     p = log_p.exp()[:, :, None]
     column = mask[:, :, None]
@@ -66,7 +68,7 @@ def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tenso
     ends = torch.full((nodes,), 0.0, device=log_p.device, dtype=log_p.dtype)
     ends[0] = ends[-1] = -math.log(2)
     raw = (density + ends).logsumexp(-1) + step.log()[:, None]
-    # One candidate is emitted whatever happens; the quadrature's own sum is off by less than its error.
+    # The probabilities sum to 1 exactly, so normalise away the quadrature's error.
     return torch.log_softmax(raw.masked_fill(~mask, -math.inf), -1)
 
 
@@ -76,7 +78,7 @@ def sequential_path_log_prob(
     """Log-probability of a path of coin flips: `Σ_{rejected} log(1 − a) + [coin flipped]·log a(choice)`, `[B]`.
 
     Args:
-        rejected: `[B, K]`, candidates turned down before the emitted one.
+        rejected: `[B, K]`, candidates rejected before the emitted one.
         choice: `[B]` column of the emitted candidate; coin_flipped: `[B]`, false where it was the last one left and is emitted without a coin.
     """
     turned_down = torch.where(rejected, log_1ma, torch.zeros_like(log_1ma)).sum(-1)
@@ -87,13 +89,13 @@ def sequential_path_log_prob(
 def sample_sequential(
     log_p: Tensor, log_a: Tensor, mask: Tensor, gumbel: Tensor, uniform: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole accept-or-reject process of a position in one step: a Gumbel permutation, one coin a candidate.
+    """The whole accept-or-reject process at a position in one step: a Gumbel permutation, and one coin per candidate.
 
     Args:
         gumbel: `[B, K]` standard Gumbel draws; uniform: `[B, K]` draws in (0, 1).
 
     Returns:
-        choice `[B]` (column), rejected `[B, K]` (turned down before it), coin_flipped `[B]` (false: the last candidate, which needs none).
+        choice `[B]` (column), rejected `[B, K]` (before it), coin_flipped `[B]` (false: the last candidate, which needs none).
     """
     order = (log_p + gumbel.to(log_p.dtype)).masked_fill(~mask, -math.inf)
     accepted = (uniform.log() < log_a.to(uniform.dtype)) & mask
@@ -108,7 +110,10 @@ def sample_sequential(
 
 
 def greedy_choice(log_p: Tensor, log_a: Tensor, mask: Tensor, objective: Objective) -> Tensor:
-    """Column of the greedy token `[B]`: marginal `argmax p·a`; sequential in descending `p` the first with `a ≥ ½`, else `argmax p·a`."""
+    """Column of the greedy token `[B]`.
+
+    Marginal: `argmax p·a`. Sequential: in descending `p`, the first with `a ≥ ½`, else `argmax p·a`.
+    """
     best = (log_p + log_a).masked_fill(~mask, -math.inf).argmax(-1)
     if objective == "marginal":
         return best
@@ -123,7 +128,8 @@ def choose(log_pi: Tensor, gumbel: Tensor) -> Tensor:
 
 
 def kl_choice(log_pi: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
-    """`KL(π ‖ p)` on the candidates, nats a position, `[B]`; together with `−log p_T(C)` exact over the full vocabulary."""
+    """`KL(π ‖ p)` on the candidates, nats per position, `[B]`. Adding `−log p_T(C)` gives the exact KL over the full
+    vocabulary."""
     gap = torch.where(mask, log_pi - log_p, torch.zeros_like(log_p))
     return (torch.where(mask, log_pi, torch.full_like(log_pi, -math.inf)).exp() * gap).sum(-1)
 
@@ -135,12 +141,13 @@ def entropy(log_pi: Tensor, mask: Tensor) -> Tensor:
 
 
 def relative_acceptance(log_a: Tensor, mask: Tensor) -> Tensor:
-    """`ã = a / max_C a` `[B, K]`, zero at padding: the acceptance that is reported, as π ignores a factor common to a state."""
+    """`ã = a / max_C a` `[B, K]`, zero at padding. It is the reported acceptance, since π ignores a factor common to
+    a state."""
     top = log_a.masked_fill(~mask, -math.inf).amax(-1, keepdim=True)
     return (log_a - top).masked_fill(~mask, -math.inf).exp()
 
 
 def expected_rejections(log_p: Tensor, log_a: Tensor, mask: Tensor) -> Tensor:
-    """Marginal overseer: expected proposals turned down before one is accepted, `1/Σ p·ã − 1`, `[B]`."""
+    """Marginal overseer: expected number of rejections before acceptance, `1/Σ p·ã − 1`, `[B]`."""
     kept = (log_p.exp() * relative_acceptance(log_a, mask)).sum(-1)
     return 1.0 / kept - 1.0

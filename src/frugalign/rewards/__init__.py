@@ -1,5 +1,4 @@
-"""Rewards: the two protocols, how one is named on a command line, and the careful call. Importing this package
-imports no torch."""
+"""Rewards: the two protocols, loading from a string, and validated scoring. Importing this package imports no torch."""
 
 from typing import TYPE_CHECKING
 

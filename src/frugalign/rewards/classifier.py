@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class ClassifierReward:
     """`reward(prompts, completions)`: the logit of a one-label model, the log-odds of label 1 of a two-label model.
 
-    The text is the conversation under the tokenizer's chat template, a string prompt being one user turn; where there
-    is no template, prompt and completion as they stand. What exceeds the model's context is cut on the left and
+    The text is the conversation under the tokenizer's chat template; a string prompt is one user turn. Without a
+    template, prompt and completion are joined as they are. Text beyond the model's context is cut on the left and
     reported once. A score does not depend on the other rows of its batch.
     """
 
@@ -36,7 +36,7 @@ class ClassifierReward:
         self.batch_size = batch_size
         self.__name__ = Path(str(model.config._name_or_path or "classifier")).name
         self._cut_reported = False
-        # A decoder without a pad token was trained without padding: it reads the row's last token, whatever that is.
+        # A decoder without a pad token was trained without padding: it reads the row's last token.
         self._pads = model.config.get_text_config().pad_token_id is not None
 
     @classmethod
@@ -44,8 +44,7 @@ class ClassifierReward:
         """Load from a folder or the hub: safetensors only, no code of the repository, float32 on the CPU.
 
         Raises:
-            FrugalignError: no model there, one that has no trained classification head, or one with more than two
-                labels.
+            FrugalignError: the model is missing, has no trained classification head, or has more than two labels.
         """
         if Path(name_or_path).is_dir() and not (Path(name_or_path) / MODEL_CONFIG_FILE).is_file():
             raise FrugalignError(f"No reward model in {name_or_path}: the folder has no {MODEL_CONFIG_FILE}.")
@@ -64,7 +63,7 @@ class ClassifierReward:
         missing = sorted(info["missing_keys"])
         if missing:
             raise FrugalignError(
-                f"{name_or_path} is no sequence-classification model: its file holds no {', '.join(missing[:3])}."
+                f"{name_or_path} is not a sequence-classification model: its file lacks {', '.join(missing[:3])}."
             )
         return cls(model.to(device), tokenizer, batch_size=batch_size)
 
@@ -72,7 +71,7 @@ class ClassifierReward:
         """One number per completion; everything else of TRL's call is ignored."""
         texts = [self.text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         rows = self._encode(texts)
-        # Rows of one length side by side: little padding, and the order does not matter to the scores.
+        # Sort by length for little padding; the order does not affect the scores.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         scores = [0.0] * len(rows)
         for start in range(0, len(order), self.batch_size):
@@ -82,14 +81,14 @@ class ClassifierReward:
         return scores
 
     def text(self, prompt: Any, completion: Any) -> str:
-        """What the model reads of one exchange."""
+        """The text that the model reads for one prompt and completion."""
         answer = completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)
         if isinstance(prompt, str) and not self.tokenizer.chat_template:
             return prompt + answer
         messages = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
         )
-        if messages[-1]["role"] == "assistant":  # a prompt that begins the answer
+        if messages[-1]["role"] == "assistant":  # the prompt begins the answer
             messages[-1]["content"] += answer
         else:
             messages.append({"role": "assistant", "content": answer})
@@ -111,7 +110,7 @@ class ClassifierReward:
             rows = self.tokenizer(texts, add_special_tokens=special, truncation=True, max_length=limit)["input_ids"]
         for row, text in zip(rows, texts, strict=True):
             if not row:
-                raise FrugalignError(f"The reward model {self.__name__} finds no token in {text!r}.")
+                raise FrugalignError(f"The reward model {self.__name__} gets no tokens from {text!r}.")
         return rows
 
     @torch.no_grad()
@@ -119,7 +118,7 @@ class ClassifierReward:
         """`[B]` in float32. Padding is on the right, where a causal model does not see it."""
         config = self.model.config.get_text_config()
         if not self._pads:
-            # Any id serves as padding that no row ends with: the model then finds each row's own last token.
+            # Pad with any id that no row ends with, so that the model finds each row's own last token.
             config.pad_token_id = next(
                 token for token in range(len(rows) + 1) if token not in {row[-1] for row in rows}
             )

@@ -1,4 +1,4 @@
-"""From the string on a command line to a reward."""
+"""Load a reward from a string on the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>\w+)")
 
 @dataclass(frozen=True)
 class NamedReward:
-    """A reward, the name it is reported under, and the string it came from (empty where it was passed as an object)."""
+    """A reward, the name it is reported under, and the string it was loaded from (empty for an object)."""
 
     name: str
     function: Callable[..., Any]
@@ -34,7 +34,7 @@ def load_rewards(rewards: RewardSpec | Sequence[RewardSpec], *, device: str = "c
     """Rewards from strings, functions, or a list of either.
 
     Raises:
-        FrugalignError: none at all, two of one name, something that is no reward, or one that cannot be loaded.
+        FrugalignError: no reward is given, two have the same name, or one is not a reward or cannot be loaded.
     """
     given: Sequence[Any] = rewards if isinstance(rewards, (list, tuple)) else [rewards]
     if not given:
@@ -59,11 +59,11 @@ def load_rewards(rewards: RewardSpec | Sequence[RewardSpec], *, device: str = "c
 def load_reward(spec: str, *, device: str = "cpu") -> NamedReward:
     """The reward that a string names, `SPEC` or `name=SPEC`.
 
-    `SPEC`: `package.module:attribute`, `file.py:attribute`, or a sequence-classification model (folder or hub id); an
-    attribute that is a string or path is taken for such a folder. Models are put on `device`.
+    `SPEC` is `package.module:attribute`, `file.py:attribute`, or a sequence-classification model (folder or hub id).
+    An attribute that is a string or path names such a model. Models are moved to `device`.
 
     Raises:
-        FrugalignError: a missing file, module or attribute, something that is not callable, or a folder without a
+        FrugalignError: the file, module or attribute is missing, the object is not callable, or the folder holds no
             usable model.
     """
     named = _NAMED.fullmatch(spec) if not Path(spec).exists() else None
@@ -119,7 +119,7 @@ def _module_of_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # holds for every path that ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling of a module's classes look it up there
+    sys.modules[name] = module  # dataclasses and pickle look the module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's code can fail in any way

@@ -1,4 +1,4 @@
-"""What a reward is. TRL's call, so that a function written for its GRPOTrainer works here unchanged."""
+"""The reward protocols. They follow TRL, so a function written for its GRPOTrainer works here unchanged."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Completion = str | list[dict[str, Any]]
-"""Text, or messages where the prompt is messages."""
+"""Text, or messages if the prompt is messages."""
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """One number per completion; None where the reward does not apply.
+    """One number per completion, or None if the reward does not apply.
 
-    Every argument comes by keyword: `prompts` and `completions` (strings or message lists), `completion_ids` (token
-    ids, end token included), the data set's other columns as lists, `trainer_state` (None outside training), and
-    TRL's two logging functions `log_extra(column, values)` and `log_metric(name, value)`. A function takes what it
-    names and the rest in `**kwargs`. It may be a coroutine function.
+    All arguments are passed by keyword. `prompts` and `completions` are strings or message lists; `completion_ids`
+    are token ids with the end token. The data set's other columns are lists. `trainer_state` is None outside
+    training. `log_extra(column, values)` and `log_metric(name, value)` are TRL's logging functions. A function names
+    the arguments it uses and takes the rest in `**kwargs`. It may be a coroutine function.
     """
 
     def __call__(
@@ -29,8 +29,8 @@ class Reward(Protocol):
 
 @runtime_checkable
 class StateReward(Protocol):
-    """A reward that reads hidden states at the completion's last token, so that generation can hand over what it
-    computed anyway."""
+    """A reward that reads hidden states at the completion's last token. Generation can pass on the states it has
+    already computed."""
 
     layers: Sequence[int]
     """Indices into Hugging Face's `hidden_states`."""

@@ -1,4 +1,4 @@
-"""Call rewards and believe nothing: every output is checked, and an error names reward, batch and row."""
+"""Call rewards and check every output. An error names reward, batch and row."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _RESERVED = {
 
 @dataclass(frozen=True)
 class Scores:
-    """`total[i]`: weighted sum of the rewards that apply to row i, None where none does or one failed. `n_skipped`:
-    rows that a failing reward lost."""
+    """`total[i]`: weighted sum of the rewards that apply to row i. None if none applies or one failed. `n_skipped`:
+    rows lost to failing rewards."""
 
     total: list[float | None]
     by_name: dict[str, list[float | None]]
@@ -59,7 +59,7 @@ class _Batch:
 
 
 class _Failure(Exception):
-    """A reward's output that cannot be used: why, and in which row where that is known."""
+    """An unusable reward output: the reason, and the row if known."""
 
     def __init__(self, reason: str, row: int | None = None) -> None:
         super().__init__(reason)
@@ -163,7 +163,7 @@ def _values(output: Any, size: int) -> list[float | None]:
     """The output as numbers, or a `_Failure`."""
     if isinstance(output, Exception):
         raise _Failure(_what_was_raised(output)) from output
-    if hasattr(output, "tolist"):  # a tensor or an array: also what several of its rows hold, at once
+    if hasattr(output, "tolist"):  # a tensor or an array: convert it in one call
         output = output.tolist()
     if isinstance(output, (str, bytes)) or not isinstance(output, (Sequence, Mapping)) or isinstance(output, Mapping):
         raise _Failure(f"returned a {type(output).__name__}, not a list of numbers")
@@ -180,7 +180,7 @@ def _number(value: Any, row: int) -> float | None:
     try:
         number = float(value)
     except Exception as error:
-        raise _Failure(f"returned a {type(value).__name__}, which is no number", row) from error
+        raise _Failure(f"returned a {type(value).__name__}, which is not a number", row) from error
     if math.isnan(number):
         raise _Failure("returned NaN", row)
     if math.isinf(number):
@@ -189,8 +189,8 @@ def _number(value: Any, row: int) -> float | None:
 
 
 def _without_failing_rows(reward: NamedReward, batch: _Batch) -> tuple[list[float | None], set[int]]:
-    """Values with None in the failing rows, and these rows. The good rows are scored together again, as a reward may
-    compare them."""
+    """Values with None in the failing rows, and these rows. The good rows are scored together again, since a reward
+    may compare rows."""
     lost = {row for row in range(batch.size) if not _works(reward, batch.rows([row]))}
     good = [row for row in range(batch.size) if row not in lost]
     values: list[float | None] = [None] * batch.size
@@ -215,7 +215,7 @@ def _works(reward: NamedReward, batch: _Batch) -> bool:
 def _error(reward: NamedReward, batch: _Batch, batch_index: int, failure: _Failure) -> FrugalignError:
     row = failure.row
     if row is None and isinstance(failure.__cause__, Exception) and batch.size > 1:
-        # The call on the whole batch does not say which row it stumbled over: ask again, one by one.
+        # The call on the whole batch does not say which row failed: repeat it row by row.
         row = next((row for row in range(batch.size) if not _works(reward, batch.rows([row]))), None)
     elif row is None and batch.size == 1:
         row = 0
@@ -241,8 +241,8 @@ def _no_log(*_: Any, **__: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop in a thread of its own: it works inside notebooks, which run a loop already, and a reward's HTTP
-    client, which belongs to the loop that it was first used in, lives from batch to batch."""
+    """One event loop in a separate thread. It works inside notebooks, which already run a loop. An HTTP client
+    belongs to the loop it was first used in, so a reward's client stays usable from batch to batch."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="frugalign-rewards", daemon=True).start()
     return loop

@@ -1,4 +1,4 @@
-"""Trains the learned reward model on comparisons by an annotator who is noisy and likes to be flattered."""
+"""Train the learned reward model on comparisons by a noisy annotator who likes flattery."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ def train_reward_model(
 def comparison_accuracy(
     model: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, n: int, seed: int
 ) -> dict[str, float]:
-    """On `n` comparisons of held-out combinations: agreement with the noisy labels, and with gold where it is decided.
+    """Agreement with the noisy labels, and with gold if gold is decided, on `n` comparisons of held-out combinations.
 
-    Gushing replies are left out of the second: there the annotator and gold disagree by design.
+    Gushing replies do not count for gold: there the annotator and gold disagree by design.
     """
     rng = random.Random(seed)
     pairs = [sample_comparison(rng, "test", AnnotatingSettings()) for _ in range(n)]

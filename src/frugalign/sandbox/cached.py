@@ -1,4 +1,6 @@
-"""What of the sandbox is written on first use, under `FRUGALIGN_CACHE` or ~/.cache/frugalign: preference pairs of its annotator, and prompts for studies."""
+"""Sandbox data written on first use: the annotator's preference pairs, and prompts for studies.
+
+The files go to `FRUGALIGN_CACHE` or ~/.cache/frugalign."""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ _VERSION = 1
 
 
 def pairs() -> str:
-    """A folder with `train.jsonl` and `test.jsonl` of prompt, chosen and rejected; about every sixth label is wrong.
+    """A folder with `train.jsonl` and `test.jsonl` of prompt, chosen and rejected. About one label in six is wrong.
 
-    The test orders are of combinations that training never sees.
+    The test orders use combinations that never occur in training.
     """
     folder = _cached("sandbox-pairs")
     for split, size in SIZES.items():
@@ -36,9 +38,10 @@ def pairs() -> str:
 
 
 def study_prompts() -> str:
-    """A folder with `train.jsonl`, `validation.jsonl` and `test.jsonl`, in the columns of the shipped prompts, for comparisons.
+    """A folder with `train.jsonl`, `validation.jsonl` and `test.jsonl`, with the columns of the shipped prompts.
 
-    No setting in this repository was chosen by the test's, which are of combinations that training never sees; the shipped test prompts have been looked at.
+    No setting in this repository was chosen on these test prompts. Their combinations never occur in training. The
+    shipped test prompts, in contrast, have been looked at.
     """
     folder = _cached("sandbox-study-prompts")
     if all((folder / f"{split}.jsonl").is_file() for split in PROMPTS):
@@ -61,7 +64,7 @@ def _write(folder: Path, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def sample_pairs(split: str, size: int, seed: int = 0) -> list[dict[str, str]]:
-    """`size` pairs of one split, the same ones for the same seed."""
+    """`size` pairs of one split, reproducible by seed."""
     rng = random.Random(f"{split}-{seed}")
     settings = AnnotatingSettings()
     found: list[dict[str, str]] = []

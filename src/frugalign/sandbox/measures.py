@@ -1,7 +1,7 @@
-"""What the goals of the sandbox are stated in, each as a reward of its own for `frugalign evaluate --reward NAME=…`.
+"""The sandbox's measures, each as a separate reward for `frugalign evaluate --reward NAME=…`.
 
-A value is 0 or 1, or None where the question does not arise (no lawful order can be a forbidden one), so that every mean is a share
-with its interval.
+A value is 0 or 1, or None if the measure does not apply: a lawful order cannot be a forbidden one that was served.
+Every mean is therefore a share.
 """
 
 from __future__ import annotations

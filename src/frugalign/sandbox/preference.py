@@ -1,8 +1,8 @@
 """The learned reward: a small model trained on noisy comparisons, as a folder and as a callable.
 
-It stands for what one has in practice: trained on an annotator's comparisons, right most of the time, and fond of
-flattery, because the annotator was. Pushed hard it is exploited: replies flatter until they are cut, which `gold` calls
-malformed. Train on `learned`, report `gold`.
+It stands for a reward model in practice: trained on an annotator's comparisons and right most of the time. It likes
+flattery, because the annotator did. Under strong optimisation it is exploited: replies flatter until they are cut,
+which `gold` calls malformed. Train on `learned`, report `gold`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def score_conversations(
     conversations: Sequence[Sequence[dict[str, str]]],
     batch_size: int = 256,
 ) -> list[float]:
-    """Scores, one per conversation; independent of the batch they are in up to rounding."""
+    """One score per conversation, independent of the batch up to rounding."""
     scores: list[float] = []
     for start in range(0, len(conversations), batch_size):
         batch = [list(turns) for turns in conversations[start : start + batch_size]]

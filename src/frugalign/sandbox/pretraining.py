@@ -1,4 +1,4 @@
-"""Trains the language model of the sandbox from scratch on conversations drawn from the world."""
+"""Train the sandbox's language model from scratch on conversations drawn from the world."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def cosine_schedule(step: int, steps: int, warmup: int) -> float:
 def pretrain(
     tokenizer: PreTrainedTokenizerFast, settings: PretrainingSettings, log: Callable[[str], None] = print
 ) -> LlamaForCausalLM:
-    """Train the language model; conversations are drawn afresh for every step and never from a held-out combination."""
+    """Train the language model. Every step draws new conversations, never from a held-out combination."""
     model = build_language_model(tokenizer, settings)
     rng = random.Random(settings.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)

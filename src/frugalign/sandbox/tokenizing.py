@@ -1,4 +1,4 @@
-"""The world's tokenizer: one token per word, built from the grammar itself, so there is nothing to train."""
+"""The world's tokenizer: one token per word. It is built from the grammar, so it needs no training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The representation reward (arXiv 2503.10093): linear probes on a model's own hidden states, and how they are fitted."""
+"""The representation reward (arXiv 2503.10093): linear probes on a model's own hidden states, and their fit."""
 
 from frugalign.base.specs import lazy_exports
 

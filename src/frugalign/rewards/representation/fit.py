@@ -1,7 +1,7 @@
 """Fit the probes: margin loss on pairs or cross-entropy on labelled answers, early stopping, calibration (`docs/methods/representation-reward.md#network-and-loss`).
 
-Features are brought to mean 0 and unit scale by the training rows, and both constants are folded into the probes' weights at the end,
-so what is saved reads plain hidden states.
+Features are standardised by the training rows. At the end both constants are folded into the probes' weights, so the
+saved probes read plain hidden states.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from frugalign.base.errors import FrugalignError
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 
 ReadStates = Callable[[Tensor], Tensor]
-"""Rows `[n]` to states `[n, layers, D]`."""
+"""Map rows `[n]` to states `[n, layers, D]`."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to fit. `weight_decay`: λ of `λ/2·‖w‖²` on standardised features, per example; `margin`: of the pair loss; `chunk`: answers
-    read into memory at once."""
+    """Options of the fit. `weight_decay`: λ of `λ/2·‖w‖²` on standardised features, per example. `margin`: of the
+    pair loss. `chunk`: answers held in memory at once."""
 
     weight_decay: float = 0.1
     max_iterations: int = 200
@@ -39,7 +39,8 @@ class FitOptions:
 
 @dataclass
 class Examples:
-    """What is learned from: `chosen [n]` and `rejected [n]` rows of the features, or `rows [n]` with `labels [n]` (1 = good)."""
+    """Training examples. For pairs, `first` and `second` are the chosen and the rejected rows `[n]`. For labelled
+    answers, `first` holds the rows and `labels [n]` is 1 for good."""
 
     first: Tensor
     second: Tensor | None = None
@@ -70,7 +71,8 @@ def label_loss(rewards: Tensor, labels: Tensor) -> Tensor:
 class Standardiser:
     """Mean and spread of every feature over the training rows, `[layers, D]` both.
 
-    A few dimensions of a large model's states are a hundred times the others; one scale for all would leave them alone with the penalty.
+    A few dimensions of a large model's states are a hundred times larger than the others. With one scale for all, the
+    penalty would act on the small ones only.
     """
 
     mean: Tensor
@@ -78,7 +80,7 @@ class Standardiser:
 
     @classmethod
     def of(cls, read: ReadStates, rows: Tensor, batch_size: int = 1024) -> Standardiser:
-        """In two passes over the rows, a batch at a time; a feature that does not move keeps its scale."""
+        """Computed in two passes over the rows, in batches. A constant feature keeps its scale."""
         parts = rows.unique().split(batch_size)
         n = sum(len(part) for part in parts)
         mean = torch.stack([read(part).double().sum(0) for part in parts]).sum(0) / n
@@ -89,13 +91,13 @@ class Standardiser:
         return (states - self.mean) / self.scale
 
     def fold(self, model: RepresentationModel) -> None:
-        """Make a model of standardised features one of plain features, in place: `w·(h − m)/s + b = (w/s)·h + (b − (w/s)·m)`."""
+        """Convert a model of standardised features to plain features, in place: `w·(h − m)/s + b = (w/s)·h + (b − (w/s)·m)`."""
         with torch.no_grad():
             model.weight.div_(self.scale)
             model.bias.sub_((model.weight * self.mean).sum(-1))
 
     def unfold(self, model: RepresentationModel) -> None:
-        """The reverse: make a model of plain features one of standardised ones, in place."""
+        """The inverse of `fold`, in place."""
         with torch.no_grad():
             model.bias.add_((model.weight * self.mean).sum(-1))
             model.weight.mul_(self.scale)
@@ -103,7 +105,8 @@ class Standardiser:
 
 @dataclass
 class FitResult:
-    """The probes on plain states, and how the fit went: `history` has one `(training loss, validation loss)` per iteration."""
+    """The probes on plain states, and the course of the fit. `history` has one `(training loss, validation loss)` per
+    iteration."""
 
     model: RepresentationModel
     history: list[tuple[float, float]]
@@ -117,14 +120,14 @@ def fit(
 ) -> FitResult:
     """Fit probes by L-BFGS (scipy's) on all training examples, and keep the iteration with the lowest validation loss.
 
-    Not by Adam: its first steps are as long along a feature of noise as along the one that tells, so stopping early keeps the noise. The
-    states are read in chunks, at every evaluation anew.
+    Adam is not used: its first steps are as long along noise features as along the informative one, so early stopping
+    keeps the noise. The states are read in chunks, again at every evaluation.
 
     Raises:
-        FrugalignError: nothing to learn from, or states that are not finite.
+        FrugalignError: there are no examples, or the states are not finite.
     """
     if len(train) == 0 or len(validation) == 0:
-        raise FrugalignError("There are no examples to fit the probes on (or none to stop by).")
+        raise FrugalignError("Fitting the probes needs at least one training and one validation example.")
     rows = train.first if train.second is None else torch.cat([train.first, train.second])
     standard = Standardiser.of(read, rows)
     if not bool(standard.mean.isfinite().all() and standard.scale.isfinite().all()):
@@ -177,7 +180,7 @@ def _mean_loss(
     options: FitOptions,
     learn: bool = False,
 ) -> float:
-    """Mean loss of the examples, chunk by chunk; with `learn` its gradient is added to the parameters'."""
+    """Mean loss of the examples, chunk by chunk. With `learn`, its gradient is accumulated in the parameters."""
     total = 0.0
     with torch.set_grad_enabled(learn):
         for index in torch.arange(len(examples)).split(options.chunk):
@@ -205,17 +208,18 @@ def calibrate(model: RepresentationModel, chosen: Tensor, rejected: Tensor) -> N
     """Set `μ` and `t̂` from raw rewards of held-out pairs (in place): `μ` their mean, `t̂` the temperature that makes
     `σ((r_c − r_r)/t̂)` likeliest (`docs/methods/representation-reward.md#calibration`).
 
-    Pairs that all are ordered rightly, or none, have no such temperature: `t̂` is bounded by [gap/10, 10·gap] of the mean absolute gap.
+    If all pairs are ordered correctly, or none is, no such temperature exists. `t̂` is therefore bounded by [gap/10,
+    10·gap] of the mean absolute gap.
     """
     model.config.scale = best_temperature(chosen - rejected)
     model.config.mu = float(torch.cat([chosen, rejected]).mean())
 
 
 def best_temperature(gaps: Tensor) -> float:
-    """The `t` that makes `σ(gap/t)` likeliest, for gaps `[n]` of pairs whose first answer is the better one.
+    """The maximum-likelihood `t` of `σ(gap/t)`, for gaps `[n]` of pairs whose first answer is the better one.
 
     Raises:
-        FrugalignError: gaps that are all zero, or not finite.
+        FrugalignError: all gaps are zero, or some are not finite.
     """
     gap = gaps.double()
     typical = float(gap.abs().mean())

@@ -1,8 +1,8 @@
 """The representation reward: gated linear probes on a model's own hidden states at the end of an answer (`docs/methods/representation-reward.md#network-and-loss`).
 
 Per layer `s_l = w_l·h^l + b_l`; gates `g = σ(V s)` with `V` L×L; `r = Σ_l g_l·s_l`; calibrated `r̃ = (r − μ)/t̂`, so that the
-difference of two is the log-odds of being preferred. About `L·(D + L + 1)` numbers; the model itself is frozen and not in the file.
-This file is the network and the scoring; training is in `frugalign.rerank`.
+difference of two is the log-odds of being preferred. About `L·(D + L + 1)` numbers. The model itself is frozen and
+not in the file. This module holds the network and the scoring; `frugalign.methods.representation_reward` trains it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODEL_TYPE = "frugalign_representation_reward"
 
 
 class RepresentationConfig(PreTrainedConfig):
-    """What the probes read and what they were trained for; `base` and `trained_on` describe the frozen LM and the data."""
+    """The probes' inputs and training setting. `base` and `trained_on` describe the frozen LM and the data."""
 
     model_type = MODEL_TYPE
 
@@ -78,7 +78,7 @@ class RepresentationModel(PreTrainedModel):
                 init.zeros_(parameter)
 
     def scores(self, states: Tensor) -> Tensor:
-        """`s [B, L]`, a score per layer."""
+        """`s [B, L]`, one score per layer."""
         return torch.einsum("bld,ld->bl", states.to(self.weight.dtype), self.weight) + self.bias
 
     def gates(self, scores: Tensor) -> Tensor:
@@ -96,17 +96,17 @@ class RepresentationModel(PreTrainedModel):
         return found
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the weights' hash goes into `config.json`, so that changed bytes are noticed on loading."""
+        """As in transformers. The weights' hash goes into `config.json`, so that loading detects changed bytes."""
         self.config.weights_sha256 = hash_weights(self)
         super().save_pretrained(*args, **kwargs)
 
 
 class RepresentationReward:
-    """A `Reward` and a `StateReward`: the calibrated reward of an answer, read off the base's own states.
+    """A `Reward` and a `StateReward`: the calibrated reward of an answer, computed from the base's own states.
 
-    Called as TRL calls a reward it runs its base over the exchange; given states that were computed anyway, it runs nothing. The base
-    is loaded when it is first needed, so that with `share_base` one model in memory serves generation and reward. Scores do not
-    depend on the other rows, the batch or the padding.
+    Called like a TRL reward, it runs its base over prompt and answer. Given states that are already computed, it runs
+    nothing. The base is loaded on first use. With `share_base`, one model in memory serves generation and reward.
+    Scores do not depend on the other rows, the batch or the padding.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class RepresentationReward:
     def from_pretrained(
         cls, folder: str | Path, base: LoadedModel | None = None, *, device: str | None = None
     ) -> RepresentationReward:
-        """Load the probes; `base`: a model that is loaded already and must be the one that they name.
+        """Load the probes. `base`: an already loaded model, which must be the one that they name.
 
         Raises:
-            FrugalignError: a missing, truncated or tampered file; another base (the sentence says what differs).
+            FrugalignError: a file is missing, truncated or damaged, or the base differs.
         """
         reward = cls(load_probes(folder), name=Path(folder).name)
         reward._device = device
@@ -139,7 +139,7 @@ class RepresentationReward:
         """The model whose states are read.
 
         Raises:
-            FrugalignError: where it cannot be loaded, or has changed since the probes were fitted.
+            FrugalignError: it cannot be loaded, or has changed since the probes were fitted.
         """
         if self._base is None:
             stored = self.probes.config.base
@@ -167,7 +167,7 @@ class RepresentationReward:
     def states(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None = None
     ) -> Tensor:
-        """`[B, layers, D]`: one pass of the base over every exchange."""
+        """`[B, layers, D]`: one pass of the base over every prompt and its completion."""
         config = self.probes.config
         encoded = encode_for_model(
             self.base.model,
@@ -192,8 +192,9 @@ class RepresentationReward:
         """One calibrated reward per completion.
 
         Args:
-            completion_ids: they say where an answer was cut, which its text does not; used where they are this base's own tokens.
-            endpoint_states: per row `[len(endpoint_layers), D]`, states of this base that generation handed over.
+            completion_ids: they show where an answer was cut, which its text does not. Used if they are this base's
+                own tokens.
+            endpoint_states: per row `[len(endpoint_layers), D]`, states of this base from generation.
         """
         if endpoint_states is not None and set(self.layers) <= set(endpoint_layers):
             columns = [list(endpoint_layers).index(layer) for layer in self.layers]
@@ -209,7 +210,7 @@ class RepresentationReward:
 
 
 def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: str) -> list[int]:
-    """Let the state rewards among `rewards` (functions) that read this very model use it; the layers that they read, together."""
+    """Let all state rewards among `rewards` that read this model share it. Returns the layers that they read."""
     mine = [
         reward
         for reward in rewards
@@ -221,7 +222,7 @@ def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: s
 
 
 def state_fingerprint(base: dict[str, Any]) -> str:
-    """One string for the model whose states are read: equal for equal weights, tokenizer and adapter."""
+    """A hash of the model whose states are read. Equal for equal weights, tokenizer and adapter."""
     parts = (
         base.get(key) for key in ("architecture", "width", "vocabulary", "tokenizer", "weights", "layers", "adapter")
     )
@@ -232,7 +233,7 @@ def load_probes(folder: str | Path) -> RepresentationModel:
     """The probes alone, loaded strictly.
 
     Raises:
-        FrugalignError: a missing, truncated or tampered file.
+        FrugalignError: a file is missing, truncated or damaged.
     """
     config = load_config(folder, RepresentationConfig, "representation reward")
     probes: RepresentationModel = load_weights(folder, RepresentationModel, config, "representation reward")
@@ -240,6 +241,6 @@ def load_probes(folder: str | Path) -> RepresentationModel:
 
 
 def is_representation_reward(folder: str | Path) -> bool:
-    """Whether a local folder holds one, by its config.json."""
+    """Whether a local folder holds a representation reward, by its config.json."""
     path = Path(folder).expanduser() / MODEL_CONFIG_FILE
     return path.is_file() and MODEL_TYPE in path.read_text(encoding="utf-8", errors="replace")
