@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import check_safetensors, model_card, write_atomic, write_json_atomic, writing
+from frugalign.base.files import CardTables, check_safetensors, model_card, write_atomic, write_json_atomic, writing
 
 
 def test_write_atomic_makes_folders_and_replaces(tmp_path: Path) -> None:
@@ -129,8 +129,7 @@ def test_card(tmp_path: Path) -> None:
         base_model="gpt2",
         datasets=["trl-lib/tldr", str(tmp_path)],
         tags=["proxy"],
-        settings={"p_t": 0.01, "note": "a|b"},
-        costs=[("Optimizer steps", "4")],
+        tables=CardTables(settings={"p_t": 0.01, "note": "a|b"}, costs=[("Optimizer steps", "4")]),
         usage="import frugalign",
     )
     assert card.startswith(

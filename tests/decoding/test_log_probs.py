@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from frugalign.decoding import sequence_kl, sequence_log_probs
+from frugalign.decoding import Reference, sequence_kl, sequence_log_probs
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
 COMPLETIONS = [[20, 21], [22, 23, 24, 25, 26], [27]]
@@ -50,7 +50,7 @@ def test_log_probs_of_completions(batch_size: int, temperature: float) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, temperature: float) -> None:
     policy, base = tiny(1), tiny(0)
-    found = sequence_kl(policy, base, PROMPTS, COMPLETIONS, temperature=temperature, batch_size=batch_size)
+    found = sequence_kl(policy, Reference(base), PROMPTS, COMPLETIONS, temperature=temperature, batch_size=batch_size)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         log_pi, log_p = naive(policy, prompt, completion, temperature), naive(base, prompt, completion, temperature)
         wanted = float((log_pi.exp() * (log_pi - log_p)).sum())
@@ -59,7 +59,7 @@ def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, tem
 
 
 def test_a_model_has_no_divergence_from_itself() -> None:
-    assert float(sequence_kl(tiny(0), tiny(0), PROMPTS, COMPLETIONS, temperature=1.0).abs().max()) < 1e-6
+    assert float(sequence_kl(tiny(0), Reference(tiny(0)), PROMPTS, COMPLETIONS, temperature=1.0).abs().max()) < 1e-6
 
 
 def test_an_empty_completion_scores_nothing() -> None:

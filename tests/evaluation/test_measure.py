@@ -13,7 +13,7 @@ from tests.evaluation.evaluated import evaluated
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import resolve_name
-from frugalign.decoding import SamplingParams, generate, sequence_kl
+from frugalign.decoding import Reference, SamplingParams, generate, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine
@@ -145,7 +145,7 @@ def test_a_whole_policy(base: LoadedModel, rows: Dataset, tmp_path: Path) -> Non
     )
     ids = [base.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     sampled = generate(TransformersEngine(tuned.model, base.tokenizer), ids, SamplingParams(8, 0.7))
-    expected = sequence_kl(tuned.model, base.model, ids, sampled.completion_ids, temperature=0.7)
+    expected = sequence_kl(tuned.model, Reference(base.model), ids, sampled.completion_ids, temperature=0.7)
     assert metrics["kl_per_sequence"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-3)
     assert metrics["trainable_share"] == 1.0
 

@@ -11,7 +11,7 @@ from tests.evaluation.evaluated import evaluated
 
 from frugalign import sandbox
 from frugalign.base.errors import FrugalignError
-from frugalign.decoding import SamplingParams, generate, row_keys, sequence_kl
+from frugalign.decoding import Reference, SamplingParams, generate, row_keys, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine, embedding_rows
@@ -90,7 +90,11 @@ def test_the_kl_of_principles_is_that_of_one_model_on_two_prompts() -> None:
     sampled = policy.sample(batch, settings)
     found = policy.divergence(batch, sampled, settings)
     expected = sequence_kl(
-        base().model, base().model, batch.ids, sampled.completion_ids, temperature=1.0, base_prompt_ids=batch.base_ids
+        base().model,
+        Reference(base().model, prompt_ids=batch.base_ids),
+        batch.ids,
+        sampled.completion_ids,
+        temperature=1.0,
     )
     assert found.kl == expected.tolist() and min(expected) > 0 and found.restriction is None
 

@@ -121,5 +121,5 @@ def test_nothing_to_learn_from_and_states_that_are_not_finite() -> None:
     some = Examples(torch.arange(2), labels=torch.tensor([0.0, 1.0]))
     with pytest.raises(FrugalignError, match="not finite"):
         fit(lambda index: states[index], some, some, [1], 2, FitOptions())
-    with pytest.raises(FrugalignError, match="no examples"):
+    with pytest.raises(FrugalignError, match="at least one training and one validation example"):
         fit(lambda index: states[index], some, Examples(torch.arange(0), labels=torch.zeros(0)), [1], 2, FitOptions())

@@ -14,7 +14,7 @@ from frugalign.decoding.loop import LoopOptions
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine
-from frugalign.rewards import StateReward, load_reward, load_rewards, score
+from frugalign.rewards import CompletionBatch, StateReward, load_reward, load_rewards, score
 from frugalign.rewards.representation.network import (
     RepresentationConfig,
     RepresentationModel,
@@ -89,11 +89,7 @@ def test_states_of_generation_and_a_pass_of_its_own_agree(folder: Path, base: Lo
         own = reward(prompts=prompts, completions=texts, completion_ids=found.completion_ids)
         handed = score(
             load_rewards([reward]),
-            prompts=prompts,
-            completions=texts,
-            completion_ids=found.completion_ids,
-            states=found.states,
-            state_layers=[1, 2, 5],
+            CompletionBatch(prompts, texts, found.completion_ids, states=found.states, state_layers=[1, 2, 5]),
         ).total
         torch.testing.assert_close(torch.tensor(handed), torch.tensor(own), atol=1e-4, rtol=0)
 

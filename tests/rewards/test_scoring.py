@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.rewards import NamedReward, Scores, score
+from frugalign.rewards import CompletionBatch, NamedReward, Scores, TrainerHooks, score
 
 PROMPTS = ["first prompt", "second prompt", "third prompt"]
 COMPLETIONS = ["a", "bb", "ccc"]
@@ -24,8 +25,9 @@ def run(*functions: Callable[..., Any], **options: Any) -> Scores:
     rewards = [
         NamedReward(name, function) for name, function in zip(("first", "second", "third"), functions, strict=False)
     ]
-    given = {"prompts": PROMPTS, "completions": COMPLETIONS, "completion_ids": IDS} | options
-    return score(rewards, **given)
+    given = {"prompts": PROMPTS, "completions": COMPLETIONS, "completion_ids": IDS}
+    given |= {field.name: options.pop(field.name) for field in fields(CompletionBatch) if field.name in options}
+    return score(rewards, CompletionBatch(**given), **options)
 
 
 def length(completions: list[str], **_: Any) -> list[float]:
@@ -49,8 +51,8 @@ def test_the_call_is_that_of_trl() -> None:
     run(
         reward,
         columns={"label": ["x", "y", "z"], "completion": ["reference"] * 3},
-        trainer_state="state",
-        batch_index=4,
+        hooks=TrainerHooks("state"),
+        number=4,
     )
     assert set(seen) == {
         "prompts",
@@ -146,7 +148,7 @@ async def raising_later(completions: list[str], **_: Any) -> list[float]:
 def test_what_cannot_be_used_stops_with_reward_batch_and_row(function: Any, reason: str, row: int | None) -> None:
     where = "rows 0 to 2" if row is None else rf"row {row} \(prompt '{PROMPTS[row]}'\)"
     with pytest.raises(FrugalignError, match=rf"^The reward 'second' {reason}, in batch 7, {where}\.$"):
-        run(length, function, batch_index=7)
+        run(length, function, number=7)
 
 
 @pytest.mark.parametrize("function", [raising, raising_later])
@@ -186,5 +188,5 @@ def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(FrugalignError, match="must be raise or skip"):
         run(length, on_error="ignore")
     with pytest.raises(FrugalignError, match="Two rewards are called 'x'"):
-        score([NamedReward("x", length), NamedReward("x", length)], prompts=[], completions=[], completion_ids=[])
+        score([NamedReward("x", length), NamedReward("x", length)], CompletionBatch([], [], []))
     assert run(length, prompts=[], completions=[], completion_ids=[]) == Scores([], {"first": []}, 0)

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -176,40 +177,47 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int, int]:
     return begin, end, count * _DTYPE_BITS[entry["dtype"]] // 8
 
 
+@dataclass(frozen=True)
+class CardTables:
+    """The tables of a card; an empty one is left out. `costs` is a `Ledger.table()`."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    costs: Sequence[tuple[str, str]] = ()
+
+
 def model_card(
     *,
     title: str,
     description: str,
     base_model: str = "",
-    datasets: list[str] | None = None,
-    tags: list[str] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    results: Mapping[str, Any] | None = None,
-    costs: list[tuple[str, str]] | None = None,
+    datasets: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    tables: CardTables | None = None,
     usage: str = "",
 ) -> str:
-    """The README.md of an artefact. Missing parts are left out; `costs` is a `Ledger.table()`.
+    """The README.md of an artefact. Missing parts are left out.
 
     The hub rejects metadata that names a local folder, so a local base model is named in the text instead.
     """
-    is_hub_id = _is_hub_id(base_model)
+    is_hub_id, tables = _is_hub_id(base_model), tables or CardTables()
     if base_model and not is_hub_id:
         description = f"{description.rstrip()}\n\nBase model: `{base_model}`."
-    names = [name for name in datasets or [] if _is_hub_id(name)]
+    names = [name for name in datasets if _is_hub_id(name)]
     parts = [
         "---",
         "library_name: frugalign",
         *([f"base_model: {base_model}"] if is_hub_id else []),
         *(["datasets:", *(f"- {name}" for name in names)] if names else []),
-        *("tags:", *(f"- {tag}" for tag in ["frugalign", *(tags or [])])),
+        *("tags:", *(f"- {tag}" for tag in ["frugalign", *tags])),
         "---",
         "",
         f"# {title}",
         "",
         description.strip(),
-        *_table("Settings", ("setting", "value"), [(f"`{key}`", value) for key, value in (settings or {}).items()]),
-        *_table("Results", ("measure", "value"), list((results or {}).items())),
-        *_table("What it cost", ("what", "value"), costs or []),
+        *_table("Settings", ("setting", "value"), [(f"`{key}`", value) for key, value in tables.settings.items()]),
+        *_table("Results", ("measure", "value"), list(tables.results.items())),
+        *_table("What it cost", ("what", "value"), tables.costs),
         *(["", "## Use", "", "```python", usage.strip(), "```"] if usage.strip() else []),
     ]
     return "\n".join(parts) + "\n"

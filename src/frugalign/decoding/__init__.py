@@ -12,6 +12,7 @@ _HOME = {
     "generate": "loop",
     "Noise": "noise",
     "row_keys": "noise",
+    "Reference": "log_probs",
     "sequence_kl": "log_probs",
     "sequence_log_probs": "log_probs",
 }

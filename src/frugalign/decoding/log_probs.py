@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,39 +35,45 @@ def sequence_log_probs(
     return found
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The model that a KL is measured to.
+
+    `context`: entered around its passes, such as a PEFT policy's `disable_adapter` if policy and reference are one
+    model. `prompt_ids`: its prompts, if they differ from the policy's.
+    """
+
+    model: PreTrainedModel
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    prompt_ids: Sequence[Sequence[int]] | None = None
+
+
 @torch.no_grad()
 def sequence_kl(
-    policy_model: PreTrainedModel,
-    base_model: PreTrainedModel,
+    model: PreTrainedModel,
+    reference: Reference,
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
     *,
     temperature: float,
     batch_size: int = 16,
     ledger: Ledger | None = None,
-    base_context: Callable[[], Any] | None = None,
-    base_prompt_ids: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """`Σ_t KL(π_T(·|s_t) ‖ p_T(·|s_t))` over the full vocabulary, nats per sequence, `[B]` float64.
 
-    Args:
-        base_context: entered around the base's passes (a PEFT policy's `disable_adapter`, when both are one model).
-        base_prompt_ids: the prompts as the base reads them; default: as the policy does.
+    `π` is `model`, `p` the reference.
     """
-    from contextlib import nullcontext
-
     total = torch.zeros(len(prompt_ids), dtype=torch.float64)
-    enter = base_context or nullcontext
-    base_prompt_ids = prompt_ids if base_prompt_ids is None else base_prompt_ids
+    reference_ids = prompt_ids if reference.prompt_ids is None else reference.prompt_ids
     order = _by_length(prompt_ids, completion_ids)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         prompts, completions = [prompt_ids[row] for row in chosen], [completion_ids[row] for row in chosen]
-        with evaluating(policy_model), Forward(policy_model) as forward:
+        with evaluating(model), Forward(model) as forward:
             policy = dict(_completion_logits(forward, prompts, completions, batch_size, ledger))
-        with enter(), evaluating(base_model), Forward(base_model) as forward:
-            plain = [base_prompt_ids[row] for row in chosen]
-            for index, logits in _completion_logits(forward, plain, completions, batch_size, ledger):
+        with reference.context(), evaluating(reference.model), Forward(reference.model) as forward:
+            own_prompts = [reference_ids[row] for row in chosen]
+            for index, logits in _completion_logits(forward, own_prompts, completions, batch_size, ledger):
                 log_pi = torch.log_softmax(policy[index].to(logits.device) / temperature, -1)
                 log_p = torch.log_softmax(logits / temperature, -1)
                 total[chosen[index]] = (log_pi.exp() * (log_pi - log_p)).sum(-1).double().sum().cpu()

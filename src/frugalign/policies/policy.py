@@ -19,7 +19,7 @@ from frugalign.base.files import load_config
 from frugalign.base.ledger import Ledger
 from frugalign.data.templating import Prompt, encode_prompts
 from frugalign.decoding.chooser import Chooser
-from frugalign.decoding.log_probs import sequence_kl, sequence_log_probs
+from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
 from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
 from frugalign.decoding.noise import row_keys
 from frugalign.engines.engine import Engine
@@ -243,13 +243,11 @@ class Policy:
         params = settings.params()
         exact = sequence_kl(
             self.model,
-            self.base_model,
+            Reference(self.base_model, self.base_context, batch.base_ids),
             batch.ids,
             sampled.completion_ids,
-            base_prompt_ids=batch.base_ids,
             temperature=params.temperature,
             ledger=ledger,
-            base_context=self.base_context,
         )
         return Divergence(exact.tolist(), None)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import as_completions
-from frugalign.rewards import NamedReward, Scores, score
+from frugalign.rewards import CompletionBatch, NamedReward, Scores, TrainerHooks, score
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,17 +87,19 @@ class PromptRows:
                 part = slice(start, start + size)
                 scores = score(
                     scoring.rewards,
-                    prompts=self.prompts[part],
-                    completions=as_completions(self.prompts[part], texts[part]),
-                    completion_ids=completion_ids[part],
-                    columns={name: values[part] for name, values in self.columns.items()},
+                    CompletionBatch(
+                        self.prompts[part],
+                        as_completions(self.prompts[part], texts[part]),
+                        completion_ids[part],
+                        columns={name: values[part] for name, values in self.columns.items()},
+                        states=None if endpoint is None else endpoint.states[part],
+                        state_layers=() if endpoint is None else endpoint.layers,
+                        number=number,
+                    ),
                     weights=scoring.weights,
                     on_error=scoring.on_error,
-                    trainer_state=scoring.trainer_state,
+                    hooks=TrainerHooks(state=scoring.trainer_state),
                     ledger=ledger,
-                    batch_index=number,
-                    states=None if endpoint is None else endpoint.states[part],
-                    state_layers=() if endpoint is None else endpoint.layers,
                 )
                 total += scores.total
                 n_skipped += scores.n_skipped

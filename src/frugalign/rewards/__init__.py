@@ -13,17 +13,21 @@ if TYPE_CHECKING:
     from frugalign.rewards.protocols import Reward as Reward
     from frugalign.rewards.protocols import StateReward as StateReward
     from frugalign.rewards.representation.network import RepresentationReward as RepresentationReward
+    from frugalign.rewards.scoring import CompletionBatch as CompletionBatch
     from frugalign.rewards.scoring import Scores as Scores
+    from frugalign.rewards.scoring import TrainerHooks as TrainerHooks
     from frugalign.rewards.scoring import score as score
 
 _HOME = {
     "ClassifierReward": "classifier",
+    "CompletionBatch": "scoring",
     "NamedReward": "loading",
     "RepresentationReward": "representation.network",
     "Reward": "protocols",
     "RewardSpec": "loading",
     "Scores": "scoring",
     "StateReward": "protocols",
+    "TrainerHooks": "scoring",
     "load_reward": "loading",
     "load_rewards": "loading",
     "score": "scoring",

@@ -7,8 +7,8 @@ import inspect
 import math
 import threading
 import traceback
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -40,22 +40,66 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class CompletionBatch:
+    """Completions that each reward scores in one call. Lists have one entry per row.
+
+    `columns`: the data set's other columns. `states [B, state_layers, D]`: endpoint states from generation, passed to
+    state rewards. `number`: the batch's number in error messages.
+    """
+
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    completion_ids: Sequence[Sequence[int]]
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    states: Any = None
+    state_layers: Sequence[int] = ()
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class TrainerHooks:
+    """What TRL's call passes from the trainer: its state, and the two logging functions of `Reward`."""
+
+    state: Any = None
+    log_extra: Callable[..., None] | None = None
+    log_metric: Callable[..., None] | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
     """The keyword arguments of one call: lists have one entry per row."""
 
     lists: dict[str, list[Any]]
     constants: dict[str, Any]
     size: int
+    number: int = 0
 
-    def call(self, reward: NamedReward) -> Any:
+    @classmethod
+    def of(cls, batch: CompletionBatch, hooks: TrainerHooks) -> _Call:
+        lists: dict[str, list[Any]] = {
+            "prompts": list(batch.prompts),
+            "completions": list(batch.completions),
+            "completion_ids": [list(ids) for ids in batch.completion_ids],
+        }
+        lists |= {name: list(values) for name, values in batch.columns.items() if name not in _RESERVED}
+        constants = {
+            "trainer_state": hooks.state,
+            "log_extra": hooks.log_extra or _no_log,
+            "log_metric": hooks.log_metric or _no_log,
+        }
+        if batch.states is not None:
+            lists["endpoint_states"], constants["endpoint_layers"] = list(batch.states), list(batch.state_layers)
+        return cls(lists, constants, len(batch.prompts), batch.number)
+
+    def run(self, reward: NamedReward) -> Any:
         arguments = self.lists | self.constants
         if not isinstance(reward.function, StateReward):  # TRL's call has no states in it
             arguments = {name: value for name, value in arguments.items() if not name.startswith("endpoint_")}
         return reward.function(**arguments)
 
-    def rows(self, indices: Sequence[int]) -> _Batch:
+    def rows(self, indices: Sequence[int]) -> _Call:
         lists = {name: [values[index] for index in indices] for name, values in self.lists.items()}
-        return _Batch(lists, self.constants, len(indices))
+        return _Call(lists, self.constants, len(indices), self.number)
 
 
 class _Failure(Exception):
@@ -68,71 +112,52 @@ class _Failure(Exception):
 
 def score(
     rewards: Sequence[NamedReward],
+    batch: CompletionBatch,
     *,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    completion_ids: Sequence[Sequence[int]],
-    columns: Mapping[str, Sequence[Any]] | None = None,
     weights: Sequence[float] | None = None,
     on_error: str = "raise",
-    trainer_state: Any = None,
-    log_extra: Any = None,
-    log_metric: Any = None,
+    hooks: TrainerHooks | None = None,
     ledger: Ledger | None = None,
-    batch_index: int = 0,
-    states: Any = None,
-    state_layers: Sequence[int] = (),
 ) -> Scores:
     """Rewards of a batch of completions.
 
-    `states [B, state_layers, D]`: what generation computed at the endpoints; a state reward is handed them.
-
-    Coroutine functions are awaited, all of them together. `on_error="skip"` loses the rows on which some reward
-    fails, counted in `n_skipped`; a failing call is repeated row by row to learn which those are.
+    All coroutine functions are awaited together. With `on_error="skip"`, rows on which a reward fails are lost and
+    counted in `n_skipped`. A failing call is repeated row by row to find them.
 
     Raises:
-        FrugalignError: a reward that raises, or returns a wrong length, NaN, infinity or no numbers (unless skipped);
-            weights that do not fit; two rewards of one name.
+        FrugalignError: a reward raises, or returns a wrong length, NaN, infinity or a non-number (unless skipped). Or
+            the weights do not fit, or two rewards have the same name.
     """
     names = [reward.name for reward in rewards]
+    _check_arguments(names, weights, on_error)
+    if not batch.prompts:
+        return Scores([], {name: [] for name in names}, 0)
+    call = _Call.of(batch, hooks or TrainerHooks())
+    by_name: dict[str, list[float | None]] = {}
+    failed: set[int] = set()
+    for reward, output in zip(rewards, _outputs(rewards, call), strict=True):
+        if ledger is not None:
+            ledger.count(reward_calls=call.size)
+        try:
+            by_name[reward.name] = _values(output, call.size)
+        except _Failure as failure:
+            if on_error == "raise":
+                raise _error(reward, call, failure) from failure.__cause__
+            by_name[reward.name], lost = _without_failing_rows(reward, call)
+            failed |= lost
+    factors = list(weights) if weights is not None else [1.0] * len(rewards)
+    total = [None if row in failed else _sum(row, by_name, names, factors) for row in range(call.size)]
+    return Scores(total, by_name, len(failed))
+
+
+def _check_arguments(names: Sequence[str], weights: Sequence[float] | None, on_error: str) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise FrugalignError(f"Two rewards are called {twice!r}; give one another name: NAME={twice}.")
-    if weights is not None and len(weights) != len(rewards):
-        raise FrugalignError(f"There are {len(rewards)} rewards, but {len(weights)} reward_weights.")
+    if weights is not None and len(weights) != len(names):
+        raise FrugalignError(f"There are {len(names)} rewards, but {len(weights)} reward_weights.")
     if on_error not in ("raise", "skip"):
         raise FrugalignError(f"reward_on_error is {on_error!r}; it must be raise or skip.")
-    lists = {
-        "prompts": list(prompts),
-        "completions": list(completions),
-        "completion_ids": [list(ids) for ids in completion_ids],
-    }
-    lists |= {name: list(values) for name, values in (columns or {}).items() if name not in _RESERVED}
-    constants = {
-        "trainer_state": trainer_state,
-        "log_extra": log_extra or _no_log,
-        "log_metric": log_metric or _no_log,
-    }
-    if states is not None:
-        lists["endpoint_states"], constants["endpoint_layers"] = list(states), list(state_layers)
-    batch = _Batch(lists, constants, len(prompts))
-    if not prompts:
-        return Scores([], {name: [] for name in names}, 0)
-    by_name: dict[str, list[float | None]] = {}
-    failed: set[int] = set()
-    for reward, output in zip(rewards, _outputs(rewards, batch), strict=True):
-        if ledger is not None:
-            ledger.count(reward_calls=batch.size)
-        try:
-            by_name[reward.name] = _values(output, batch.size)
-        except _Failure as failure:
-            if on_error == "raise":
-                raise _error(reward, batch, batch_index, failure) from failure.__cause__
-            by_name[reward.name], lost = _without_failing_rows(reward, batch)
-            failed |= lost
-    factors = list(weights) if weights is not None else [1.0] * len(rewards)
-    total = [None if row in failed else _sum(row, by_name, names, factors) for row in range(batch.size)]
-    return Scores(total, by_name, len(failed))
 
 
 def _sum(
@@ -144,12 +169,12 @@ def _sum(
     return math.fsum(terms) if terms else None
 
 
-def _outputs(rewards: Sequence[NamedReward], batch: _Batch) -> list[Any]:
+def _outputs(rewards: Sequence[NamedReward], call: _Call) -> list[Any]:
     """What each reward returned, or the exception that it raised."""
     outputs: list[Any] = []
     for reward in rewards:
         try:
-            outputs.append(batch.call(reward))
+            outputs.append(call.run(reward))
         except Exception as error:
             outputs.append(error)
     waiting = [place for place, output in enumerate(outputs) if inspect.isawaitable(output)]
@@ -188,44 +213,44 @@ def _number(value: Any, row: int) -> float | None:
     return number
 
 
-def _without_failing_rows(reward: NamedReward, batch: _Batch) -> tuple[list[float | None], set[int]]:
+def _without_failing_rows(reward: NamedReward, call: _Call) -> tuple[list[float | None], set[int]]:
     """Values with None in the failing rows, and these rows. The good rows are scored together again, since a reward
     may compare rows."""
-    lost = {row for row in range(batch.size) if not _works(reward, batch.rows([row]))}
-    good = [row for row in range(batch.size) if row not in lost]
-    values: list[float | None] = [None] * batch.size
+    lost = {row for row in range(call.size) if not _works(reward, call.rows([row]))}
+    good = [row for row in range(call.size) if row not in lost]
+    values: list[float | None] = [None] * call.size
     if good:
         try:
-            scored = _values(_outputs([reward], batch.rows(good))[0], len(good))
+            scored = _values(_outputs([reward], call.rows(good))[0], len(good))
         except _Failure:
-            return values, set(range(batch.size))
+            return values, set(range(call.size))
         for row, value in zip(good, scored, strict=True):
             values[row] = value
     return values, lost
 
 
-def _works(reward: NamedReward, batch: _Batch) -> bool:
+def _works(reward: NamedReward, call: _Call) -> bool:
     try:
-        _values(_outputs([reward], batch)[0], batch.size)
+        _values(_outputs([reward], call)[0], call.size)
     except _Failure:
         return False
     return True
 
 
-def _error(reward: NamedReward, batch: _Batch, batch_index: int, failure: _Failure) -> FrugalignError:
+def _error(reward: NamedReward, call: _Call, failure: _Failure) -> FrugalignError:
     row = failure.row
-    if row is None and isinstance(failure.__cause__, Exception) and batch.size > 1:
+    if row is None and isinstance(failure.__cause__, Exception) and call.size > 1:
         # The call on the whole batch does not say which row failed: repeat it row by row.
-        row = next((row for row in range(batch.size) if not _works(reward, batch.rows([row]))), None)
-    elif row is None and batch.size == 1:
+        row = next((row for row in range(call.size) if not _works(reward, call.rows([row]))), None)
+    elif row is None and call.size == 1:
         row = 0
-    where = f"rows 0 to {batch.size - 1}"
+    where = f"rows 0 to {call.size - 1}"
     if row is not None:
-        prompt = batch.lists["prompts"][row]
+        prompt = call.lists["prompts"][row]
         text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", "")) if prompt else ""
         text = " ".join(text.split())
         where = f"row {row} (prompt {text[:60] + '…' if len(text) > 60 else text!r})"
-    return FrugalignError(f"The reward {reward.name!r} {failure.reason}, in batch {batch_index}, {where}.")
+    return FrugalignError(f"The reward {reward.name!r} {failure.reason}, in batch {call.number}, {where}.")
 
 
 def _what_was_raised(error: Exception) -> str:

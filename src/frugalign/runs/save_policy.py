@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, CardTables, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.runs.folder import open_run_folder, saving
 from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
@@ -48,8 +48,7 @@ def save_policy(
         title=f"{args.model_name_or_path or 'a causal language model'}, {done}",
         description=description,
         base_model=str(args.model_name_or_path or ""),
-        settings=args.options(),
-        costs=ledger.table(),
+        tables=CardTables(settings=args.options(), costs=ledger.table()),
         usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
     )
     write_atomic(folder / CARD_FILE, card)

@@ -23,7 +23,7 @@ from frugalign.data.templating import Prompt, is_chat
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import Forward, context_length, device_of, evaluating
 from frugalign.metrics import preference
-from frugalign.rewards import NamedReward, score
+from frugalign.rewards import CompletionBatch, NamedReward, score
 
 _log = logging.getLogger(__name__)
 
@@ -105,9 +105,11 @@ class RewardJudge:
     def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Any]) -> list[float | None]:
         return score(
             [self.reward],
-            prompts=prompts,
-            completions=as_completions(prompts, [answer_text(answer) for answer in answers]),
-            completion_ids=[[] for _ in answers],
+            CompletionBatch(
+                prompts,
+                as_completions(prompts, [answer_text(answer) for answer in answers]),
+                completion_ids=[[] for _ in answers],
+            ),
             ledger=self.ledger,
         ).total
 

@@ -25,7 +25,7 @@ from frugalign.engines.encode import tokenize_pairs
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import base_parameters, causal_lm
 from frugalign.methods.peers.configs import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
-from frugalign.rewards import NamedReward, score
+from frugalign.rewards import CompletionBatch, NamedReward, score
 from frugalign.runs.folder import RunFolder, saving
 from frugalign.runs.progress import TrainingProgress
 from frugalign.runs.save_policy import lora_of
@@ -182,10 +182,7 @@ def _reward(rewards: Sequence[NamedReward], weights: list[float] | None, ledger:
         with ledger.phase("reward"):
             return score(
                 rewards,
-                prompts=texts,
-                completions=[answer_text(each) for each in completions],
-                completion_ids=completion_ids,
-                columns=own,
+                CompletionBatch(texts, [answer_text(each) for each in completions], completion_ids, columns=own),
                 weights=weights,
                 ledger=ledger,
             ).total

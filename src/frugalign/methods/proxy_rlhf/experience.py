@@ -23,7 +23,7 @@ from frugalign.methods.proxy_rlhf.rollout import Rollout
 from frugalign.policies.prompt_rows import Scoring
 from frugalign.proxy.network import ProxyModel
 from frugalign.proxy.overseer import Objective
-from frugalign.rewards import score
+from frugalign.rewards import CompletionBatch, TrainerHooks, score
 from frugalign.runs.layout import COMPLETIONS_FILE
 
 _LOGGED_COMPLETIONS = 4
@@ -100,19 +100,19 @@ def score_rollout(
 
     scored = score(
         scoring.rewards,
-        prompts=rows["prompt"],
-        completions=as_completions(rows["prompt"], prompts.texts(rollout)),
-        completion_ids=rollout.generation.completion_ids,
-        columns={name: list(values) for name, values in rows.items() if name != "prompt"},
-        states=rollout.generation.states,
-        state_layers=scoring.state_layers,
+        CompletionBatch(
+            rows["prompt"],
+            as_completions(rows["prompt"], prompts.texts(rollout)),
+            rollout.generation.completion_ids,
+            columns={name: list(values) for name, values in rows.items() if name != "prompt"},
+            states=rollout.generation.states,
+            state_layers=scoring.state_layers,
+            number=batch_index,
+        ),
         weights=scoring.weights,
         on_error=scoring.on_error,
-        trainer_state=scoring.trainer_state,
-        log_extra=log_extra,
-        log_metric=log_metric,
+        hooks=TrainerHooks(scoring.trainer_state, log_extra, log_metric),
         ledger=ledger,
-        batch_index=batch_index,
     )
     present = {name: [value for value in values if value is not None] for name, values in scored.by_name.items()}
     means = {name: sum(found) / len(found) for name, found in present.items() if found}

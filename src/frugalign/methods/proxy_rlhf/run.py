@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic
+from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, CardTables, model_card, write_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
@@ -75,8 +75,7 @@ def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
         title=f"Proxy for {base['name'] or 'a causal language model'}",
         description="Accepts or rejects every token that its frozen base proposes (Proxy-RLHF, arXiv 2403.04283).",
         base_model=base["name"],
-        settings=trainer.args.options(),
-        costs=trainer.ledger.table(),
+        tables=CardTables(settings=trainer.args.options(), costs=trainer.ledger.table()),
         usage=f"from frugalign import GuidedModel\n\nmodel = GuidedModel.from_pretrained({str(folder)!r})",
     )
     write_atomic(folder / CARD_FILE, card)

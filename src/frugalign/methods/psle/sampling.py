@@ -23,7 +23,7 @@ from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import Scored, joined
 from frugalign.policies.principles import Principles, under_principles
 from frugalign.rewards.loading import NamedReward
-from frugalign.rewards.scoring import score
+from frugalign.rewards.scoring import CompletionBatch, TrainerHooks, score
 from frugalign.runs.folder import saving
 from frugalign.runs.processes import count_all, my_rows, shared
 from frugalign.runs.shared_sampling import GroupRequest, my_partial, sample_on_all_processes
@@ -150,17 +150,21 @@ class Sampler:
             metrics: dict[str, list[float]] = defaultdict(list)
             scores = score(
                 rewards,
-                prompts=prompts,
-                completions=as_completions(prompts, [text for place in places for text in groups.completions[place]]),
-                completion_ids=[ids for place in places for ids in (groups.completion_ids or [])[place]],
-                columns=spread,
+                CompletionBatch(
+                    prompts,
+                    as_completions(prompts, [text for place in places for text in groups.completions[place]]),
+                    [ids for place in places for ids in (groups.completion_ids or [])[place]],
+                    columns=spread,
+                    number=number,
+                ),
                 weights=self.args.reward_weights,
                 on_error=self.args.reward_on_error,
-                trainer_state=state,
-                log_extra=lambda name, values, extra=extra: extra.update({name: list(values)}),
-                log_metric=lambda name, value, metrics=metrics: metrics[name].append(float(value)),
+                hooks=TrainerHooks(
+                    state,
+                    log_extra=lambda name, values, extra=extra: extra.update({name: list(values)}),
+                    log_metric=lambda name, value, metrics=metrics: metrics[name].append(float(value)),
+                ),
                 ledger=ledger,
-                batch_index=number,
             )
             shown = {name: values for name, values in extra.items() if len(values) == len(scores.total)}
             means = {name: sum(values) / len(values) for name, values in metrics.items()}

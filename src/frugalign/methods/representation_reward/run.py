@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, model_card, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, CardTables, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.engines.fingerprints import fingerprint
@@ -129,12 +129,14 @@ def _save(
         title=f"Representation reward for {name}",
         description="Gated linear probes on the model's own hidden states (arXiv 2503.10093); the reward is calibrated to log-odds.",
         base_model=name,
-        settings=asdict(options),
-        results={
-            "held-out accuracy": report["test"]["accuracy"]["mean"],
-            "shuffled labels": report["shuffled"]["mean"],
-        },
-        costs=ledger.table(),
+        tables=CardTables(
+            settings=asdict(options),
+            results={
+                "held-out accuracy": report["test"]["accuracy"]["mean"],
+                "shuffled labels": report["shuffled"]["mean"],
+            },
+            costs=ledger.table(),
+        ),
         usage=f"from frugalign.rewards import load_reward\n\nreward = load_reward({str(folder)!r}).function",
     )
     write_atomic(folder / CARD_FILE, card)

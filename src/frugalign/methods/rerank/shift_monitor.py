@@ -29,7 +29,7 @@ from frugalign.engines.transformers import TransformersEngine
 from frugalign.methods.rerank.groups import rank_groups
 from frugalign.metrics.intervals import mean_interval
 from frugalign.rewards.loading import NamedReward
-from frugalign.rewards.scoring import score
+from frugalign.rewards.scoring import CompletionBatch, score
 from frugalign.runs.folder import saving
 from frugalign.runs.layout import SHIFT_FILE, shift_responses_file
 
@@ -176,9 +176,7 @@ class ShiftWatch(TrainerCallback):
         prompts, texts, ids = groups.flat()
         found = score(
             [self.reward],
-            prompts=prompts,
-            completions=as_completions(prompts, texts),
-            completion_ids=ids or [],
+            CompletionBatch(prompts, as_completions(prompts, texts), completion_ids=ids or []),
             ledger=self.trainer.ledger,
         )
         totals = iter(found.total)

@@ -32,29 +32,15 @@ class RepresentationConfig(PreTrainedConfig):
 
     model_type = MODEL_TYPE
 
-    def __init__(
-        self,
-        width: int = 64,
-        layers: Sequence[int] = (1,),
-        mu: float = 0.0,
-        scale: float = 1.0,
-        max_length: int | None = None,
-        prompt_format: str = "auto",
-        base: dict[str, Any] | None = None,
-        trained_on: dict[str, Any] | None = None,
-        weights_sha256: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.width = width
-        self.layers = list(layers)
-        self.mu = mu
-        self.scale = scale
-        self.max_length = max_length
-        self.prompt_format = prompt_format
-        self.base = base
-        self.trained_on = trained_on
-        self.weights_sha256 = weights_sha256
-        super().__init__(**kwargs)
+    width: int = 64
+    layers: list[int] | tuple[int, ...] = (1,)
+    mu: float = 0.0
+    scale: float = 1.0
+    max_length: int | None = None
+    prompt_format: str = "auto"
+    base: dict[str, Any] | None = None
+    trained_on: dict[str, Any] | None = None
+    weights_sha256: str | None = None
 
 
 class RepresentationModel(PreTrainedModel):
