@@ -8,14 +8,15 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: venv demo check format test test-fast bench docs clean
+.PHONY: venv demo check resolve format test test-fast bench docs clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
+	@echo "Setting up $(VENV) with $(CONSTRAINTS): two to three minutes and about 2 GB, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'frugalign needs Python 3.11 or newer; choose one with: make venv PYTHON=python3.11')"
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev,docs]"
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) -e ".[dev,docs]"
 	touch $@
 
 demo: $(STAMP)
@@ -26,6 +27,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# Every extra together, by the same pins; nothing is installed.
+resolve: $(STAMP)
+	$(BIN)/python -m pip install --quiet --dry-run -c $(CONSTRAINTS) -e ".[all]"
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

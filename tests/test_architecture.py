@@ -216,6 +216,20 @@ def test_the_two_constraints_files_differ_in_torch_only() -> None:
     assert everywhere == cpu
 
 
+def test_every_extra_is_in_all_and_every_requirement_has_a_pin() -> None:
+    """`make resolve` lets pip resolve them together; this says early what it would miss."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    assert set(re.findall(r"\w+", everything.partition("[")[2])) == set(extras) - {"all"}
+    pins = {
+        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    for entry in [*project["dependencies"], *(each for extra in extras.values() for each in extra)]:
+        name = re.split(r"[<>=\[ ;]", entry)[0].lower()
+        assert name == "frugalign" or name in pins, name
+
+
 def test_importing_frugalign_is_light() -> None:
     """`import frugalign` and its option dataclasses load neither torch nor transformers."""
     code = (
