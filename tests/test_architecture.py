@@ -243,6 +243,7 @@ def test_importing_frugalign_is_light() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_guiding_a_model_loads_no_training_or_judging_library() -> None:
     """What a GuidedModel and the commands that answer a prompt need is torch, transformers and safetensors."""
     code = (

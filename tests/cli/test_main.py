@@ -151,6 +151,7 @@ def test_env_names_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -
 METRIC = {"mean": 0.25, "ci_low": 0.125, "ci_high": 0.5, "n": 40}
 
 
+@pytest.mark.slow
 def test_evaluate_passes_its_flags_on_and_prints_a_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_run_leaves_its_folder_and_says_what_comes_next(capsys: pytest.Capture
     assert stat.S_IMODE(Path("run/config.yaml").stat().st_mode) & 0o444
 
 
+@pytest.mark.slow
 def test_the_config_that_a_run_leaves_runs_again_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     """`--config run/config.yaml` in another folder gives the same weights; with `resume_from_checkpoint: true` two more rounds."""
     assert main(command(save_steps=2)) == 0
@@ -172,6 +173,7 @@ def test_a_long_prompt_can_be_cut(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ assert sys.modules["trl"] is None
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_what_needs_it_says_so_in_one_sentence(tmp_path: Path) -> None:
     code = "from frugalign.base.errors import FrugalignError\ntry:\n    import frugalign.methods.peers.trl\nexcept FrugalignError as error:\n    print(error)\n"
     assert blocked(code, tmp_path).stdout.strip().endswith("need TRL: pip install 'frugalign[peers]'.")

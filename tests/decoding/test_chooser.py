@@ -50,6 +50,7 @@ def test_a_head_that_holds_everything_leaves_no_tail() -> None:
     assert set(BaseGuide(1.0).emit(torch.empty(0), logits, Noise(keys(1000), 0)).token.tolist()) == {7}
 
 
+@pytest.mark.slow
 def test_rounding_changes_draws_more_rarely_than_an_inverse_cdf_would() -> None:
     """Logits perturbed by 1e-5, as another batch size does: far fewer draws move than with an inverse CDF."""
     logits = 1.8 * torch.randn(2000, 300, generator=torch.Generator().manual_seed(0))

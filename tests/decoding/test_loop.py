@@ -62,6 +62,7 @@ def guide(objective: str = "marginal", features: str = "embedding") -> Any:
 PARAMS = SamplingParams(max_new_tokens=24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "features"),
     [
@@ -91,6 +92,7 @@ def test_completions_do_not_depend_on_the_batch(objective: str | None, features:
     assert len(lengths) > 5, "rows must end at different times, or nothing leaves the batch"
 
 
+@pytest.mark.slow
 def test_a_completion_depends_on_its_key_alone() -> None:
     """The same prompt under the same key, among other neighbours and in another place."""
     model, tokenizer = base()
@@ -103,6 +105,7 @@ def test_a_completion_depends_on_its_key_alone() -> None:
     assert sum(a != b for a, b in zip(other.completion_ids, whole.completion_ids, strict=True)) > 32
 
 
+@pytest.mark.slow
 def test_greedy_equals_generate_row_by_row() -> None:
     model, tokenizer = base()
     found = generate(
@@ -114,6 +117,7 @@ def test_greedy_equals_generate_row_by_row() -> None:
         assert mine == theirs
 
 
+@pytest.mark.slow
 def test_every_end_token_of_the_generation_config_ends_a_row() -> None:
     """With a second end token that the model likes, rows end there too, and nothing follows an end."""
     model, tokenizer = base()
@@ -157,6 +161,7 @@ def test_endpoint_states_are_those_of_a_full_forward_pass(layers: tuple[int, ...
             torch.testing.assert_close(found.states[row, place], states[layer][0, -1], atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_asking_for_states_changes_no_completion() -> None:
     model, tokenizer = base()
     plain = generate(TransformersEngine(model, tokenizer), prompts(16), PARAMS, options=LoopOptions(batch_size=8))
@@ -171,6 +176,7 @@ def test_asking_for_states_changes_no_completion() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_observer_sees_every_live_row_once_a_position() -> None:
     model, tokenizer = base()
     seen: dict[int, list[int]] = {}
@@ -187,6 +193,7 @@ def test_the_observer_sees_every_live_row_once_a_position() -> None:
     assert [seen[row] for row in range(64)] == found.completion_ids
 
 
+@pytest.mark.slow
 def test_the_ledger_counts_real_positions_only() -> None:
     """Every prompt token and every generated token but the last is fed once; padding and ended rows are not counted."""
     model, tokenizer = base()
@@ -339,6 +346,7 @@ def prefixed(n: int = 24) -> list[list[int]]:
     return [common + each for each in own]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("do_sample", [True, False], ids=["sampled", "greedy"])
 @pytest.mark.parametrize(
     "name", ["llama", "gpt2", "qwen2", "mistral-window", "mistral-wide", "gemma2-window", "lfm2-conv"]
@@ -399,6 +407,7 @@ def test_a_shared_prefix_changes_no_state_no_kl_and_nothing_that_is_observed() -
         torch.testing.assert_close(seen[1][key], state, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_shared_prefix_is_fed_and_counted_once() -> None:
     """One prompt a batch: every token of a prompt's own and every generated one but the last, as without it, and the prefix once for all 24."""
     model, tokenizer = base()

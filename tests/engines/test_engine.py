@@ -143,6 +143,7 @@ def test_what_an_engine_lacks_is_one_sentence(
     assert engine.fed == 0
 
 
+@pytest.mark.slow
 def test_the_loop_and_the_protocol_load_no_transformers() -> None:
     code = (
         "import sys, frugalign.decoding.loop, frugalign.engines.engine\n"

@@ -127,6 +127,7 @@ def naive(
     return completions, divergences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "do_sample"), [(1.0, True), (0.6, True), (1.0, False)])
 def test_it_equals_the_rule_as_it_is_written_down(temperature: float, do_sample: bool) -> None:
     expected, kl = naive(uneven, 1.5, 6, temperature, do_sample)
@@ -141,6 +142,7 @@ def test_it_equals_the_rule_as_it_is_written_down(temperature: float, do_sample:
         assert found.kl_restriction is found.kl_choice is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reward", "weight"), [(uneven, 0.0), (never, 5.0)])
 def test_without_weight_it_is_top_k_sampling_of_the_base(reward: Any, weight: float) -> None:
     """A weight of 0, or a reward that never applies: the naive rule with a reward of nothing, whose KL is all restriction."""

@@ -202,6 +202,7 @@ def test_the_sequential_trace_is_the_coin_flips() -> None:
     assert abs(share - first_rejected) < 4 * (first_rejected * (1 - first_rejected) / 6000) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_integrated_trace_replays_the_same_process() -> None:
     """Joint distribution of (emitted, set of rejected) equals that of the coin-flipping form, which it never ran."""
     shares = []

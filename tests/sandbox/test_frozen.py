@@ -31,6 +31,8 @@ from frugalign.sandbox.principles import PRINCIPLES
 from frugalign.sandbox.tokenizing import build_tokenizer
 from frugalign.sandbox.world import parse_request, split_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:

@@ -7,6 +7,8 @@ import pytest
 
 from frugalign.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 METHOD = '''
 from frugalign.methods.method import Method
 
@@ -50,7 +52,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(f"prompts/{split}.jsonl").write_text("".join(json.dumps({"prompt": order}) + "\n" for order in orders))
 
 
-@pytest.mark.slow
 def test_a_method_of_ones_own_is_a_line_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     Path("study.yaml").write_text(STUDY.replace("TRIES", "3"))
     assert main(["study", "study.yaml"]) == 0

@@ -15,6 +15,8 @@ import torch
 
 from frugalign.runs.layout import read_log
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
@@ -44,7 +46,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, script().train(folder / "one-0", completions=16), ranks
 
 
-@pytest.mark.slow
 def test_two_processes_roll_out_what_one_does(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     """Half of the prompts each: together, in order, the completions of one process."""
     _, one, ranks = runs
@@ -54,7 +55,6 @@ def test_two_processes_roll_out_what_one_does(runs: tuple[Path, dict[str, Any], 
     assert ranks[0]["rollout"] != ranks[1]["rollout"]
 
 
-@pytest.mark.slow
 def test_costs_are_those_of_all_processes(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     """Ten rollouts of sixteen completions and one to evaluate, whoever made them; steps are not multiplied."""
     folder, _, _ = runs
@@ -64,7 +64,6 @@ def test_costs_are_those_of_all_processes(runs: tuple[Path, dict[str, Any], list
     assert abs(two["generated_tokens"] - one["generated_tokens"]) < 0.2 * one["generated_tokens"]
 
 
-@pytest.mark.slow
 def test_gradients_of_the_first_step_agree(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
     """Averaged over the processes, to 1e-5; and all processes end with the same weights."""
     _, one, ranks = runs
@@ -76,7 +75,6 @@ def test_gradients_of_the_first_step_agree(runs: tuple[Path, dict[str, Any], lis
     assert ranks[0]["weights"] == ranks[1]["weights"]
 
 
-@pytest.mark.slow
 def test_a_process_without_prompts_takes_part_in_the_evaluation(
     runs: tuple[Path, dict[str, Any], list[dict[str, Any]]],
 ) -> None:
@@ -87,7 +85,6 @@ def test_a_process_without_prompts_takes_part_in_the_evaluation(
     assert set(ranks[0]["evaluation"]) == set(one["evaluation"])
 
 
-@pytest.mark.slow
 def test_the_reward_curve_is_inside_the_spread_of_seeds(
     runs: tuple[Path, dict[str, Any], list[dict[str, Any]]],
 ) -> None:

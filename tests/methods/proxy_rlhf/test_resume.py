@@ -12,6 +12,8 @@ import pytest
 
 from frugalign.runs.layout import read_log
 
+pytestmark = pytest.mark.slow
+
 RUNS = Path(__file__).with_name("forked_runs.py")
 TIMES = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime"}
 
@@ -108,7 +110,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     return folder, statuses
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["between", "staged", "torn"])
 def test_a_killed_run_resumes_bit_for_bit(how: str, runs: tuple[Path, dict[str, list[int]]]) -> None:
     """Killed between checkpoints, with one staged, or with one half written: weights, metrics, β and counters are the whole run's."""
@@ -126,7 +127,6 @@ def test_a_killed_run_resumes_bit_for_bit(how: str, runs: tuple[Path, dict[str, 
     assert sorted(path.name for path in again.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
 
 
-@pytest.mark.slow
 def test_the_whole_run_is_worth_comparing(runs: tuple[Path, dict[str, list[int]]]) -> None:
     """β moved, the weights moved, and the lines of the metrics differ from each other."""
     folder, _ = runs
@@ -137,7 +137,6 @@ def test_the_whole_run_is_worth_comparing(runs: tuple[Path, dict[str, list[int]]
     assert early.read_bytes() != late.read_bytes()
 
 
-@pytest.mark.slow
 def test_nothing_to_resume_from_is_said(runs: tuple[Path, dict[str, list[int]]]) -> None:
     """Killed before its first checkpoint."""
     folder, statuses = runs

@@ -351,6 +351,7 @@ def test_every_method_of_trainer_that_is_overridden_has_its_signature() -> None:
     assert "self._get_output_dir(" in source["_save_checkpoint"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("what", ["optimizer", "weights"])
 def test_a_full_disk_leaves_the_older_checkpoint_and_the_run_goes_on_from_it(
@@ -413,6 +414,7 @@ def test_a_target_below_the_cost_of_the_restriction_is_said(
     assert "lower p_t" not in caplog.text
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumed_in_the_same_process_is_the_uninterrupted_one(
     base: LoadedModel, tmp_path: Path
 ) -> None:

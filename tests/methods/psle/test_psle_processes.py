@@ -32,6 +32,7 @@ FLAGS = {
 WORDS = ["psle", *(word for name, value in FLAGS.items() for word in (f"--{name}", value))]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = make_prompts("train", 19, 0)

@@ -34,6 +34,7 @@ def by_length(completions: list[str], **_: Any) -> list[float]:
     return [float(len(text)) for text in completions]
 
 
+@pytest.mark.slow
 def test_in_a_notebook(tmp_path: Path) -> None:
     trainer = PSLETrainer(sandbox.model, by_length, settings(tmp_path, rounds=2), prompts(), principles=TOLD)
     manifests = trainer.train()

@@ -203,6 +203,7 @@ def test_what_the_figures_get(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert any("2 couples without a reward left out" in text for text, _ in found.groups[2][2])
 
 
+@pytest.mark.slow
 def test_the_page(run: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     assert "<h2>Rounds</h2>" in page and "<h3>Training</h3>" in page and "30,000" in page
@@ -223,6 +224,7 @@ def test_samples_are_of_the_same_prompt(run: Path) -> None:
     assert side_by_side(read(run)) == (1, [])
 
 
+@pytest.mark.slow
 def test_missing_files_are_named(run: Path) -> None:
     (run / "start" / "evaluation.json").unlink()
     (run / "round-000" / "evaluation.json").unlink()
@@ -243,6 +245,7 @@ def test_missing_files_are_named(run: Path) -> None:
         assert words in said
 
 
+@pytest.mark.slow
 def test_a_run_that_was_not_measured(run: Path) -> None:
     for path in run.glob("*/evaluation.json*"):
         path.unlink()

@@ -23,6 +23,8 @@ from frugalign.methods.psle.responses import read_round
 from frugalign.methods.psle.round_trainer import RoundTrainer
 from frugalign.sandbox.world import make_prompts
 
+pytestmark = pytest.mark.slow
+
 N = 12
 
 

@@ -107,6 +107,7 @@ store.features(base.model, base.tokenizer, eval(sys.argv[2]), [1, 3], shard_byte
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_an_extraction_costs_a_shard_at_most(base: LoadedModel, tmp_path: Path) -> None:
     """Killed while it works on the second of three shards, then gone on with: one is read, two computed, all as in one go."""
     process = subprocess.Popen(

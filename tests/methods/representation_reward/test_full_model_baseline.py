@@ -32,6 +32,7 @@ def test_it_starts_as_the_base_and_leaves_it_alone() -> None:
     assert found.num_labels == 1
 
 
+@pytest.mark.slow
 def test_the_report_has_its_accuracy_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
     """On 300 noisy pairs it orders more than a coin does, and costs three times the FLOPs of a pass per epoch."""
     flags = {"n_shuffles": 1, "full_model": "true", "full_model_epochs": 2, "full_model_learning_rate": 0.0005}

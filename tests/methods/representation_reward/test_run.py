@@ -33,6 +33,7 @@ def command(**flags: Any) -> list[str]:
     return ["reward", *(word for name, value in given.items() for word in (f"--{name}", *str(value).split()))]
 
 
+@pytest.mark.slow
 def test_pairs_become_a_reward_with_its_report(capsys: pytest.CaptureFixture[str]) -> None:
     """It beats its shuffled control on unseen prompts, says what it cost, loads again, and is not written over."""
     assert main(command(eval_dataset_name="data/test.jsonl")) == 0
@@ -59,6 +60,7 @@ def test_pairs_become_a_reward_with_its_report(capsys: pytest.CaptureFixture[str
     assert "holds an earlier run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_labelled_answers_become_a_reward_too(capsys: pytest.CaptureFixture[str]) -> None:
     """Each answer alone, good or not; a tenth of the prompts is held out where there is no test split."""
     rows = [
@@ -95,6 +97,7 @@ def test_a_mistake_is_one_sentence(flags: dict[str, Any], words: str, capsys: py
     assert len(said) == 1 and words in said[0]
 
 
+@pytest.mark.slow
 def test_the_proxy_learns_from_a_reward_on_its_own_model(capsys: pytest.CaptureFixture[str]) -> None:
     """The states come from the rollout: what it cost to score is no forward pass beyond one step per completion."""
     assert main(command()) == 0

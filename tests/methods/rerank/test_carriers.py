@@ -18,6 +18,7 @@ from frugalign.runs.save_policy import lora_of
 from frugalign.sandbox.cached import sample_pairs
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_there_before_is_its_own_reference(tmp_path: Path) -> None:
     """The start is the model with that adapter as it was; after steps it is still, and the saved adapter is the trained one alone."""
     loaded = load_model(sandbox.model)

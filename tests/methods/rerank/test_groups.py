@@ -70,6 +70,7 @@ def assert_saved_reward(groups: Groups) -> None:
     )
 
 
+@pytest.mark.slow
 def test_responses_are_sampled_once_and_ranked_by_the_moving_policy() -> None:
     assert main(command()) == 0
     rankings = [read_groups(Path(f"run/groups/epoch-00{epoch}.jsonl")) for epoch in range(3)]
@@ -87,6 +88,7 @@ def test_responses_are_sampled_once_and_ranked_by_the_moving_policy() -> None:
     assert costs["reward_calls"] == 3 * 4 * N_PROMPTS and costs["generated_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_cut_responses_can_be_ranked_last(caplog: pytest.LogCaptureFixture) -> None:
     """Of a reward that knows whole answers alone the value of a cut one says nothing: with the penalty whatever ended is above, in every epoch's ranking."""
     assert main(command(output_dir="plain", resample="true", max_new_tokens=20, num_train_epochs=1)) == 0
@@ -113,6 +115,7 @@ def test_cut_responses_can_be_ranked_last(caplog: pytest.LogCaptureFixture) -> N
     )
 
 
+@pytest.mark.slow
 def test_a_ranking_is_a_data_set_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     """Used again it is ranked by the reward and gives the same run; without a reward its own rewards count."""
     assert main(command(num_train_epochs=2)) == 0
@@ -128,6 +131,7 @@ def test_a_ranking_is_a_data_set_of_its_own(capsys: pytest.CaptureFixture[str]) 
     assert read_groups(Path("plain/groups/epoch-000.jsonl")) == read_groups(Path("kept.jsonl"))
 
 
+@pytest.mark.slow
 def test_online_dpo_samples_anew_and_judges_by_the_starting_model() -> None:
     assert main(command(resample="true", confidence="constant")) == 0
     rankings = [read_groups(Path(f"run/groups/epoch-00{epoch}.jsonl")) for epoch in range(3)]
@@ -135,6 +139,7 @@ def test_online_dpo_samples_anew_and_judges_by_the_starting_model() -> None:
     assert_saved_reward(rankings[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "kept"),
     [
@@ -168,6 +173,7 @@ def test_resumed_part_way_it_ends_as_the_whole_run(flags: dict[str, Any], kept: 
     assert bare[0] == bare[1]
 
 
+@pytest.mark.slow
 def test_a_step_limit_that_is_lifted_goes_on(tmp_path: Path) -> None:
     """Stopped after two steps by max_steps, then resumed by epochs: to the end of the epoch, not the end of the two steps."""
     flags = {"sample": 0, "dataset_name": "pairs.jsonl", "num_train_epochs": 1, "save_steps": 2}
@@ -180,6 +186,7 @@ def test_a_step_limit_that_is_lifted_goes_on(tmp_path: Path) -> None:
     assert Path("run/adapter_model.safetensors").read_bytes() == before and lines()[-1]["step"] == 10
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_resumed_on_other_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"sample": 0, "num_train_epochs": 1, "save_steps": 2}
     assert main(command(**flags, dataset_name="pairs.jsonl", max_steps=2)) == 0
@@ -192,6 +199,7 @@ def test_a_checkpoint_is_not_resumed_on_other_pairs(capsys: pytest.CaptureFixtur
     assert main(command(**flags, dataset_name="moved.jsonl", resume_from_checkpoint="true")) == 0
 
 
+@pytest.mark.slow
 def test_an_adapter_does_not_outlive_its_run(capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"sample": 0, "dataset_name": "pairs.jsonl", "max_steps": 2, "save_strategy": "no"}
     assert main(command(**flags)) == 0
@@ -201,6 +209,7 @@ def test_an_adapter_does_not_outlive_its_run(capsys: pytest.CaptureFixture[str])
     assert not list(Path("run").glob("adapter*")) and Path("run/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_pairs_with_the_prompt_within_both_answers_will_do(tmp_path: Path) -> None:
     rows = [
         {side: f"{row['prompt']} {row[side]}" for side in ("chosen", "rejected")} for row in sample_pairs("train", 12)
@@ -212,6 +221,7 @@ def test_pairs_with_the_prompt_within_both_answers_will_do(tmp_path: Path) -> No
     assert any("shift/wasserstein" in line for line in lines())
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_and_ends_the_same() -> None:
     """SIGKILL while it samples, while it ranks and while it trains, at moments that the clock chooses."""
     flags = {"sample": 6, "max_new_tokens": 40, "sampling_batch_size": 4, "save_steps": 2}

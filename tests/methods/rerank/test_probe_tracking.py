@@ -48,6 +48,7 @@ def states_of(angle: float, n: int = 64) -> tuple[Tensor, Tensor]:
     return noise[0] + 2 * direction, noise[1] - 2 * direction
 
 
+@pytest.mark.slow
 def test_probes_follow_a_direction_that_turns() -> None:
     """By a right angle in forty steps: frozen probes end at chance, those that follow do not."""
     model = probes()

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from tests.methods.rerank.two_processes import train
 
 from frugalign.data.groups import read_groups
 from frugalign.runs.layout import read_log
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 

@@ -25,6 +25,7 @@ def trained(folder: Path, **options: Any) -> RerankTrainer:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_peft", [True, False], ids=["lora", "every-weight"])
 def test_one_epoch_is_the_same_with_and_without(use_peft: bool, tmp_path: Path) -> None:
     ahead, along = (
@@ -55,6 +56,7 @@ def test_only_rows_that_the_run_gets_to_are_run(tmp_path: Path) -> None:
     assert all(math.isfinite(line["loss"]) for line in noted)
 
 
+@pytest.mark.slow
 def test_several_epochs_run_the_reference_once(tmp_path: Path) -> None:
     """Three epochs of a LoRA: four passes over the tokens in place of six, and of a run of one epoch two."""
     found = trained(tmp_path / "three", max_steps=-1, num_train_epochs=3)
@@ -64,6 +66,7 @@ def test_several_epochs_run_the_reference_once(tmp_path: Path) -> None:
     assert once.ledger.lm_forward_tokens == 2 * once.tokens_seen
 
 
+@pytest.mark.slow
 def test_rows_that_an_epoch_drops_are_there_in_the_next(tmp_path: Path) -> None:
     """Eight pairs in batches of three, the incomplete one dropped: each epoch leaves out others."""
     options = {"max_steps": -1, "num_train_epochs": 4, "per_device_train_batch_size": 3, "dataloader_drop_last": True}
@@ -72,6 +75,7 @@ def test_rows_that_an_epoch_drops_are_there_in_the_next(tmp_path: Path) -> None:
     assert all(math.isfinite(line["loss"]) for line in found.state.log_history if "loss" in line)
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_run_once_too(tmp_path: Path) -> None:
     ahead, along = (
         trained(tmp_path / str(wanted), eval_steps=1, precompute_ref_log_probs=wanted, held_out=4)

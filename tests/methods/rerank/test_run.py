@@ -41,6 +41,7 @@ def command(**flags: Any) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_pairs_become_an_adapter_that_evaluate_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(eval_steps=2)) == 0
     assert "--adapter run" in capsys.readouterr().out
@@ -73,6 +74,7 @@ def test_pairs_become_an_adapter_that_evaluate_takes(capsys: pytest.CaptureFixtu
     assert "holds an earlier run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_weight_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(use_peft="false", learning_rate=1e-4)) == 0
     assert "--policy run" in capsys.readouterr().out
@@ -81,6 +83,7 @@ def test_every_weight_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None
     assert costs["optimizer_steps"] == 4 and costs["lm_forward_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_a_step_of_two_batches_is_one_step(capsys: pytest.CaptureFixture[str]) -> None:
     """The ledger counts optimiser steps, and what both models read: twice the tokens of the same batches once."""
     assert main(command(gradient_accumulation_steps=2, per_device_train_batch_size=2)) == 0
@@ -91,6 +94,7 @@ def test_a_step_of_two_batches_is_one_step(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_the_whole_one(capsys: pytest.CaptureFixture[str]) -> None:
     """Its last checkpoint and its artefact are gone, as after a kill: resumed from the one before, bit for bit."""
     assert main(command(save_steps=2)) == 0
@@ -131,6 +135,7 @@ def test_a_reward_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]
     assert "was trained on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_is_the_whole_one_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     """A length that was given, and what is TRL's, are in it; resumed by it, the run is the same one."""
     assert main(command(save_steps=2, max_length=60, weight_decay=0.1)) == 0

@@ -43,6 +43,7 @@ def test_the_floor_is_what_two_sets_of_one_model_are_apart(between: float) -> No
     assert wasserstein_distance(first.ravel(), second.ravel() + 1) > 2 * floor.high
 
 
+@pytest.mark.slow
 def test_a_watched_run_logs_its_shift_and_is_resumed_with_the_same_numbers() -> None:
     Path("my.py").write_text(MINE)
     flags: dict[str, Any] = {"sample": 0, "dataset_name": "pairs.jsonl", "num_train_epochs": 1, "save_steps": 4}

@@ -39,6 +39,7 @@ def test_the_states_are_those_of_the_probes_own_definition(tmp_path: Path) -> No
     assert all(text[-1] == end for text in texts)
 
 
+@pytest.mark.slow
 def test_policy_and_reference_part_and_the_rows_own_columns_count(tmp_path: Path) -> None:
     """After a step the reference (the adapter switched off) is where it was; a weight of 0 leaves a row out of the loss."""
     sure = {"weight": [0.0] * 4 + [1.0] * 4, "confidence": [1.0, None] * 4}
@@ -90,6 +91,7 @@ def test_the_reference_of_full_training_is_what_is_in_memory(tmp_path: Path) -> 
         assert start is not found.model
 
 
+@pytest.mark.slow
 def test_the_reward_of_online_dpo_stays_as_it_was_fitted(tmp_path: Path) -> None:
     given = probes()
     found = trainer(tmp_path, given, reward_refresh_steps=1, max_steps=2)
