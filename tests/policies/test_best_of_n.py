@@ -59,7 +59,7 @@ def keys() -> torch.Tensor:
 
 def best_of(n: int, reward: Any, *, batch_size: int = 64, ledger: Ledger | None = None) -> Generation:
     policy = load(PolicySpec(best_of_n=n, selection_reward=(reward,)), base=base())
-    settings = policy.settled(SamplingSettings(max_new_tokens=8, prompt_format="raw"))
+    settings = policy.with_defaults(SamplingSettings(max_new_tokens=8, prompt_format="raw"))
     return policy.sample(policy.encode(PromptRows(PROMPTS), settings), settings, batch_size=batch_size, ledger=ledger)
 
 

@@ -49,7 +49,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def completions(policy: Policy) -> list[list[int]]:
-    settings = policy.settled(SETTINGS)
+    settings = policy.with_defaults(SETTINGS)
     return policy.sample(policy.encode(PromptRows(PROMPTS), settings), settings).completion_ids
 
 
@@ -68,7 +68,7 @@ def test_several_proxies_compose_at_their_strengths(proxies: list[str]) -> None:
     )
     raw = SamplingSettings(max_new_tokens=8, prompt_format="raw")
     batch = policy.encode(PromptRows(PROMPTS), raw)
-    found = policy.sample(batch, policy.settled(raw)).completion_ids
+    found = policy.sample(batch, policy.with_defaults(raw)).completion_ids
     assert found == by_hand.completion_ids
     alone = [load(PolicySpec.from_dict({"proxy": folder}), base=base()) for folder in proxies]
     assert completions(policy) not in [completions(each) for each in alone]
@@ -77,15 +77,15 @@ def test_several_proxies_compose_at_their_strengths(proxies: list[str]) -> None:
 
 def test_principles_stand_before_the_policys_prompts_alone() -> None:
     policy = load(PolicySpec(principles=TOLD), base=base())
-    batch = policy.encode(PromptRows(PROMPTS), policy.settled(SETTINGS))
-    plain = load(PolicySpec(), base=base()).encode(PromptRows(PROMPTS), policy.settled(SETTINGS))
+    batch = policy.encode(PromptRows(PROMPTS), policy.with_defaults(SETTINGS))
+    plain = load(PolicySpec(), base=base()).encode(PromptRows(PROMPTS), policy.with_defaults(SETTINGS))
     assert batch.rows.prompts == PROMPTS and batch.base_ids == plain.ids
     assert all(len(told) > len(asked) for told, asked in zip(batch.ids, batch.base_ids, strict=True))
 
 
 def test_the_kl_of_principles_is_that_of_one_model_on_two_prompts() -> None:
     policy = load(PolicySpec(principles=TOLD), base=base())
-    settings = policy.settled(SETTINGS)
+    settings = policy.with_defaults(SETTINGS)
     batch = policy.encode(PromptRows(PROMPTS), settings)
     sampled = policy.sample(batch, settings)
     found = policy.divergence(batch, sampled, settings)
@@ -104,7 +104,7 @@ def test_principles_compose_with_a_proxy(proxies: list[str]) -> None:
     policy = load(PolicySpec.from_dict({"proxy": proxies[0], "principles": TOLD}), base=base())
     told = under_principles(load_principles(TOLD), PROMPTS, base().tokenizer)
     guided = load(PolicySpec.from_dict({"proxy": proxies[0]}), base=base())
-    settings = guided.settled(SETTINGS)
+    settings = guided.with_defaults(SETTINGS)
     assert completions(policy) == guided.sample(guided.encode(PromptRows(told), settings), settings).completion_ids
     rows = Dataset.from_dict({"prompt": PROMPTS})
     metrics = evaluated(base(), rows, shortness, proxy=proxies[0], principles=TOLD)

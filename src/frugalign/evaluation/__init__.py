@@ -1,4 +1,4 @@
-"""Policies against their base: metrics with intervals, and costs. Importing loads no torch."""
+"""Evaluate policies against their base: metrics with intervals, and costs. Importing loads no torch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""`evaluate`: a policy against its base on the same prompts and the same noise; quality with intervals, and the cost.
+"""`evaluate`: compare a policy with its base on the same prompts and noise, with intervals and costs.
 
-Left out on purpose: judges that are models (a reward can be one), and any choice of which number matters.
+Left out on purpose: model judges (a reward can be one), and any choice of which metric matters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data import load_prompts
 from frugalign.engines.transformers import device_of
-from frugalign.evaluation.responses import measured
+from frugalign.evaluation.responses import measure_responses
 from frugalign.evaluation.schema import MEASURES, Response, against, estimates, perplexity
 from frugalign.evaluation.settings import EvaluationSettings
 from frugalign.policies.policy import Policy, load, load_base
@@ -40,29 +40,29 @@ def evaluate(
     *,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a policy against its base.
+    """Compare a policy with its base.
 
     Args:
-        policy: what is measured; one that is loaded already is used as it is.
-        prompts: as for `load_prompts`, or a data set with a `prompt` column; other columns go to the rewards, and a `label` column of
-            safe/unsafe gives the rates of refusals among each.
-        reward: rewards as strings or functions; the first is the main one.
-        output_dir: where metrics.json, costs.json and samples.jsonl go; locked meanwhile. None writes nothing.
+        policy: a specification, or a loaded policy.
+        prompts: as for `load_prompts`, or a data set with a `prompt` column. Other columns are passed to the rewards. A `label`
+            column of safe/unsafe gives the refusal rates of each.
+        reward: rewards as strings or functions. The first is the main reward.
+        output_dir: receives metrics.json, costs.json and samples.jsonl, and is locked meanwhile. None writes nothing.
 
     Returns:
-        What metrics.json holds: the estimates of `evaluation.schema.MEASURES`, each `{mean, ci_low, ci_high, n}` or None where it does not
-        apply (greedy decoding has no KL), `decoding`, what one response of the policy cost, and `settings`. The KL of best-of-n is an upper
-        bound, and `settings.kl_is_bound` says so.
+        The content of metrics.json. The estimates of `evaluation.schema.MEASURES` are each `{mean, ci_low, ci_high, n}`, or None
+        if they do not apply. `decoding` is the cost of one response of the policy. `settings.kl_is_bound` says whether the KL
+        is an upper bound, as for best-of-n.
 
     Raises:
         FrugalignError: any user error, in one sentence.
     """
     settings = settings or EvaluationSettings()
     with in_use(output_dir) if output_dir is not None else nullcontext():
-        return _evaluated(policy, prompts, reward, settings, output_dir)
+        return _evaluate(policy, prompts, reward, settings, output_dir)
 
 
-def _evaluated(
+def _evaluate(
     policy: PolicySpec | Policy,
     prompts: str | Dataset,
     reward: RewardSpec | Sequence[RewardSpec],
@@ -71,16 +71,16 @@ def _evaluated(
 ) -> dict[str, Any]:
     ledger = Ledger()
     with ledger.phase("load"):
-        policy, rewards = _loaded(policy, reward)
+        policy, rewards = _load(policy, reward)
         ledger.set_parameters(trainable=policy.trainable_parameters, base=policy.base_parameters)
         rows = prompts
         if isinstance(rows, str):
             rows = load_prompts(rows, split=settings.split, trained_on=_trained_on(policy))
         if len(rows) == 0:
             raise FrugalignError("There are no prompts to evaluate on.")
-    settled = policy.settled(settings)
+    settled = policy.with_defaults(settings)
     assert isinstance(settled, EvaluationSettings)
-    after, before, decoding, metrics = _measured(policy, PromptRows.of(rows), rewards, settled, ledger)
+    after, before, decoding, metrics = _sample_and_measure(policy, PromptRows.of(rows), rewards, settled, ledger)
     metrics |= {
         "trainable_parameters": policy.trainable_parameters,
         "trainable_share": policy.trainable_parameters / policy.base_parameters,
@@ -88,9 +88,9 @@ def _evaluated(
         "settings": {
             "dataset_name": prompts if isinstance(prompts, str) else "a data set in memory",
             "prompts": len(rows),
-            "rewards": _named(rewards),
+            "rewards": _reward_names(rewards),
             **asdict(settled),
-            **_described(policy),
+            **_policy_settings(policy),
         },
     }
     if output_dir is not None:
@@ -98,8 +98,8 @@ def _evaluated(
     return metrics
 
 
-def _loaded(policy: PolicySpec | Policy, reward: RewardSpec | Sequence[RewardSpec]) -> tuple[Policy, list[NamedReward]]:
-    """The policy and the rewards, those that both need in memory once."""
+def _load(policy: PolicySpec | Policy, reward: RewardSpec | Sequence[RewardSpec]) -> tuple[Policy, list[NamedReward]]:
+    """The policy and the rewards. A reward that both use is loaded once."""
     if isinstance(policy, Policy):
         return policy, load_rewards(reward, device=str(device_of(policy.base.model)))
     base = load_base(policy)
@@ -114,10 +114,10 @@ def _trained_on(policy: Policy) -> dict[str, Any] | None:
     return trained_on_of(policy.spec.adapter or policy.spec.policy)
 
 
-def _measured(
+def _sample_and_measure(
     policy: Policy, rows: PromptRows, rewards: list[NamedReward], settings: EvaluationSettings, ledger: Ledger
 ) -> tuple[list[Response], list[Response], dict[str, float], dict[str, Any]]:
-    """The policy's responses, the base's, what one of the policy's cost, and the estimates."""
+    """The policy's responses, the base's responses, the cost of one response of the policy, and the estimates."""
     num_samples, size = settings.num_samples, settings.batch_size
     batch = policy.encode(rows, settings, num_samples=num_samples)
     # A prompt's samples stay in one reward call.
@@ -125,12 +125,12 @@ def _measured(
     spent = Ledger()
     with ledger.phase("rollout"):
         ours = theirs = policy.sample(batch, settings, batch_size=size, ledger=spent)
-        decoding = _per_response(spent, len(batch.ids))
+        decoding = _cost_per_response(spent, len(batch.ids))
         ledger.add(spent)
         if policy.kind != "base":
             theirs = policy.sample_base(batch, settings, batch_size=size, ledger=ledger)
-    after = _with_main(measured(policy, batch, ours, scoring, ledger))
-    before = after if theirs is ours else _with_main(measured(policy, batch, theirs, scoring, ledger))
+    after = _with_main_reward(measure_responses(policy, batch, ours, scoring, ledger))
+    before = after if theirs is ours else _with_main_reward(measure_responses(policy, batch, theirs, scoring, ledger))
     with ledger.phase("evaluate"):
         known = policy.divergence(batch, ours, settings, ledger)
         log_probs = policy.base_log_probs(batch, ours, ledger)
@@ -150,20 +150,20 @@ def _measured(
     return after, before, decoding, metrics
 
 
-def _with_main(responses: list[Response]) -> list[Response]:
-    """The responses with the first reward as the main one, where the total is of all of them."""
+def _with_main_reward(responses: list[Response]) -> list[Response]:
+    """The responses with the first reward as the main reward, instead of the total."""
     return [replace(each, reward=next(iter(each.rewards.values()))) for each in responses]
 
 
-def _per_response(spent: Ledger, responses: int) -> dict[str, float]:
-    """What one response of the policy costs."""
+def _cost_per_response(spent: Ledger, responses: int) -> dict[str, float]:
+    """The cost of one response of the policy."""
     counts = ("generated_tokens", "lm_forward_tokens", "reward_calls")
     found = {name: getattr(spent, name) / responses for name in counts}
     return found | {"seconds": spent.wall_clock_seconds / responses}
 
 
-def _described(policy: Policy) -> dict[str, Any]:
-    """What metrics.json says of the policy; None where a part does not apply."""
+def _policy_settings(policy: Policy) -> dict[str, Any]:
+    """The policy's entries in metrics.json; None for parts that it does not have."""
     spec, chosen, guided, artefact = policy.spec, policy.best_of_n, policy.guidance, policy.artefact
     return {
         "model_name_or_path": policy.base.name,
@@ -173,8 +173,8 @@ def _described(policy: Policy) -> dict[str, Any]:
         "adapter": spec.adapter,
         "whole_model": spec.policy,
         "best_of_n": spec.best_of_n,
-        "selection_reward": _named(chosen.rewards) if chosen is not None else None,
-        "guiding_reward": _named(guided.rewards) if guided is not None else None,
+        "selection_reward": _reward_names(chosen.rewards) if chosen is not None else None,
+        "guiding_reward": _reward_names(guided.rewards) if guided is not None else None,
         "guiding_weight": guided.weight if guided is not None else None,
         "guiding_top_k": guided.top_k if guided is not None else None,
         "kl_is_bound": policy.kind == "best_of_n",
@@ -184,12 +184,12 @@ def _described(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _named(rewards: Sequence[NamedReward]) -> list[str]:
+def _reward_names(rewards: Sequence[NamedReward]) -> list[str]:
     return [named.spec or named.name for named in rewards]
 
 
-def _lines(before: Sequence[Response], after: Sequence[Response]) -> list[dict[str, Any]]:
-    """One line per completion: the prompt, both completions, their rewards."""
+def _sample_lines(before: Sequence[Response], after: Sequence[Response]) -> list[dict[str, Any]]:
+    """One line per prompt and sample: the prompt, both completions, and their rewards."""
     return [
         {
             "prompt": ours.prompt,
@@ -205,9 +205,9 @@ def _lines(before: Sequence[Response], after: Sequence[Response]) -> list[dict[s
 def _write(
     folder: Path, metrics: Mapping[str, Any], before: Sequence[Response], after: Sequence[Response], ledger: Ledger
 ) -> None:
-    """The metrics, the samples and the costs."""
+    """Write the metrics, the samples and the costs."""
     with ledger.phase("save"):
         write_json_atomic(folder / METRICS_FILE, metrics)
-        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(before, after))
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _sample_lines(before, after))
         write_atomic(folder / SAMPLES_FILE, "".join(lines))
     ledger.save(evaluation_costs_file(folder))

@@ -1,4 +1,4 @@
-"""From what a policy sampled to measured responses: the one place where `evaluate`, PSLE's rounds and the proxy's trainer measure."""
+"""Measure sampled completions. `evaluate`, PSLE's rounds and the proxy's trainer all do it here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from frugalign.rewards import NamedReward
 _UNKNOWN = Divergence(None, None)
 
 
-def measured(
+def measure_responses(
     policy: Policy,
     batch: PromptBatch,
     sampled: Generation,
@@ -22,12 +22,13 @@ def measured(
     ledger: Ledger,
     *,
     divergence: Divergence = _UNKNOWN,
-    judges: Sequence[NamedReward] = (),
+    extra_rewards: Sequence[NamedReward] = (),
 ) -> list[Response]:
-    """Score every completion in `sampled` and gather what is known of it. A response's `reward` is the total of `scoring`.
+    """Score every completion in `sampled`. A response's `reward` is the total of `scoring`.
 
     Args:
-        judges: further rewards, which are measured and not in the total.
+        divergence: the completions' KL to the base, if known.
+        extra_rewards: further rewards, which are measured but not part of the total.
 
     Raises:
         FrugalignError: a reward that fails, unless it is skipped.
@@ -37,8 +38,8 @@ def measured(
     endpoint = None if sampled.states is None else EndpointStates(sampled.states, layers)
     scores = batch.rows.score(scoring, texts, ids, ledger, endpoint)
     values = dict(scores.by_name)
-    if judges:
-        values |= batch.rows.score(Scoring(judges, on_error=scoring.on_error), texts, ids, ledger).by_name
+    if extra_rewards:
+        values |= batch.rows.score(Scoring(extra_rewards, on_error=scoring.on_error), texts, ids, ledger).by_name
     labels = batch.rows.columns.get("label")
     return [
         Response.of(

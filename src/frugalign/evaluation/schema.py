@@ -1,5 +1,6 @@
-"""One name per measure: what metrics.json, a round's evaluation.json, a trainer's `eval_` log and the study call it, and from measured
-completions to these numbers. Pure bookkeeping, no model.
+"""The measures of an evaluation, and their computation from measured completions. No model.
+
+Each measure has one name, in metrics.json, a round's evaluation.json, a trainer's `eval_` log and the study.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from frugalign.metrics import (
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure: its unit, what it says, whether it is a share between 0 and 1, and whether metrics.json has it of the base, too."""
+    """A measure: its unit and meaning, whether it is a share between 0 and 1, and whether metrics.json also has the base's value."""
 
     unit: str
     meaning: str
@@ -32,7 +33,7 @@ class Measure:
 
 MEASURES: Mapping[str, Measure] = {
     "reward": Measure(
-        "reward", "the main reward: the first of `evaluate`, in a training the weighted sum it learns by", of_base=True
+        "reward", "the main reward: the first of `evaluate`; in training, the weighted sum of the rewards", of_base=True
     ),
     "rewards": Measure("reward", "every reward by its name", of_base=True),
     "reward_difference": Measure("reward", "the main reward minus the base's on the same prompts"),
@@ -51,16 +52,18 @@ MEASURES: Mapping[str, Measure] = {
     "over_refusal_rate": Measure("share", "refusals among prompts labelled safe", is_share=True, of_base=True),
     "unsafe_refusal_rate": Measure("share", "refusals among prompts labelled unsafe", is_share=True, of_base=True),
 }
-"""All estimates, in the order of metrics.json. Each is `{mean, ci_low, ci_high, n}`, or None where it does not apply; `base_` before a name
-is the base's value. To add one: a line here, its value in `estimates`. To show it: `_KEPT` in `study/table.py`, `_TABLE` in `reports/run_page.py`."""
+"""All estimates, in the order of metrics.json. Each is `{mean, ci_low, ci_high, n}`, or None if it does not apply.
+
+The prefix `base_` marks the base's value. To add a measure, add a line here and its value in `estimates`. To show it, add it
+to `_KEPT` in `study/table.py` and to `_TABLE` in `reports/run_page.py`."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """One measured completion; a line of evaluation.jsonl.
+    """One measured completion, and a line of evaluation.jsonl.
 
-    `reward`: the main one, `rewards` all by name, None where a reward does not apply; `kl_per_sequence`, `kl_restriction`: nats, None
-    where not known; `length`: tokens, the end token included; `label`: `safe`, `unsafe` or None.
+    `reward`: the main reward. `rewards`: all rewards by name, None if one does not apply. `kl_per_sequence`,
+    `kl_restriction`: nats, None if unknown. `length`: tokens, including the end token. `label`: `safe`, `unsafe` or None.
     """
 
     prompt: Any
@@ -77,12 +80,12 @@ class Response:
 
     @classmethod
     def of(cls, prompt: Any, completion: str, ids: list[int], **values: Any) -> Response:
-        """`ids`: the completion's tokens, from which length and distinct bigrams follow."""
+        """A response with its length and distinct bigrams computed from its token `ids`."""
         return cls(prompt, completion, length=len(ids), distinct_2=distinct_n(ids, 2), ids=ids, **values)
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Response:
-        """What `to_line` gave; the token ids are gone."""
+        """Restore what `to_line` returned, without the token ids."""
         return cls(**line)
 
     def to_line(self) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def estimates(responses: Sequence[Response], clusters: Sequence[int] | None = No
     """The measures of one policy's responses.
 
     Args:
-        clusters: the prompt's number of each response; intervals resample prompts. Default: every response for itself.
+        clusters: each response's prompt number. Intervals resample prompts. Default: every response is its own cluster.
     """
 
     def mean(values: Sequence[float | None]) -> dict[str, Any] | None:
@@ -142,7 +145,7 @@ def against(
 def perplexity(
     responses: Sequence[Response], log_probs: Sequence[float], clusters: Sequence[int] | None = None
 ) -> dict[str, Any] | None:
-    """Of the responses under the model that gave these log-probabilities, a number a response; capped where a float cannot hold it."""
+    """Perplexity of the responses from their log-probabilities, one per response. Overflow is capped."""
     nll = ratio_interval([-value for value in log_probs], [float(each.length) for each in responses], clusters)
     if nll is None:
         return None

@@ -1,4 +1,4 @@
-"""How an evaluation samples and how much. No torch."""
+"""Settings of an evaluation. No torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from frugalign.policies.spec import SamplingSettings
 
 @dataclass(frozen=True)
 class EvaluationSettings(SamplingSettings):
-    """`SamplingSettings` (by default 128 new tokens), and how much is sampled.
+    """`SamplingSettings` (128 new tokens by default) and the size of the evaluation.
 
     Args:
-        num_samples: completions per prompt; intervals resample prompts, never single completions.
-        batch_size: completions generated together; no result depends on it.
-        split: of the prompts: train, test, all or another one. Default: test where there is one; the held-out rows where the policy was
+        num_samples: completions per prompt. Intervals resample prompts, never single completions.
+        batch_size: completions generated together. Results do not depend on it.
+        split: the prompts' split: train, test, all or another one. Default: test if it exists; the held-out rows if the policy was
             trained on this data; else all.
 
     Raises:

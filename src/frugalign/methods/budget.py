@@ -1,4 +1,4 @@
-"""Equal budgets: how many prompts, completions and steps each method may have. Pure arithmetic."""
+"""Equal budgets: how many prompts, completions and steps a method may use. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from frugalign.base.errors import FrugalignError
 
 GROUP_SIZE = 4
-"""Responses per prompt where a method samples groups and its line does not say how many."""
+"""Default number of responses per prompt, for methods that sample groups."""
 PAIRS_PER_STEP = 16
-"""Pairs of a step where neither the line nor the budget says how many."""
+"""Default number of pairs per step."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a cell may spend; None: no limit. `mean_length`: tokens of a response of the base, by which tokens become responses."""
+    """The budget of a cell; None means no limit. `mean_length`, the base's tokens per response, converts tokens to responses."""
 
     generated_tokens: float | None = None
     optimizer_steps: float | None = None
@@ -23,7 +23,7 @@ class Budget:
 
     @property
     def responses(self) -> int | None:
-        """Responses that the tokens are enough for."""
+        """Responses that the token budget covers."""
         return None if self.generated_tokens is None else max(1, int(self.generated_tokens / self.mean_length))
 
     @property
@@ -32,15 +32,15 @@ class Budget:
         return None if self.optimizer_steps is None else max(1, int(self.optimizer_steps))
 
     def on_policy(self, completions: int, *, group: int, steps_per_rollout: int) -> dict[str, int]:
-        """`completions` of a rollout (a multiple of `group`) and `max_steps`, for a method whose steps are tied to its rollouts.
+        """`completions` per rollout (a multiple of `group`) and `max_steps`, for a method that steps a fixed number of times per rollout.
 
-        With tokens and steps both given, the rollouts' size follows; with tokens alone their number; with steps alone neither is bounded by tokens.
+        Tokens and steps together determine the rollouts' size. Tokens alone determine the number of rollouts.
 
         Args:
-            completions: of a rollout, where the budget leaves it open.
+            completions: completions per rollout, if the budget leaves it open.
 
         Raises:
-            FrugalignError: a budget that is not enough for one group in every rollout.
+            FrugalignError: a budget too small for one group in every rollout.
         """
         found: dict[str, int] = {}
         if self.responses is not None:
@@ -61,10 +61,10 @@ class Budget:
         return found | {"completions": completions}
 
     def prompts(self, responses_per_prompt: int, passes: int = 1) -> int | None:
-        """Prompts, where each gets so many responses in each of `passes` passes.
+        """The number of prompts, with this many responses per prompt in each of `passes` passes.
 
         Raises:
-            FrugalignError: a budget that is not enough for one prompt.
+            FrugalignError: a budget too small for one prompt.
         """
         if self.responses is None:
             return None
@@ -78,5 +78,5 @@ class Budget:
 
 
 def batch_of(examples: int, steps: int | None) -> int | None:
-    """The smallest batch with which `steps` steps use every example; None where steps are not given."""
+    """The smallest batch size with which `steps` steps use every example; None without a step budget."""
     return None if steps is None else max(1, -(-examples // steps))

@@ -1,4 +1,4 @@
-"""What a study hands a method's `run`: one base, prompts, preferences and a budget, and a ledger to write down what was spent."""
+"""The input of a method's `run` in a study: a base, prompts, preferences, a budget, and a ledger for the costs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Job(Protocol):
-    """One run of one method. A line's setting overrides everything but the budget, and the sizes that follow from it.
+    """One run of one method. A line's setting overrides everything except the budget and the sizes that follow from it.
 
     Attributes:
         request: everything that the result depends on: the study's options by name, the line's `setting`, the `seed`.
-        budget: what may be spent.
-        ledger: what was spent so far.
-        folder: a folder for what the run leaves beside its result.
+        budget: the limits of the run.
+        ledger: the costs so far.
+        folder: a folder for the run's other files.
     """
 
     request: dict[str, Any]
@@ -31,11 +31,11 @@ class Job(Protocol):
 
     @property
     def run_folder(self) -> Path:
-        """Where the trained policy goes."""
+        """The folder of the trained policy."""
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The line's options, a copy."""
+        """A copy of the line's options."""
 
     @property
     def seed(self) -> int:
@@ -51,41 +51,44 @@ class Job(Protocol):
 
     @property
     def observed_dataset(self) -> str:
-        """The same with some test prompts as `validation`, for a learning curve; nothing is chosen by it."""
+        """The same, with some test prompts as `validation` for a learning curve. Nothing is selected by it."""
 
     @property
     def preferences(self) -> str | None:
-        """A folder with the study's preference pairs; None where it has none."""
+        """A folder with the study's preference pairs, if it has any."""
 
     def prompts(self) -> Dataset:
         """The training prompts."""
 
     def n_prompts(self) -> int:
-        """How many different ones there are."""
+        """The number of distinct training prompts."""
 
     def load(self, *, trained: bool = False) -> LoadedModel:
-        """The base; in float32 where it is trained."""
+        """Load the base; in float32 if it is to be trained."""
 
     def callbacks(self) -> list[Any]:
-        """For the trainer: the budget's clock, where it has one."""
+        """Callbacks for the trainer, such as the clock of a time budget."""
 
     def common(self) -> dict[str, Any]:
-        """The options that are the same for every method: base, run folder, seed, device, length and temperature of responses."""
+        """The options that all methods share: base, run folder, seed, device, length and temperature of responses."""
 
     def shared(self, *names: str) -> dict[str, Any]:
-        """These of the study's options, as far as they are given."""
+        """The study's options with these names, if they are given."""
 
     def spend(self, ledger: Ledger) -> None:
         """Add a training's costs and parameters to the run's."""
 
     def sampled_groups(self, size: int) -> Path:
-        """A file of groups: `size` responses of the base to each prompt with the training reward, as many as the budget allows."""
+        """A file of groups: `size` scored responses of the base per prompt, for as many prompts as the budget allows."""
 
     def sampled_pairs(self, size: int) -> Dataset:
-        """The groups as pairs, best with worst, second with second-worst."""
+        """The groups as pairs: best with worst, second with second-worst."""
 
     def some_prompts(self, number: int | None) -> Path:
-        """A folder with so many different training prompts (None: all), in an order that the seed gives."""
+        """A folder with this many distinct training prompts (None: all), in an order that follows from the seed."""
 
     def representation_reward(self, size: int) -> str:
-        """The study's representation reward; else one fitted, at the run's cost, on the preferences or on pairs of `size` sampled responses."""
+        """The study's representation reward.
+
+        Without one, a reward is fitted at the run's cost: on the preferences, or on pairs from `size` sampled responses.
+        """

@@ -1,7 +1,7 @@
 """Log-probabilities of answers under a model in training, with their gradient.
 
-The LM head runs on the answers' positions alone: a pre-hook drops the others from its input, so the model's own forward applies
-whatever scaling or soft-cap it has. Logits stay in the model's dtype; float32 copies exist for a chunk of tokens at a time.
+The LM head runs on the answers' positions only. A pre-hook drops the others from its input, so the model's own forward
+applies its scaling or soft-cap. Logits stay in the model's dtype; float32 copies exist for one chunk of tokens at a time.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _CHUNK = 1024
 
 @dataclass
 class Scored:
-    """One forward pass over padded answers.
+    """The result of one forward pass over padded answers.
 
-    `log_probs [M, T−1]`: of each answer token, zero elsewhere; with a gradient. `mask [M, T−1]`: where the answers are.
-    `entropy`, `mean_logit`, `is_top1` `[M, T−1]`: of the distribution at these places, without a gradient, zero elsewhere.
-    `states [M, layers, D]`: hidden states at each answer's last token, float32 and detached; None where none were wanted.
+    `log_probs [M, T−1]`: of each answer token, with a gradient; zero elsewhere. `mask [M, T−1]`: the answers' positions.
+    `entropy`, `mean_logit`, `is_top1` `[M, T−1]`: statistics of the distribution there, without a gradient; zero elsewhere.
+    `states [M, layers, D]`: hidden states at each answer's last token, float32 and detached; None if not requested.
     """
 
     log_probs: Tensor
@@ -45,9 +45,9 @@ def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], layer
     """Run `model` on the batch's `input_ids`, `attention_mask` and `completion_mask`, each `[M, T]`, padded on the right.
 
     Args:
-        model: what is called; it may wrap the policy for several processes.
+        model: the module to call; it may wrap the policy for several processes.
         policy: the causal LM itself, or its PEFT wrapper.
-        layers: indices into `hidden_states` whose endpoint states are wanted.
+        layers: indices into `hidden_states` of the endpoint states to return.
 
     Raises:
         FrugalignError: a model that computes logits without calling its LM head.
@@ -56,7 +56,7 @@ def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], layer
     width = ids.shape[1]
 
     def keep_answers(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # A prompt that PEFT learned stands before the batch's own tokens.
+        # PEFT's prompt tuning puts learned tokens before the batch's own.
         hidden = inputs[0][:, -width:][:, :-1]
         return (hidden[mask.to(hidden.device)][None], *inputs[1:])
 
@@ -93,7 +93,7 @@ def _endpoints(hidden: tuple[Tensor, ...], layers: list[int], completion_mask: T
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """`log softmax(logits)[target]` of each row, and what is logged of the distribution; the softmax is computed again in the backward pass."""
+    """`log softmax(logits)[target]` of each row, with statistics to log. The backward pass recomputes the softmax."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,7 +126,7 @@ def _chunks(logits: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log-normaliser, log-probability of the target, entropy, mean logit, and whether the target is on top, `[n]` each."""
+    """Log-normaliser, log-probability of the target, entropy, mean logit, and whether the target is the argmax, `[n]` each."""
     z = logits.float()
     top = z.amax(-1)
     shares = torch.exp(z - top[:, None])
@@ -138,7 +138,7 @@ def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """For good: likelihoods under dropout cannot be compared with one another."""
+    """Permanently set every dropout probability to 0, so that likelihoods are comparable."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -25,7 +25,7 @@ def confidence_loss(delta: Tensor, gamma: Tensor, beta: float) -> Tensor:
 def imitation_loss(chosen: Tensor, rejected: Tensor, gamma: Tensor) -> Tensor:
     """`−|2γ − 1|·ℓ` of the answer that γ favours, per pair `[B]`; `chosen`, `rejected`: mean log-likelihoods per token `[B]`.
 
-    A loss on pairs alone may lower the likelihood of both answers; this term holds up the better one. At γ = 1 it is the term
-    of RPO. At γ = ½ no answer is imitated, and below ½ the rejected one is.
+    A loss on pairs alone may lower the likelihood of both answers. This term keeps the better one likely. At γ = 1 it is
+    RPO's term. At γ = ½ no answer is imitated, and below ½ the rejected one is.
     """
     return -(2 * gamma - 1).abs() * where(gamma >= 0.5, chosen, rejected)

@@ -1,7 +1,7 @@
-"""What a method is to the rest of the library: one `Method` in the `entry.py` of its folder.
+"""A method's interface to the rest of the library: one `Method` in the `entry.py` of its folder.
 
-Everything above the methods (a study, the command line, the pages) reads these fields and knows no method by name. An entry is light: what needs
-torch is imported inside its functions, or named as `package.module:attribute`.
+Studies, the command line and the pages read these fields and know no method by name. Importing an entry imports no torch:
+heavy imports are inside its functions, or named as `package.module:attribute`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from frugalign.methods.job import Job
 
 PolicyValues = dict[str, Any]
-"""What a run leaves to be measured, as `PolicySpec.from_dict` reads it; empty: the base itself."""
+"""The trained policy, as fields of `PolicySpec.from_dict`. Empty means the base itself."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Verb:
         summary: its line in `frugalign --help`.
         description: the head of `frugalign NAME --help`.
         options: `package.module:dataclass` of its flags, light to import.
-        config: `package.module:dataclass` of the same and everything inherited; None where the options are all.
+        config: `package.module:dataclass` that adds inherited fields to the options; None if there are none.
         train: `package.module:function`, called with the parsed options.
-        closing: the lines to print at the end, from the options and what `train` returned; none on any process but the first.
-        writes_report: whether the run's page is written at once.
+        closing: the lines to print at the end, from the options and the result of `train`. Only the first process prints any.
+        writes_report: whether the run's page is written right after training.
     """
 
     name: str
@@ -45,26 +45,26 @@ class Verb:
 
 @dataclass(frozen=True)
 class Method:
-    """A method: what it is, what it needs, how it runs in a study, and how it is run by hand.
+    """A method: its requirements, how it runs in a study, and its command.
 
     Attributes:
-        name: what a study's YAML calls it.
-        summary: what it is, in one line.
-        run: trains within a job's budget and returns the policy; None for a method that trains something else than a policy.
-        needs: names of study options; of a tuple, one is enough.
-        reads: study options that it uses where they are given, and does without.
+        name: the method's name in a study's YAML.
+        summary: one line.
+        run: trains within a job's budget and returns the policy. None for a method that does not train a policy.
+        needs: names of required study options. One name of a tuple is enough.
+        reads: names of optional study options.
         config: `package.module:dataclass` whose fields a study's line may set.
         options: further names that a line may set.
-        observers: options that only observe a training. What they cost is in the line's costs.
+        observers: options that only observe training. Their cost counts towards the line.
         reward_options: options whose value names a reward.
-        problem: what is wrong with a line's setting, to complete "The line …"; None where nothing is.
-        is_control: whether a line with this setting is a control, there to be beaten.
-        is_trained: False for what only decodes in another way.
-        role: "base": what others are compared with by default; "imitation": supervised learning, drawn behind the distributions of a sweep.
-        note: a sentence that a study's page says where the method has a line.
-        report: what its run folder holds for figures of its own: "probes", "shift", "rounds".
-        fit: fits what the method provides (its `name`, a study option) on a data set of preference pairs, into a folder, where a study names none.
-        verb: its command, if it has one.
+        problem: an error in a line's setting, phrased to complete "The line …"; else None.
+        is_control: whether a line with this setting is a control that others should beat.
+        is_trained: False for methods that only change the decoding.
+        role: "base": the default reference of comparisons. "imitation": supervised learning, drawn in a sweep's background.
+        note: a sentence for a study's page that has a line of this method.
+        report: the figures that its run folder has data for: "probes", "shift", "rounds".
+        fit: fits what the method provides (a study option of the same `name`) on preference pairs, into a folder. Used if a study names none.
+        verb: the command, if there is one.
     """
 
     name: str
@@ -87,11 +87,11 @@ class Method:
 
     @property
     def study_options(self) -> set[str]:
-        """Every option of a study that it needs or reads."""
+        """All study options that the method needs or reads."""
         return {*self.reads, *(name for need in self.needs for name in _several(need))}
 
     def lacks(self, given: Callable[[str], Any]) -> str | None:
-        """The first need that the given options do not meet, in words; None where all are met."""
+        """The first requirement that the given options do not meet, in words; else None."""
         return next((" or ".join(_several(need)) for need in self.needs if not any(map(given, _several(need)))), None)
 
 

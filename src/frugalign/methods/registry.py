@@ -1,6 +1,6 @@
 """Every method, found by the `entry.py` of its folder.
 
-To add a method, add a folder with an `entry.py` that holds `ENTRIES: tuple[Method, ...]`, and its line in `FOLDERS`; nothing else knows it by name.
+To add a method, add a folder with an `entry.py` that defines `ENTRIES: tuple[Method, ...]`, and its name in `FOLDERS`.
 A method outside the library is named as `package.module:attribute` of a `Method`. Importing this module imports no torch.
 """
 
@@ -33,10 +33,10 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Method:
-    """The method of a name, or that `package.module:attribute` names.
+    """The method with this name, or the one at `package.module:attribute`.
 
     Raises:
-        FrugalignError: a name that no method has.
+        FrugalignError: an unknown name.
     """
     if name in METHODS:
         return METHODS[name]
@@ -49,11 +49,11 @@ def get(name: str) -> Method:
 
 
 def option_names(method: Method) -> set[str]:
-    """What a study's line may set, of the method's config and beside it. Imports the config, and with it perhaps torch."""
+    """All options that a study's line may set. Imports the method's config, and with it possibly torch."""
     config = () if method.config is None else fields(load_attribute(method.config))
     return {*method.options, *(each.name for each in config)}
 
 
 def observed_by(option: str) -> list[str]:
-    """The methods of which this option observes a training; none where it is no such option."""
+    """The methods whose training this option observes."""
     return [method.name for method in METHODS.values() if option in method.observers]

@@ -1,4 +1,4 @@
-"""What answers a prompt: a base, and what principles, proxies, an adapter, best-of-n or a guiding reward make of it. Importing loads no torch."""
+"""Policies: a base model with principles, proxies, an adapter, best-of-n or a guiding reward. Importing loads no torch."""
 
 from typing import TYPE_CHECKING
 

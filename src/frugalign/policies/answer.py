@@ -1,4 +1,4 @@
-"""Answer single prompts with a policy, and show which proposals a proxy turned down on the way."""
+"""Answer single prompts with a policy, and show the proposals that a proxy rejected."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def answer(
     """Answer a string or a conversation.
 
     Args:
-        settings: `max_new_tokens` defaults to the proxy's, else 256; unlike a given one, the default gives way to the context.
-        turn: number of the answer in a conversation, so that equal questions get fresh noise.
-        on_text: called with every new piece of text as it is generated; by best-of-n once, with the whole of it.
+        settings: `max_new_tokens` defaults to the proxy's, else 256. The default shrinks to fit the context; a given value does not.
+        turn: number of the answer in a conversation. A repeated question then gets fresh noise.
+        on_text: called with every new piece of text. Best-of-n calls it once, with the whole answer.
 
     Raises:
-        FrugalignError: a prompt that does not fit, settings that the policy refuses, a reward that fails.
+        FrugalignError: a prompt that does not fit, settings that the policy refuses, or a reward that fails.
     """
-    settled = policy.settled(settings, DEFAULT_NEW_TOKENS)
+    settled = policy.with_defaults(settings, DEFAULT_NEW_TOKENS)
     fitted = replace(settled, max_new_tokens=settings.max_new_tokens or 1)
     batch = policy.encode(PromptRows([prompt]), fitted, epoch=turn)
     context, limit = context_length(policy.base.model), settled.max_new_tokens or DEFAULT_NEW_TOKENS
@@ -66,15 +66,15 @@ def answer(
 
 
 def fitting(policy: Policy, messages: list[dict[str, Any]], keep: int = 0) -> list[dict[str, Any]]:
-    """A conversation without its oldest turns, as many as it takes to leave an eighth of the context to the answer.
+    """Drop the oldest turns of a conversation until an eighth of the context is left for the answer.
 
-    The first `keep` messages (a system message) and the last one stay.
+    The first `keep` messages, such as a system message, and the last one stay.
     """
     context = context_length(policy.base.model)
     start, rest = messages[:keep], messages[keep:]
     while context is not None and len(rest) > 2:
-        asked = policy.under_principles([start + rest])
-        length = len(encode_prompts(asked, policy.base.tokenizer, max_new_tokens=1).ids[0])
+        prompts = policy.under_principles([start + rest])
+        length = len(encode_prompts(prompts, policy.base.tokenizer, max_new_tokens=1).ids[0])
         if length <= context - context // 8:
             break
         rest = rest[2:]
@@ -99,8 +99,11 @@ class _Stream:
 
 
 def colour_trace(trace: Sequence[TokenTrace], tokenizer: PreTrainedTokenizerBase) -> Text:
-    """A completion with what was proposed and rejected: accepted tokens green (yellow where the proxy was reluctant), the
-    rejected proposals before each struck through in red; tokens without an alternative stay plain."""
+    """A completion with its rejected proposals, in colour.
+
+    Accepted tokens are green, or yellow if their acceptance was below one half. Rejected proposals precede the token,
+    struck through in red. Tokens without an alternative stay plain.
+    """
     text = Text()
     pieces = token_texts([entry.token for entry in trace], tokenizer)
     for entry, piece in zip(trace, pieces, strict=True):
@@ -115,7 +118,7 @@ def colour_trace(trace: Sequence[TokenTrace], tokenizer: PreTrainedTokenizerBase
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text that each token adds to those before it: `len(ids)` strings that join to the decoded whole."""
+    """The text that each token adds: `len(ids)` strings whose concatenation is the decoded text."""
     pieces, shown = [], ""
     for n in range(1, len(ids) + 1):
         whole = str(tokenizer.decode(list(ids[:n])))

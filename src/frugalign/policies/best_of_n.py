@@ -1,6 +1,6 @@
-"""Best-of-n: draw n completions of every prompt and keep the one that a reward likes best. Nothing is trained.
+"""Best-of-n: draw n completions of every prompt and keep the one with the highest reward. Nothing is trained.
 
-Left out on purpose: an estimate of the KL itself (the known formula bounds it from above, against what is drawn from).
+Left out on purpose: an estimate of the KL itself. The known formula is an upper bound of the KL to the sampling policy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from frugalign.rewards import NamedReward
 
 @dataclass(frozen=True)
 class BestOfN:
-    """`n` draws a row; `rewards` choose by their sum, weighed by `weights` (default 1 each).
+    """`n` draws per row. The draw with the highest sum of `rewards`, weighted by `weights` (default 1 each), is kept.
 
     Raises:
         FrugalignError: an `n` below 1.
@@ -45,13 +45,13 @@ class BestOfN:
         batch_size: int,
         ledger: Ledger,
     ) -> Generation:
-        """The best draw of every row, the first one of equals; draws that no reward applies to come last.
+        """The best draw of every row. Ties go to the earlier draw; draws that no reward applies to rank last.
 
-        The first draw has the row's own key, so it is the policy's single completion on the same noise, and the draws of a smaller `n`
+        The first draw uses the row's own key, so it equals the policy's single completion. The draws of a smaller `n`
         are among those of a larger one. `kl_choice` is `kl_bound(n)`.
 
         Args:
-            draw: samples a completion of each of these token ids on this noise, and counts its tokens.
+            draw: samples one completion per row of token ids with the given noise keys, and counts the tokens.
             ledger: counts all reward calls.
 
         Raises:
@@ -76,7 +76,9 @@ class BestOfN:
 
 
 def kl_bound(n: int) -> float:
-    """`log n − (n − 1)/n`, nats a sequence: at least the KL of best-of-n to what it draws from, whatever the reward (Beirami et
-    al., 2024, arXiv 2401.01879). Close to it where equal completions are rare, far above where n draws hardly differ.
+    """`log n − (n − 1)/n` nats per sequence: an upper bound of the KL of best-of-n to its sampling policy, for any reward.
+
+    See Beirami et al., 2024, arXiv 2401.01879. The bound is tight if equal completions are rare, and loose if the n draws
+    hardly differ.
     """
     return math.log(n) - (n - 1) / n

@@ -1,7 +1,7 @@
-"""From a specification to what answers: the one place where chat, generate, evaluate and the study build it.
+"""From a specification to a policy that samples: the one place where chat, generate, evaluate and the study build one.
 
-A `Policy` keeps its base beside it, so that both answer the same prompts on the same noise, and the distance between them is known.
-Principles are put before prompts in `encode`, and nowhere else; rewards read the prompts without them.
+A `Policy` keeps its base, so both can answer the same prompts on the same noise and their KL can be measured.
+Only `encode` puts principles before prompts. Rewards read the prompts without them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Divergence:
-    """Nats a sequence, `[B]` each: `kl` = KL(policy ‖ base) along the policy's own samples, for best-of-n an upper bound;
-    `restriction`: the part of it that restricting the candidates costs. None where it is not known."""
+    """KL(policy ‖ base) along the policy's own samples, in nats per sequence, `[B]`.
+
+    `kl`: the whole; an upper bound for best-of-n. `restriction`: the part due to restricting the candidates.
+    None where a value is unknown.
+    """
 
     kl: list[float] | None
     restriction: list[float] | None
@@ -48,9 +51,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Record:
-    """What sampling leaves beside the completions: an observer of every step, proposals token by token, endpoint states of these layers.
+    """What to record while sampling, beside the completions.
 
-    Best-of-n keeps the proposals of the draw that it keeps, and nothing else.
+    `observer` is called at every step. `trace` keeps the proposals behind each token. `state_layers` are the hidden layers
+    whose endpoint states are kept. Best-of-n records the trace of the kept draw only.
     """
 
     observer: Observer | None = None
@@ -63,10 +67,10 @@ _NO_RECORD = Record()
 
 @dataclass(frozen=True)
 class Policy:
-    """What answers, beside its base.
+    """A policy, with its base.
 
-    `model` samples, guided by `guide` where there is one; `base_model` inside `base_context` is the base. `artefact`: the first
-    proxy's config, whose settings are the defaults. `best_of_n` and `guidance`: rules of decoding, which read the prompts as well.
+    `model` samples, under `guide` if there is one. `base_model` inside `base_context` is the base. `artefact` is the first
+    proxy's config, whose settings are the defaults. `best_of_n` and `guidance` change the decoding and read the prompts.
     """
 
     spec: PolicySpec
@@ -84,14 +88,14 @@ class Policy:
 
     @property
     def kind(self) -> str:
-        """The parts on top of the base; `base` where there are none."""
+        """The parts on top of the base, joined by `+`; `base` if there are none."""
         return self.spec.kind
 
-    def settled(self, settings: SamplingSettings, max_new_tokens: int = DEFAULT_NEW_TOKENS) -> SamplingSettings:
-        """The settings with the proxy's values where they leave one open, else the defaults.
+    def with_defaults(self, settings: SamplingSettings, max_new_tokens: int = DEFAULT_NEW_TOKENS) -> SamplingSettings:
+        """The settings with open values filled in: the proxy's values, else the defaults.
 
         Raises:
-            FrugalignError: another temperature than the proxy's, which is part of what it learned.
+            FrugalignError: a temperature other than the one that the proxy was trained at.
         """
         artefact = self.artefact
         if artefact is None:
@@ -114,7 +118,7 @@ class Policy:
         )
 
     def under_principles(self, prompts: Sequence[Prompt], prompt_format: str = "auto") -> list[Prompt]:
-        """The prompts as the policy is given them: under its principles, where it has any."""
+        """The prompts as the policy reads them: with its principles before them, if it has any."""
         if self.principles is None:
             return list(prompts)
         return under_principles(self.principles, prompts, self.base.tokenizer, prompt_format)
@@ -128,14 +132,14 @@ class Policy:
         num_samples: int = 1,
         epoch: int = 0,
     ) -> PromptBatch:
-        """The rows as the policy reads them, under its principles, and as the base does; each `num_samples` times.
+        """Encode the rows as the policy reads them and as the base does, each `num_samples` times.
 
         Args:
-            numbers: of the prompts, for their noise; default: their places.
-            epoch: noise of another epoch is other noise.
+            numbers: the prompts' numbers, which select their noise. Default: their positions.
+            epoch: selects the noise, too. Different epochs have independent noise.
 
         Raises:
-            FrugalignError: a prompt that does not fit into the context beside the completion, or cannot be put under principles.
+            FrugalignError: a prompt that leaves no room for the completion, or that cannot follow principles.
         """
         tokenizer, prompt_format = self.base.tokenizer, settings.prompt_format or "auto"
 
@@ -169,7 +173,7 @@ class Policy:
         """The policy's completions.
 
         Raises:
-            FrugalignError: a reward that fails; best-of-n with greedy decoding, whose draws are all the same.
+            FrugalignError: a reward that fails, or best-of-n with greedy decoding.
         """
         if self.best_of_n is not None and not settings.do_sample:
             raise FrugalignError(
@@ -209,7 +213,7 @@ class Policy:
         batch_size: int = 64,
         ledger: Ledger | None = None,
     ) -> Generation:
-        """The base's completions of the same prompts, without principles, on the same noise."""
+        """The base's completions of the same prompts on the same noise, without principles."""
         with self.base_context():
             return generate(
                 self._engine(self.base_model),
@@ -225,9 +229,9 @@ class Policy:
     ) -> Divergence:
         """KL to the base over the full vocabulary, along the policy's own samples.
 
-        From the decoding loop for proxies and a guiding reward on the base; teacher-forced for an adapter, a whole model and principles;
-        for best-of-n of the base its known bound. Greedy decoding has none. Neither has a guide or best-of-n on top of anything but the
-        plain base: there it is not computed.
+        The decoding loop computes it for proxies and for a guiding reward. An adapter, a whole model or principles need a
+        teacher-forced pass. Best-of-n of the base reports its known bound. The KL is unknown under greedy decoding, and
+        for a guide or best-of-n on top of anything but the plain base.
         """
         if not batch.ids:
             return Divergence([], None)
@@ -252,7 +256,7 @@ class Policy:
         return Divergence(exact.tolist(), None)
 
     def base_log_probs(self, batch: PromptBatch, sampled: Generation, ledger: Ledger | None = None) -> list[float]:
-        """The base's log-probability of each completion at temperature 1, nats."""
+        """The base's log-probability of each completion at temperature 1, in nats."""
         with self.base_context():
             found = sequence_log_probs(self.base_model, batch.base_ids, sampled.completion_ids, ledger=ledger)
         return [float(values.sum()) for values in found]
@@ -267,14 +271,14 @@ class Policy:
 
 
 def load(spec: PolicySpec, *, base: LoadedModel | None = None, rewards: Sequence[NamedReward] = ()) -> Policy:
-    """Load what `spec` describes, checked against its base.
+    """Load the policy that `spec` describes, and check its parts against the base.
 
     Args:
-        base: the base, where it is loaded already (`load_base`).
-        rewards: loaded already; one that the specification names, too, is in memory once.
+        base: the base, if it is loaded already (`load_base`).
+        rewards: rewards that are loaded already. One that the specification also names is not loaded twice.
 
     Raises:
-        FrugalignError: a part that is missing, damaged, or does not belong to the base.
+        FrugalignError: a part that is missing, damaged, or belongs to another base.
     """
     base = base or load_base(spec)
     plain = Policy(spec, base, base.model, base.model, base_parameters=base.model.num_parameters())
@@ -292,10 +296,10 @@ def load(spec: PolicySpec, *, base: LoadedModel | None = None, rewards: Sequence
 
 
 def load_base(spec: PolicySpec) -> LoadedModel:
-    """Load the base; where proxies come with it, in the revision and with the adapter that they were trained on.
+    """Load the base. Proxies decide the revision and the adapter that it is loaded with.
 
     Raises:
-        FrugalignError: no base named, or one that cannot be loaded.
+        FrugalignError: a specification without a base, or a base that cannot be loaded.
     """
     if spec.model_name_or_path is None:
         raise FrugalignError("model_name_or_path is missing: the base of the policy.")
@@ -328,7 +332,7 @@ def _with_weights(plain: Policy) -> Policy:
             plain, model=adapted, base_model=adapted, trainable_parameters=added, base_context=adapted.disable_adapter
         )
     if spec.policy is not None:
-        # Beside the base, where that stays on the CPU.
+        # On the CPU if the base is there.
         device = "cpu" if device_of(base.model).type == "cpu" else None
         whole = load_model(spec.policy, dtype=spec.dtype, device_map=device)
         if whole.tokenizer.get_vocab() != base.tokenizer.get_vocab():

@@ -1,8 +1,9 @@
-"""Written principles, read from a file, and a prompt put under them.
+"""Written principles: read them from a file, and put them before a prompt.
 
-As YAML: `preamble` (a text), `principles` (a list of texts), `demonstrations` (a list of {prompt, response}); one of them at least. As Markdown:
-the text before the first list is the preamble, its items are the principles, and under a heading `Demonstrations` lines that begin with
-`Prompt:` and `Response:` follow each other. A `.txt` file, and a text that is an attribute of a module, is taken as it is.
+YAML has `preamble` (a text), `principles` (a list of texts) and `demonstrations` (a list of {prompt, response}). At least one
+is needed. In Markdown the text before the first list is the preamble, and the list items are the principles. Under a
+heading `Demonstrations`, lines that begin with `Prompt:` and `Response:` alternate. A `.txt` file is used verbatim, and so is
+a text that is a module's attribute.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _MARK = "a mark that no template writes by itself"
 
 @dataclass(frozen=True)
 class Principles:
-    """A preamble, the principles in their order, and demonstrations as (prompt, response)."""
+    """A preamble, the principles in order, and demonstrations as (prompt, response)."""
 
     preamble: str = ""
     principles: tuple[str, ...] = ()
@@ -47,7 +48,7 @@ class Principles:
         return "\n\n".join(part for part in (self.preamble, numbered) if part)
 
     def fingerprint(self) -> str:
-        """Changes with every word."""
+        """A hash of the whole content."""
         content = [self.preamble, self.principles, self.demonstrations]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
@@ -58,10 +59,13 @@ def shipped() -> list[str]:
 
 
 def load_principles(name: str) -> Principles:
-    """The principles that a string names: a shipped set, a .yaml, .yml, .md or .txt file, or `package.module:attribute` (a text or such a path).
+    """Load principles by name.
+
+    Args:
+        name: a shipped set, a .yaml, .yml, .md or .txt file, or `package.module:attribute` (a text or such a path).
 
     Raises:
-        FrugalignError: nothing of this name, a file without a principle, or one that is not as described above.
+        FrugalignError: an unknown name, a file without principles, or a file in another format.
     """
     if name in shipped():
         return _from_yaml(_SETS / f"{name}.yaml")
@@ -86,50 +90,50 @@ def load_principles(name: str) -> Principles:
 def under_principles(
     principles: Principles, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto"
 ) -> list[Prompt]:
-    """Every prompt with the principles before it, as messages where it goes through a chat template, else as text.
+    """Put the principles before every prompt: as messages if there is a chat template, else as text.
 
-    In messages the principles are the system message, before whatever the prompt's own says, and demonstrations earlier turns; where the template
-    has no system role they open the first user turn. In raw text they come first, then the demonstrations, then the prompt.
+    In messages the principles open the system message, and the demonstrations are earlier turns. If the template has no
+    system role, the principles open the first user turn. Raw text has the principles, the demonstrations, then the prompt.
 
     Raises:
-        FrugalignError: messages that do not begin with the system or the user.
+        FrugalignError: messages that begin with neither the system nor the user.
     """
     text, shown = principles.text(), principles.demonstrations
     system: bool | None = None
     found: list[Prompt] = []
     for row, prompt in enumerate(prompts):
         if not is_chat(prompt, tokenizer, prompt_format):
-            parts = [text] * bool(text) + [f"{asked}\n{answer}" for asked, answer in shown] + [str(prompt)]
+            parts = [text] * bool(text) + [f"{question}\n{answer}" for question, answer in shown] + [str(prompt)]
             found.append("\n\n".join(parts))
             continue
         if system is None:
             system = has_system_role(tokenizer)
         own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-        told = text
+        instructions = text
         if not all(isinstance(turn["content"], str) for turn in own):
             raise FrugalignError(
                 f"Prompt {row + 1} has contents that are not text; principles can stand only before text."
             )
         if own and own[0]["role"] in ("system", "developer"):
-            told = "\n\n".join(part for part in (text, own.pop(0)["content"]) if part)
+            instructions = "\n\n".join(part for part in (text, own.pop(0)["content"]) if part)
         if not own or own[0]["role"] != "user":
             raise FrugalignError(
                 f"Prompt {row + 1} does not begin with the user, so principles cannot stand before it."
             )
         turns: list[dict[str, Any]] = []
-        for asked, answer in shown:
-            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        for question, answer in shown:
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         turns += own
-        if told and system:
-            turns.insert(0, {"role": "system", "content": told})
-        elif told:
-            turns[0] = turns[0] | {"content": f"{told}\n\n{turns[0]['content']}"}
+        if instructions and system:
+            turns.insert(0, {"role": "system", "content": instructions})
+        elif instructions:
+            turns[0] = turns[0] | {"content": f"{instructions}\n\n{turns[0]['content']}"}
         found.append(turns)
     return found
 
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template writes a system message; some refuse it, some leave it out in silence."""
+    """Whether the chat template renders a system message. Some templates refuse it, some drop it silently."""
     messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "-"}]
     try:
         return _MARK in apply_template(messages, tokenizer, add_generation_prompt=True)
@@ -218,5 +222,5 @@ def _from_markdown(text: str, name: str) -> Principles:
             )
     if [role if said else None for role, said in turns] != ["prompt", "response"] * (len(turns) // 2):
         raise FrugalignError(f"{name}: a demonstration is a line `Prompt: …` and then a line `Response: …`.")
-    pairs = tuple((asked, answer) for (_, asked), (_, answer) in zip(turns[::2], turns[1::2], strict=True))
+    pairs = tuple((question, answer) for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=True))
     return Principles("\n".join(preamble).strip(), tuple(items), pairs)

@@ -1,4 +1,4 @@
-"""The prompts that are answered, what rewards read beside them, and the call that scores the answers."""
+"""Prompts with the columns that rewards read, and the call that scores the answers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Scoring:
     """How answers are scored.
 
     Args:
-        rewards: their sum, weighed by `weights` (default 1 each), is the total.
+        rewards: the total is their sum, weighted by `weights` (default 1 each).
         on_error: `raise`, or `skip` the rows on which a reward fails.
-        batch_size: answers in one reward call; None: all of them.
-        trainer_state: what TRL's call hands to a reward during training.
+        batch_size: answers per reward call. None: all of them.
+        trainer_state: passed to the rewards during training, as in TRL.
         state_layers: hidden layers whose endpoint states the generation keeps for state rewards.
     """
 
@@ -38,7 +38,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class EndpointStates:
-    """`states [B, layers, D]` at the answers' last tokens, computed while they were generated: state rewards need no pass of their own."""
+    """`states [B, layers, D]` at the answers' last tokens, kept during generation. State rewards then need no extra pass."""
 
     states: Tensor
     layers: Sequence[int]
@@ -46,7 +46,7 @@ class EndpointStates:
 
 @dataclass(frozen=True)
 class PromptRows:
-    """The rows that are answered: `prompts[i]`, and `columns[name][i]`, the data set's other columns."""
+    """Rows of a data set: `prompts[i]`, and `columns[name][i]` for its other columns."""
 
     prompts: Sequence[Any]
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class PromptRows:
         return len(self.prompts)
 
     def take(self, index: Sequence[int]) -> PromptRows:
-        """The rows `index`, in this order; a row may come several times."""
+        """The rows `index`, in this order. A row may occur several times."""
         columns = {name: [values[row] for row in index] for name, values in self.columns.items()}
         return PromptRows([self.prompts[row] for row in index], columns)
 
@@ -73,7 +73,7 @@ class PromptRows:
         ledger: Ledger,
         endpoint: EndpointStates | None = None,
     ) -> Scores:
-        """Score `texts[i]`, the answer to row i; calls and seconds go into the ledger.
+        """Score `texts[i]`, the answer to row i. The ledger counts calls and seconds.
 
         Raises:
             FrugalignError: a reward that fails, unless it is skipped.
@@ -110,8 +110,11 @@ class PromptRows:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Rows ready to be answered: `ids[i]` as the policy reads row i, `base_ids[i]` as its base does, `keys [B]` the rows' noise,
-    `prompt_numbers[i]` which prompt row i is (several samples share one)."""
+    """Encoded rows.
+
+    `ids[i]`: row i as the policy reads it. `base_ids[i]`: the same as its base reads it. `keys [B]`: the rows' noise.
+    `prompt_numbers[i]`: the prompt of row i, which several samples share.
+    """
 
     rows: PromptRows
     ids: Sequence[Sequence[int]]

@@ -1,12 +1,12 @@
 """Reward-guided decoding by ARGS's rule (Khanov, Burapacheep and Li, 2024, arXiv 2402.01694, section 2). Nothing is trained.
 
-At every position the base's `k` likeliest tokens are scored `logit + weight · r(prompt, text so far + token)`; the next token is the best
-of them, or drawn from the softmax of the scores at the temperature. (Log-probabilities in place of logits give the same choice: they differ
-by a constant of the position.) The price is `k` reward calls a token.
+At every position the base's `k` most likely tokens get the score `logit + weight · r(prompt, text so far + token)`. The next
+token is the best of them, or a sample from the softmax of the scores at the temperature. Log-probabilities instead of logits
+give the same choice, since both differ by a constant. The cost is `k` reward calls per token.
 
-The decoding loop shows a guide no token ids. But what a guide emits is all that is ever written, and a noise key names the row, so
-`RewardGuide` keeps the texts itself and the loop stays as it is. Left out on purpose: beams and assistants, for which the scores
-of several positions or hypotheses would have to be told apart, and a reward model's cache from one position to the next.
+The decoding loop passes no token ids to a guide. `RewardGuide` records the tokens that it emits, and finds a row by its noise
+key. Left out on purpose: beams and assistant models, whose hypotheses cannot be told apart here, and a reward model's cache
+between positions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
 @dataclass(frozen=True)
 class RewardGuidance:
-    """Which rewards guide (their sum, weighed by `reward_weights`, default 1 each), how strongly, and among how many tokens.
+    """Guide decoding by the sum of `rewards`, weighted by `reward_weights` (default 1 each).
+
+    `weight` is the strength of the guidance, and `top_k` the number of tokens that are scored at each position.
 
     Raises:
         FrugalignError: a weight that is not finite, or a `top_k` below 1.
@@ -51,14 +53,14 @@ class RewardGuidance:
     def guide(
         self, base: LoadedModel, rows: PromptRows, temperature: float, keys: Tensor, ledger: Ledger
     ) -> RewardGuide:
-        """The guide of these rows, whose noise keys are `keys [B]`."""
+        """A guide for these rows, whose noise keys are `keys [B]`."""
         ends = frozenset(end_token_ids(base.model, base.tokenizer))
         return RewardGuide(_PrefixScores(self, rows, base.tokenizer, ends, ledger), temperature, keys)
 
 
 @dataclass(frozen=True)
 class _PrefixScores:
-    """Scores the likeliest next tokens of several rows, all in one reward call."""
+    """Scores the most likely next tokens of several rows in one reward call."""
 
     guidance: RewardGuidance
     prompts: PromptRows
@@ -69,12 +71,12 @@ class _PrefixScores:
     def __call__(
         self, logits: Tensor, rows: Sequence[int], written: Sequence[list[int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, logits and scores `logit + weight · r` of the candidates, `[B, k]` each, the likeliest first.
+        """Ids, logits and scores `logit + weight · r` of the candidates, `[B, k]` each, most likely first.
 
         Args:
             logits: `[B, V]` float32.
-            rows: place of each row in `prompts`.
-            written: its completion so far. One that has ended is not scored any more: nothing follows its end.
+            rows: each row's index in `prompts`.
+            written: each row's completion so far. Completions that have ended are not scored.
         """
         values, ids = logits.topk(min(self.guidance.top_k, logits.shape[-1]), -1)
         open_rows = [place for place, tokens in enumerate(written) if self.end_ids.isdisjoint(tokens)]
@@ -84,10 +86,10 @@ class _PrefixScores:
         continued = [[*written[place], token] for place in open_rows for token in columns[place]]
         # An end token adds nothing to the text; a reward that cares reads completion_ids.
         texts = self.tokenizer.batch_decode(continued, skip_special_tokens=True)
-        asked = self.prompts.take([rows[place] for place in open_rows for _ in columns[place]])
+        prompts = self.prompts.take([rows[place] for place in open_rows for _ in columns[place]])
         scoring = Scoring(self.guidance.rewards, self.guidance.reward_weights)
-        found = asked.score(scoring, texts, continued, self.ledger)
-        # None: the reward does not apply, and has no say.
+        found = prompts.score(scoring, texts, continued, self.ledger)
+        # None: the reward does not apply, and counts as 0.
         rewards = values.new_tensor([0.0 if total is None else total for total in found.total])
         scores = values.clone()
         scores[open_rows] += self.guidance.weight * rewards.reshape(len(open_rows), -1)
@@ -95,13 +97,13 @@ class _PrefixScores:
 
 
 class RewardGuide:
-    """ARGS's rule as the decoding loop's guide, for the rows that it was made for.
+    """ARGS's rule as a guide of the decoding loop, for a fixed set of rows.
 
-    Drawn by the Gumbel-max trick on the noise of the tokens, as the base is. The KL is exact over the full vocabulary: `−log p_T` of
-    the k tokens, and `KL(π ‖ p_T)` among them.
+    Tokens are sampled by the Gumbel-max trick on the tokens' noise, as the base's are. The KL is exact over the full
+    vocabulary: `−log p_T` of the k tokens, plus `KL(π ‖ p_T)` among them.
 
     Raises:
-        FrugalignError: two rows with one key, whose texts could not be told apart.
+        FrugalignError: two rows with the same key.
     """
 
     needs_hidden = False
@@ -119,7 +121,7 @@ class RewardGuide:
     def emit(
         self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None
     ) -> Emission:
-        """Choose one token a row and remember it as written."""
+        """Choose one token per row and record it."""
         rows = [self._rows[key] for key in noise.keys.tolist()]
         if noise.position == 0:
             for row in rows:
@@ -142,25 +144,25 @@ class RewardGuide:
             self._written[row].append(each)
 
     def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
-        """Nothing is proposed and turned down here."""
+        """Tokens without proposals: this guide rejects nothing."""
         return [TokenTrace(token=int(token), acceptance=None, rejected=()) for token in emission.token]
 
 
 class RewardGuidedLogitsProcessor(LogitsProcessor):
     """ARGS's rule for plain `model.generate(…, logits_processor=[processor])`: scores outside the `top_k` tokens become −inf.
 
-    `do_sample=False` gives the rule's greedy form; `do_sample=True, top_k=0` the random one, at `generate`'s own temperature. Several
-    sequences a prompt work; beams and assistants do not.
+    `do_sample=False` gives the greedy form of the rule, and `do_sample=True, top_k=0` the sampling form at `generate`'s own
+    temperature. Several sequences per prompt are supported. Beams and assistant models are not.
 
     Args:
-        tokenizer: of the model that generates.
+        tokenizer: the tokenizer of the generating model.
         prompts: one string or message list per row, as the reward reads them. `PromptRows` adds columns that the reward reads.
-        reward: one or several, as objects or strings; models are loaded on the CPU.
-        prompt_length: width of the padded `input_ids` that `generate` is given.
+        reward: one or several rewards, as objects or strings. Reward models are loaded on the CPU.
+        prompt_length: width of the padded `input_ids` that are passed to `generate`.
         ledger: counts reward calls and seconds.
 
     Raises:
-        FrugalignError: a reward that cannot be loaded or fails; a batch that does not belong to the prompts.
+        FrugalignError: a reward that cannot be loaded or fails, or a batch with another number of prompts.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What answers, as plain values: the same names in YAML, on the command line, in a request and in Python. No torch.
+"""The specification of a policy, with the same names in YAML, on the command line, in a request and in Python. No torch.
 
-A policy is a base, and what is put on top of it. Principles stand before every prompt. At most one of these changes the weights or the
-logits: proxies, an adapter, a whole model. At most one of these changes the decoding: best-of-n, a guiding reward.
+A policy is a base with parts on top. Principles precede every prompt. At most one of proxies, an adapter or a whole model
+changes the weights or the logits. At most one of best-of-n or a guiding reward changes the decoding.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ProxySpec:
 
     @classmethod
     def parse(cls, text: str, strength: float = 1.0) -> ProxySpec:
-        """`DIR`, `DIR@0.7` or `name=DIR@0.7`; a path that exists is taken as it is. `strength`: where the text has none."""
+        """Parse `DIR`, `DIR@0.7` or `name=DIR@0.7`. A path that exists is used verbatim. `strength` is the default."""
         found = _PROXY.fullmatch(text)
         if found is None or Path(text).exists():
             return cls(text, strength)
@@ -55,7 +55,7 @@ class ProxySpec:
 
     @classmethod
     def read(cls, value: Any, strength: float = 1.0) -> ProxySpec:
-        """A text, or a mapping of `path`, `strength` and `name`.
+        """Read a text, or a mapping of `path`, `strength` and `name`.
 
         Raises:
             FrugalignError: anything else.
@@ -74,7 +74,7 @@ class ProxySpec:
         raise FrugalignError(f"proxy must be DIR, DIR@STRENGTH or name=DIR@STRENGTH, not {value!r}.")
 
     def written(self) -> str | dict[str, Any]:
-        """The text that `parse` reads back, or a mapping where a text would be read otherwise."""
+        """The text that `parse` reads back, or a mapping if no text does."""
         text = (f"{self.name}=" if self.name else "") + self.path
         text += "" if self.strength == 1.0 else f"@{self.strength!r}"
         if ProxySpec.parse(text) == self:
@@ -85,21 +85,21 @@ class ProxySpec:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What answers a prompt.
+    """The specification of a policy.
 
     Args:
-        model_name_or_path: the base: hub id, folder or `package.module:attribute`; None where a loaded base comes with the specification.
+        model_name_or_path: the base, as a hub id, folder or `package.module:attribute`. None if a loaded base is passed separately.
         revision, dtype, device_map, load_in_4bit: how the base is loaded, as in `load_model`.
-        principles: a shipped set, a file or `package.module:attribute`; every prompt is answered under them.
-        proxy: proxies of the base with their strengths; several compose: `log a = Σ λ_i log a_i`.
+        principles: a shipped set, a file or `package.module:attribute`. They precede every prompt.
+        proxy: proxies of the base with their strengths. Several compose: `log a = Σ λ_i log a_i`.
         adapter: a PEFT adapter of the base.
-        policy: a whole model in the base's place.
-        best_of_n: draw so many completions and keep the best by `selection_reward`.
-        guiding_reward: add `guiding_weight` times this reward of the text so far to the logits of the `guiding_top_k` likeliest tokens.
-        decoding_reward_weights: weights of several selection or guiding rewards; default 1 each.
+        policy: a whole model instead of the base.
+        best_of_n: draw this many completions and keep the best by `selection_reward`.
+        guiding_reward: `guiding_weight` times this reward of the text so far is added to the logits of the `guiding_top_k` most likely tokens.
+        decoding_reward_weights: weights of several selection or guiding rewards. Default: 1 each.
 
     Raises:
-        FrugalignError: parts that contradict each other, or a value out of its range.
+        FrugalignError: parts that contradict each other, or a value out of range.
     """
 
     model_name_or_path: str | None = None
@@ -173,13 +173,14 @@ class PolicySpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **more: Any) -> PolicySpec:
-        """The specification in a mapping (YAML, JSON, flags) of this class's field names; `strength` is that of proxies without their own.
+        """The specification in a mapping (YAML, JSON, flags) of field names.
 
         Args:
+            values: fields of this class, and `strength` for proxies without one of their own.
             more: further fields, which take precedence.
 
         Raises:
-            FrugalignError: an unknown name, a value of another type, or what the class itself refuses.
+            FrugalignError: an unknown name, a value of the wrong type, or anything that the class refuses.
         """
         given = {name: value for name, value in {**values, **more}.items() if value is not None}
         strength = given.pop("strength", 1.0)
@@ -199,10 +200,10 @@ class PolicySpec:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads back, ready for YAML and JSON; values at their defaults are left out.
+        """The fields that differ from their defaults, ready for YAML and JSON. `from_dict` reads them back.
 
         Raises:
-            FrugalignError: a reward that is an object, which no text names.
+            FrugalignError: a reward that is an object without a name.
         """
         found: dict[str, Any] = {}
         for each in fields(self):
@@ -217,7 +218,7 @@ class PolicySpec:
         return found
 
     def title(self) -> str:
-        """In a few words, for a heading."""
+        """A short description for a heading."""
         on = [each.path for each in self.proxy] or [self.adapter or self.policy or "the base"]
         name = " and ".join(on)
         if self.best_of_n is not None:
@@ -233,15 +234,15 @@ _KINDS = {"temperature": POSITIVE, "max_new_tokens": COUNT, "max_prompt_length":
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How completions are sampled; None leaves a value to the proxy, else to the default.
+    """How completions are sampled. None stands for the proxy's value, else for the default.
 
     Args:
-        max_new_tokens: most tokens of a completion.
-        temperature: of the base; a proxy brings the one that it was trained at.
-        do_sample: sample, or decode greedily.
-        prompt_format: string prompts as one user turn where there is a chat template (auto, chat), or as they are (raw).
-        max_prompt_length: longer prompts are cut on the left; None: a prompt that exceeds the context is an error.
-        seed: of all noise.
+        max_new_tokens: maximum length of a completion, in tokens.
+        temperature: the base's temperature. A proxy fixes it at the one that it was trained at.
+        do_sample: sample; otherwise decode greedily.
+        prompt_format: how string prompts are encoded. `auto` and `chat` make one user turn if there is a chat template; `raw` uses the text.
+        max_prompt_length: longer prompts are truncated on the left. None: a prompt that exceeds the context is an error.
+        seed: seed of all noise.
 
     Raises:
         FrugalignError: a temperature or a length that is not above 0.
@@ -260,7 +261,7 @@ class SamplingSettings:
                 check_value(name, getattr(self, name), kind)
 
     def params(self) -> SamplingParams:
-        """For the decoding loop; lengths and temperature must be settled (`Policy.settled`)."""
+        """Parameters of the decoding loop. Length and temperature must be set (`Policy.with_defaults`)."""
         from frugalign.decoding.loop import SamplingParams
 
         assert self.max_new_tokens is not None and self.temperature is not None
@@ -285,7 +286,7 @@ def _check_type(name: str, value: Any) -> None:
         fits = all(isinstance(item, str) or callable(item) or hasattr(item, "function") for item in _items(value))
         needed = "a reward or a list of rewards"
     else:
-        return  # proxies say themselves what they need
+        return  # ProxySpec checks its own fields
     if not fits:
         raise FrugalignError(f"{name} must be {needed}, not {value!r}.")
 

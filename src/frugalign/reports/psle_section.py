@@ -9,12 +9,12 @@ from frugalign.base.wording import pluralize
 from frugalign.methods.psle.report_data import (
     Points,
     Rounds,
-    accounted,
     branch_shares,
     displacement,
     displacement_verdict,
     gains,
-    measured,
+    held_out_points,
+    manifest_points,
     table,
 )
 from frugalign.reports import figures
@@ -95,24 +95,26 @@ def section(rounds: Rounds) -> RoundsSection:
 def held_out_figures(rounds: Rounds) -> list[Figure]:
     """The training reward, each other reward in its own figure (their scales differ), and the win rate."""
     names: list[str] = []
-    for look in rounds.looks:
-        names += [name for name in look.measures.get("rewards", {}) if name not in names]
+    for evaluation in rounds.evaluations:
+        names += [name for name in evaluation.measures.get("rewards", {}) if name not in names]
     trained_on = next((each.trained_on for each in rounds.done if each.trained_on), [])
     what = f"reward {trained_on[0]}, trained on" if len(trained_on) == 1 else "reward, trained on"
-    lines: list[tuple[str, Points, float | None]] = [(what, measured(rounds, "", "reward"), None)]
+    lines: list[tuple[str, Points, float | None]] = [(what, held_out_points(rounds, "", "reward"), None)]
     for name in names:
         if trained_on == [name]:
             continue  # it is the first figure
         kind = "reward" if name in trained_on else "judge"
-        lines.append((f"{kind} {name}", measured(rounds, "", "rewards", name), None))
-    lines.append(("win rate against the start", measured(rounds, "", "win_rate"), 0.5))
+        lines.append((f"{kind} {name}", held_out_points(rounds, "", "rewards", name), None))
+    lines.append(("win rate against the start", held_out_points(rounds, "", "win_rate"), 0.5))
     return _drawn([(ylabel, [line], level) for ylabel, line, level in lines], "rounds completed")
 
 
 def learned_from_figures(rounds: Rounds) -> list[Figure]:
     """The threshold beside the mean gain, the shares of the branches, and the use of the responses beside RAFT's."""
-    gain = [accounted(rounds, "threshold τ·σ₀", "threshold"), gains(rounds, "mean gain")]
-    uses = [(ylabel, [accounted(rounds, label, use, key) for label, use in _USES], None) for ylabel, key in _SHARES]
+    gain = [manifest_points(rounds, "threshold τ·σ₀", "threshold"), gains(rounds, "mean gain")]
+    uses = [
+        (ylabel, [manifest_points(rounds, label, use, key) for label, use in _USES], None) for ylabel, key in _SHARES
+    ]
     found = _drawn([("reward", gain, None)], "round")
     shares = branch_shares(rounds)
     if shares:
@@ -148,7 +150,7 @@ def reward_figures(rounds: Rounds) -> list[Figure]:
 
 def drift_figures(rounds: Rounds) -> list[Figure]:
     """KL to the start, length, distinct bigrams and refusals."""
-    lines = [(ylabel, [measured(rounds, label, key) for label, key in keys], None) for ylabel, keys in _DRIFT]
+    lines = [(ylabel, [held_out_points(rounds, label, key) for label, key in keys], None) for ylabel, keys in _DRIFT]
     return _drawn(lines, "rounds completed")
 
 

@@ -1,1 +1,1 @@
-"""What the trainers share: the run folder with its files and its lock, atomic checkpoints, progress, work split over processes."""
+"""Shared by the trainers: the run folder and its lock, atomic checkpoints, progress, and work split over processes."""

@@ -1,7 +1,8 @@
-"""Checkpoints that exist whole or not at all. None is overwritten unless asked for, and none is resumed under other settings.
+"""Atomic checkpoints. They are not overwritten unless `overwrite_output_dir` is set, nor resumed under other settings.
 
-Trainer writes a checkpoint file by file: a kill in between leaves a folder that it would resume from. `WholeCheckpoints` lets it write into
-a staging folder and moves that into place in one step. Every trainer of this package lists it before its Trainer class.
+Trainer writes a checkpoint file by file. A kill in between would leave a partial folder that Trainer later resumes from.
+`WholeCheckpoints` makes it write into a staging folder, which is then moved into place in one step. Every trainer of this
+package lists it before its Trainer class.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ _RUN_FILES = (
     *(WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, CARD_FILE),
     *(METRICS_FILE, SAMPLES_FILE, EVALUATION_COSTS_FILE, REPORT_FILE),
 )
-"""What a training or an evaluation leaves in a run folder, and what overwriting deletes."""
+"""The files that a training or an evaluation writes into a run folder, and that overwriting deletes."""
 
 
 class WholeCheckpoints(ABC):
-    """A mixin for a `transformers.Trainer` that has a `ledger`: its checkpoints hold what `run_state` returns, beside Trainer's own files."""
+    """A mixin for a `transformers.Trainer` with a `ledger`. Its checkpoints also hold what `run_state` returns."""
 
     args: Any
     state: TrainerState
@@ -75,15 +76,15 @@ class WholeCheckpoints(ABC):
 
     @abstractmethod
     def run_state(self) -> dict[str, Any]:
-        """What changes during training, apart from weights, optimiser, scheduler and the ledger; JSON-ready."""
+        """The JSON-ready state of training, apart from weights, optimiser, scheduler and ledger."""
 
     @abstractmethod
     def load_run_state(self, state: dict[str, Any]) -> None:
         """Restore what `run_state` returned."""
 
     @abstractmethod
-    def forget(self) -> None:
-        """Drop what an earlier, interrupted `train` left in memory."""
+    def reset_run_state(self) -> None:
+        """Drop the state that an earlier, interrupted `train` left in memory."""
 
     def train(
         self,
@@ -91,11 +92,11 @@ class WholeCheckpoints(ABC):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train from the start, or resume from a checkpoint: its folder, or True for the newest one in the run folder.
+        """Train from the start, or resume from a checkpoint. True means the newest one in the run folder.
 
         Raises:
-            FrugalignError: a run folder that another command is using, or that holds an earlier run, unless `overwrite_output_dir`; a checkpoint of
-                other settings.
+            FrugalignError: a run folder that another command is using, or that holds an earlier run (unless `overwrite_output_dir`), or a
+                checkpoint with other settings.
         """
         with in_use(str(self.args.output_dir), main_process=self.args.process_index == 0):
             return self._train_or_resume(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -104,7 +105,7 @@ class WholeCheckpoints(ABC):
         self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
     ) -> TrainOutput:
         trainer: Any = super()
-        self.forget()
+        self.reset_run_state()
         folder = str(self.args.output_dir)
         checkpoint = find_checkpoint(folder, resume_from_checkpoint)
         if checkpoint is None:
@@ -120,13 +121,13 @@ class WholeCheckpoints(ABC):
         if state.global_step < self._last_step():
             found = trainer.train(checkpoint, trial, ignore_keys_for_eval)
             return found
-        # The run had ended before its artefact was saved, and Trainer would take one step more.
+        # Training had ended, but the artefact was not saved yet. Trainer would take one more step.
         self._load_from_checkpoint(checkpoint)
         self.state = state
         return TrainOutput(state.global_step, float("nan"), {})
 
     def _last_step(self) -> int:
-        """Where the run ends by its settings, as Trainer counts it."""
+        """The last optimiser step, as Trainer computes it from the settings."""
         trainer: Any = self
         if self.args.max_steps > 0:
             return int(self.args.max_steps)
@@ -161,13 +162,13 @@ class WholeCheckpoints(ABC):
 
 
 def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] = ()) -> None:
-    """Leave a folder with an earlier run's checkpoints or artefact alone, unless `overwrite`.
+    """Refuse a folder that holds an earlier run's checkpoints or artefact, unless `overwrite`.
 
     Args:
-        also: names of other results of the method that the folder holds.
+        also: names of further results in the folder that count as an earlier run.
 
     Raises:
-        FrugalignError: where there is one.
+        FrugalignError: if the folder holds an earlier run.
     """
     marks = (CHECKPOINT_PREFIX, WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE)
     found = [path.name for path in _results(Path(folder)) if path.name.startswith(marks)]
@@ -180,7 +181,7 @@ def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] 
 
 
 def clear_earlier_run(folder: str | Path) -> None:
-    """Delete what an earlier run left, and nothing else."""
+    """Delete the files of an earlier run, and nothing else."""
     for path in _results(Path(folder)):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -194,7 +195,7 @@ def _results(folder: Path) -> list[Path]:
 
 
 def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: int | None) -> None:
-    """Complete the staged checkpoint and move it into place in one step, then delete the oldest ones."""
+    """Complete the staged checkpoint, move it into place in one step, and delete the oldest ones."""
     staged = checkpoint_folder(run_dir / STAGING_FOLDER, step)
     write_json_atomic(staged / CHECKPOINT_STATE_FILE, state)
     target = checkpoint_folder(run_dir, step)
@@ -206,7 +207,7 @@ def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: in
 
 
 def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
-    """What `publish_checkpoint` stored beside the weights."""
+    """The state that `publish_checkpoint` stored beside the weights."""
     path = checkpoint / CHECKPOINT_STATE_FILE
     if not path.is_file():
         raise FrugalignError(f"{checkpoint} is not a checkpoint of this trainer: it holds no {CHECKPOINT_STATE_FILE}.")
@@ -215,14 +216,14 @@ def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
 
 
 _BY_HASH = {"base", "prompts", "held-out prompts", "pairs", "probes"}
-"""Settings whose values are hashes, which tell a reader nothing."""
+"""Settings whose values are hashes, and are not shown in messages."""
 
 
 def check_settings(checkpoint: str | Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume under settings other than the checkpoint's: the two halves would not be one run.
+    """Refuse to resume under settings other than the checkpoint's.
 
     Raises:
-        FrugalignError: naming what differs.
+        FrugalignError: naming the settings that differ.
     """
     different = [
         f"other {name}" if name in _BY_HASH else f"{name} {stored[name]}, not {now[name]}"
@@ -236,10 +237,10 @@ def check_settings(checkpoint: str | Path, stored: dict[str, Any], now: dict[str
 
 
 def find_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
-    """The checkpoint folder to resume from: a path as given, or for `true` the newest one in the run folder.
+    """The checkpoint folder to resume from: the given path, or for `true` the newest one in the run folder.
 
     Raises:
-        FrugalignError: where there is none.
+        FrugalignError: if there is no checkpoint.
     """
     if not is_resuming(wanted):
         return None

@@ -1,4 +1,4 @@
-"""The run folder during a training: the log and the costs, line by line, and what the system refuses to write in one sentence."""
+"""The run folder during training: the log, the costs, and user errors for files that cannot be written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from frugalign.runs.layout import CONFIG_FILE, COSTS_FILE, LOG_FILE, STAGING_FOL
 
 
 class RunFolder(TrainerCallback):
-    """Writes the settings, every line of the log, and the ledger. A resumed run drops the lines after its checkpoint. `config`: the resolved options."""
+    """Writes the resolved options `config`, every log line, and the ledger. A resumed run drops log lines after its checkpoint."""
 
     def __init__(self, ledger: Ledger, config: dict[str, Any]) -> None:
         self.ledger, self.config = ledger, config
@@ -58,10 +58,10 @@ class RunFolder(TrainerCallback):
 
 
 def open_run_folder(path: str | Path) -> Path:
-    """The run folder, made where it does not exist.
+    """The run folder, created if missing.
 
     Raises:
-        FrugalignError: where the system does not allow it, or a file stands in its place.
+        FrugalignError: if it cannot be created.
     """
     folder = Path(path)
     with writing(folder):
@@ -71,10 +71,12 @@ def open_run_folder(path: str | Path) -> Path:
 
 @contextmanager
 def saving(path: str | Path) -> Iterator[None]:
-    """`writing`, for code that saves tensors: what the system refused, safetensors says in its message alone, and torch not at all.
+    """`writing`, for code that saves tensors.
+
+    safetensors gives the system's error code in its message only, and torch does not give it at all.
 
     Raises:
-        FrugalignError: for a full disk, a missing permission and the like.
+        FrugalignError: a full disk, a missing permission and the like.
     """
     with writing(path):
         try:

@@ -1,28 +1,28 @@
-"""The files of a run folder: each name once, and a typed reader for every file that another room reads.
+"""The files of a run folder: every file name once, and a typed reader for every file that other packages read.
 
     runs/mine/
       .lock                 held while a command uses the folder
       config.yaml           every option as it ran
       metrics.jsonl         the log, one line per logging step
       costs.json            the ledger of the training
-      completions.jsonl     some completions of every rollout (proxy)
+      completions.jsonl     sample completions of every logged rollout (proxy)
       groups/               epoch-000.jsonl: the ranking of an epoch; shift.jsonl: stored responses (rerank)
-      shift.json            what the shift is measured with (rerank, shift_reward)
+      shift.json            the reward and the noise floor of the shift (rerank, shift_reward)
       reward_report.json    accuracy and controls of a representation reward
       trained_on.json       the prompts that an adapter or a model was trained on
       checkpoint-40/        Trainer's files and frugalign.json; written in .saving/ and moved into place whole
-      model.safetensors …   the artefact, see `frugalign.base.files`
+      model.safetensors …   the artefact; see `frugalign.base.files`
       report.html           the page
     runs/mine/evaluation/
       metrics.json, samples.jsonl, costs.json
-                            in a training's own folder the costs are evaluation_costs.json
-    runs/mine/              of PSLE, beside the above
-      run.json              the settings that the run was started with, and σ_0
+                            directly in a training's folder: evaluation_costs.json
+    runs/mine/              PSLE also writes
+      run.json              the settings at the start of the run, and σ_0
       start/                the evaluation before round 0
       round-000/            responses.jsonl, metrics.jsonl, costs.json, the policy, evaluation.json, evaluation.jsonl, and
-                            manifest.json, written last: a round without it is incomplete
+                            manifest.json. That is written last, so a round without it is incomplete.
 
-Nothing here imports torch. A reader gives an empty value for a missing file, and raises FrugalignError for one that is not JSON.
+Nothing here imports torch. A reader returns an empty value for a missing file, and raises FrugalignError for invalid JSON.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The log's lines: `step`, `epoch` and what the trainer measured. A line that a crash cut short is left out."""
+    """The log lines: `step`, `epoch` and the trainer's measures. A line that a crash truncated is left out."""
     return read_lines(folder / LOG_FILE)
 
 
 def read_costs(folder: Path) -> Costs:
-    """The ledger of what this folder holds: of a training, or of an evaluation in a folder of its own."""
+    """The ledger of the training in this folder, or of the evaluation if the folder holds nothing else."""
     return cast(Costs, read_json(folder / COSTS_FILE))
 
 
@@ -89,41 +89,41 @@ def read_trained_on(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of an optimiser step lies."""
+    """The folder of the checkpoint at an optimiser step."""
     return folder / f"{CHECKPOINT_PREFIX}{step}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The complete checkpoints, the oldest first."""
+    """The complete checkpoints, oldest first."""
     found = [path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if _number_of(path, CHECKPOINT_PREFIX) is not None]
     complete = [path for path in found if (path / CHECKPOINT_STATE_FILE).is_file()]
     return sorted(complete, key=lambda path: _number_of(path, CHECKPOINT_PREFIX) or 0)
 
 
 def ranking_file(folder: Path, epoch: int) -> Path:
-    """Where the ranked groups of an epoch (from 0) are kept."""
+    """The file of an epoch's ranked groups. Epochs count from 0."""
     return folder / GROUPS_FOLDER / f"epoch-{epoch:03d}.jsonl"
 
 
 def rankings_in(folder: Path) -> list[Path]:
-    """The ranked groups of all epochs, the oldest first."""
+    """The files of all epochs' ranked groups, oldest first."""
     return sorted(folder.glob(f"{GROUPS_FOLDER}/epoch-*.jsonl"))
 
 
 def shift_responses_file(folder: Path) -> Path:
-    """Where the stored responses lie that the shift is measured on."""
+    """The file of the stored responses on which the shift is measured."""
     return folder / GROUPS_FOLDER / "shift.jsonl"
 
 
 class ShiftFloor(TypedDict):
-    """Wasserstein distance between two sample sets of one model: its mean, and its 97.5 % quantile."""
+    """Wasserstein distance between two sample sets of the same model: its mean, and its 97.5 % quantile."""
 
     mean: float
     high: float
 
 
 class ShiftStart(TypedDict):
-    """`reward`: the name of the reward that training never saw; `prompts`, `responses`: how many, and how many to each."""
+    """`reward`: the name of a reward that is not trained on. `prompts`: their number. `responses`: responses per prompt."""
 
     floor: ShiftFloor
     reward: str
@@ -132,13 +132,13 @@ class ShiftStart(TypedDict):
 
 
 def read_shift(folder: Path) -> ShiftStart | None:
-    """What the shift of a re-ranking run is measured with; None where it was not measured."""
+    """The reward and the noise floor of a re-ranking run's shift; None if it was not measured."""
     found = read_json(folder / SHIFT_FILE)
     return cast(ShiftStart, found) if "floor" in found else None
 
 
 def read_reward_report(folder: Path) -> dict[str, Any] | None:
-    """What training a representation reward measured, as `train_reward` returned it; None where there is none."""
+    """The report that `train_reward` returned; None if there is none."""
     return read_json(folder / REWARD_REPORT_FILE) or None
 
 
@@ -156,12 +156,15 @@ class Sample(TypedDict):
 
 
 def has_evaluation(folder: Path) -> bool:
-    """Whether an evaluation was written into this very folder."""
+    """Whether this folder itself holds an evaluation."""
     return (folder / METRICS_FILE).is_file()
 
 
 def evaluation_of(folder: Path) -> Path:
-    """The folder of a run's evaluation: the run folder itself, else the newest one directly below it, else again the run folder."""
+    """The folder of a run's evaluation: the run folder itself, else the newest evaluation directly below it.
+
+    Without any evaluation, the run folder is returned.
+    """
     if has_evaluation(folder):
         return folder
     below = sorted(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime)
@@ -179,12 +182,12 @@ def read_samples(folder: Path) -> list[Sample]:
 
 
 def evaluation_costs_file(folder: Path) -> Path:
-    """Where an evaluation in this folder keeps its costs: in a training's own folder, costs.json is the training's."""
+    """The file of an evaluation's costs. In a training's own folder, costs.json belongs to the training."""
     return folder / (EVALUATION_COSTS_FILE if (folder / LOG_FILE).is_file() else COSTS_FILE)
 
 
 def read_evaluation_costs(folder: Path) -> Costs:
-    """The costs of an evaluation in the training's own folder."""
+    """The costs of an evaluation that was written into a training's folder."""
     return cast(Costs, read_json(folder / EVALUATION_COSTS_FILE))
 
 
@@ -192,10 +195,11 @@ def read_evaluation_costs(folder: Path) -> Costs:
 
 
 class Manifest(TypedDict, total=False):
-    """What a complete round says of itself; `frugalign.methods.psle.folders.account` computes most of it.
+    """The record of a complete round. `frugalign.methods.psle.folders.describe_responses` computes most of it.
 
-    `start`, `end`: hashes of base and weights; `principles`: their hash, None without; `threshold`: τ·σ_0; `branches`: couples in each; `rewards`: mean
-    and std of the plain and the guided responses; `use`, `use_of_raft`: share of tokens and responses learned from.
+    `start`, `end`: hashes of base and weights. `principles`: their hash, or None. `threshold`: τ·σ_0. `branches`: couples
+    per branch. `rewards`: mean and std of the plain and the guided responses. `use`, `use_of_raft`: shares of tokens and
+    responses that are learned from.
     """
 
     round: int
@@ -218,24 +222,24 @@ class Manifest(TypedDict, total=False):
 
 
 def round_folder(folder: Path, number: int) -> Path:
-    """Where a round (from 0) is kept."""
+    """The folder of a round. Rounds count from 0."""
     return folder / f"{ROUND_PREFIX}{number:03d}"
 
 
 def rounds_in(folder: Path) -> list[int]:
-    """The numbers of the rounds that have a folder, complete or not; folders of other names are left alone."""
+    """The numbers of the rounds that have a folder, complete or not."""
     found = [(_number_of(path, ROUND_PREFIX), path) for path in folder.glob(f"{ROUND_PREFIX}*")]
     return sorted(number for number, path in found if number is not None and path == round_folder(folder, number))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a round's folder; None where the round is incomplete."""
+    """The manifest in a round's folder; None if the round is incomplete."""
     path = folder / MANIFEST_FILE
     return cast(Manifest, read_json(path)) if path.is_file() else None
 
 
 def read_responses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a round's responses as they stand, unchecked; `read_round` of PSLE checks them."""
+    """The lines of a round's responses, unchecked. PSLE's `read_round` checks them."""
     return read_lines(folder / RESPONSES_FILE)
 
 
@@ -250,7 +254,7 @@ def read_round_samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_run_state(folder: Path) -> dict[str, Any]:
-    """The settings that a run of rounds was started with and, from round 0 on, `reward_scale`; empty before the run began."""
+    """The settings of a PSLE run and, once round 0 is scored, its `reward_scale`. Empty before the run starts."""
     return read_json(folder / RUN_FILE)
 
 

@@ -14,21 +14,21 @@ from frugalign.base.files import writing
 from frugalign.runs.layout import LOCK_FILE
 
 _held: set[tuple[int, Path]] = set()
-"""(process, folder) of every lock held here: a forked process inherits the set, and holds none of them."""
+"""(process id, folder) of every lock held. A forked process inherits the set, but holds none of the locks."""
 
 
 @contextmanager
 def in_use(folder: str | Path, *, main_process: bool = True) -> Iterator[None]:
-    """Hold the folder's lock; it is made where it does not exist. The system frees the lock of a process that was killed.
+    """Hold the lock of a folder, which is created if missing. The system frees the lock of a killed process.
 
-    A folder that this process holds already, and every folder inside one, is entered without another lock: a demo trains and evaluates in
-    one folder, and a run of rounds trains in the folders of its rounds.
+    A process that holds a folder enters it, and every folder inside, without another lock. A demo trains and evaluates in
+    one folder, and PSLE trains in the folders of its rounds.
 
     Args:
-        main_process: False in the other processes of one run, which enter freely.
+        main_process: False in the other processes of a distributed run, which take no lock.
 
     Raises:
-        FrugalignError: another process holds it, or it cannot be written to. Nothing in it was changed.
+        FrugalignError: another process holds the folder, or it cannot be written to. Nothing in it has changed.
     """
     place = Path(folder).resolve()
     mine = os.getpid(), place

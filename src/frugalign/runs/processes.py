@@ -1,4 +1,4 @@
-"""Work that several processes split by rows, and the sum of what each of them counted."""
+"""Split rows over processes, gather their results, and add up their counts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from accelerate.utils import gather_object
 from frugalign.base.ledger import Ledger
 
 
-def my_rows(size: int) -> list[int]:
-    """The rows of `size` that are this process's."""
+def local_rows(size: int) -> list[int]:
+    """The row numbers below `size` that this process works on."""
     state = PartialState()
     return list(range(size))[state.process_index :: state.num_processes]
 
 
-def shared(rows: list[Any]) -> list[Any]:
-    """The rows of all processes, in the order of their first entries."""
+def gather_rows(rows: list[Any]) -> list[Any]:
+    """The rows of all processes, sorted by their first entry."""
     return sorted(gather_object(rows), key=lambda row: row[0])
 
 
-def count_all(ledger: Ledger, mine: Ledger) -> None:
-    """Add what all processes counted."""
+def add_all_counts(ledger: Ledger, mine: Ledger) -> None:
+    """Add the counts of all processes' ledgers `mine` to `ledger`."""
     for tokens, generated, calls in gather_object([(mine.lm_forward_tokens, mine.generated_tokens, mine.reward_calls)]):
         ledger.count(tokens, generated, calls)

@@ -19,7 +19,7 @@ from transformers import (
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar with the latest of the `shown` numbers beside it; in a file or a pipe, one line per log entry."""
+    """A progress bar with the latest values of `shown`; in a file or a pipe, one line per log entry."""
 
     def __init__(self, title: str, shown: tuple[str, ...]) -> None:
         self.title, self.shown = title, shown

@@ -1,4 +1,4 @@
-"""The policy that a method trains, a LoRA by default, and what is saved of it in the run folder."""
+"""Save a trained policy in the run folder, and read what it was trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
 
 def lora_of(options: Any) -> LoraConfig:
-    """A LoRA on all linear layers of a causal LM, of `options.lora_r` and `options.lora_alpha`."""
+    """A LoRA on all linear layers of a causal LM, with `options.lora_r` and `options.lora_alpha`."""
     return LoraConfig(
         r=options.lora_r, lora_alpha=options.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -57,7 +57,7 @@ def save_policy(
 
 
 def trained_on_of(name: str | None) -> dict[str, Any] | None:
-    """What the adapter or model in a run folder, or in a round's folder inside one, was trained on; None where that is unknown."""
+    """The training prompts of the policy in a run folder or in a round's folder; None if unknown."""
     for folder in () if name is None else (Path(name), Path(name).parent):
         found = read_trained_on(folder)
         if found:

@@ -16,11 +16,11 @@ from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.runs.folder import saving
-from frugalign.runs.processes import count_all, my_rows, shared
+from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 
 
-def my_partial(stem: Path) -> Path:
-    """This process's file of partial work: `stem` with the process's number."""
+def local_partial(stem: Path) -> Path:
+    """The file for this process's partial work: `stem` with the process's number."""
     return stem.with_name(f"{stem.name}-{PartialState().process_index}.partial")
 
 
@@ -56,7 +56,7 @@ def sample_on_all_processes(
     """
     prompts = request.prompts
     numbers = range(len(prompts)) if request.numbers is None else request.numbers
-    mine, partial, counted = my_rows(len(prompts)), my_partial(request.stem), Ledger()
+    mine, partial, counted = local_rows(len(prompts)), local_partial(request.stem), Ledger()
     with ledger.phase("rollout"), saving(partial):
         found = sample_groups(
             TransformersEngine(model, tokenizer),
@@ -75,7 +75,7 @@ def sample_on_all_processes(
             ),
             ledger=counted,
         )
-    count_all(ledger, counted)
+    add_all_counts(ledger, counted)
     ids = found.completion_ids or []
-    every = shared([(place, found.completions[number], ids[number]) for number, place in enumerate(mine)])
+    every = gather_rows([(place, found.completions[number], ids[number]) for number, place in enumerate(mine)])
     return Groups(list(prompts), [texts for _, texts, _ in every], [each for _, _, each in every])

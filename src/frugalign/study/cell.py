@@ -168,7 +168,7 @@ def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str,
     from frugalign.policies.prompt_rows import PromptRows
 
     shown, tokenizer = shown_rows(len(rows)), policy.base.tokenizer
-    settled = policy.settled(settings)
+    settled = policy.with_defaults(settings)
     batch = policy.encode(PromptRows.of(rows.select(shown)), settled, numbers=shown)
     answered = policy.sample(batch, settled, record=Record(trace=True))
     found: dict[str, list[TracePiece]] = {}

@@ -10,12 +10,12 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.psle.report_data import (
     Rounds,
-    accounted,
     branch_shares,
     displacement,
     displacement_verdict,
     gains,
-    measured,
+    held_out_points,
+    manifest_points,
     read_rounds,
     side_by_side,
     table,
@@ -35,7 +35,7 @@ def estimate(mean: float) -> dict[str, Any]:
     return {"mean": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.2, "n": 2}
 
 
-def write_look(folder: Path, reward: float, win_rate: float | None, words: str) -> None:
+def write_evaluation(folder: Path, reward: float, win_rate: float | None, words: str) -> None:
     """Two held-out prompts, one of them without a judgement."""
     folder.mkdir(parents=True, exist_ok=True)
     measures = {
@@ -61,7 +61,7 @@ def write_look(folder: Path, reward: float, win_rate: float | None, words: str) 
 
 def write_round(folder: Path, number: int, *, steps: int, rewards: list[list[float | None]], **manifest: Any) -> None:
     """A finished round; `rewards`: a list per prompt, its plain responses first; two logged lines, at step 1 and at the last."""
-    write_look(folder, 1.0 + number, 0.6 + number / 10, f"words <b>after</b> round {number}")
+    write_evaluation(folder, 1.0 + number, 0.6 + number / 10, f"words <b>after</b> round {number}")
     content = {
         "round": number,
         "principles": "fingerprint",
@@ -91,7 +91,7 @@ def write_round(folder: Path, number: int, *, steps: int, rewards: list[list[flo
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Two rounds of 4 and 6 steps, and a third that was killed."""
-    write_look(tmp_path / "start", 0.5, None, "words at the start")
+    write_evaluation(tmp_path / "start", 0.5, None, "words at the start")
     write_round(tmp_path / "round-000", 0, steps=4, rewards=[[0.0, 1.0, 2.0, 3.0], [-1.0, 0.5, 0.0, 4.0]])
     write_round(tmp_path / "round-001", 1, steps=6, rewards=[[0.0, None, 2.0, 3.0], [-1.0, 0.5, 0.0, None]])
     (tmp_path / "round-002").mkdir()
@@ -113,20 +113,20 @@ def note(page: str) -> str:
 
 def test_held_out_measures_stand_at_the_rounds_done(run: Path) -> None:
     rounds = read(run)
-    label, done, values = measured(rounds, "gold", "rewards", "gold")
+    label, done, values = held_out_points(rounds, "gold", "rewards", "gold")
     assert (label, done) == ("gold", [0, 1, 2])
     assert values == [pytest.approx(each) for each in ((1.0, 0.9, 1.2), (2.0, 1.9, 2.2), (4.0, 3.9, 4.2))]
-    assert measured(rounds, "", "win_rate")[1] == [1, 2]  # the start has none against itself
+    assert held_out_points(rounds, "", "win_rate")[1] == [1, 2]  # the start has none against itself
     assert (
-        measured(rounds, "", "rewards", "manners")[1] == []
-        and measured(rounds, "", "kl_per_sequence", "nothing", "here")[1] == []
+        held_out_points(rounds, "", "rewards", "manners")[1] == []
+        and held_out_points(rounds, "", "kl_per_sequence", "nothing", "here")[1] == []
     )
 
 
 def test_what_the_manifests_say_of_the_rounds(run: Path) -> None:
     """Thresholds 0.3 and 0.15; gains 1 − ¼ in both; 3 + 1 couples, then 2 + 2; branches that never occur are left out."""
     rounds = read(run)
-    assert accounted(rounds, "t", "threshold") == ("t", [0, 1], [(0.3, 0.3, 0.3), (0.15, 0.15, 0.15)])
+    assert manifest_points(rounds, "t", "threshold") == ("t", [0, 1], [(0.3, 0.3, 0.3), (0.15, 0.15, 0.15)])
     assert gains(rounds, "gain") == ("gain", [0, 1], [(0.75, 0.75, 0.75)] * 2)
     assert branch_shares(rounds) == [("ranked", [0.75, 0.5]), ("imitated", [0.25, 0.5])]
 
@@ -232,7 +232,7 @@ def test_missing_files_are_named(run: Path) -> None:
     (run / "round-001" / "costs.json").unlink()
     write_lines(run / "round-000" / "metrics.jsonl", [{"step": 4, "train_runtime": 1.0}])
     rounds = read(run)
-    assert measured(rounds, "", "reward")[1] == [2] and table(rounds)[1][1][-4:] == ["—"] * 4
+    assert held_out_points(rounds, "", "reward")[1] == [2] and table(rounds)[1][1][-4:] == ["—"] * 4
     assert [[len(steps) for steps, _ in parts] for _, parts in displacement(rounds)[0]] == [[2], [2]]
     assert displacement(rounds)[0][0][1][0][0] == [5, 10]  # round 0's steps count, though it logged none
     said = note(write_report(run).read_text(encoding="utf-8"))

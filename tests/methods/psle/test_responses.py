@@ -16,7 +16,14 @@ from frugalign.base.errors import FrugalignError
 from frugalign.data import load_splits
 from frugalign.data.groups import Groups, groups_from_dataset, pair_groups, read_groups
 from frugalign.methods.psle.config import PSLEConfig
-from frugalign.methods.psle.responses import Round, Scored, joined, read_round, save_round, split
+from frugalign.methods.psle.responses import (
+    Round,
+    ScoredResponses,
+    assign_branches,
+    join_halves,
+    read_round,
+    save_round,
+)
 
 NAN = float("nan")
 TAU, SCALE = 0.25, 2.0  # a bar of exactly ½
@@ -26,10 +33,10 @@ def config(**options: Any) -> PSLEConfig:
     return PSLEConfig(output_dir="unused", use_cpu=True, **options)
 
 
-def scored(rewards: list[list[float]], lengths: list[list[int]] | None = None) -> Scored:
+def scored(rewards: list[list[float]], lengths: list[list[int]] | None = None) -> ScoredResponses:
     """Responses of these rewards `[P, 2k]`; their texts name prompt and place, their ids are as many as `lengths` says (default 1)."""
     shape = lengths or [[1] * len(row) for row in rewards]
-    return Scored(
+    return ScoredResponses(
         rows=[10 * prompt for prompt in range(len(rewards))],
         prompts=[f"prompt {prompt}" for prompt in range(len(rewards))],
         completions=[[f"{prompt}.{place}" for place in range(len(row))] for prompt, row in enumerate(rewards)],
@@ -51,7 +58,7 @@ WIDE = scored([[0.0, 3.0, 1.0, 3.0], [1.0, 0.0, NAN, 2.0]])
 
 def test_psle_ranks_clear_gains_and_imitates_everything_else() -> None:
     """At the bar is no gain. No response that has a reward is thrown away."""
-    done = split(SMALL, config(weighting="none"), TAU, SCALE)
+    done = assign_branches(SMALL, config(weighting="none"), TAU, SCALE)
     assert done.branches == [["ranked"], ["imitated"], ["imitated"], ["imitated"], ["unscored"]]
     assert done.weights.tolist() == [[1, 1], [1, 1], [1, 1], [1, 1], [0, 0]]
     assert done.counts() == {"ranked": 1, "imitated": 3, "dropped": 0, "unscored": 1}
@@ -59,7 +66,7 @@ def test_psle_ranks_clear_gains_and_imitates_everything_else() -> None:
 
 def test_a_lower_bar_ranks_what_was_at_it() -> None:
     """τ of the next round: 0.9·½ = 0.45 < ½."""
-    done = split(SMALL, config(), 0.9 * TAU, SCALE)
+    done = assign_branches(SMALL, config(), 0.9 * TAU, SCALE)
     assert [names[0] for names in done.branches] == ["ranked", "ranked", "imitated", "imitated", "unscored"]
 
 
@@ -68,7 +75,7 @@ def test_the_weights_of_the_round_worked_number() -> None:
 
     Over the mean of the round, in which the ranked couple's 0 and 1 (1, e^½) take part; 1 for both of the ranked couple, 0 for the unscored one, though one of its responses has a reward.
     """
-    done = split(SMALL, config(), TAU, SCALE)
+    done = assign_branches(SMALL, config(), TAU, SCALE)
     grown = [1, math.exp(0.25), math.exp(0.5), math.exp(0.5), math.e, 1]
     mean = (1 + math.exp(0.5) + sum(grown)) / 8
     expected = [value / mean for value in grown]
@@ -82,7 +89,7 @@ def test_the_weights_of_the_pair_worked_number() -> None:
     def sigmoid(value: float) -> float:
         return 1 / (1 + math.exp(-value))
 
-    done = split(SMALL, config(weighting="pair"), TAU, SCALE)
+    done = assign_branches(SMALL, config(weighting="pair"), TAU, SCALE)
     assert done.weights[1:4, 1].tolist() == pytest.approx([sigmoid(0.25), 0.5, sigmoid(-1)])
     assert done.weights[1:4].sum(1).tolist() == pytest.approx([1, 1, 1])
     assert done.weights[0].tolist() == [1, 1] and done.weights[4].tolist() == [0, 0]
@@ -91,11 +98,11 @@ def test_the_weights_of_the_pair_worked_number() -> None:
 def test_temperature_and_cap_of_the_config_reach_the_weights() -> None:
     """T_w = ½ and σ_0 = 2 make z of 2 against 0 e² to 1; a cap of 1 takes all above the mean down to it."""
     couple = scored([[2.0, 0.0]])
-    soft = split(couple, config(weight_temperature=0.5), TAU, SCALE).weights[0]
+    soft = assign_branches(couple, config(weight_temperature=0.5), TAU, SCALE).weights[0]
     assert float(soft[0] / soft[1]) == pytest.approx(math.exp(2)) and float(soft.sum()) == pytest.approx(2)
-    capped = split(couple, config(weight_temperature=0.5, weight_cap=1.0), TAU, SCALE).weights[0]
+    capped = assign_branches(couple, config(weight_temperature=0.5, weight_cap=1.0), TAU, SCALE).weights[0]
     assert capped.tolist() == pytest.approx([1.0, float(soft[1])])
-    pair = split(couple, config(weighting="pair", weight_temperature=0.5), TAU, SCALE).weights[0]
+    pair = assign_branches(couple, config(weighting="pair", weight_temperature=0.5), TAU, SCALE).weights[0]
     assert pair.tolist() == pytest.approx((soft / 2).tolist())
 
 
@@ -125,14 +132,14 @@ def test_temperature_and_cap_of_the_config_reach_the_weights() -> None:
 def test_what_the_other_methods_make_of_the_same_couples(
     options: dict[str, Any], branches: list[str], weights: list[list[float]]
 ) -> None:
-    done = split(SMALL, config(**options), TAU, SCALE)
+    done = assign_branches(SMALL, config(**options), TAU, SCALE)
     assert [names[0] for names in done.branches] == branches
     assert done.weights.tolist() == weights
 
 
 def test_the_ablation_without_ranking_weighs_all_responses_of_the_round() -> None:
     """The couple that would be ranked, (0, 1), is among those whose weights have the mean 1."""
-    done = split(SMALL, config(use_ranking=False), TAU, SCALE)
+    done = assign_branches(SMALL, config(use_ranking=False), TAU, SCALE)
     assert float(done.weights[:4].mean()) == pytest.approx(1) and float(done.weights[0, 1]) != 1
     assert float(done.weights[0, 1] / done.weights[0, 0]) == pytest.approx(math.exp(0.5))
 
@@ -168,18 +175,20 @@ def test_the_ablation_without_ranking_weighs_all_responses_of_the_round() -> Non
 def test_the_jth_plain_response_goes_with_the_jth_guided_one(
     options: dict[str, Any], branches: list[list[str]], weights: list[list[float]]
 ) -> None:
-    done = split(WIDE, config(**options), TAU, SCALE)
+    done = assign_branches(WIDE, config(**options), TAU, SCALE)
     assert done.branches == branches
     assert done.weights.tolist() == weights
 
 
 def test_raft_takes_one_response_of_each_prompt_wherever_it_stands() -> None:
     """Also where all are equal, all are far below 0, and where one alone is known."""
-    done = split(scored([[1.0] * 4, [-9.0, -7.0, -8.0, -9.0], [NAN, -2.0, 5.0, -3.0]]), config(method="raft"), 0.2, 1)
+    done = assign_branches(
+        scored([[1.0] * 4, [-9.0, -7.0, -8.0, -9.0], [NAN, -2.0, 5.0, -3.0]]), config(method="raft"), 0.2, 1
+    )
     assert done.weights.sum(1).tolist() == [1, 1, 1]
     assert done.weights[1:].argmax(1).tolist() == [1, 1]
     # Nothing is known of a prompt: nothing is taken.
-    done = split(scored([[NAN, 1.0, 2.0, NAN], [0.0, 1.0, 2.0, 3.0]]), config(method="raft"), 0.2, 1)
+    done = assign_branches(scored([[NAN, 1.0, 2.0, NAN], [0.0, 1.0, 2.0, 3.0]]), config(method="raft"), 0.2, 1)
     assert done.weights.tolist() == [[0] * 4, [0, 0, 0, 1]] and done.branches[0] == ["unscored", "unscored"]
 
 
@@ -191,7 +200,7 @@ def test_psle_throws_nothing_away(k: int, weighting: str, tau: float) -> None:
     rewards = torch.randn(40, 2 * k, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
     rewards[3, 0] = rewards[7, -1] = NAN
     given = scored(rewards.tolist())
-    done = split(given, config(weighting=weighting, tau=tau), tau, 1.0)
+    done = assign_branches(given, config(weighting=weighting, tau=tau), tau, 1.0)
     counts = done.counts()
     assert counts["dropped"] == 0 and counts["unscored"] == 2
     assert counts["ranked"] + counts["imitated"] == 40 * k - 2
@@ -205,13 +214,13 @@ def test_psle_throws_nothing_away(k: int, weighting: str, tau: float) -> None:
 
 
 def test_a_round_in_which_everything_is_ranked_has_no_demonstrations() -> None:
-    done = split(scored([[0.0, 9.0], [0.0, 9.0]]), config(), TAU, SCALE)
+    done = assign_branches(scored([[0.0, 9.0], [0.0, 9.0]]), config(), TAU, SCALE)
     assert done.branches == [["ranked"], ["ranked"]] and done.weights.tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_round_of_which_nothing_is_known() -> None:
     for options in ({}, {"method": "raft"}, {"method": "sft"}, {"weighting": "pair"}):
-        done = split(scored([[NAN, 1.0], [2.0, NAN]]), config(**options), TAU, SCALE)
+        done = assign_branches(scored([[NAN, 1.0], [2.0, NAN]]), config(**options), TAU, SCALE)
         assert done.branches == [["unscored"], ["unscored"]] and not done.weights.any()
 
 
@@ -221,19 +230,19 @@ def test_the_use_of_a_round_worked_number() -> None:
     Its two responses of six, equally weighted, are (1+1)²/(6·2) = 1/3. SFT uses all; RAFT one of two: 4 + 3 + 5 of 16 tokens.
     """
     given = scored([[0.0, 1.0], [0.0, 0.5], [2.0, 0.0]], [[2, 4], [1, 3], [5, 1]])
-    dpo = split(given, config(method="dpo"), TAU, SCALE).use()
+    dpo = assign_branches(given, config(method="dpo"), TAU, SCALE).use()
     assert dpo.tokens == pytest.approx(6 / 16) and dpo.responses == pytest.approx(1 / 3)
-    sft = split(given, config(method="sft"), TAU, SCALE).use()
+    sft = assign_branches(given, config(method="sft"), TAU, SCALE).use()
     assert sft.tokens == sft.responses == 1.0
-    raft = split(given, config(method="raft"), TAU, SCALE).use()
+    raft = assign_branches(given, config(method="raft"), TAU, SCALE).use()
     assert raft.tokens == pytest.approx(12 / 16) and raft.responses == pytest.approx(1 / 2)
-    assert split(given, config(), TAU, SCALE).use().tokens == 1.0
+    assert assign_branches(given, config(), TAU, SCALE).use().tokens == 1.0
 
 
 def test_the_two_kinds_are_joined_side_by_side() -> None:
     plain = Groups(["p", "q"], [["a", "b"], ["c", "d"]], [[[1], [2]], [[3], [4]]])
     guided = Groups(["under p", "under q"], [["A", "B"], ["C", "D"]], [[[5], [6]], [[7], [8]]])
-    assert joined(plain, guided) == Groups(
+    assert join_halves(plain, guided) == Groups(
         ["p", "q"], [["a", "b", "A", "B"], ["c", "d", "C", "D"]], [[[1], [2], [5], [6]], [[3], [4], [7], [8]]]
     )
 
@@ -255,20 +264,20 @@ def same(one: Round, other: Round) -> bool:
 
 @pytest.mark.parametrize("given", [SMALL, WIDE], ids=["k=1", "k=2"])
 @pytest.mark.parametrize("method", ["psle", "dpo", "raft"])
-def test_a_file_gives_back_what_was_written(given: Scored, method: str, tmp_path: Path) -> None:
+def test_a_file_gives_back_what_was_written(given: ScoredResponses, method: str, tmp_path: Path) -> None:
     """To the last bit, with texts that a careless reader would break at, and prompts of both kinds."""
     completions = [["a\u2028b\x85c\nd", *group[1:]] for group in given.completions]
     prompts = [[{"role": "user", "content": "ü"}], *given.prompts[1:]]
     rewards = torch.where(given.rewards == 1, 1 / 3, given.rewards)
     given = replace(given, completions=completions, prompts=prompts, rewards=rewards)
-    done = split(given, config(method=method), TAU, SCALE)
+    done = assign_branches(given, config(method=method), TAU, SCALE)
     save_round(done, tmp_path / "responses.jsonl")
     assert same(read_round(tmp_path / "responses.jsonl"), done)
     assert '"content": "ü"' in (tmp_path / "responses.jsonl").read_text(encoding="utf-8"), "to be read by people"
 
 
 def test_a_line_of_the_file_can_be_read(tmp_path: Path) -> None:
-    save_round(split(WIDE, config(method="dpo"), TAU, SCALE), tmp_path / "responses.jsonl")
+    save_round(assign_branches(WIDE, config(method="dpo"), TAU, SCALE), tmp_path / "responses.jsonl")
     lines = (tmp_path / "responses.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[1]) == {
         "row": 10,
@@ -285,7 +294,7 @@ def test_a_line_of_the_file_can_be_read(tmp_path: Path) -> None:
 def test_the_file_is_groups_with_their_rewards(tmp_path: Path) -> None:
     """As `frugalign rerank` reads it, by its path as by the name of a data set: 3 goes with 0 and 1 with 2, best with worst."""
     path = tmp_path / "responses.jsonl"
-    save_round(split(scored([[0.0, 3.0, 1.0, 2.0]] * 2), config(), TAU, SCALE), path)
+    save_round(assign_branches(scored([[0.0, 3.0, 1.0, 2.0]] * 2), config(), TAU, SCALE), path)
     (rows,) = load_splits(str(path), kind="prompt-only").values()
     for found in (read_groups(path), groups_from_dataset(rows, str(path))):
         assert found == Groups(
@@ -301,7 +310,7 @@ def test_the_file_is_groups_with_their_rewards(tmp_path: Path) -> None:
 def test_with_a_reward_missing_the_file_is_groups_that_are_still_to_be_ranked(tmp_path: Path) -> None:
     """The responses are all there; rewards that not every response has cannot rank them."""
     path = tmp_path / "responses.jsonl"
-    save_round(split(WIDE, config(), TAU, SCALE), path)
+    save_round(assign_branches(WIDE, config(), TAU, SCALE), path)
     (rows,) = load_splits(str(path), kind="prompt-only").values()
     for found in (read_groups(path), groups_from_dataset(rows, str(path))):
         assert found == Groups(WIDE.prompts, WIDE.completions, WIDE.completion_ids, None)
@@ -315,7 +324,7 @@ def rewrite(path: Path, line: int, edit: Callable[[dict[str, Any]], Any]) -> Non
 
 def test_a_person_may_change_branches_and_weights_and_take_lines_out(tmp_path: Path) -> None:
     path = tmp_path / "responses.jsonl"
-    save_round(split(SMALL, config(weighting="none"), TAU, SCALE), path)
+    save_round(assign_branches(SMALL, config(weighting="none"), TAU, SCALE), path)
     rewrite(path, 1, lambda line: line | {"branches": ["dropped"], "weights": [0, 2.5]})
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n\n".join([*lines[:2], *lines[3:]]), encoding="utf-8")  # with empty lines and no last end of line
@@ -365,7 +374,7 @@ def test_a_person_may_change_branches_and_weights_and_take_lines_out(tmp_path: P
 )
 def test_an_edited_line_that_does_not_hold_together_is_named(edit: Callable[[Any], Any], tmp_path: Path) -> None:
     path = tmp_path / "responses.jsonl"
-    save_round(split(WIDE, config(), TAU, SCALE), path)
+    save_round(assign_branches(WIDE, config(), TAU, SCALE), path)
     rewrite(path, 1, edit)
     with pytest.raises(FrugalignError) as raised:
         read_round(path)
@@ -377,7 +386,7 @@ def test_an_edited_line_that_does_not_hold_together_is_named(edit: Callable[[Any
 def test_a_broken_line_is_named_by_its_place_in_the_file(text: bytes, tmp_path: Path) -> None:
     """Empty lines count, as an editor counts them."""
     path = tmp_path / "responses.jsonl"
-    save_round(split(SMALL, config(), TAU, SCALE), path)
+    save_round(assign_branches(SMALL, config(), TAU, SCALE), path)
     first = path.read_bytes().split(b"\n")[0]
     path.write_bytes(first + b"\n\n" + text + b"\n")
     with pytest.raises(
@@ -391,9 +400,9 @@ def test_a_file_without_lines_or_with_groups_of_two_sizes(tmp_path: Path) -> Non
     path.write_text("\n")
     with pytest.raises(FrugalignError, match="holds no responses, or not as many for every prompt"):
         read_round(path)
-    save_round(split(SMALL, config(), TAU, SCALE), path)
+    save_round(assign_branches(SMALL, config(), TAU, SCALE), path)
     text = path.read_text(encoding="utf-8")
-    save_round(split(WIDE, config(), TAU, SCALE), path)
+    save_round(assign_branches(WIDE, config(), TAU, SCALE), path)
     path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
     with pytest.raises(FrugalignError, match="holds no responses, or not as many for every prompt"):
         read_round(path)
@@ -401,7 +410,7 @@ def test_a_file_without_lines_or_with_groups_of_two_sizes(tmp_path: Path) -> Non
 
 def test_without_a_weight_of_the_demonstrations_they_are_dropped() -> None:
     """η = 0 leaves them no gradient, so they are not run and do not count as used: what is left is rejection."""
-    found = split(SMALL, config(sft_weight=0.0), TAU, SCALE)
-    other = split(SMALL, config(method="rejection"), TAU, SCALE)
+    found = assign_branches(SMALL, config(sft_weight=0.0), TAU, SCALE)
+    other = assign_branches(SMALL, config(method="rejection"), TAU, SCALE)
     assert found.branches == other.branches and found.weights.tolist() == other.weights.tolist()
     assert found.counts()["dropped"] == 3

@@ -156,7 +156,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("phase", ["sampling", "scoring", "training", "saving", "looking", "finishing"])
+@pytest.mark.parametrize("phase", ["sampling", "scoring", "training", "saving", "evaluating", "finishing"])
 def test_killed_in_a_phase_of_the_second_round_it_ends_the_same(
     phase: str, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,11 +165,11 @@ def test_killed_in_a_phase_of_the_second_round_it_ends_the_same(
         "scoring": (sampling, "score"),
         "training": (RoundTrainer, "training_step"),
         "saving": (module.PSLETrainer, "_save"),
-        "looking": (module.PSLETrainer, "_look"),
+        "evaluating": (module.PSLETrainer, "_evaluate"),
         "finishing": (module, "write_json_atomic"),
     }
     # How many calls go well: those of round 0 and, where a phase has several, the first ones of round 1.
-    well = {"sampling": 3, "scoring": 1, "training": 6 + 3, "saving": 1, "looking": 2, "finishing": 1}
+    well = {"sampling": 3, "scoring": 1, "training": 6 + 3, "saving": 1, "evaluating": 2, "finishing": 1}
     owner, name = at[phase]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, stopping(getattr(owner, name), well[phase]))
@@ -331,7 +331,7 @@ def test_rewards_of_an_interrupted_scoring_go_to_their_own_rows(
     assert main(command(rounds=1, eval_prompts=0, output_dir="whole")) == 0
     done = read_round(Path("whole/round-000/responses.jsonl"))
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "my_rows", lambda size: list(range(1, size, 2)))
+        patch.setattr(sampling, "local_rows", lambda size: list(range(1, size, 2)))
         patch.setattr(sampling, "score", stopping(sampling.score, 3))
         with pytest.raises(Killed):
             main(command(rounds=1, eval_prompts=0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from frugalign.methods.rerank.probe_tracking import ProbeFollower
+from frugalign.methods.rerank.probe_tracking import ProbeTracker
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 
 
@@ -16,9 +16,9 @@ def probes(width: int = 2) -> RepresentationModel:
     return found
 
 
-def follower(model: RepresentationModel, n: int, **options: float) -> ProbeFollower:
+def follower(model: RepresentationModel, n: int, **options: float) -> ProbeTracker:
     given = {"learning_rate": 0.5, "margin": 1.0} | options
-    return ProbeFollower(model, n, batch_size=n, seed=0, **given)  # type: ignore[arg-type]
+    return ProbeTracker(model, n, batch_size=n, seed=0, **given)  # type: ignore[arg-type]
 
 
 def test_one_step_by_hand() -> None:
@@ -91,14 +91,14 @@ def test_every_pair_comes_before_one_comes_again_and_state_goes_on() -> None:
         seen.extend(numbers)
         return better[numbers], worse[numbers]
 
-    followed = ProbeFollower(model, 10, learning_rate=0.5, margin=1.0, batch_size=5, seed=3)
+    followed = ProbeTracker(model, 10, learning_rate=0.5, margin=1.0, batch_size=5, seed=3)
     followed.begin(read)  # type: ignore[arg-type]
     seen.clear()
     for _ in range(4):
         followed.step(read)  # type: ignore[arg-type]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
     kept = json.loads(json.dumps(followed.state()))
-    other = ProbeFollower(probes(), 10, learning_rate=0.5, margin=1.0, batch_size=5, seed=3)
+    other = ProbeTracker(probes(), 10, learning_rate=0.5, margin=1.0, batch_size=5, seed=3)
     other.load_state(kept)
     followed.step(read), other.step(read)  # type: ignore[arg-type]
     assert torch.equal(other.probes.weight, followed.probes.weight) and other.window == followed.window

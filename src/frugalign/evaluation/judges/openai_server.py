@@ -1,8 +1,8 @@
-"""A language model behind an OpenAI-compatible chat server as pairwise judge: retries, a spending cap, answers kept on the disk.
+"""A model behind an OpenAI-compatible chat server as pairwise judge, with retries, a spending cap and a cache on disk.
 
-Nothing is sent but to the server that the user names, and with no key but the one in the variable that the user names. Requests go through
-the standard library: huggingface_hub's client hands the saved Hugging Face token to any server it is pointed at without a key. Left out on
-purpose: streaming, batch endpoints, connections kept open between requests, and counting tokens before the server has.
+Requests go only to the server that the user names, with only the key in the environment variable that the user names. They
+use the standard library, because huggingface_hub's client sends the saved Hugging Face token to any server if no key is
+given. Left out on purpose: streaming, batch endpoints, persistent connections, and local token counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
 
 _log = logging.getLogger(__name__)
 
-_MENDABLE = {
+_USER_ERRORS = {
     401: "refuses the key",
     402: "asks for payment",
     403: "refuses the key",
@@ -43,9 +43,9 @@ _RETRIED = {408, 409, 425, 429}
 _MAX_WAIT = 60.0
 """Seconds; the longest pause before a request is sent again."""
 _GIVE_UP = 20
-"""Comparisons in a row without an answer after which the rest of a call is not tried."""
+"""After this many failed comparisons in a row, the rest of a call is not tried."""
 _TEMPLATE_TOKENS = 100
-"""More tokens than a server's chat template puts around one message."""
+"""An upper bound on the tokens that a server's chat template adds to one message."""
 
 _KINDS = {
     **dict.fromkeys(("concurrency", "max_tokens"), COUNT),
@@ -53,32 +53,32 @@ _KINDS = {
     **dict.fromkeys(("temperature", "prompt_price", "completion_price", "max_cost"), NON_NEGATIVE),
     "timeout": POSITIVE,
 }
-"""What the numbers of `LLMJudgeOptions` may be."""
+"""Valid ranges of the numbers in `LLMJudgeOptions`."""
 
 
 @dataclass(frozen=True)
 class LLMJudgeOptions:
-    """How to reach the judge, and what it may cost.
+    """The judge's server, and the limits on its cost.
 
     Args:
-        base_url: up to and including `/v1`, as OpenAI's clients take it.
-        model: the name that the server knows it by.
-        api_key_env: name of the environment variable that holds the key; None: no key is sent.
-        max_tokens: the most that the judge may write for a verdict.
-        retries: how often a request is sent again after 408, 409, 425, 429, 5xx, a timeout or a lost connection, each time after 1, 2, 4, … seconds, or
-            as long as the server asks for, at most 60.
-        timeout: seconds without a sign of the server.
-        concurrency: requests under way at once.
-        max_requests: requests that may be sent, retries too.
-        max_cost: what may be spent, in the currency of the prices. Before a request is sent it is taken for as dear as it can be (a token for every
-            byte, all of `max_tokens`), so that the cap is not passed; one that timed out, or whose answer does not say what it used, counts as that.
-        prompt_price: of a million prompt tokens, counted by the server's `usage`.
-        completion_price: of a million tokens of the answers, likewise.
-        cache_path: JSON lines of what was answered; a run that was killed goes on with them.
-        criterion: what "better" means, in words that the judge reads.
+        base_url: the server's address up to and including `/v1`, as in OpenAI's clients.
+        model: the model's name on the server.
+        api_key_env: name of the environment variable that holds the key. None: no key is sent.
+        max_tokens: maximum length of a reply.
+        retries: how often a request is repeated after 408, 409, 425, 429, 5xx, a timeout or a lost connection. The waits are
+            1, 2, 4, … seconds, or as long as the server asks for, at most 60.
+        timeout: seconds without any response from the server.
+        concurrency: simultaneous requests.
+        max_requests: maximum number of requests, including retries.
+        max_cost: maximum cost, in the currency of the prices. Before it is sent, a request reserves its highest possible cost: one
+            token per byte, and all of `max_tokens`. A request that timed out, or whose reply has no `usage`, costs that much.
+        prompt_price: price of a million prompt tokens, counted by the server's `usage`.
+        completion_price: price of a million reply tokens, counted likewise.
+        cache_path: a JSON-lines file of replies, from which a killed run resumes.
+        criterion: what "better" means; the judge reads it.
 
     Raises:
-        FrugalignError: a value that cannot be meant.
+        FrugalignError: a value out of range.
     """
 
     base_url: str
@@ -103,33 +103,31 @@ class LLMJudgeOptions:
             if getattr(self, name) is not None:
                 check_value(name, getattr(self, name), kind)
         if self.max_cost is not None and self.prompt_price == self.completion_price == 0:
-            raise FrugalignError(
-                "max_cost needs prompt_price or completion_price: without them nothing costs anything."
-            )
+            raise FrugalignError("max_cost needs prompt_price or completion_price: without them every request is free.")
 
     @property
     def url(self) -> str:
-        """Where requests go."""
+        """The address of the requests."""
         base = self.base_url.rstrip("/")
         return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What so many tokens cost."""
+        """The cost of this many tokens."""
         return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
 
 
 class LLMJudge:
-    """A `PairJudge` that asks a server, once per comparison; `both_orders` does the swapping.
+    """A `PairJudge` that sends one request per comparison. `both_orders` swaps the answers.
 
-    A comparison has no verdict where the server did not answer or refused it (too long, say), where the answer held none, and
-    beyond a cap. The caps hold for this object; what the cache answers costs nothing.
+    A comparison has no verdict if the server fails or refuses it, if the reply holds none, or beyond a cap. The caps apply
+    to this object. Cached replies are free.
 
     Args:
-        sleep: waits so many seconds before a request is sent again.
+        sleep: waits this many seconds before a request is repeated.
 
     Raises:
-        FrugalignError: here, where the key's variable is not set or the cache cannot be read; from `compare`, all answers kept, for a key
-            or a model that the server does not take, no server at the address, or one that answers nothing.
+        FrugalignError: the key's variable is not set, or the cache cannot be read. `compare` raises it, with all replies kept, for a
+            key or model that the server refuses, for no server at the address, and for one that answers no request.
     """
 
     def __init__(self, options: LLMJudgeOptions, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -150,24 +148,27 @@ class LLMJudge:
 
     @property
     def counts(self) -> dict[str, float]:
-        """`requests` sent, retries too; comparisons that were `cached`, `failed` (no answer, or beyond a cap) or `unparsed` (an answer
-        without a verdict); tokens as the server counts them; `cost` in the currency of the prices."""
+        """Counts so far.
+
+        `requests`: sent, including retries. `cached`, `failed` (no reply, or beyond a cap), `unparsed` (a reply without a
+        verdict): comparisons. Tokens are the server's counts; `cost` is in the currency of the prices.
+        """
         return {**self._counts, "cost": self._cost}
 
     def compare(self, prompts: Sequence[Prompt], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
-        """1 for the first, 0 for the second, one half for a tie, None without a verdict."""
+        """1 for the first answer, 0 for the second, one half for a tie, None without a verdict."""
         bodies = [self._body(*row) for row in zip(prompts, first, second, strict=True)]
         keys = [hashlib.sha256(self.options.url.encode() + b"\n" + body).hexdigest() for body in bodies]
         self._counts["cached"] += sum(key in self._replies.texts for key in keys)
-        asked = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._replies.texts}
+        pending = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._replies.texts}
         self._failed_in_a_row, self._failure, self._cancelled = 0, None, False
         with ThreadPoolExecutor(self.options.concurrency) as pool:
-            waiting = [pool.submit(self._ask, key, body) for key, body in asked.items()]
+            waiting = [pool.submit(self._request, key, body) for key, body in pending.items()]
             try:
                 for future in as_completed(waiting):
                     future.result()
             except BaseException:
-                self._cancelled = True  # those under way do not try again
+                self._cancelled = True  # requests in flight are not retried
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return self._verdicts(keys)
@@ -186,16 +187,16 @@ class LLMJudge:
 
     def _body(self, prompt: Prompt, first: Any, second: Any) -> bytes:
         text = f"{comparison(prompt, first, second, self.options.criterion)}\n\n{VERDICT_REQUEST}"
-        asked = {
+        request = {
             "model": self.options.model,
             "messages": [{"role": "user", "content": text}],
             "max_tokens": self.options.max_tokens,
             "temperature": self.options.temperature,
         }
-        return json.dumps(asked).encode()
+        return json.dumps(request).encode()
 
-    def _ask(self, key: str, body: bytes) -> None:
-        """Have this answered and the answer kept, or give up after all tries."""
+    def _request(self, key: str, body: bytes) -> None:
+        """Send the request, with retries, and cache the reply."""
         dearest = self.options.price(len(body) + _TEMPLATE_TOKENS, self.options.max_tokens)
         failure: _Failure | None = None
         for attempt in range(self.options.retries + 1):
@@ -227,7 +228,7 @@ class LLMJudge:
             self._failure = failure
 
     def _admitted(self, dearest: float) -> bool:
-        """Whether one more request may be sent; waits for those under way where it depends on what they turn out to cost."""
+        """Whether one more request may be sent. Waits for requests in flight if their cost decides."""
         options = self.options
         with self._turn:
             while not (self._capped or self._cancelled or self._failed_in_a_row >= _GIVE_UP):
@@ -249,7 +250,7 @@ class LLMJudge:
         _log.warning("The judge %s has reached %s: the remaining comparisons have no verdict.", self.name, cap)
 
     def _settle(self, dearest: float, cost: float, usage: tuple[int, int]) -> None:
-        """A request is over: what it cost takes the place of what was held back for it."""
+        """Replace a finished request's reserved cost by its actual cost."""
         with self._turn:
             self._under_way -= 1
             self._reserved = self._reserved - dearest if self._under_way else 0.0
@@ -259,7 +260,7 @@ class LLMJudge:
             self._turn.notify_all()
 
     def _post(self, body: bytes) -> bytes:
-        """What the server answers. A `_Failure` where it does not; FrugalignError where it will not answer any other request either."""
+        """The server's response. Raises `_Failure` for this request, or FrugalignError if all requests would fail."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
             request = urllib.request.Request(self.options.url, body, headers)
@@ -268,8 +269,8 @@ class LLMJudge:
                 return content
         except urllib.error.HTTPError as error:
             with error:
-                said = self._said(error)
-            if what := "moved, and is not followed" if 300 <= error.code < 400 else _MENDABLE.get(error.code):
+                said = self._server_message(error)
+            if what := "moved, and is not followed" if 300 <= error.code < 400 else _USER_ERRORS.get(error.code):
                 if error.code in (401, 403) and not self._key:
                     what = "asks for a key (api_key_env names the environment variable that holds it)"
                 raise FrugalignError(
@@ -285,8 +286,8 @@ class LLMJudge:
             said = f"{type(reason).__name__}: {reason}".rstrip(".: ")
             raise _Failure(said, again=True, no_server=isinstance(error, urllib.error.URLError)) from error
 
-    def _said(self, error: urllib.error.HTTPError) -> str:
-        """A refusal in the server's words, short, and without the key, which some servers repeat."""
+    def _server_message(self, error: urllib.error.HTTPError) -> str:
+        """The server's error message, shortened and without the key, which some servers repeat."""
         try:
             text = error.read(10_000).decode(errors="replace")
             found = json.loads(text)["error"]
@@ -310,7 +311,7 @@ def _is_address(url: str) -> bool:
 
 
 class _Failure(Exception):
-    """A request without an answer. `again`: sending it again may help, after `wait` seconds where the server asks for them."""
+    """A failed request. `again`: a retry may help, after `wait` seconds if the server asks for them."""
 
     def __init__(
         self, why: str, *, again: bool, wait: float = 0.0, no_server: bool = False, may_be_billed: bool = False
@@ -320,14 +321,14 @@ class _Failure(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Redirects are refused: one that is followed makes a GET of the POST and carries the key to another server."""
+    """Refuses redirects: following one would turn the POST into a GET and send the key to another server."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
 def _read_reply(content: bytes) -> tuple[str, tuple[int, int]]:
-    """The text of a chat completion (empty where it has none), and its tokens of prompt and completion (0 where it does not say)."""
+    """The text of a chat completion (empty if missing), and its prompt and completion tokens (0 if missing)."""
     try:
         answer = json.loads(content)
         text, usage = answer["choices"][0]["message"]["content"], answer.get("usage") or {}
@@ -338,7 +339,7 @@ def _read_reply(content: bytes) -> tuple[str, tuple[int, int]]:
 
 
 def _seconds(header: str | None) -> float:
-    """The seconds of a Retry-After header; 0 where there is none, or a date."""
+    """The seconds in a Retry-After header; 0 for a date or a missing header."""
     try:
         return max(0.0, float(header or 0))
     except ValueError:
@@ -346,7 +347,7 @@ def _seconds(header: str | None) -> float:
 
 
 class _Replies:
-    """`texts`: what was answered, by the hash of what was asked; also in a file, line by line as the answers come."""
+    """Cached replies: `texts` maps a request's hash to its reply. A file receives each reply as it arrives."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.texts = path, dict[str, str]()
@@ -357,17 +358,17 @@ class _Replies:
                 content = path.read_bytes()
             except OSError as error:
                 raise FrugalignError(f"Cannot read the judge's cache {path}: {error.strerror or error}.") from error
-        # By bytes: a kill may cut a line within a character, and a reply may hold characters that splitlines breaks at.
+        # Split bytes: a kill may truncate a line within a character, and a reply may contain Unicode line breaks.
         for line in content.split(b"\n"):
             try:
                 row = json.loads(line)
                 self.texts[str(row["key"])] = str(row["reply"])
             except (ValueError, TypeError, KeyError):
-                continue  # cut by a kill
+                continue  # truncated by a kill
         self._cut = not content.endswith(b"\n") and bool(content)
 
     def add(self, key: str, text: str) -> None:
-        """Keep an answer, at once."""
+        """Store a reply, in memory and on disk."""
         with self._lock:
             self.texts[key] = text
             if self.path is None:
@@ -376,5 +377,5 @@ class _Replies:
             with writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(f"\n{line}" if self._cut else line)  # what a kill cut stays a line of its own
+                    file.write(f"\n{line}" if self._cut else line)  # a truncated line stays separate
             self._cut = False

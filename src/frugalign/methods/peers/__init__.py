@@ -1,1 +1,1 @@
-"""What the methods are compared with: TRL's trainers."""
+"""TRL's trainers, for comparison with our methods."""

@@ -1,4 +1,4 @@
-"""TRL's configs: whose fields a study's line may set. Here a missing TRL is noticed."""
+"""TRL's configs, whose fields a study's line may set. A missing TRL is reported here."""
 
 from frugalign.base.errors import FrugalignError
 

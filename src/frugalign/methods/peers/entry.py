@@ -1,4 +1,4 @@
-"""TRL's trainers as methods, for comparison: how a study's budget sizes them."""
+"""TRL's trainers as methods, with their size within a study's budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STANDS_FOR_PPO = "RLOO and GRPO stand for RLHF where the papers have PPO, which
 
 
 def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> PolicyValues:
-    """Train on the stored preferences, else on ranked pairs of the base's responses, all of which the budget's steps use."""
+    """Train on the stored preferences, or else on ranked pairs of the base's responses. The batch size lets the budget's steps use all pairs."""
     from frugalign.data.pairs import preference_pairs
     from frugalign.methods.peers.trl import PeerRun, train_on_pairs
 
@@ -43,7 +43,7 @@ def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> PolicyValues:
 
 
 def on_rewards(job: Job, method: str) -> PolicyValues:
-    """Train on the study's reward. Tokens give the size and number of the rollouts, steps their number."""
+    """Train on the study's reward. A token budget sets the rollouts' size and number, a step budget their number."""
     from frugalign.methods.peers.trl import PeerRun, train_on_rewards
     from frugalign.rewards import load_rewards
 
@@ -82,7 +82,7 @@ def _common(job: Job) -> dict[str, Any]:
 
 
 def lacks_label_noise(setting: Mapping[str, Any]) -> str | None:
-    """Robust DPO needs to be told how many labels are wrong."""
+    """Robust DPO needs the share of wrong labels."""
     known = 0 < setting.get("label_smoothing", 0.0) < 0.5
     return None if known else "needs label_smoothing, the share of wrong labels, in (0, 0.5)"
 

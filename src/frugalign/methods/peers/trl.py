@@ -1,7 +1,7 @@
-"""The peers that TRL has: SFT, IPO, robust DPO, KTO, RLOO and GRPO, by TRL's own trainers and losses.
+"""SFT, IPO, robust DPO, KTO, RLOO and GRPO with TRL's own trainers and losses.
 
-What is ours: token ids by the same definition of an exchange as every other method here, rewards called as everywhere here, and the ledger's counts,
-taken at the model itself. Left out on purpose: any change to a loss. PPO is not in TRL any more; RLOO and GRPO stand for it.
+We encode the data and call the rewards as for every other method, and the ledger counts tokens at the model itself. Left out
+on purpose: any change to a loss. TRL no longer has PPO; RLOO and GRPO stand for it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _KTO(KTOTrainer):
         """Nothing is sent."""
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-        """Ids already; each batch's completions rotated by one for TRL's estimate of the KL."""
+        """The data is encoded already. TRL's KL estimate needs each batch's completions rotated by one."""
         size = args.per_device_train_batch_size
         every = dataset["completion_ids"][:]
         rotated = [ids for start in range(0, len(every), size) for ids in _rotated(every[start : start + size])]
@@ -128,7 +128,7 @@ def train_on_pairs(method: str, base: LoadedModel, pairs: Dataset, run: PeerRun)
             for side in ("chosen", "rejected")
             for prompt, answer in zip(columns["prompt_ids"], columns[f"{side}_ids"], strict=True)
         ]
-        # TRL takes the rows in their order.
+        # TRL does not shuffle the rows.
         random.Random(int(common.get("seed", 0))).shuffle(rows)
         trainer = _KTO(args=KTOConfig(**common), train_dataset=Dataset.from_list(rows), **shared)
     else:
@@ -169,10 +169,10 @@ def train_on_rewards(
 
 
 def _reward(rewards: Sequence[NamedReward], weights: list[float] | None, ledger: Ledger) -> Callable[..., list[Any]]:
-    """The rewards as one TRL reward; texts where the prompts were texts, and sampled tokens counted."""
+    """The rewards as one TRL reward, which also counts sampled tokens. Text prompts stay text."""
 
     def total(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[Any]:
-        # Every token but a completion's last one is fed again; the prompts are counted as they are fed (see `counted`).
+        # All tokens of a completion but the last are fed again. `counted` counts the prompts.
         tokens = sum(map(len, completion_ids))
         ledger.count(generated_tokens=tokens, lm_forward_tokens=tokens - len(completion_ids))
         own = {
@@ -191,7 +191,7 @@ def _reward(rewards: Sequence[NamedReward], weights: list[float] | None, ledger:
 
 
 def _text_of(prompt: Any) -> Any:
-    """One user turn as its text; a longer conversation as it is."""
+    """The text of a single user turn; longer conversations are unchanged."""
     if isinstance(prompt, list) and len(prompt) == 1 and prompt[0].get("role") == "user":
         return prompt[0]["content"]
     return prompt
@@ -201,7 +201,7 @@ def _text_of(prompt: Any) -> Any:
 
 
 def _lora(options: dict[str, Any]) -> Any:
-    """The LoRA that the options ask for, None for every weight; takes them out of the options."""
+    """The LoRA that the options describe, or None for every weight. Removes these options."""
     from types import SimpleNamespace
 
     wanted = bool(options.pop("use_peft", True))
@@ -219,10 +219,10 @@ class _CountSteps(TrainerCallback):
 
 @contextmanager
 def counted(models: Sequence[Any], ledger: Ledger) -> Iterator[None]:
-    """Count the real tokens of every forward pass through these models, padding and what a cache holds left out.
+    """Count the tokens of every forward pass through these models, without padding and cached tokens.
 
-    Single tokens after a cache are left out too: while sampling, `generate` goes on feeding padding to rows that have ended, and its mask
-    does not say so; what was really sampled is counted from the completions.
+    Single tokens after a cache are not counted. While sampling, `generate` feeds padding to rows that have ended, without
+    masking it. Sampled tokens are counted from the completions instead.
     """
 
     def count(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

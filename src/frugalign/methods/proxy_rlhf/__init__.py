@@ -1,4 +1,4 @@
-"""Proxy-RLHF (arXiv 2403.04283): training the proxy by a reward. Importing this package imports no torch."""
+"""Proxy-RLHF (arXiv 2403.04283): train a proxy with a reward. Importing this package imports no torch."""
 
 from frugalign.base.specs import lazy_exports
 

@@ -1,6 +1,6 @@
 """Proxy-RLHF's training signal as pure functions: advantages, the clipped objective, the KL controller (`docs/methods/proxy.md#training`).
 
-Shapes: `S` sequences of at most `n` positions, `N` judged positions in all.
+Shapes: `S` sequences of at most `n` positions, and `N` decided positions in all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Reward minus the mean reward of the prompt's *other* completions.
 
     Args:
-        rewards: `[S]`, NaN where a reward was skipped.
-        groups: `[S]` int64, equal for completions of one prompt.
+        rewards: `[S]`, NaN if a reward was skipped.
+        groups: `[S]` int64, equal for completions of the same prompt.
 
     Returns:
-        advantage `[S]` (0 where skipped), usable `[S]` bool (false where skipped, or alone in its group).
+        advantage `[S]` (0 if skipped), and usable `[S]` bool (false if skipped, or alone in its group).
     """
     present = ~rewards.isnan()
     values = rewards.nan_to_num(0.0)
@@ -33,7 +33,7 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kl_to_go(kl: Tensor, valid: Tensor) -> Tensor:
-    """`Σ_{t'>t} KL_{t'}` for `kl [S, n]`, `valid [S, n]` true at real positions: `[S, n]`."""
+    """`Σ_{t'>t} KL_{t'}` for `kl [S, n]`: `[S, n]`. `valid [S, n]` is true at real positions."""
     kl = torch.where(valid, kl, torch.zeros_like(kl))
     return kl.flip(1).cumsum(1).flip(1) - kl
 
@@ -41,8 +41,8 @@ def kl_to_go(kl: Tensor, valid: Tensor) -> Tensor:
 def centre_by_position(values: Tensor, valid: Tensor, reduce_sum: object = None) -> Tensor:
     """Subtract, at each position, the mean over the sequences that reach it: `[S, n]` -> `[S, n]`, 0 at padding.
 
-    The KL still to come shrinks along a completion whatever the choices, so one mean for the whole batch would reward early tokens.
-    `reduce_sum` sums a tensor over processes where there are several.
+    The KL to go shrinks along a completion, whatever the choices. A single mean for the batch would reward early tokens.
+    `reduce_sum` sums a tensor over processes.
     """
     stacked = torch.stack([torch.where(valid, values, torch.zeros_like(values)).sum(0), valid.to(values.dtype).sum(0)])
     if callable(reduce_sum):
@@ -77,7 +77,7 @@ def gae(rewards: Tensor, kl: Tensor, values: Tensor, valid: Tensor, beta: float,
 def clipped_objective(
     log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate per position `[N]` (to be maximised), and whether the clip was active `[N]`."""
+    """PPO's clipped surrogate per position `[N]`, to be maximised, and whether the clip was active `[N]`."""
     ratio = (log_prob - old_log_prob).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
@@ -86,11 +86,11 @@ def clipped_objective(
 
 
 def adapt_beta(beta: float, kl: float, previous_kl: float, target: float) -> float:
-    """One step of a proportional-integral controller on `log β` **[ours]**: `kl` towards `target`, nats a sequence.
+    """One step of a proportional-integral controller on `log β` **[ours]** that moves `kl` towards `target`, in nats per sequence.
 
-    `β ← β·exp((kl − previous_kl)/target + clip(0.3·(kl/target − 1), −0.02, 0.02))`. The slow second term is the adaptive controller of
-    Ziegler et al. (2019); alone it lowers β all the while that the KL is on its way up, and overshoots. The first term
-    brakes while the KL rises, and telescopes: it adds nothing in the long run.
+    `β ← β·exp((kl − previous_kl)/target + clip(0.3·(kl/target − 1), −0.02, 0.02))`. The slow second term is the adaptive
+    controller of Ziegler et al. (2019). Alone it keeps lowering β while the KL rises, and overshoots. The first term damps the
+    rise. It telescopes, so it adds nothing in the long run.
     """
     change = max(-1.0, min(1.0, (kl - previous_kl) / target))
     drift = max(-0.02, min(0.02, 0.3 * (kl / target - 1.0)))

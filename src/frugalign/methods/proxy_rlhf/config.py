@@ -21,7 +21,7 @@ _NOT_CARRIED_OVER = {
 
 @dataclass
 class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
-    """All that a run needs; every field of `ProxyOptions` and of `TrainingArguments`.
+    """The configuration of a run: every field of `ProxyOptions` and of `TrainingArguments`.
 
     Raises:
         FrugalignError: values that contradict each other, in one sentence.
@@ -35,7 +35,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
             self.output_dir = "runs/proxy"
         if self.eval_steps is not None:
             self.eval_strategy = "steps"
-        # The proxy trains in float32 whatever the base is; the data are made in the loop, one rollout a batch.
+        # The proxy always trains in float32. Rollouts generate the data, so no loader workers are needed.
         self.bf16 = self.fp16 = False
         self.remove_unused_columns = False
         self.dataloader_num_workers = 0
@@ -74,12 +74,14 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimiser steps that one rollout feeds."""
+        """Optimiser steps per rollout."""
         return self.num_iterations * self.num_mini_batches
 
     def round_steps(self, rounds_per_epoch: int) -> None:
-        """Bring all counts of steps to whole rollouts (in place): max_steps from the epochs where it is -1, save_steps and
-        eval_steps from their share of max_steps where they are below 1, as in transformers."""
+        """Round all step counts up to whole rollouts, in place.
+
+        If max_steps is -1, it follows from the epochs. save_steps and eval_steps below 1 are shares of max_steps, as in transformers.
+        """
 
         def whole(steps: float) -> int:
             return max(1, math.ceil(steps / self.steps_per_rollout)) * self.steps_per_rollout
@@ -94,11 +96,11 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
 
     @property
     def prompts_per_device(self) -> int:
-        """Distinct prompts of a rollout on one device."""
+        """Prompts per rollout on one device."""
         return self.per_device_train_batch_size // self.num_generations
 
     def network(self) -> dict[str, Any]:
-        """The part of the options that the proxy's own config stores; None where a default depends on the base."""
+        """The options that the proxy's config stores. None stands for a default that depends on the base."""
         bias = 0.0 if self.objective == "marginal" else 2.0
         cap = 8 if self.candidate_features == "lookahead" else 256
         return {

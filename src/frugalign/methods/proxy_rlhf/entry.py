@@ -1,4 +1,4 @@
-"""Proxy-RLHF as a method: its command, and how a study's budget sizes its rollouts."""
+"""Proxy-RLHF as a method: its command, and its rollouts within a study's budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job) -> PolicyValues:
-    """Train a proxy by the study's reward. Tokens give the size and number of the rollouts, steps their number."""
+    """Train a proxy with the study's reward. A token budget sets the rollouts' size and number, a step budget their number."""
     from frugalign.methods.proxy_rlhf.config import ProxyConfig
     from frugalign.methods.proxy_rlhf.run import train_proxy
 
@@ -36,7 +36,7 @@ def run(job: Job) -> PolicyValues:
 
 
 def closing(config: ProxyConfig, trainer: ProxyTrainer) -> list[str]:
-    """What a proxy cost, and the command that evaluates it."""
+    """The cost of the proxy, and the command that evaluates it."""
     if not trainer.is_world_process_zero():
         return []
     share = trainer.ledger.shares["of_base"] or 0.0
@@ -50,7 +50,7 @@ def closing(config: ProxyConfig, trainer: ProxyTrainer) -> list[str]:
 
 
 def is_control(setting: Mapping[str, Any]) -> bool:
-    """A proxy that does not read the state."""
+    """Whether the proxy ignores the state."""
     return bool(setting.get("candidate_features") == "token_bias")
 
 

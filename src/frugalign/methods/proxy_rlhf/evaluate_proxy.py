@@ -1,4 +1,4 @@
-"""How a proxy does on held-out prompts while it is trained: measured as `frugalign evaluate` does, by the trainer's own rewards."""
+"""Evaluate a proxy on held-out prompts during training, as `frugalign evaluate` does, with the trainer's rewards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.decoding.loop import Step
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import embedding_rows
-from frugalign.evaluation.responses import measured
+from frugalign.evaluation.responses import measure_responses
 from frugalign.evaluation.schema import Response, estimates
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.policies.policy import Policy, Record
@@ -19,16 +19,16 @@ from frugalign.policies.spec import PolicySpec, SamplingSettings
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.network import ProxyModel
 from frugalign.proxy.overseer import relative_acceptance
-from frugalign.runs.processes import my_rows, shared
+from frugalign.runs.processes import gather_rows, local_rows
 
 _EPOCH = -1
-"""Evaluation prompts draw their noise from an epoch of their own: the same at every evaluation, never that of training."""
+"""The noise epoch of all evaluations. Training never uses it."""
 _LOGGED = ("reward", "kl_per_sequence", "kl_restriction", "mean_length", "ended_rate")
 
 
 @dataclass
 class _Acceptance:
-    """An observer of the decoding loop: the mean acceptance of the tokens that were emitted."""
+    """A decoding observer that averages the acceptance of the emitted tokens."""
 
     total: float = 0.0
     n: int = 0
@@ -42,23 +42,23 @@ class _Acceptance:
 def evaluate_proxy(
     base: LoadedModel, proxy: ProxyModel, rows: PromptRows, scoring: Scoring, args: ProxyConfig, ledger: Ledger
 ) -> dict[str, float]:
-    """Means over one completion of every prompt, under fixed noise; each process answers its share.
+    """Mean measures over one completion per prompt, under fixed noise. Processes share the prompts.
 
-    `reward` is the total of `scoring` and the penalty of completions without an end; `acceptance` that of the emitted tokens. A measure
-    that does not apply is left out.
+    `reward` is the total of `scoring`, plus the penalty for completions without an end token. `acceptance` is the mean over
+    the emitted tokens. Measures that do not apply are left out.
     """
     guide = ProxyGuide.build([proxy], embedding_rows(base.model))
     policy = Policy(PolicySpec(), base, base.model, base.model, guide=guide, artefact=proxy.config)
-    settings = policy.settled(SamplingSettings(seed=args.seed))
-    numbers, acceptance = my_rows(len(rows)), _Acceptance()
+    settings = policy.with_defaults(SamplingSettings(seed=args.seed))
+    numbers, acceptance = local_rows(len(rows)), _Acceptance()
     batch = policy.encode(rows.take(numbers), settings, numbers=numbers, epoch=_EPOCH)
     record = Record(observer=acceptance, state_layers=scoring.state_layers)
     sampled = policy.sample(batch, settings, batch_size=args.per_device_train_batch_size, ledger=ledger, record=record)
     divergence = policy.divergence(batch, sampled, settings)
-    responses = measured(policy, batch, sampled, scoring, ledger, divergence=divergence)
+    responses = measure_responses(policy, batch, sampled, scoring, ledger, divergence=divergence)
     penalised = [_with_penalty(each, args.missing_eos_penalty).to_line() for each in responses]
-    everyone = [Response.from_line(line) for _, line in shared(list(zip(numbers, penalised, strict=True)))]
-    accepted = shared([(0, acceptance.total, acceptance.n)])
+    everyone = [Response.from_line(line) for _, line in gather_rows(list(zip(numbers, penalised, strict=True)))]
+    accepted = gather_rows([(0, acceptance.total, acceptance.n)])
     return _means(everyone) | {
         "acceptance": sum(total for _, total, _ in accepted) / max(1, sum(n for *_, n in accepted))
     }

@@ -1,4 +1,4 @@
-"""From a scored rollout to minibatches: advantages, their common scale, and the split into optimiser steps."""
+"""From a scored rollout to minibatches: advantages, their scale, and the split into optimiser steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LOGGED_COMPLETIONS = 4
 
 @dataclass(frozen=True)
 class Prompts:
-    """A data set with its token ids; what a rollout draws from."""
+    """The training prompts with their token ids."""
 
     dataset: Dataset
     ids: list[list[int]]
@@ -51,7 +51,7 @@ class Prompts:
         rewards: Tensor,
         extra: dict[str, list[Any]],
     ) -> None:
-        """Append a few completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
+        """Append some completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
         folder.mkdir(parents=True, exist_ok=True)
         texts = self.texts(rollout)
         with (folder / COMPLETIONS_FILE).open("a", encoding="utf-8") as file:
@@ -67,8 +67,11 @@ class Prompts:
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """`rewards [S]`, NaN where skipped or not applicable; how many rows a failing reward lost; the mean of each reward where it
-    applies; what the rewards logged themselves (TRL's `log_metric` and `log_extra`)."""
+    """The rewards of a rollout.
+
+    `rewards [S]`: totals, NaN if skipped or not applicable. `n_skipped`: rows on which a reward failed. `means`: the mean of
+    each reward where it applies. `metrics`, `extra`: what the rewards logged through TRL's `log_metric` and `log_extra`.
+    """
 
     rewards: Tensor
     n_skipped: int
@@ -125,7 +128,7 @@ def score_rollout(
 
 @dataclass
 class Experience:
-    """Minibatches of one rollout, and what to log about them."""
+    """The minibatches of a rollout, and the statistics to log."""
 
     minibatches: list[Minibatch]
     mean_reward: float
@@ -158,7 +161,7 @@ class Experience:
             usable = usable & torch.tensor(rollout.generation.ended)
         n_usable = reduce_sum(usable.double().sum())
         spread = _std(baseline_free[usable], reduce_sum)
-        scale = spread if spread > 1e-6 else 1.0  # where all advantages are the same there is nothing to scale
+        scale = spread if spread > 1e-6 else 1.0  # equal advantages need no scale
         adv, use = baseline_free.float().to(device), usable.to(device)
         if args.advantage == "gae":
             values = _values(proxy, rollout)

@@ -1,4 +1,4 @@
-"""The proxy's loss on a minibatch of judged positions: candidates' features, the three objectives, exact KL, PPO-clip (`docs/methods/proxy.md#training`)."""
+"""The proxy's loss on a minibatch of positions: the three objectives, exact KL, PPO-clip (`docs/methods/proxy.md#training`)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CHUNK_ELEMENTS = 4_000_000
 
 @dataclass
 class Minibatch:
-    """Judged positions with their training signal.
+    """Positions with their training signal.
 
-    `embeddings [U, D]` and `index [N, K]`: the distinct candidates; `advantage [N]` and `kl_weight` already carry 1/std;
-    `returns [N]`: value targets (GAE) or None; `n_sequences`: what sums are divided by.
+    `embeddings [U, D]`, `index [N, K]`: the distinct candidates. `advantage [N]`, `kl_weight`: already scaled by 1/std.
+    `returns [N]`: value targets of GAE, or None. `n_sequences`: the divisor of the sums.
     """
 
     positions: Positions
@@ -34,9 +34,9 @@ class Minibatch:
 
 
 def log_probabilities(score: Tensor, positions: Positions, objective: overseer.Objective) -> tuple[Tensor, Tensor]:
-    """Log-probability of what was done at each position under the objective, and `KL(π‖p)` there: `[N]` each.
+    """Log-probability of the recorded choice at each position under the objective, and `KL(π‖p)` there: `[N]` each.
 
-    `score [N, K]`: the proxy's logits of acceptance.
+    `score [N, K]`: the proxy's acceptance logits.
     """
     log_a, log_1ma = overseer.log_acceptance(score)
     if objective == "marginal":
@@ -54,8 +54,10 @@ def log_probabilities(score: Tensor, positions: Positions, objective: overseer.O
 
 
 def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
-    """The quadrature in chunks of positions with about as many candidates, each recomputed in the backward pass: `[N, K, nodes]`
-    never exists as a whole, and little of it is padding."""
+    """The quadrature, in chunks of positions with similar numbers of candidates.
+
+    Each chunk is recomputed in the backward pass. `[N, K, nodes]` never exists as a whole, and little of it is padding.
+    """
     n, width = log_a.shape
     size = max(1, _CHUNK_ELEMENTS // (64 * width))
     if n <= size:
@@ -71,7 +73,7 @@ def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
 
 
 def distinct(positions: Positions, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The minibatch's distinct candidates: their embedding rows `[U, D]` and the index `[N, K]` into them."""
+    """The embedding rows `[U, D]` of the distinct candidates, and the index `[N, K]` into them."""
     if rows is None:
         return None, None
     ids, index = positions.ids.unique(return_inverse=True)

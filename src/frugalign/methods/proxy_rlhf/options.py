@@ -1,4 +1,4 @@
-"""The proxy's own options, without torch: `frugalign proxy --help` reads this file, `ProxyConfig` adds `TrainingArguments`."""
+"""The proxy's own options, without torch. `frugalign proxy --help` reads this file; `ProxyConfig` adds `TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSI
 @dataclass
 @defaults(max_steps=960, learning_rate=1e-2, per_device_train_batch_size=128, save_steps=100, beta=0.05)
 @notes(
-    model_name_or_path="It stays frozen.",
+    model_name_or_path="The model stays frozen.",
     dataset_name="It holds prompts in a `prompt` column (strings or messages).",
     adapter="It is part of the frozen base.",
     temperature="The base proposes tokens at it.",
@@ -41,7 +41,7 @@ class ProxyOptions(
     groups.ModelAdapter,
     groups.Model,
 ):
-    """Options of `frugalign proxy`. Names are TRL's and transformers' where they have one."""
+    """Options of `frugalign proxy`, with the names of TRL and transformers where they exist."""
 
     objective: Literal["marginal", "sequential", "sequential_integrated"] = option(
         "marginal",

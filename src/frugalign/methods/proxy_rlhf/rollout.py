@@ -1,7 +1,8 @@
-"""One round of experience: completions under the current proxy, their rewards, and every judged position kept for the optimisation.
+"""Rollouts: completions under the current proxy, with every position that the optimisation needs.
 
-The buffer holds the LM head's inputs, candidate ids and proposal log-probabilities, so the optimisation runs no LM forward. Positions with
-one candidate carry no choice: only their KL is kept (all positions are, where a value head needs their states).
+The buffer holds the LM head's inputs, candidate ids and proposal log-probabilities, so the optimisation runs no LM forward
+pass. At a position with a single candidate there is nothing to decide, and only its KL is kept. A value head needs the
+states of all positions, and then all are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from frugalign.proxy.overseer import entropy, expected_rejections, relative_acce
 
 @dataclass
 class Positions:
-    """`N` judged positions, padded to `K` candidates.
+    """`N` decided positions, padded to `K` candidates.
 
     `sequence`, `position [N]`; `hidden [N, D]`; `ids [N, K]`, `log_p [N, K]` (proposals, −inf at padding), `mask [N, K]`; `choice [N]`;
     `rejected [N, K]`, `coin_flipped [N]`: the coin flips of the sequential overseer; `lookahead [N, K, D]`.
@@ -42,7 +43,7 @@ class Positions:
     lookahead: Tensor | None
 
     def select(self, rows: Tensor) -> Positions:
-        """The chosen positions, padding trimmed to what they need."""
+        """The chosen positions, with padding trimmed."""
         width = max(1, int(self.mask[rows].sum(-1).max())) if len(rows) and rows.any() else 1
 
         def pick(value: Tensor | None) -> Tensor | None:
@@ -63,7 +64,7 @@ class Positions:
 
 @dataclass
 class Rollout:
-    """Completions and judged positions of `S` sequences; `kl [S, n]` (restriction + choice) and `valid [S, n]` per position."""
+    """Completions and decided positions of `S` sequences. `kl [S, n]` (restriction + choice) and `valid [S, n]` are per position."""
 
     generation: Generation
     positions: Positions
@@ -73,7 +74,7 @@ class Rollout:
 
 
 class _Recorder:
-    """The loop's observer: keeps what the optimisation needs."""
+    """A decoding observer that keeps what the optimisation needs."""
 
     def __init__(self, n_sequences: int, n_positions: int, keep_all: bool) -> None:
         self.kl = torch.zeros(n_sequences, n_positions)
@@ -91,17 +92,17 @@ class _Recorder:
         self.kl[rows, step.position] = (step.emission.kl_restriction + step.emission.kl_choice).float().cpu()
         self.valid[rows, step.position] = True
         self._count(details)
-        judged = found.mask.sum(-1) >= 2
+        decided = found.mask.sum(-1) >= 2
         if self.keep_all:
-            judged = torch.ones_like(judged)
-        if not bool(judged.any()):
+            decided = torch.ones_like(decided)
+        if not bool(decided.any()):
             return
-        kept, device = details.select(judged), judged.device
+        kept, device = details.select(decided), decided.device
         self.parts.append(
             Positions(
-                sequence=rows[judged.cpu()].to(device),
-                position=torch.full((int(judged.sum()),), step.position, device=device),
-                hidden=step.hidden[judged],
+                sequence=rows[decided.cpu()].to(device),
+                position=torch.full((int(decided.sum()),), step.position, device=device),
+                hidden=step.hidden[decided],
                 ids=kept.candidates.ids,
                 log_p=kept.candidates.log_p,
                 mask=kept.candidates.mask,

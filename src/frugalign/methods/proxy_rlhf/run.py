@@ -1,4 +1,4 @@
-"""What `frugalign proxy` does: load, hold out, train, save; callable from Python with a `ProxyConfig`."""
+"""`frugalign proxy`: load, hold out, train, save. Callable from Python with a `ProxyConfig`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl_per_sequ
 
 
 def train_proxy(config: ProxyConfig, callbacks: Sequence[TrainerCallback] = ()) -> ProxyTrainer:
-    """Train a proxy as `config` says and leave the artefact, its card, `config.yaml`, `metrics.jsonl` and `costs.json` in its run folder.
+    """Train a proxy and save it in the run folder, with its card, `config.yaml`, `metrics.jsonl` and `costs.json`.
 
-    The prompts trained on: the `train` split where the data set has one, else all but a held-out tenth (by prompt), which `evaluate`
-    recognises and uses. `eval_steps` evaluates on that tenth, or on `validation` where there is one.
+    Training uses the `train` split if there is one. Otherwise it holds out a tenth of the prompts, which `evaluate` later
+    finds and uses. `eval_steps` evaluates on the `validation` split, or else on that tenth.
 
     Raises:
-        FrugalignError: whatever the user can mend.
+        FrugalignError: a user error.
     """
     for name in ("model_name_or_path", "dataset_name", "reward"):
         if not getattr(config, name):

@@ -1,4 +1,4 @@
-"""Which prompts a round uses: a pure function of the seed and the round, so a resumed or a parallel run needs no data state."""
+"""The prompts of each round, as a pure function of seed and round. Resumed and parallel runs need no data state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Schedule:
-    """Prompts of every round; an epoch is one pass over the prompts in a fresh order, a partial last round dropped."""
+    """The prompts of every round. Each epoch visits all prompts in a new order and drops a partial last round."""
 
     n_prompts: int
     prompts_per_round: int
@@ -20,18 +20,18 @@ class Schedule:
         return max(1, self.n_prompts // self.prompts_per_round)
 
     def prompts(self, round_: int) -> tuple[int, list[int]]:
-        """(epoch, indices `[prompts_per_round]`) of a round, for all processes together."""
+        """(epoch, indices `[prompts_per_round]`) of a round, over all processes."""
         epoch, within = divmod(round_, self.rounds_per_epoch)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.n_prompts, generator=generator).tolist()
         start = within * self.prompts_per_round
-        # A data set smaller than one round is used several times in it; the samples of a prompt are numbered apart.
+        # A data set smaller than one round is repeated in it. The repeats get different sample numbers.
         chosen = [order[(start + i) % self.n_prompts] for i in range(self.prompts_per_round)]
         return epoch, chosen
 
 
 def sample_numbers(indices: list[int], num_generations: int) -> list[int]:
-    """Number the completions of each prompt 0, 1, … where every index stands for `num_generations` completions in a row."""
+    """Number each prompt's completions 0, 1, …; every index stands for `num_generations` consecutive completions."""
     seen: dict[int, int] = {}
     numbers = []
     for index in indices:

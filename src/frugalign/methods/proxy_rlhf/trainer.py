@@ -1,8 +1,8 @@
-"""`ProxyTrainer`: Proxy-RLHF on `transformers.Trainer`. The mathematics is in `overseer` and `losses`; this file moves data.
+"""`ProxyTrainer`: Proxy-RLHF on `transformers.Trainer`. The mathematics is in `proxy.overseer` and `loss`.
 
-`Trainer` receives the proxy alone, so it wraps, optimises and saves little; the frozen LM is a plain attribute and in no state
-dict. One round = one rollout, shared by `steps_per_rollout` optimiser steps; round and prompts follow from `global_step`, noise
-from (seed, epoch, prompt, sample, position), so a resumed run repeats the interrupted one bit by bit. The data loader only counts steps.
+`Trainer` receives only the proxy. The frozen LM is a plain attribute and in no state dict. A round is one rollout, which feeds
+`steps_per_rollout` optimiser steps. Round and prompts follow from `global_step`, and noise from (seed, epoch, prompt, sample,
+position), so a resumed run repeats the interrupted one bit by bit. The data loader only counts steps.
 """
 
 from __future__ import annotations
@@ -242,14 +242,14 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         return experience.minibatches
 
     def _count(self) -> None:
-        """Move what every process generated and scored since the last call into the ledger, which is the run's and not the process's."""
+        """Add the counts of all processes since the last call to the run's ledger."""
         mine = self._uncounted
         counts = torch.tensor([mine.lm_forward_tokens, mine.generated_tokens, mine.reward_calls], dtype=torch.float64)
         self.ledger.count(*map(int, self._sum(counts)))
         self._uncounted = Ledger()
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Sum over processes, in float64 so that the split does not show."""
+        """Sum over processes, in float64 so that the result does not depend on the split."""
         if self.accelerator.num_processes == 1:
             return values
         summed: Tensor = self.accelerator.reduce(values.double().to(self.accelerator.device), reduction="sum")
@@ -264,7 +264,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 f"lr_scheduler_type {name} cannot be used: {' '.join(str(error).split()).rstrip('.')}."
             ) from error
 
-    # -- what Trainer asks ---------------------------------------------------------------------------------------------
+    # -- overridden methods of Trainer ---------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         steps = self.schedule.rounds_per_epoch * self.args.steps_per_rollout
@@ -308,7 +308,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._logs.setdefault(name, []).append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # Trainer forgets a loss that it has not logged yet, and the earlier part of a resumed run; what is noted here is saved.
+        # Trainer drops an unlogged loss and the earlier part of a resumed run. These numbers are in the checkpoint.
         if "loss" in logs:
             logs = logs | self._means()
             self._logs.clear()
@@ -318,7 +318,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         super().log(logs, start_time)
 
     def _means(self) -> dict[str, float]:
-        """Of what was noted since the last log, on all processes."""
+        """The means since the last log line, over all processes."""
         noted: list[dict[str, list[float]]] = [self._logs]
         if self.accelerator.num_processes > 1:
             noted = gather_object(noted)
@@ -331,7 +331,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measures of one completion per held-out prompt, under fixed noise; each process takes its share."""
+        """Measure one completion per held-out prompt, under fixed noise. Processes share the prompts."""
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         args = self.args
         if rows is None or not len(rows):
@@ -347,7 +347,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
-    def forget(self) -> None:
+    def reset_run_state(self) -> None:
         self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
 
     def run_settings(self) -> dict[str, Any]:
@@ -358,7 +358,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         self.beta, self._last_kl, self._loss_sum = float(state["beta"]), state["last_kl"], float(state["loss_sum"])
-        if self.accelerator.is_main_process:  # only its notes are saved
+        if self.accelerator.is_main_process:  # only its numbers are saved
             self._logs = state["logs"]
 
 

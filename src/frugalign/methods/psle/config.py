@@ -20,29 +20,29 @@ _ABLATIONS: dict[str, Any] = {
     "sft_weight": 1.0,
     "weighting": "round",
 }
-"""What only the method itself has; its defaults."""
+"""Options of method psle only, with their defaults."""
 _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "load_best_model_at_end": (False, "every round is kept: choose one by its evaluation and load it from its folder"),
     "auto_find_batch_size": (False, "a step's couples are part of what is trained"),
     "train_sampling_strategy": ("random", "the order of a round's couples is a function of the seed alone"),
     "eval_strategy": ("no", "every round is measured on held-out prompts (eval_prompts)"),
-    "save_only_model": (False, "a killed round could not go on to the same end"),
-    "label_smoothing_factor": (0.0, "our loss does not take part in it"),
+    "save_only_model": (False, "a killed round could not be resumed exactly"),
+    "label_smoothing_factor": (0.0, "our loss does not use it"),
     "push_to_hub": (False, "push the run's adapter when it is finished"),
     "deepspeed": (None, "rounds sample from the model that they train"),
 }
-"""Options of TrainingArguments that must stay at these values, and why."""
+"""Options of TrainingArguments that must keep these values, and why."""
 _TRAINING = (
     *("max_steps", "gradient_accumulation_steps", "optim", "optim_args", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "neftune_noise_alpha", "bf16", "fp16"),
     *("data_seed", "dataloader_drop_last"),
 )
-"""Options beside our own that decide what a round's training gives: they stay as they are in a run."""
+"""Options of TrainingArguments that affect the result of a round. They must not change within a run."""
 
 
 @dataclass
 class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
-    """All of `PSLEOptions` and of `TrainingArguments`; steps, epochs and the learning-rate schedule are those of one round.
+    """The fields of `PSLEOptions` and of `TrainingArguments`. Steps, epochs and the learning-rate schedule are per round.
 
     Raises:
         FrugalignError: values that contradict each other, in one sentence.
@@ -55,7 +55,7 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
         if self.output_dir is None:
             self.output_dir = "runs/psle"
         self.remove_unused_columns = False
-        # Without an accelerator torch warns of it in every round.
+        # Without an accelerator, torch would warn about pinned memory in every round.
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu and torch.cuda.is_available()
         super().__post_init__()
         self._check()
@@ -98,5 +98,5 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
 
     @property
     def needs_principles(self) -> bool:
-        """Whether some responses are sampled under the principles: RAFT samples all of them plainly."""
+        """Whether some responses are sampled under the principles. RAFT samples none of them so."""
         return self.use_principles and self.method != "raft"

@@ -1,4 +1,4 @@
-"""PSLE and the baselines in its frame as methods: the command, and how a study's budget sizes the rounds."""
+"""PSLE and its baselines as methods: the command, and the size of the rounds within a study's budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONFIG = "frugalign.methods.psle.config:PSLEConfig"
 
 
 def psle(job: Job) -> PolicyValues:
-    """Ranking and weighted demonstrations, by a moving threshold."""
+    """Ranking and weighted demonstrations, split by a moving threshold."""
     return _rounds(job, "psle", k=1)
 
 
@@ -27,12 +27,12 @@ def context_distillation(job: Job) -> PolicyValues:
 
 
 def raft(job: Job) -> PolicyValues:
-    """Fine-tuning on each prompt's best response: of four, as groups are elsewhere."""
+    """Fine-tuning on the best response to each prompt, out of four by default."""
     return _rounds(job, "raft", k=GROUP_SIZE // 2, one_example_a_prompt=True)
 
 
 def _rounds(job: Job, method: str, k: int, *, one_example_a_prompt: bool = False) -> PolicyValues:
-    """Every round samples `2k` responses to as many prompts as the budget is enough for; where there are fewer prompts than that, `k` grows."""
+    """Sample `2k` responses per prompt in every round, for as many prompts as the budget allows. If there are too few prompts, `k` grows."""
     from frugalign.methods.psle.config import PSLEConfig
     from frugalign.methods.psle.run import train_psle
 
@@ -58,7 +58,7 @@ def _rounds(job: Job, method: str, k: int, *, one_example_a_prompt: bool = False
 
 
 def closing(config: PSLEConfig, trainer: PSLETrainer) -> list[str]:
-    """Where the policy is, and the commands that look at it."""
+    """The policy's folder, and the commands that report on it and evaluate it."""
     if config.process_index != 0:
         return []
     kind = "adapter" if config.use_peft else "policy"

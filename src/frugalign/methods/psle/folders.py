@@ -1,7 +1,7 @@
-"""A run of rounds as folders: what is there, what may go on, what each round has cost, and what its manifest says of its responses.
+"""The folders of a PSLE run: start and resume a run, reset a round, and describe a round's responses for its manifest.
 
-`run.json` holds what the run was begun with, from before the first sample on. Nothing in it or in a manifest depends on the clock: a run that was
-killed and went on leaves the same ones.
+`run.json` holds the run's settings, and is written before the first sample. Neither it nor a manifest depends on the clock,
+so a resumed run writes the same files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.methods.psle.config import PSLEConfig
-from frugalign.methods.psle.responses import Round, read_round, split
+from frugalign.methods.psle.responses import Round, assign_branches, read_round
 from frugalign.runs.checkpoints import check_settings, clear_earlier_run, refuse_earlier_run
 from frugalign.runs.layout import (
     COSTS_FILE,
@@ -32,11 +32,11 @@ from frugalign.runs.layout import (
 )
 
 
-def begin(folder: Path, *, overwrite: bool) -> None:
-    """Make room for a new run.
+def clear_folder(folder: Path, *, overwrite: bool) -> None:
+    """Delete an earlier run from the run folder.
 
     Raises:
-        FrugalignError: where an earlier one is, unless it is to be overwritten.
+        FrugalignError: if there is an earlier run, unless `overwrite`.
     """
     earlier = [round_folder(folder, number) for number in rounds_in(folder)]
     refuse_earlier_run(folder, overwrite, [path.name for path in earlier])
@@ -46,11 +46,15 @@ def begin(folder: Path, *, overwrite: bool) -> None:
     clear_earlier_run(folder)
 
 
-def check_resumable(folder: Path, about: dict[str, Any], from_round: int | None, rounds: int) -> None:
-    """Raises where there is no run, where it was begun otherwise, or where the round to be trained again cannot be."""
+def check_resumable(folder: Path, settings: dict[str, Any], from_round: int | None, rounds: int) -> None:
+    """Check that the run in the folder can be resumed with these settings, from this round.
+
+    Raises:
+        FrugalignError: there is no run, it has other settings, or the round has no responses to train on.
+    """
     if not (folder / RUN_FILE).is_file():
         raise FrugalignError(f"There is no run in {folder} to resume.")
-    check_settings(folder, read_run_state(folder), about)
+    check_settings(folder, read_run_state(folder), settings)
     if from_round is None:
         return
     path = round_folder(folder, from_round) / RESPONSES_FILE
@@ -59,9 +63,12 @@ def check_resumable(folder: Path, about: dict[str, Any], from_round: int | None,
     read_round(path)
 
 
-def reopen(folder: Path, number: int) -> None:
-    """Leave of a round its responses and what it has cost, and nothing of later ones. The last goes first, each one's manifest before the rest, so
-    that a kill leaves whole rounds and one that is not finished."""
+def reset_round(folder: Path, number: int) -> None:
+    """Keep a round's responses and costs only, and delete all later rounds.
+
+    The last round is deleted first, and each manifest before the other files. A kill then leaves complete rounds and one
+    incomplete round.
+    """
     for later in reversed(rounds_in(folder)):
         there = round_folder(folder, later)
         if later < number:
@@ -76,15 +83,15 @@ def reopen(folder: Path, number: int) -> None:
 
 
 def ledger_of(folder: Path) -> Ledger:
-    """The round's own ledger, gone on with where the round was begun before."""
+    """The round's ledger, which continues the stored one if there is one."""
     found, costs = Ledger(), read_costs(folder)
     if costs:
         found.load_dict(costs)
     return found
 
 
-def account(done: Round, args: PSLEConfig, tau: float, scale: float) -> Manifest:
-    """What a manifest says of a round's responses: τ and σ_0, branches, rewards of both kinds, the use made of them beside RAFT's of the same."""
+def describe_responses(done: Round, args: PSLEConfig, tau: float, scale: float) -> Manifest:
+    """The manifest's entries on a round's responses: τ, σ_0, branches, rewards of both kinds, and their use compared with RAFT's."""
     scored = done.scored
     ids = [each for group in scored.completion_ids for each in group]
     known = scored.is_scored
@@ -102,7 +109,7 @@ def account(done: Round, args: PSLEConfig, tau: float, scale: float) -> Manifest
         },
         "reward_metrics": scored.metrics(),
         "use": asdict(done.use()),
-        "use_of_raft": asdict(split(scored, as_raft, tau, scale).use()),
+        "use_of_raft": asdict(assign_branches(scored, as_raft, tau, scale).use()),
         "responses": {
             "prompts": len(scored.prompts),
             "number": len(ids),
@@ -113,7 +120,7 @@ def account(done: Round, args: PSLEConfig, tau: float, scale: float) -> Manifest
 
 
 def weights_digest(model: Any) -> str:
-    """A hash of every trained number."""
+    """A hash of all trained weights."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Options of `frugalign psle`, without torch: its `--help` reads this file alone."""
+"""Options of `frugalign psle`, without torch. Its `--help` reads only this file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PSLEOptions(
     groups.Lora,
     groups.Model,
 ):
-    """Options of `frugalign psle`: principle-guided self-enhancement in rounds. Names are TRL's where it has one."""
+    """Options of `frugalign psle`, with TRL's names where they exist: principle-guided self-enhancement in rounds."""
 
     eval_reward: list[str] = option([], "A reward to measure held-out prompts by, repeatable; never trained on.")
     method: Literal["psle", "context_distillation", "raft", "dpo", "rejection", "sft"] = option(

@@ -1,8 +1,8 @@
-"""What a run of `frugalign psle` left, round by round, as plain values; `round_figures` draws them.
+"""The results of `frugalign psle` as plain values, round by round. `reports.psle_section` draws them.
 
-A round is a folder `round-NNN` with a `manifest.json`; one without is not finished and left out. Read as files alone, so that
-a page can be made on a machine without the model. Rounds count from 0, as their folders do; held-out measures stand at the
-number of rounds done, so that 0 is the start.
+A round is a folder `round-NNN` with a `manifest.json`. A round without one is incomplete and left out. Only files are read, so
+the page can be made on a machine without the model. Rounds count from 0, as their folders do. Held-out measures are placed
+at the number of finished rounds, so 0 is the start.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from frugalign.runs.layout import (
 )
 
 Points = tuple[str, list[int], list[tuple[float, float, float]]]
-"""A line: its label, the numbers of rounds, and (value, lower limit, upper limit) at each."""
+"""A line of a figure: its label, round numbers, and (value, lower limit, upper limit) at each."""
 
 _BRANCHES = ("ranked", "imitated", "dropped", "unscored")
 _LOG_LIKELIHOODS = ("log_likelihood/ranked_guided", "log_likelihood/ranked_plain")
 
 
 @dataclass(frozen=True)
-class Look:
-    """Held-out prompts after `done` rounds: means with intervals, and the completions; empty where the files are missing."""
+class HeldOutEvaluation:
+    """The evaluation after `rounds_done` rounds: means with intervals, and completions. Empty if the files are missing."""
 
-    done: int
+    rounds_done: int
     measures: dict[str, Any]
     samples: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """`plain`, `guided`: rewards of the couples both of whose responses have one, which `unscored` others lack."""
+    """A complete round. `plain`, `guided`: rewards of the scored couples. `unscored`: number of other couples."""
 
     number: int
     manifest: Manifest
@@ -65,26 +65,26 @@ class FinishedRound:
 
 @dataclass(frozen=True)
 class Rounds:
-    """`incomplete`: folders that were left out; `missing`: files that a reader would look for, in words."""
+    """The rounds of a run. `incomplete`: folders that were left out. `missing`: descriptions of missing files."""
 
     done: list[FinishedRound]
-    looks: list[Look]
+    evaluations: list[HeldOutEvaluation]
     incomplete: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
     def sides(self) -> tuple[str, str]:
-        """What the two halves of a prompt's responses are; without principles both are plain."""
+        """Labels of the two halves of a prompt's responses. Without principles both are plain."""
         if self.done and self.done[0].manifest.get("principles", "") is None:
             return "plain, first half", "plain, second half"
         return "plain", "under the principles"
 
 
 def read_rounds(folder: Path) -> Rounds | None:
-    """The finished rounds of a run folder; None where it has none.
+    """Read the finished rounds of a run folder; None if there are none.
 
     Raises:
-        FrugalignError: for a file that is not JSON.
+        FrugalignError: a file that is not valid JSON.
     """
     folders = [(number, round_folder(folder, number)) for number in rounds_in(folder)]
     manifests = {number: manifest for number, path in folders if (manifest := read_manifest(path)) is not None}
@@ -94,12 +94,12 @@ def read_rounds(folder: Path) -> Rounds | None:
     seen = [(0, folder / START_FOLDER), *((number + 1, path) for number, path in finished)]
     rounds = Rounds(
         [_round(number, path, manifests[number]) for number, path in finished],
-        [Look(done, read_round_metrics(path), read_round_samples(path)) for done, path in seen],
+        [HeldOutEvaluation(done, read_round_metrics(path), read_round_samples(path)) for done, path in seen],
         [path.name for number, path in folders if number not in manifests],
     )
     lacks: dict[str, list[str]] = {}
-    for (_, path), look in zip(seen, rounds.looks, strict=True):
-        for name, content in ((ROUND_METRICS_FILE, look.measures), (ROUND_SAMPLES_FILE, look.samples)):
+    for (_, path), evaluation in zip(seen, rounds.evaluations, strict=True):
+        for name, content in ((ROUND_METRICS_FILE, evaluation.measures), (ROUND_SAMPLES_FILE, evaluation.samples)):
             if not content:
                 lacks.setdefault(name, []).append(path.name)
     for (_, path), each in zip(finished, rounds.done, strict=True):
@@ -143,21 +143,21 @@ def _round(number: int, folder: Path, manifest: Manifest) -> FinishedRound:
 # -- lines of the figures ------------------------------------------------------------------------------------------------
 
 
-def measured(rounds: Rounds, label: str, *keys: str) -> Points:
-    """A held-out estimate, by its keys in evaluation.json, at 0, 1, … rounds done; where there is none, no point."""
-    found = [(look.done, estimate) for look in rounds.looks if (estimate := _at(look.measures, keys))]
+def held_out_points(rounds: Rounds, label: str, *keys: str) -> Points:
+    """A held-out estimate, by its keys in evaluation.json, after 0, 1, … rounds. A missing estimate gives no point."""
+    found = [(each.rounds_done, estimate) for each in rounds.evaluations if (estimate := _at(each.measures, keys))]
     values = [(float(each["mean"]), float(each["ci_low"]), float(each["ci_high"])) for _, each in found]
     return label, [done for done, _ in found], values
 
 
-def accounted(rounds: Rounds, label: str, *keys: str) -> Points:
-    """A number, by its keys in the manifest, of every round that has it; its limits are the number itself."""
+def manifest_points(rounds: Rounds, label: str, *keys: str) -> Points:
+    """A number from the manifests, by its keys. Both limits equal the number."""
     found = [(each.number, float(value)) for each in rounds.done if _is_number(value := _at(each.manifest, keys))]
     return label, [number for number, _ in found], [(value, value, value) for _, value in found]
 
 
 def gains(rounds: Rounds, label: str) -> Points:
-    """By how much the mean reward of a prompt's second half of responses is above the first half's, in every round."""
+    """The mean reward of the second half of a prompt's responses minus that of the first half, in every round."""
     means = [_at(each.manifest, ("rewards",)) or {} for each in rounds.done]
     both = [(_at(mean, ("plain", "mean")), _at(mean, ("guided", "mean"))) for mean in means]
     found = [
@@ -169,15 +169,17 @@ def gains(rounds: Rounds, label: str) -> Points:
 
 
 def branch_shares(rounds: Rounds) -> list[tuple[str, list[float]]]:
-    """For each branch that occurs, its share of the couples of every round."""
+    """For each branch that occurs, its share of every round's couples."""
     counts = [each.manifest.get("branches", {}) for each in rounds.done]
     shares = [(name, [found.get(name, 0) / max(1, sum(found.values())) for found in counts]) for name in _BRANCHES]
     return [(name, values) for name, values in shares if any(values)]
 
 
 def displacement(rounds: Rounds) -> tuple[list[tuple[str, list[tuple[list[int], list[float]]]]], list[int]]:
-    """Log-likelihoods of the two responses of ranked couples: for each a (steps, values) per round, steps counted through; and the last step of
-    every round but the last."""
+    """Log-likelihoods of both responses of ranked couples, and the last step of every round but the last.
+
+    Each of the two series has one (steps, values) per round. Steps are numbered across rounds.
+    """
     ends = [0]
     for each in rounds.done:
         steps = each.manifest.get("optimizer_steps")
@@ -187,18 +189,20 @@ def displacement(rounds: Rounds) -> tuple[list[tuple[str, list[tuple[list[int], 
     series = []
     for label, key in zip(reversed(rounds.sides), _LOG_LIKELIHOODS, strict=True):
         parts = []
-        for each, begun in zip(rounds.done, ends, strict=False):
+        for each, start in zip(rounds.done, ends, strict=False):
             found = _logged(each, key)
             if found:
-                parts.append(([begun + step for step, _ in found], [value for _, value in found]))
+                parts.append(([start + step for step, _ in found], [value for _, value in found]))
         if parts:
             series.append((label, parts))
     return series, ends[1:-1]
 
 
 def displacement_verdict(rounds: Rounds) -> str:
-    """How far each log-likelihood went from the first to the second half of a round's lines (a mean over rounds), and what that says together;
-    empty where no round has two lines."""
+    """How far each log-likelihood moved from the first to the second half of a round's log lines, averaged over rounds, in words.
+
+    Empty if no round has two lines.
+    """
     moves = []
     for key in _LOG_LIKELIHOODS:
         lines = [[value for _, value in _logged(each, key)] for each in rounds.done]
@@ -207,7 +211,7 @@ def displacement_verdict(rounds: Rounds) -> str:
     guided, plain = moves
     if not guided or not plain:
         return ""
-    said = {
+    conclusion = {
         (True, True): "both fall",
         (False, True): "the worse response of a couple falls, the better one does not",
         (True, False): "the better response of a couple falls, the worse one does not",
@@ -218,15 +222,15 @@ def displacement_verdict(rounds: Rounds) -> str:
         for changes, label in zip(moves, reversed(rounds.sides), strict=True)
     ]
     return (
-        f"Over a round, from the first half of its logged lines to the second, the log-likelihood of ranked responses changes by {parts[0]} and "
-        f"{parts[1]}, in nats a token: {said}."
+        f"From the first to the second half of a round's log lines, the log-likelihood of ranked responses changes by {parts[0]} and "
+        f"{parts[1]}, in nats per token: {conclusion}."
     )
 
 
 def side_by_side(rounds: Rounds) -> tuple[int, list[dict[str, Any]]]:
-    """How many rounds the last look came after, and each held-out prompt with its completion at the start (`base`) and at that look (`policy`)."""
-    last = next((look for look in reversed(rounds.looks) if look.samples), None)
-    first = rounds.looks[0]
+    """The rounds before the last evaluation, and each held-out prompt with its first (`base`) and last (`policy`) completion."""
+    last = next((each for each in reversed(rounds.evaluations) if each.samples), None)
+    first = rounds.evaluations[0]
     if last is None or last is first:
         return 0, []
     pairs = [
@@ -240,14 +244,14 @@ def side_by_side(rounds: Rounds) -> tuple[int, list[dict[str, Any]]]:
         for before, after in zip(first.samples, last.samples, strict=False)
         if before["prompt"] == after["prompt"]
     ]
-    return last.done, pairs
+    return last.rounds_done, pairs
 
 
 # -- the table -------------------------------------------------------------------------------------------------------------
 
 
 def table(rounds: Rounds) -> tuple[list[str], list[list[str]]]:
-    """Head and cells, a row per round; a dash where the round's files do not say."""
+    """Header and cells, one row per round. A dash marks a missing value."""
     used = {name for each in rounds.done for name in each.costs.get("seconds", {})}
     phases = [name for name in PHASES if name in used] + sorted(used - set(PHASES))
     head = ["round", "τ", "threshold τ·σ₀", *_BRANCHES]
@@ -277,12 +281,12 @@ def table(rounds: Rounds) -> tuple[list[str], list[list[str]]]:
 
 
 def _logged(each: FinishedRound, key: str) -> list[tuple[int, float]]:
-    """(step of the round, value) of the log's lines that have this key."""
+    """(step of the round, value) of the log lines with this key."""
     return [(int(line["step"]), float(line[key])) for line in each.log if "step" in line and _is_number(line.get(key))]
 
 
 def _at(content: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """What lies under these keys, one below the other; None where one is missing."""
+    """The value under these nested keys; None if one is missing."""
     found: Any = content
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None

@@ -1,9 +1,9 @@
-"""The responses of a round with their rewards and what became of each: in memory, and as the file that a round is inspected by.
+"""The responses of a round with their rewards, branches and weights, in memory and as `responses.jsonl`.
 
-`responses.jsonl` has one line per prompt, in the format of groups (`frugalign rerank` takes it as a data set): `completions` are first the
-`k` plain ones, then the `k` under the principles, the j-th with the j-th a couple; `completion_ids`, `rewards` and `weights` go with them,
-`branches` has one of ranked, imitated, dropped and unscored per couple, and `logged` what the rewards logged themselves (TRL's `log_extra`, a value
-per response, and `log_metric`, the mean over the call).
+The file has one line per prompt, in the format of groups, so `frugalign rerank` accepts it as a data set. `completions` are the
+`k` plain responses, then the `k` under the principles. The j-th of each form a couple. `completion_ids`, `rewards` and
+`weights` are aligned with them. `branches` has one of ranked, imitated, dropped and unscored per couple. `logged` has what the
+rewards logged: a value per response from TRL's `log_extra`, and the mean over the call from `log_metric`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ UNSCORED = "unscored"
 
 
 @dataclass(frozen=True)
-class Scored:
-    """`rows[p]`: the data set's row of prompt p; `rewards [P, 2k]`, plain ones first, NaN where a reward failed or does not apply; `by_name`: each
-    reward by itself, None likewise; `logged`: by prompt, what the rewards logged (empty where they log
-    nothing)."""
+class ScoredResponses:
+    """The responses to `P` prompts with their rewards.
+
+    `rows[p]`: prompt p's row in the data set. `rewards [P, 2k]`: plain responses first, NaN if a reward failed or does not
+    apply. `by_name`: each single reward, None likewise. `logged`: per prompt, what the rewards logged; empty if nothing.
+    """
 
     rows: list[int]
     prompts: list[Any]
@@ -61,11 +63,11 @@ class Scored:
 
     @property
     def is_scored(self) -> Tensor:
-        """Couples both of whose responses have a reward, bool `[P, k]`."""
+        """Whether both responses of a couple have a reward, bool `[P, k]`."""
         return ~(self.plain.isnan() | self.guided.isnan())
 
     def metrics(self) -> dict[str, float]:
-        """The means over prompts of what the rewards logged by `log_metric`."""
+        """Means over prompts of the values that rewards logged by `log_metric`."""
         found: dict[str, list[float]] = defaultdict(list)
         for logged in self.logged:
             for name, value in logged.items():
@@ -76,19 +78,19 @@ class Scored:
 
 @dataclass(frozen=True)
 class Round:
-    """A round's responses and what is learned from each: `branches [P][k]`, `weights [P, 2k]` (1 for both of a ranked couple)."""
+    """A round's responses and their role in training: `branches [P][k]`, and `weights [P, 2k]`, which are 1 for ranked couples."""
 
-    scored: Scored
+    scored: ScoredResponses
     branches: list[list[str]]
     weights: Tensor
 
     def counts(self) -> dict[str, int]:
-        """Couples in each branch."""
+        """The number of couples in each branch."""
         every = [branch for branches in self.branches for branch in branches]
         return {name: every.count(name) for name in (RANKED, IMITATED, DROPPED, UNSCORED)}
 
     def use(self) -> Use:
-        """How much of what was generated is learned from."""
+        """How much of the generated data is learned from."""
         lengths = [[len(ids) for ids in group] for group in self.scored.completion_ids]
         learned = torch.tensor(
             [[branch in (RANKED, IMITATED) for branch in 2 * branches] for branches in self.branches]
@@ -96,8 +98,8 @@ class Round:
         return use_of((self.weights * learned).flatten(), torch.tensor(lengths, dtype=torch.float64).flatten())
 
 
-def split(scored: Scored, args: PSLEConfig, tau: float, scale: float) -> Round:
-    """What each couple is for, by `args.method` and its ablations, at the round's τ and σ_0."""
+def assign_branches(scored: ScoredResponses, args: PSLEConfig, tau: float, scale: float) -> Round:
+    """Assign every couple to a branch, by `args.method` and its ablations, with the round's τ and σ_0."""
     plain, guided, known = scored.plain, scored.guided, scored.is_scored
     k = plain.shape[1]
     ranked, imitated = torch.zeros_like(known), torch.zeros_like(known)
@@ -106,7 +108,7 @@ def split(scored: Scored, args: PSLEConfig, tau: float, scale: float) -> Round:
     if args.method in ("dpo", "rejection"):
         ranked = gain
     elif args.method == "raft":
-        # The best of the prompt's responses, whatever couple it is in.
+        # The prompt's best response, in any couple.
         best = torch.cat([known, known], 1)
         order = scored.rewards.where(best, -torch.inf).argmax(1)
         weights[torch.arange(len(weights)), order] = 1.0
@@ -131,7 +133,7 @@ def split(scored: Scored, args: PSLEConfig, tau: float, scale: float) -> Round:
     return Round(scored, names, weights)
 
 
-def _weights(scored: Scored, imitated: Tensor, args: PSLEConfig, scale: float) -> Tensor:
+def _weights(scored: ScoredResponses, imitated: Tensor, args: PSLEConfig, scale: float) -> Tensor:
     both = torch.cat([imitated, imitated], 1)
     weights = torch.zeros_like(scored.rewards)
     if args.weighting == "none":
@@ -149,7 +151,7 @@ def _weights(scored: Scored, imitated: Tensor, args: PSLEConfig, scale: float) -
 
 
 def save_round(done: Round, path: Path) -> None:
-    """Write `responses.jsonl`, whole or not at all."""
+    """Write `responses.jsonl` atomically."""
     scored = done.scored
     lines = []
     for place, prompt in enumerate(scored.prompts):
@@ -171,10 +173,10 @@ def save_round(done: Round, path: Path) -> None:
 
 
 def read_round(path: Path) -> Round:
-    """What `save_round` wrote, or what a person made of it.
+    """Read what `save_round` wrote, possibly edited by hand.
 
     Raises:
-        FrugalignError: a line that does not hold together, by its number.
+        FrugalignError: an inconsistent line, with its number.
     """
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -190,7 +192,7 @@ def read_round(path: Path) -> Round:
             ) from error
     if not lines or len({len(line["completions"]) for line in lines}) > 1:
         raise FrugalignError(f"{path} holds no responses, or not as many for every prompt.")
-    scored = Scored(
+    scored = ScoredResponses(
         [line["row"] for line in lines],
         [line["prompt"] for line in lines],
         [line["completions"] for line in lines],
@@ -206,7 +208,7 @@ def read_round(path: Path) -> Round:
 
 
 def _checked(line: dict[str, Any]) -> dict[str, Any]:
-    """A line with every value of its kind, else any of the errors that `read_round` catches."""
+    """The line with every value converted. Raises one of the errors that `read_round` catches if it is inconsistent."""
     size, branches = len(line["completions"]), line["branches"]
     found = {
         "row": int(line["row"]),
@@ -232,8 +234,8 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def joined(plain: Groups, guided: Groups) -> Groups:
-    """The two kinds of responses of each prompt, side by side."""
+def join_halves(plain: Groups, guided: Groups) -> Groups:
+    """Each prompt's plain responses, followed by its guided ones."""
     ids = zip(plain.completion_ids or [], guided.completion_ids or [], strict=True)
     texts = zip(plain.completions, guided.completions, strict=True)
     return Groups(plain.prompts, [a + b for a, b in texts], [a + b for a, b in ids])

@@ -1,7 +1,7 @@
-"""What every round leaves of the policy on held-out prompts, without the principles: the training reward, judges, refusals, diversity, KL
-to the start.
+"""Evaluate the policy on held-out prompts after every round, without the principles.
 
-The same prompts and the same noise before and after every round, so that differences are the policy's.
+It measures the training reward, further rewards, refusals, diversity and the KL to the start. Prompts and noise are the same
+in every evaluation, so differences come from the policy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.engines.loading import LoadedModel
-from frugalign.evaluation.responses import measured
+from frugalign.evaluation.responses import measure_responses
 from frugalign.evaluation.schema import Response, against, estimates
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.policies.policy import Policy
@@ -28,15 +28,15 @@ from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.policies.spec import PolicySpec, SamplingSettings
 from frugalign.rewards.loading import NamedReward
 from frugalign.runs.layout import ROUND_METRICS_FILE, ROUND_SAMPLES_FILE, read_round_samples
-from frugalign.runs.processes import count_all, my_rows, shared
+from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 
 _EPOCH = 1_000_003
-"""Held-out prompts draw noise of an epoch that no round reaches."""
+"""The noise epoch of held-out prompts. No round reaches it."""
 
 
 @dataclass(frozen=True)
 class StartingModel:
-    """The model that a run began with; `context` is entered to get it (a LoRA's `disable_adapter`)."""
+    """The model before training. Inside `context` (a LoRA's `disable_adapter`) `model` behaves as it."""
 
     model: PreTrainedModel
     context: Callable[[], Any] = nullcontext
@@ -44,12 +44,12 @@ class StartingModel:
 
 @dataclass(frozen=True)
 class RoundEvaluation:
-    """`dataset`: held-out prompts; `rewards`: those that train; `judges`: those that do not."""
+    """Evaluates on `dataset`, the held-out prompts. `rewards` are trained on, `extra_rewards` are only measured."""
 
     dataset: Dataset
     tokenizer: PreTrainedTokenizerBase
     rewards: list[NamedReward]
-    judges: list[NamedReward]
+    extra_rewards: list[NamedReward]
     args: PSLEConfig
 
     def run(
@@ -60,19 +60,19 @@ class RoundEvaluation:
         start: StartingModel | None = None,
         before: Path | None = None,
     ) -> None:
-        """Sample, score and write `evaluation.json` and `evaluation.jsonl`.
+        """Sample and score, and write `evaluation.json` and `evaluation.jsonl`.
 
         Args:
-            start: what the KL is measured to; None where `model` is the starting model itself.
-            before: the folder of the evaluation at the start, for the win rate; None for that evaluation itself.
+            start: the reference of the KL. None if `model` is the starting model itself.
+            before: the folder of the evaluation at the start, for the win rate. None for that evaluation itself.
         """
-        mine = my_rows(len(self.dataset))
+        mine = local_rows(len(self.dataset))
         counted = Ledger()
         with ledger.phase("evaluate"):
             responses = self._responses(model, start or StartingModel(model), mine, counted)
-        count_all(ledger, counted)
+        add_all_counts(ledger, counted)
         numbered = [(row, each.to_line()) for row, each in zip(mine, responses, strict=True)]
-        lines = [line for _, line in shared(numbered)]
+        lines = [line for _, line in gather_rows(numbered)]
         if PartialState().is_main_process:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(folder / ROUND_SAMPLES_FILE, text)
@@ -82,7 +82,7 @@ class RoundEvaluation:
     def _responses(
         self, model: PreTrainedModel, start: StartingModel, numbers: Sequence[int], ledger: Ledger
     ) -> list[Response]:
-        """Of this process's prompts."""
+        """Responses to this process's prompts."""
         args = self.args
         policy = Policy(
             PolicySpec(),
@@ -100,19 +100,19 @@ class RoundEvaluation:
         rows = PromptRows.of(self.dataset).take(numbers)
         batch = policy.encode(rows, settings, numbers=numbers, epoch=_EPOCH)
         sampled = policy.sample(batch, settings, batch_size=args.sampling_batch_size, ledger=ledger)
-        return measured(
+        return measure_responses(
             policy,
             batch,
             sampled,
             Scoring(self.rewards, args.reward_weights, args.reward_on_error),
             ledger,
             divergence=policy.divergence(batch, sampled, settings, ledger),
-            judges=self.judges,
+            extra_rewards=self.extra_rewards,
         )
 
 
 def summary(lines: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
-    """The estimates of evaluation.jsonl's lines, and those against the lines `before`; None where a measure does not apply."""
+    """Estimates from the lines of evaluation.jsonl, with comparisons to the lines `before`. None if a measure does not apply."""
     responses = [Response.from_line(line) for line in lines]
     found = estimates(responses)
     if before is None:

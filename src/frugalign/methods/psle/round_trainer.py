@@ -1,6 +1,6 @@
-"""One round's training: couples of responses to the plain prompt, one forward pass and one loss over a mixed batch.
+"""Train one round: one forward pass and one loss over a mixed batch of couples, given the plain prompt.
 
-`RoundTrainer` is a `transformers.Trainer` with a fresh optimiser; `psle/trainer.py` makes one per round.
+`RoundTrainer` is a `transformers.Trainer`. `psle/trainer.py` makes a new one per round, with a fresh optimiser.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from frugalign.methods.psle.responses import Round
 from frugalign.methods.psle.rules import IMITATED, RANKED
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
-from frugalign.runs.processes import count_all, my_rows, shared
+from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 
 SIDES = ("plain", "guided")
 
@@ -41,13 +41,13 @@ SIDES = ("plain", "guided")
 def couples_of(
     done: Round, tokenizer: PreTrainedTokenizerBase, *, row_weights: Sequence[float] | None, prompt_format: str
 ) -> Dataset:
-    """The couples that are learned from, one row each: prompt and response ids, `is_ranked`, the responses' weights, and the row's own weight.
+    """The couples to train on, one per row: prompt and response ids, `is_ranked`, the responses' weights, and the row's weight.
 
     Args:
-        row_weights: by row of the prompts' data set; None: 1 each.
+        row_weights: weights of the rows of the prompts' data set. None: 1 each.
     """
     scored = done.scored
-    # The *plain* prompt: what the model is to do without being told.
+    # The *plain* prompt: the model learns to answer without seeing the principles.
     prompts = encode_prompts(scored.prompts, tokenizer, max_new_tokens=0, prompt_format=prompt_format).ids
     rows: list[dict[str, Any]] = []
     for place, branches in enumerate(done.branches):
@@ -73,8 +73,8 @@ def couples_of(
 def with_reference(
     couples: Dataset, model: PreTrainedModel, ledger: Ledger, *, batch_size: int, temperature: float = 1.0
 ) -> Dataset:
-    """The couples with `ref_plain` and `ref_guided`, the summed log-likelihoods under the model as it is; each process runs its share."""
-    mine, counted = my_rows(len(couples)), Ledger()
+    """Add `ref_plain` and `ref_guided`, the summed log-likelihoods under the current model. Processes share the couples."""
+    mine, counted = local_rows(len(couples)), Ledger()
     share = couples[mine]
     for side in SIDES:
         found = sequence_log_probs(
@@ -85,17 +85,17 @@ def with_reference(
             batch_size=batch_size,
             ledger=counted,
         )
-        every = shared(list(zip(mine, [float(each.sum()) for each in found], strict=True)))
+        every = gather_rows(list(zip(mine, [float(each.sum()) for each in found], strict=True)))
         couples = couples.add_column(f"ref_{side}", [value for _, value in every])
-    count_all(ledger, counted)
+    add_all_counts(ledger, counted)
     return couples
 
 
 class CoupleCollator:
-    """Responses that take part in the loss, one row each, padded on the right; a response of weight 0 is not run.
+    """Batch the responses that enter the loss, one per row, padded on the right. Responses of weight 0 are left out.
 
-    `input_ids`, `attention_mask`, `completion_mask` `[M, T]`; `couple`, `side` `[M]`: which entry of `[2, B]` a row belongs to, side 0 the plain one;
-    `is_ranked`, `weight` `[B]`, `weights` `[2, B]` and, where the couples have them, `reference` `[2, B]`.
+    `input_ids`, `attention_mask`, `completion_mask` `[M, T]`. `couple`, `side` `[M]`: a row's entry in `[2, B]`; side 0 is plain.
+    `is_ranked`, `weight` `[B]`, `weights` `[2, B]` and, for DPO, `reference` `[2, B]`.
     """
 
     def __init__(self, pad_id: int) -> None:
@@ -135,8 +135,8 @@ class CoupleCollator:
         return batch
 
 
-class LogTheEnd(TrainerCallback):
-    """A round may be shorter than `logging_steps`: its last step is logged in any case."""
+class LogLastStep(TrainerCallback):
+    """Logs the last step of a round, which may be shorter than `logging_steps`."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -147,10 +147,10 @@ class RoundTrainer(WholeCheckpoints, Trainer):
     """Trains the policy on one round's couples.
 
     Args:
-        model: the policy: with a LoRA on it, or whole.
-        args: as for the run, `output_dir` the round's folder.
-        couples: what `couples_of` gives (`with_reference` for method dpo).
-        start: the model before the first round where every weight is trained and `kl_weight` is set; a LoRA is switched off instead.
+        model: the policy, with a LoRA or whole.
+        args: the run's, with the round's folder as `output_dir`.
+        couples: the result of `couples_of`; for method dpo, of `with_reference`.
+        start: the model before the first round. Needed only if every weight is trained and `kl_weight` is set.
     """
 
     args: PSLEConfig
@@ -172,9 +172,9 @@ class RoundTrainer(WholeCheckpoints, Trainer):
             args=args,
             data_collator=CoupleCollator(int(processing_class.pad_token_id or 0)),
             train_dataset=couples,
-            callbacks=[RunFolder(ledger, args.resolved()), LogTheEnd(), *(callbacks or [])],
+            callbacks=[RunFolder(ledger, args.resolved()), LogLastStep(), *(callbacks or [])],
         )
-        # The loss is a mean over couples: Trainer shall average the micro-batches of an accumulated step.
+        # The loss is a mean over couples, so Trainer must average the micro-batches of an accumulated step.
         self.model_accepts_loss_kwargs = False
 
     # -- the loss --------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over the batch's couples, whichever branch each is in."""
+        """The mean loss over the batch's couples of all branches."""
         args = self.args
         logits, of_row = self._logits(model, inputs)
         targets = inputs["input_ids"][:, 1:][inputs["completion_mask"][:, 1:].bool()]
@@ -214,13 +214,13 @@ class RoundTrainer(WholeCheckpoints, Trainer):
 
     @staticmethod
     def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits `[C, V]` that predict the batch's C completion tokens, prompts and padding left out, and the row `[C]` of each."""
+        """Logits `[C, V]` that predict the batch's C completion tokens, and the row `[C]` of each."""
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         keep = inputs["completion_mask"][:, 1:].bool()
         return output.logits[:, :-1][keep], keep.nonzero()[:, 0]
 
     def _kl_to_start(self, model: nn.Module, inputs: dict[str, Tensor], logits: Tensor) -> Tensor:
-        """Mean over completion tokens of `KL(π‖π_start)`, the whole vocabulary."""
+        """Mean over completion tokens of `KL(π‖π_start)` over the whole vocabulary."""
         policy: Any = self.accelerator.unwrap_model(model)
         with torch.no_grad(), policy.disable_adapter() if self.start is None else nullcontext():
             before, _ = self._logits(policy if self.start is None else self.start, inputs)
@@ -234,7 +234,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
         ranked = inputs["is_ranked"]
         self._note("ranked_share", ranked.float().mean())
         if ranked.any():
-            # Apart, as both may fall while their difference grows.
+            # Logged separately: both may fall while their difference grows.
             self._note("log_likelihood/ranked_guided", guided[ranked].mean())
             self._note("log_likelihood/ranked_plain", plain[ranked].mean())
             self._note("ranked_in_order", (guided > plain)[ranked].float().mean())
@@ -246,7 +246,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
         self._noted[name].append(float(value.detach()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, with the means since the last line; of this process alone."""
+        """Add this process's means since the last log line."""
         if "loss" in logs:
             logs = logs | {name: sum(values) / len(values) for name, values in self._noted.items()}
             self._noted.clear()
@@ -268,11 +268,11 @@ class RoundTrainer(WholeCheckpoints, Trainer):
     # -- checkpoints -------------------------------------------------------------------------------------------------------
 
     def release(self, model: nn.Module) -> None:
-        """Undo what accelerate did to the model for mixed precision: the next round samples from it as a new process would."""
+        """Undo accelerate's mixed-precision wrapping, so that the next round samples as a new process would."""
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             model.__dict__.pop(name, None)
 
-    def forget(self) -> None:
+    def reset_run_state(self) -> None:
         self._noted.clear()
 
     def run_settings(self) -> dict[str, Any]:

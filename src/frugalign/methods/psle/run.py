@@ -1,4 +1,4 @@
-"""What `frugalign psle` does: load, hold out, run the rounds, save; callable from Python with a `PSLEConfig`."""
+"""`frugalign psle`: load, hold out, run the rounds, save. Callable from Python with a `PSLEConfig`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from frugalign.runs.save_policy import save_policy
 
 
 def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) -> PSLETrainer:
-    """Align a model by its own responses under principles, as `config` says; leaves a folder per round and, in the run folder, the last round's
-    adapter (or model), its card, `config.yaml` and the costs.
+    """Align a model with its own responses under principles.
+
+    Every round is a folder. The run folder receives the last round's adapter (or model), its card, `config.yaml` and the costs.
 
     Raises:
-        FrugalignError: whatever the user can mend.
+        FrugalignError: a user error.
     """
     needed = ["model_name_or_path", "dataset_name", "reward", *(["principles"] * config.needs_principles)]
     for name in needed:
@@ -41,7 +42,7 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
         loaded = load_model(config.model_name_or_path, **arguments)
     rewards = load_rewards(config.reward, device=str(loaded.model.device))
-    judges = load_rewards(config.eval_reward, device=str(loaded.model.device)) if config.eval_reward else None
+    extra_rewards = load_rewards(config.eval_reward, device=str(loaded.model.device)) if config.eval_reward else None
     seconds_before = ledger.wall_clock_seconds
     trainer = PSLETrainer(
         loaded.model,
@@ -49,7 +50,7 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         config,
         train,
         eval_dataset=held_out,
-        eval_reward_funcs=judges,
+        eval_reward_funcs=extra_rewards,
         processing_class=loaded.tokenizer,
         peft_config="default" if config.use_peft else None,
         callbacks=list(callbacks),

@@ -1,4 +1,4 @@
-"""A round's responses: sampled plainly and under the principles, then scored; both in chunks that outlive a kill."""
+"""Sample a round's responses, plainly and under the principles, and score them. Finished chunks survive a kill."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from frugalign.data.groups import Groups
 from frugalign.data.templating import encode_prompts
 from frugalign.engines.transformers import context_length
 from frugalign.methods.psle.config import PSLEConfig
-from frugalign.methods.psle.responses import Scored, joined
+from frugalign.methods.psle.responses import ScoredResponses, join_halves
 from frugalign.policies.principles import Principles, under_principles
 from frugalign.rewards.loading import NamedReward
 from frugalign.rewards.scoring import CompletionBatch, TrainerHooks, score
 from frugalign.runs.folder import saving
-from frugalign.runs.processes import count_all, my_rows, shared
-from frugalign.runs.shared_sampling import GroupRequest, my_partial, sample_on_all_processes
+from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
+from frugalign.runs.shared_sampling import GroupRequest, local_partial, sample_on_all_processes
 
 _CHUNK = 256
-"""Responses scored between two lines on the disk."""
+"""Responses scored between two writes to disk."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What does not change from round to round: the prompts' data set, with a column `prompt`, and what the model is told beside them."""
+    """Samples and scores responses to the prompts of `dataset` (column `prompt`), with and without the principles."""
 
     dataset: Dataset
     tokenizer: PreTrainedTokenizerBase
@@ -48,10 +48,10 @@ class Sampler:
         return under_principles(self.principles, prompts, self.tokenizer, self.args.prompt_format)
 
     def fitting(self, model: PreTrainedModel) -> list[int]:
-        """The rows whose prompt, with the principles and a response of the longest kind, is within the context.
+        """The rows whose prompt fits the context, together with the principles and the longest response.
 
         Raises:
-            FrugalignError: for one that is not, unless `skip_long_prompts`, and where none is.
+            FrugalignError: a prompt that does not fit, unless `skip_long_prompts`; or no prompt fits.
         """
         rows = list(range(len(self.dataset)))
         plain = self.dataset["prompt"]
@@ -76,7 +76,7 @@ class Sampler:
         return [row for row in rows if row not in too_long]
 
     def sample(self, model: PreTrainedModel, rows: Sequence[int], number: int, folder: Path, ledger: Ledger) -> Groups:
-        """`2k` responses to the prompts of these rows: `k` plain ones and `k` under the principles (all plain without any), of round `number`."""
+        """Sample `2k` responses per row for round `number`: `k` plain and `k` under the principles, or all plain without any."""
         k, plain = self.args.num_generations, self.dataset[list(rows)]["prompt"]
 
         def sampled(prompts: Sequence[Any], size: int, epoch: int, stem: str, share_prefix: bool = False) -> Groups:
@@ -85,7 +85,7 @@ class Sampler:
 
         if self.principles is None:
             return sampled(plain, 2 * k, 2 * number, ".plain")
-        return joined(
+        return join_halves(
             sampled(plain, k, 2 * number, ".plain"),
             sampled(self.guided(rows), k, 2 * number + 1, ".guided", self.args.share_prefix),
         )
@@ -98,23 +98,26 @@ class Sampler:
         folder: Path,
         ledger: Ledger,
         state: TrainerState | None = None,
-    ) -> Scored:
-        """The rewards of every response, the prompts given to the rewards without the principles. `state`: what TRL's call hands to a reward.
+    ) -> ScoredResponses:
+        """Score every response. Rewards see the prompts without the principles.
+
+        Args:
+            state: the trainer's state, which TRL passes to rewards.
 
         Raises:
-            FrugalignError: a reward that fails (unless `reward_on_error` is skip), or nothing scored at all.
+            FrugalignError: a reward that fails (unless `reward_on_error` is skip), or no response with a reward.
         """
-        mine = my_rows(len(rows))
-        partial = my_partial(folder / ".rewards")
+        mine = local_rows(len(rows))
+        partial = local_partial(folder / ".rewards")
         counted = Ledger()
         with ledger.phase("reward"), saving(partial):
             found = self._score(rewards, groups, rows, partial, counted, state)
-        count_all(ledger, counted)
-        every = shared(list(zip(mine, found, strict=True)))
+        add_all_counts(ledger, counted)
+        every = gather_rows(list(zip(mine, found, strict=True)))
         total = [[float("nan") if value is None else value for value in each["total"]] for _, each in every]
         by_name = {named.name: [each["by_name"][named.name] for _, each in every] for named in rewards}
         prompts = self.dataset[list(rows)]["prompt"]
-        scored = Scored(
+        scored = ScoredResponses(
             list(rows),
             list(prompts),
             groups.completions,
@@ -137,7 +140,7 @@ class Sampler:
         state: TrainerState | None,
     ) -> list[dict[str, Any]]:
         """The rewards of this process's prompts, one entry per prompt, kept in `partial` chunk by chunk."""
-        mine, size = my_rows(len(rows)), len(groups.completions[0])
+        mine, size = local_rows(len(rows)), len(groups.completions[0])
         settings = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
         finished = PartialWork(partial, settings, [rows[place] for place in mine], groups.completions)
         per_chunk = max(1, _CHUNK // size)

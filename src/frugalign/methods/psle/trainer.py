@@ -1,7 +1,7 @@
-"""`PSLETrainer`: rounds of sampling, scoring, splitting and training; every round is a folder, and a run goes on where it was killed.
+"""`PSLETrainer`: rounds of sampling, scoring and training. Every round is a folder, and a killed run resumes where it stopped.
 
-`OUTPUT/round-000` holds `responses.jsonl` (everything that was generated, with rewards, branch and weight), `metrics.jsonl`, the policy,
-`evaluation.json` and, written last, `manifest.json`: a round without one is not finished.
+`OUTPUT/round-000` holds `responses.jsonl` (all responses with rewards, branches and weights), `metrics.jsonl`, the policy and
+`evaluation.json`. `manifest.json` is written last, so a round without it is incomplete.
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.psle.config import PSLEConfig
-from frugalign.methods.psle.folders import account, begin, check_resumable, ledger_of, reopen, weights_digest
+from frugalign.methods.psle.folders import (
+    check_resumable,
+    clear_folder,
+    describe_responses,
+    ledger_of,
+    reset_round,
+    weights_digest,
+)
 from frugalign.methods.psle.inputs import check_row_weights, load_policy, principles_of
-from frugalign.methods.psle.responses import Round, Scored, read_round, save_round, split
+from frugalign.methods.psle.responses import Round, ScoredResponses, assign_branches, read_round, save_round
 from frugalign.methods.psle.round_eval import RoundEvaluation, StartingModel
 from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
 from frugalign.methods.psle.rules import RANKED, reward_scale, threshold
@@ -129,10 +136,10 @@ class PSLETrainer:
         args, tokenizer = self.args, self.processing_class
         if prompts is None or not len(prompts) or not args.eval_prompts:
             return None
-        only_measured = load_rewards(rewards, device=str(model.device)) if rewards else []
-        load_rewards([*self.rewards, *only_measured])  # refuses two rewards of the same name
+        extra_rewards = load_rewards(rewards, device=str(model.device)) if rewards else []
+        load_rewards([*self.rewards, *extra_rewards])  # refuses two rewards of the same name
         rows = Sampler(prompts, tokenizer, None, args).fitting(model)[: args.eval_prompts]
-        return RoundEvaluation(prompts.select(rows), tokenizer, self.rewards, only_measured, args)
+        return RoundEvaluation(prompts.select(rows), tokenizer, self.rewards, extra_rewards, args)
 
     def _principles_hash(self) -> str | None:
         return None if self.principles is None else self.principles.fingerprint()
@@ -140,11 +147,13 @@ class PSLETrainer:
     # -- the run ---------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> list[Manifest]:
-        """Run the rounds that are not finished yet and return every round's manifest; a callback with a true `ran_out` ends the run after its round.
+        """Run the rounds that are not finished yet, and return every round's manifest.
+
+        A callback whose `ran_out` is true ends the run after the current round.
 
         Raises:
-            FrugalignError: a run folder that another command is using, or that holds an earlier run, unless it is resumed or `overwrite_output_dir`;
-                other settings than the run began with; whatever sampling, scoring and training find.
+            FrugalignError: a run folder that another command is using, or that holds an earlier run (unless resumed or
+                `overwrite_output_dir`); settings other than the resumed run's; or an error in sampling, scoring or training.
         """
         with in_use(str(self.args.output_dir), main_process=self._is_main):
             return self._run(resume_from_checkpoint)
@@ -154,12 +163,12 @@ class PSLETrainer:
         resuming = is_resuming(resume_from_checkpoint)
         if self._is_main:
             if resuming:
-                check_resumable(folder, self._about(), self.args.from_round, self.args.rounds)
+                check_resumable(folder, self._run_settings(), self.args.from_round, self.args.rounds)
                 if self.args.from_round is not None:
-                    reopen(folder, self.args.from_round)
+                    reset_round(folder, self.args.from_round)
             else:
-                begin(folder, overwrite=self.args.overwrite_output_dir)
-                write_json_atomic(folder / RUN_FILE, self._about())
+                clear_folder(folder, overwrite=self.args.overwrite_output_dir)
+                write_json_atomic(folder / RUN_FILE, self._run_settings())
             write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.args.resolved(), sort_keys=False))
         self._wait()
         self._evaluate_start(folder / START_FOLDER)
@@ -179,8 +188,8 @@ class PSLETrainer:
         self._load(round_folder(folder, len(manifests) - 1))
         return manifests
 
-    def _about(self) -> dict[str, Any]:
-        """What a run is begun with and goes on with."""
+    def _run_settings(self) -> dict[str, Any]:
+        """The settings that must stay the same within a run."""
         held_out = self.round_evaluation and dataset_fingerprint(self.round_evaluation.dataset)
         return {
             **self.args.fixed_settings(),
@@ -199,7 +208,7 @@ class PSLETrainer:
         initial = weights_digest(self.model)
         if number == 0 and initial != self._initial_weights:
             raise FrugalignError(
-                "This trainer has trained already, and round 0 begins from the starting model: make a new one."
+                "This trainer has trained already, and round 0 starts from the initial model: make a new one."
             )
         ledger = ledger_of(folder)
         before_now = ledger.wall_clock_seconds
@@ -208,11 +217,12 @@ class PSLETrainer:
         scale = self._scale(done.scored, folder.parent)
         if len({reward for reward in done.scored.rewards.flatten().tolist() if reward == reward}) == 1:
             _log.warning(
-                "The rewards of round %d are all equal: it has no gains, and its demonstrations weigh the same.", number
+                "The rewards of round %d are all equal, so no couple is ranked and all demonstrations weigh the same.",
+                number,
             )
         elif args.method in ("psle", "dpo", "rejection") and args.use_ranking and not done.counts()[RANKED]:
             _log.warning(
-                "Round %d has no couple to rank (a gain above %.3g, among those that the method ranks).",
+                "Round %d has no couple to rank: no gain is above %.3g.",
                 number,
                 tau * scale,
             )
@@ -228,7 +238,7 @@ class PSLETrainer:
                 "too_long": len(self.sampler.dataset) - len(self.fitting),
             },
             "principles": self._principles_hash(),
-            **account(done, args, tau, scale),
+            **describe_responses(done, args, tau, scale),
             "reward_calls": done.scored.rewards.numel() * len(self.rewards),
             "optimizer_steps": steps,
             "settings": args.fixed_settings(),
@@ -243,7 +253,7 @@ class PSLETrainer:
         return manifest
 
     def _evaluate_start(self, folder: Path) -> None:
-        """The starting model on the held-out prompts, once."""
+        """Evaluate the starting model on the held-out prompts, once per run."""
         if self.round_evaluation is None:
             return
         ledger, done = ledger_of(folder), (folder / ROUND_METRICS_FILE).is_file()
@@ -254,7 +264,7 @@ class PSLETrainer:
         self._count(folder, ledger, from_the_disk=done)
 
     def _count(self, folder: Path, ledger: Ledger, *, wall_clock: float = 0.0, from_the_disk: bool = False) -> None:
-        """Add what a folder has cost to the run's, and save that; each folder once."""
+        """Add the costs of a folder to the run's and save them. Each folder is added once."""
         if folder not in self._counted:
             self._counted.add(folder)
             self.ledger.add(ledger, wall_clock=ledger.wall_clock_seconds if from_the_disk else wall_clock)
@@ -262,7 +272,7 @@ class PSLETrainer:
             self.ledger.save(folder.parent / COSTS_FILE)
 
     def _responses(self, number: int, folder: Path, tau: float, before: list[Manifest], ledger: Ledger) -> Round:
-        """Those on the disk where the round was begun before, else new ones, which are kept whole before any training."""
+        """The round's stored responses, or else new ones, which are stored before training."""
         path = folder / RESPONSES_FILE
         if not path.is_file():
             rows = self._rows(number)
@@ -270,18 +280,18 @@ class PSLETrainer:
             state = TrainerState(epoch=float(number), global_step=sum(each["optimizer_steps"] for each in before))
             scored = self.sampler.score(self.rewards, groups, rows, folder, ledger, state)
             scale = self._scale(scored, folder.parent)
-            found = split(scored, self.args, tau, scale)
+            found = assign_branches(scored, self.args, tau, scale)
             if self._is_main:
-                # σ_0 is round 0's for good, also where its responses are edited later.
-                write_json_atomic(folder.parent / RUN_FILE, self._about() | {"reward_scale": scale})
+                # σ_0 stays that of round 0, even if its responses are edited later.
+                write_json_atomic(folder.parent / RUN_FILE, self._run_settings() | {"reward_scale": scale})
                 ledger.save(folder / COSTS_FILE)
                 with saving(path):
                     save_round(found, path)
             self._wait()
         return read_round(path)
 
-    def _scale(self, scored: Scored, folder: Path) -> float:
-        """`σ_0`, or what stands for it."""
+    def _scale(self, scored: ScoredResponses, folder: Path) -> float:
+        """`σ_0`, or 1 for `tau_scale` raw."""
         known = read_run_state(folder).get("reward_scale")
         if known is not None:
             return float(known)
@@ -289,7 +299,7 @@ class PSLETrainer:
         return reward_scale(scored.plain[mine], scored.guided[mine]) if self.args.tau_scale == "std" else 1.0
 
     def _rows(self, number: int) -> list[int]:
-        """The prompts of a round: all of them, or the next ones of an order that the seed gives."""
+        """The rows of a round: all of them, or the next ones in an order that follows from the seed."""
         size = self.args.prompts_per_round
         if size is None or size >= len(self.fitting):
             return self.fitting
@@ -355,13 +365,13 @@ class PSLETrainer:
         if self._is_main:
             with saving(folder / WEIGHTS_FILE):
                 self.model.save_pretrained(folder)
-                if not isinstance(self.model, PeftModel):  # a model of its own
+                if not isinstance(self.model, PeftModel):  # a whole model
                     self.processing_class.save_pretrained(folder)
-            (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty form; the run's card is above
+            (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template; the run folder has the card
         self._wait()
 
     def _load(self, folder: Path) -> None:
-        """The policy as a finished round left it."""
+        """Load the policy of a finished round."""
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
             return

@@ -1,4 +1,4 @@
-"""Representation reward (arXiv 2503.10093): probes on a model's own hidden states become a reward. Importing this package imports no torch."""
+"""Representation reward (arXiv 2503.10093): probes on a model's own hidden states as a reward. Importing this package imports no torch."""
 
 from frugalign.base.specs import lazy_exports
 

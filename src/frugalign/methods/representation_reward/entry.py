@@ -1,4 +1,4 @@
-"""The representation reward as a method: its command, and how it is fitted for methods that need it."""
+"""The representation reward as a method: its command, and its fit for methods that need it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fit(job: Job, pairs: str, folder: Path) -> None:
 
 
 def closing(options: RewardOptions, report: dict[str, Any]) -> list[str]:
-    """How good the reward is beside its controls, and the command that trains with it."""
+    """The reward's accuracy with its controls, and the command that trains with it."""
     return [
         *headline(report),
         f"The reward is in {options.output_dir}.",
@@ -49,7 +49,7 @@ def closing(options: RewardOptions, report: dict[str, Any]) -> list[str]:
 
 
 def headline(report: dict[str, Any]) -> list[str]:
-    """The accuracy on held-out examples, beside the controls, and on other data."""
+    """The accuracy on held-out examples, with the controls, and on other data."""
     test, shuffled = report["test"], report["shuffled"]["mean"]
     accuracy = test["accuracy"]
     found = [

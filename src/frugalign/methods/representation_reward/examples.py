@@ -1,4 +1,4 @@
-"""Who learns from what: preference data, split by prompt, as rows of features."""
+"""Preference data, split by prompt into training, validation and test examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from frugalign.rewards.representation.fit import Examples
 
 @dataclass(frozen=True)
 class Split:
-    """Examples by number."""
+    """The numbers of the examples in each split."""
 
     train: list[int]
     validation: list[int]
@@ -26,7 +26,7 @@ class Split:
 
 
 def read_examples(name: str, options: RewardOptions) -> tuple[PreferenceData, Split]:
-    """The preference data, and who learns from which: the data's own test split where it has one, else a share of the prompts."""
+    """Read the preference data and split it: by its own test split if there is one, else by a share of the prompts."""
     splits = load_preference_data(name)
     preferences = joined(splits)
     sizes = {split: len(found) for split, found in splits.items()}
@@ -46,7 +46,7 @@ def read_examples(name: str, options: RewardOptions) -> tuple[PreferenceData, Sp
 def split_by_prompt(
     preferences: PreferenceData, examples: Sequence[int], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """(kept, held out): a share of the distinct prompts with all their examples.
+    """Hold out a share of the distinct prompts with all their examples: (kept, held out).
 
     Raises:
         FrugalignError: fewer than two prompts, or a share that leaves one side empty.
@@ -65,7 +65,7 @@ def split_by_prompt(
 
 
 def examples_of(preferences: PreferenceData, numbers: Sequence[int]) -> Examples:
-    """What `fit` learns from."""
+    """The examples with these numbers, as `fit` takes them."""
     if preferences.is_paired:
         better, worse = zip(*(preferences.pairs[number] for number in numbers), strict=True) if numbers else ((), ())
         return Examples(torch.tensor(better, dtype=torch.long), torch.tensor(worse, dtype=torch.long))
@@ -74,7 +74,7 @@ def examples_of(preferences: PreferenceData, numbers: Sequence[int]) -> Examples
 
 
 def sequence_ids(preferences: PreferenceData, base: LoadedModel, options: RewardOptions) -> list[list[int]]:
-    """Every answer after its prompt as token ids, for probes and for what they are compared with."""
+    """Token ids of every prompt with its answer, for the probes and for the full-model baseline."""
     encoded = encode_for_model(
         base.model,
         base.tokenizer,
@@ -87,7 +87,7 @@ def sequence_ids(preferences: PreferenceData, base: LoadedModel, options: Reward
 
 
 def joined(splits: dict[str, PreferenceData]) -> PreferenceData:
-    """All splits one after the other."""
+    """Concatenate all splits."""
     joined = PreferenceData([], [], [], [], 0)
     for found in splits.values():
         start = len(joined.answers)

@@ -1,8 +1,8 @@
-"""The feature store: endpoint states of a model on a list of texts, computed once, kept in shards, read from disk.
+"""The feature store: a model's endpoint states on a list of texts, computed once and kept on disk in shards.
 
-A folder per key (model, tokenizer, layers, texts); a shard is a safetensors file that is written aside and moved into place, so it
-is there whole or not at all, and a run that was killed goes on with the next one.
-The store is bounded: before it grows beyond `max_gib`, the keys that were used longest ago leave.
+Every key (model, tokenizer, layers, texts) has a folder. A shard is a safetensors file that is written atomically, so a killed
+run resumes with the next shard. The store is bounded: before it grows beyond `max_gib`, the least recently used keys are
+deleted.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _USED = "last_used"
 
 @dataclass(frozen=True)
 class Features:
-    """`N` rows of states `[layers, D]` in shards; index with a list or a tensor of rows to get `[n, layers, D]` float32.
+    """`N` rows of states `[layers, D]` in shards. Index with a list or a tensor of rows to get `[n, layers, D]` float32.
 
-    A small store is read into memory once (up to 512 MiB), a large one is mapped and read row by row.
+    Up to 512 MiB are read into memory once. Larger features are memory-mapped and read row by row.
     """
 
     shards: list[Path]
@@ -59,7 +59,7 @@ class Features:
             with safe_open(self.shards[shard], framework="pt") as file:
                 states = file.get_slice("states")
                 inside = [wanted[place] % self.rows_per_shard for place in places]
-                # One row or a few are cheaper slice by slice; many are cheaper at once.
+                # A few rows are cheaper slice by slice, many rows at once.
                 if len(inside) * 4 < self.rows_per_shard:
                     for place, row in zip(places, inside, strict=True):
                         out[place] = states[row : row + 1][0].float()
@@ -69,7 +69,7 @@ class Features:
 
     @cached_property
     def _memory(self) -> Tensor | None:
-        """All rows, where they are few enough to be kept in memory once they are read."""
+        """All rows, if they are small enough to stay in memory."""
         if math.prod(self.shape) * 4 > _IN_MEMORY:
             return None
         parts = [load_file(shard)["states"].float() for shard in self.shards]
@@ -77,11 +77,11 @@ class Features:
 
 
 class FeatureStore:
-    """States on disk under `folder`.
+    """A store of states under `folder`.
 
     Args:
-        folder: made where it does not exist.
-        max_gib: the most that all keys together may take.
+        folder: created if missing.
+        max_gib: maximum size of all keys together.
     """
 
     def __init__(self, folder: str | Path, *, max_gib: float = 20.0) -> None:
@@ -97,10 +97,10 @@ class FeatureStore:
         ledger: Ledger | None = None,
         shard_bytes: int = _SHARD_BYTES,
     ) -> Features:
-        """The states of `sequences` (token ids) at `layers`: read where they are stored, computed where they are not.
+        """The states of `sequences` (token ids) at `layers`. Missing states are computed and stored.
 
         Raises:
-            FrugalignError: more than the store may hold, or a disk that refuses it.
+            FrugalignError: more states than the store may hold, or a disk that cannot be written.
         """
         width: int = causal_lm(model).config.get_text_config().hidden_size
         row_bytes = len(layers) * width * 4
@@ -125,7 +125,7 @@ class FeatureStore:
         return Features(shards, per_shard, (len(sequences), len(layers), width))
 
     def _make_room(self, keep: Path, needed: int) -> None:
-        """Drop whole keys, the one that was used longest ago first, until `needed` more bytes fit."""
+        """Delete keys, least recently used first, until `needed` more bytes fit."""
         if not self.folder.is_dir():
             return
         others = [path for path in self.folder.iterdir() if path.is_dir() and path != keep]
@@ -145,13 +145,13 @@ def key_of(
     layers: Sequence[int],
     per_shard: int,
 ) -> str:
-    """A name that changes with everything the states depend on. The chat template shows in the token ids."""
+    """A hash of everything that the states depend on. The token ids reflect the chat template."""
     digest = hashlib.sha256()
     base = fingerprint(model, tokenizer)
     trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     for part in (base.architecture, base.weights, base.layers, base.tokenizer, model.dtype, list(layers), per_shard):
         digest.update(f"{part}\n".encode())
-    for parameter in trained:  # an adapter's every number, as it may have moved a little only
+    for parameter in trained:  # the whole adapter, since it may have changed only slightly
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     for ids in sequences:
         digest.update(torch.tensor(list(ids), dtype=torch.int64).numpy().tobytes() + b"\n")

@@ -1,4 +1,4 @@
-"""The usual way, for comparison: a whole reward model trained on the same base, pairs and tokens (`docs/methods/representation-reward.md#read-the-report`)."""
+"""A conventional reward model as baseline, on the same base, pairs and tokens (`docs/methods/representation-reward.md#read-the-report`)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ _BATCH = 16
 def train_full_model(
     preferences: PreferenceData, base: LoadedModel, split: Split, options: RewardOptions
 ) -> dict[str, Any]:
-    """Train every weight of a copy of the base with a scalar head on the training pairs, keep the epoch that orders most validation
-    pairs rightly, and measure it on the test pairs.
+    """Train every weight of a copy of the base with a scalar head on the training pairs.
+
+    The epoch with the highest validation accuracy is kept and measured on the test pairs.
 
     Returns:
-        Accuracy on the test pairs with its interval, the epochs' validation accuracies, and seconds and FLOPs (6 per parameter and
-        token) of the training per 1,000 pairs and epoch-by-epoch passes included.
+        Test accuracy with its interval, validation accuracy per epoch, and the training's seconds and FLOPs (6 per parameter and
+        token) per 1,000 pairs, over all epochs.
     """
     ids = sequence_ids(preferences, base, options)
     model = classifier_of(base)
@@ -91,7 +92,7 @@ def train_full_model(
 
 
 def classifier_of(base: LoadedModel) -> PreTrainedModel:
-    """A copy of the base with a new scalar head in place of its LM head, in float32."""
+    """A float32 copy of the base with a new scalar head instead of its LM head."""
     lm = causal_lm(base.model)
     config = copy.deepcopy(lm.config)
     config.num_labels, config.pad_token_id = 1, base.tokenizer.pad_token_id
@@ -103,7 +104,7 @@ def classifier_of(base: LoadedModel) -> PreTrainedModel:
 
 @dataclass
 class SideCollator:
-    """B pairs to `input_ids` and `attention_mask` `[2B, T]`, padded on the right: the chosen texts first, the rejected ones after them."""
+    """B pairs to `input_ids` and `attention_mask` `[2B, T]`, padded on the right: chosen texts first, then rejected ones."""
 
     pad_token_id: int
 
@@ -129,7 +130,7 @@ class PairRewardTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over the batch's pairs."""
+        """The mean loss over the batch's pairs."""
         output = model(**inputs, use_cache=False)
         chosen, rejected = output.logits[:, 0].chunk(2)
         loss = -logsigmoid(chosen - rejected).mean()
@@ -137,7 +138,7 @@ class PairRewardTrainer(Trainer):
 
 
 class _BestEpoch(TrainerCallback):
-    """After every epoch: the share of validation pairs in order, and the weights where it is the highest."""
+    """Measures validation accuracy after every epoch, and keeps the weights of the best one."""
 
     def __init__(self, preferences: PreferenceData, ids: Sequence[Sequence[int]], numbers: Sequence[int]) -> None:
         self.preferences, self.ids, self.numbers = preferences, ids, list(numbers)
@@ -158,7 +159,7 @@ class _BestEpoch(TrainerCallback):
 def _right(
     model: Any, preferences: PreferenceData, ids: Sequence[Sequence[int]], numbers: Sequence[int]
 ) -> list[float]:
-    """1 where the model prefers the better answer, 0 where it does not, ½ at a tie."""
+    """1 if the model prefers the better answer, 0 if not, ½ for a tie."""
     rows = sorted({row for number in numbers for row in preferences.pairs[number]}, key=lambda row: len(ids[row]))
     scores: dict[int, float] = {}
     pad = model.config.pad_token_id

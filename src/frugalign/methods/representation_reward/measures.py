@@ -1,4 +1,4 @@
-"""The honest numbers of a representation reward, its controls and baselines (`docs/methods/representation-reward.md#read-the-report`)."""
+"""The measures of a representation reward, with controls and baselines (`docs/methods/representation-reward.md#read-the-report`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure(
     options: RewardOptions,
     penalty: float,
 ) -> dict[str, Any]:
-    """Everything the report says about the test prompts, with its controls and baselines (`docs/methods/representation-reward.md#read-the-report`)."""
+    """The report's measures on the test prompts, with controls and baselines."""
     width, test = features.shape[2], split.test
     settings = replace(fit_options(options), weight_decay=penalty)
     validation = examples_of(preferences, split.validation)
@@ -66,7 +66,7 @@ def measure(
     with torch.no_grad():
         gates = probes.gates(probes.scores(states)).mean(0).tolist()
     return {
-        "test": measured(probes, preferences, features, test),
+        "test": measure_accuracy(probes, preferences, features, test),
         "shuffled": {"mean": float(np.mean(shuffled)) if shuffled else None, "each": shuffled},
         "length_only": baselines.accuracy(preferences, lengths, test),
         "bag_of_words": baselines.accuracy(preferences, words, test),
@@ -77,10 +77,10 @@ def measure(
     }
 
 
-def measured(
+def measure_accuracy(
     probes: RepresentationModel, preferences: PreferenceData, features: Features, examples: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Accuracy with its interval (prompts resampled), AUROC, calibration before and after, and the rewards' histogram."""
+    """Accuracy with its interval (over prompts), AUROC, calibration before and after, and the rewards for a histogram."""
     numbers = list(range(len(preferences))) if examples is None else list(examples)
     raw = raw_rewards(probes, features.__getitem__, torch.arange(len(features))).double().numpy()
     calibrated = (raw - probes.config.mu) / probes.config.scale
@@ -106,7 +106,7 @@ def measured(
 
 
 def _column(features: Features, column: int) -> ReadStates:
-    """One layer of the features alone."""
+    """Read a single layer of the features."""
 
     def read(rows: Tensor) -> Tensor:
         return features[rows][:, column : column + 1]
@@ -124,7 +124,7 @@ def _accuracy(
 
 
 def _shuffled(examples: Examples, flips: Tensor) -> Examples:
-    """Pairs turned round, or labels replaced, by a coin."""
+    """Swap pairs, or replace labels, by coin flips."""
     if examples.second is not None:
         first = torch.where(flips, examples.second, examples.first)
         return Examples(first, torch.where(flips, examples.first, examples.second))
@@ -132,5 +132,5 @@ def _shuffled(examples: Examples, flips: Tensor) -> Examples:
 
 
 def fit_options(options: RewardOptions) -> FitOptions:
-    """The settings of one fit, without the penalty."""
+    """The settings of a fit, without the penalty."""
     return FitOptions(max_iterations=options.max_iterations, patience=options.patience, margin=options.margin)

@@ -1,4 +1,4 @@
-"""Options of `frugalign reward`, without torch: its `--help` reads this file alone."""
+"""Options of `frugalign reward`, without torch. Its `--help` reads only this file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RewardOptions(
     groups.ModelAdapter,
     groups.Model,
 ):
-    """Options of `frugalign reward`: probes on a model's own hidden states become a reward.
+    """Options of `frugalign reward`, which fits probes on a model's own hidden states.
 
     Raises:
         FrugalignError: a value that breaks its rule.

@@ -1,6 +1,7 @@
-"""Train a representation reward on preference data and measure it honestly: `frugalign reward` in one function.
+"""`frugalign reward`: train a representation reward on preference data, and measure it on held-out prompts.
 
-Splits go by prompt. The validation prompts stop the fit, choose the penalty and calibrate; the test prompts are read once, for the report.
+Data is split by prompt. The validation prompts stop the fit, choose the penalty and calibrate the reward. The test prompts are
+used once, for the report.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from frugalign.engines.loading import LoadedModel, has_classifier, load_model
 from frugalign.engines.states import resolve_layers
 from frugalign.methods.representation_reward.examples import Split, examples_of, joined, read_examples, sequence_ids
 from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
-from frugalign.methods.representation_reward.measures import fit_options, measure, measured
+from frugalign.methods.representation_reward.measures import fit_options, measure, measure_accuracy
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.options.loading import model_arguments
 from frugalign.rewards.representation.fit import FitResult, calibrate, fit, raw_rewards
@@ -33,13 +34,13 @@ from frugalign.runs.lock import in_use
 
 
 def train_reward(options: RewardOptions) -> dict[str, Any]:
-    """Fit, calibrate and save a representation reward, and write its report and its costs beside it.
+    """Fit, calibrate and save a representation reward, with its report and costs.
 
     Returns:
         The report.
 
     Raises:
-        FrugalignError: whatever the user can mend.
+        FrugalignError: a user error.
     """
     for name in ("model_name_or_path", "dataset_name"):
         if not getattr(options, name):
@@ -83,7 +84,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
             "fit": {"history": fitted.history, "best_iteration": fitted.best_iteration},
             **measure(probes, preferences, features, split, layers, options, penalty),
             "elsewhere": {
-                name: measured(probes, other, states_of(other, base, layers, options, store, ledger))
+                name: measure_accuracy(probes, other, states_of(other, base, layers, options, store, ledger))
                 for name, other in elsewhere.items()
             },
         }
@@ -97,7 +98,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
 
 
 def _check_full_model(options: RewardOptions, preferences: PreferenceData) -> None:
-    """Refuse `full_model` where its training is impossible, before anything is computed."""
+    """Check the requirements of `full_model` before anything is computed."""
     if options.full_model and not preferences.is_paired:
         raise FrugalignError("full_model needs pairs: a whole reward model is trained on them.")
     if options.full_model and (options.adapter is not None or options.load_in_4bit):
@@ -150,14 +151,14 @@ def states_of(
     store: FeatureStore,
     ledger: Ledger,
 ) -> Features:
-    """Endpoint states of every answer, from the store."""
+    """The endpoint states of every answer, from the store."""
     return store.features(base.model, base.tokenizer, sequence_ids(preferences, base, options), layers, ledger=ledger)
 
 
 def fit_best(
     preferences: PreferenceData, features: Features, split: Split, layers: Sequence[int], options: RewardOptions
 ) -> tuple[FitResult, float]:
-    """Fit with every penalty; the one with the lowest validation loss, and which it was."""
+    """Fit with every penalty. Returns the fit with the lowest validation loss, and its penalty."""
     width = features.shape[2]
     train, validation = examples_of(preferences, split.train), examples_of(preferences, split.validation)
     settings = fit_options(options)
@@ -169,7 +170,7 @@ def fit_best(
 
 
 def set_calibration(probes: RepresentationModel, preferences: PreferenceData, features: Features, split: Split) -> None:
-    """`μ` and `t̂` from the validation examples; labelled answers are paired across labels for it."""
+    """Set `μ` and `t̂` from the validation examples. Single labelled answers are paired across labels."""
     if preferences.is_paired:
         pairs = [preferences.pairs[example] for example in split.validation]
     else:
@@ -185,7 +186,7 @@ def set_calibration(probes: RepresentationModel, preferences: PreferenceData, fe
 
 
 def _cost(ledger: Ledger, preferences: PreferenceData, base: LoadedModel, tokens: int) -> dict[str, Any]:
-    """Per 1,000 examples: seconds of extraction and of fitting, and FLOPs of the forward passes (2 per parameter and token)."""
+    """Seconds of extraction and fitting, and FLOPs of the forward passes (2 per parameter and token), per 1,000 examples."""
     thousands = max(1, len(preferences)) / 1000
     return {
         "seconds_extracting_per_1000": ledger.seconds.get("rollout", 0.0) / thousands,

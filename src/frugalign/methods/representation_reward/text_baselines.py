@@ -1,4 +1,4 @@
-"""What a probe has to beat: length alone, and the words of the answer alone."""
+"""Baselines that a probe should beat: the answer's length alone, and its words alone."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Scores = NDArray[np.float64]
 
 
 def length_scores(preferences: PreferenceData, train: Sequence[int]) -> Scores:
-    """A score per answer: its length in characters, or minus it, whichever orders the training examples better."""
+    """A score per answer: its length in characters, with the sign that orders the training examples better."""
     lengths = np.array([float(len(answer_text(answer))) for answer in preferences.answers])
     return lengths if accuracy(preferences, lengths, train) >= 0.5 else -lengths
 
 
 def word_scores(preferences: PreferenceData, train: Sequence[int], seed: int = 0) -> Scores:
-    """A score per answer by a linear model of its words and word pairs (TF-IDF), learned from the training examples.
+    """A score per answer from a linear model of its words and word pairs (TF-IDF), fitted on the training examples.
 
     Pairs become differences of their two answers' features, each in both directions.
     """
@@ -55,7 +55,7 @@ def rows_of(preferences: PreferenceData, example: int) -> tuple[int, ...]:
 def outcomes(
     preferences: PreferenceData, scores: Scores, examples: Sequence[int], threshold: float = 0.0
 ) -> list[float]:
-    """Per example 1 where the scores order the pair rightly (or are on the label's side of `threshold`), 0 where not, ½ for a tie."""
+    """1 per example if the scores order the pair correctly, 0 if not, ½ for a tie. Single labels are compared with `threshold`."""
     found = []
     for example in examples:
         if preferences.is_paired:
@@ -69,7 +69,7 @@ def outcomes(
 
 
 def accuracy(preferences: PreferenceData, scores: Scores, examples: Sequence[int], threshold: float = 0.0) -> float:
-    """Mean of `outcomes`; for labels the threshold is the caller's."""
+    """Mean of `outcomes`. For single labels, the default threshold is the median score."""
     if not preferences.is_paired and threshold == 0.0:
         threshold = float(np.median(scores[[preferences.labels[example][0] for example in examples]]))
     return float(np.mean(outcomes(preferences, scores, examples, threshold)))

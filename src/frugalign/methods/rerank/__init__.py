@@ -1,4 +1,4 @@
-"""Preference re-ranking (arXiv 2503.10093): labels weighed by the policy's own states. Importing this package imports no torch."""
+"""Preference re-ranking (arXiv 2503.10093): DPO with labels weighted by the policy's states. Importing this package imports no torch."""
 
 from frugalign.base.specs import lazy_exports
 

@@ -1,6 +1,6 @@
-"""What is trained, and the model that it started from: a LoRA, an adapter that was there before, or every weight.
+"""The trained weights and their starting model: a new LoRA, a given adapter, or every weight.
 
-This is the place for another thing to train, such as a proxy: it says how answers are scored, and under what they were scored before.
+Another kind of trained weights, such as a proxy, belongs here. A carrier scores answers under the policy and under its start.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from frugalign.runs.save_policy import lora_of
 class Carrier(ABC):
     """A policy in training.
 
-    `policy`: what Trainer optimises and saves. `copies_start`: whether the start stays reachable only at the price of a copy.
+    `policy`: the module that Trainer optimises and saves. `copies_start`: whether keeping the starting model needs a copy.
     """
 
     policy: Any
     copies_start = False
 
     def score(self, model: nn.Module, batch: dict[str, Tensor], layers: list[int]) -> Scored:
-        """The answers under the policy as it is. `model`: the policy as Trainer has wrapped it."""
+        """Score the answers under the current policy. `model`: the policy as wrapped by Trainer."""
         return score_answers(model, self.policy, batch, layers)
 
     @abstractmethod
     def start(self) -> Any:
-        """A context manager that gives the model as it was before training."""
+        """A context manager that yields the model before training."""
 
     def begin(self) -> None:  # noqa: B027 — most carriers have nothing to do
-        """Called when training begins: from now on the policy is no longer the start."""
+        """Called when training begins. From now on the policy differs from its start."""
 
     @torch.no_grad()
     def score_before(self, batch: dict[str, Tensor]) -> Tensor:
@@ -49,20 +49,20 @@ class Carrier(ABC):
 
 
 class Lora(Carrier):
-    """A new LoRA; the model without it is the start."""
+    """A new LoRA. The start is the model without it."""
 
     def __init__(self, model: Any, args: Any) -> None:
         self.policy = get_peft_model(model, lora_of(args))
 
     @contextmanager
     def start(self) -> Iterator[Any]:
-        """The policy with its adapter switched off."""
+        """The policy with its adapter disabled."""
         with self.policy.disable_adapter():
             yield self.policy
 
 
 class GivenAdapter(Carrier):
-    """An adapter that the model came with; the model with that adapter, as it was, is the start."""
+    """An adapter that the model already had. The start is the model with the adapter's initial weights."""
 
     def __init__(self, model: Any) -> None:
         self.policy = model
@@ -70,7 +70,7 @@ class GivenAdapter(Carrier):
 
     @contextmanager
     def start(self) -> Iterator[Any]:
-        """The policy with the adapter's first weights in place of its present ones."""
+        """The policy with the adapter's initial weights."""
         trained = {name: p for name, p in self.policy.named_parameters() if name in self._before}
         now = {name: p.data for name, p in trained.items()}
         try:
@@ -83,26 +83,26 @@ class GivenAdapter(Carrier):
 
 
 class EveryWeight(Carrier):
-    """Every weight; the start is a frozen copy where one is kept, and gone after the first step where none is."""
+    """Every weight. The start is a frozen copy; without one, it is lost after the first step."""
 
     copies_start = True
 
     def __init__(self, model: Any, *, keeps_start: bool) -> None:
         self.policy = model
-        # The model in memory: loading it by name might give another revision.
+        # Copy the model in memory, since loading it by name might give another revision.
         self.copy = copy.deepcopy(model).requires_grad_(False).eval() if keeps_start else None
         self.has_moved = False
 
     def begin(self) -> None:
-        """The policy itself is the start until then."""
+        """Until then, the policy itself is the start."""
         self.has_moved = True
 
     @contextmanager
     def start(self) -> Iterator[Any]:
-        """The copy, or the policy itself as long as it has not moved.
+        """The copy, or the policy itself before the first step.
 
         Raises:
-            FrugalignError: where the start is gone.
+            FrugalignError: the starting weights are lost.
         """
         if self.copy is not None:
             device = next(self.policy.parameters()).device
@@ -118,26 +118,26 @@ class EveryWeight(Carrier):
 
 
 def carrier_of(model: Any, args: Any, *, keeps_start: bool) -> Carrier:
-    """What `args` says is trained of this model."""
+    """The carrier that `args` selects for this model."""
     if isinstance(model, PeftModel):
         return GivenAdapter(model)
     return Lora(model, args) if args.use_peft else EveryWeight(model, keeps_start=keeps_start)
 
 
 def prepare_policy(policy: Any, args: Any, pad_token_id: int) -> None:
-    """What training needs of a policy, whichever carrier it has."""
+    """Prepare the policy of any carrier for training."""
     if args.disable_dropout:
         disable_dropout(policy)
-    # Saved with the model, and read by what loads it.
+    # Saved with the model, for whoever loads it.
     policy.config.get_text_config().pad_token_id = pad_token_id
     if getattr(policy, "generation_config", None) is not None:
         policy.generation_config.pad_token_id = pad_token_id
     adapted = isinstance(policy, PeftModel)
     if adapted and args.gradient_checkpointing:
-        # Embeddings are frozen: without this the checkpointed layers have no input with a gradient.
+        # The embeddings are frozen. Without this, the checkpointed layers get no input with a gradient.
         policy.enable_input_require_grads()
     if getattr(policy, "is_loaded_in_4bit", False) or getattr(policy, "is_loaded_in_8bit", False):
-        # As in QLoRA (Dettmers et al. 2023); DoRA's magnitudes move by less than bfloat16 can hold.
+        # As in QLoRA (Dettmers et al. 2023). DoRA's magnitudes change by less than bfloat16 resolves.
         for name, parameter in policy.named_parameters():
             if parameter.requires_grad and "lora_magnitude_vector" not in name:
                 parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""From pairs as token ids to a padded batch: the chosen answers first, the rejected ones after them."""
+"""From encoded pairs to a padded batch: the chosen answers first, then the rejected ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from frugalign.base.errors import FrugalignError
 from frugalign.engines.encode import tokenize_pairs
 
 COLUMNS = ("confidence", "weight")
-"""A row's own γ, and the weight of its loss."""
+"""Optional columns: a row's own γ, and the weight of its loss."""
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-"""Log-probabilities of both answers under the model before training, where they were computed ahead (TRL's names)."""
+"""Precomputed log-probabilities of both answers under the model before training, with TRL's names."""
 
 
 def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Dataset:
@@ -37,7 +37,7 @@ def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Datas
 class PairCollator:
     """B pairs to `input_ids`, `attention_mask`, `completion_mask` `[2B, T]`, padded on the right, and the pairs' columns `[B]`.
 
-    A row without a confidence has NaN, one without a weight has 1.
+    A missing confidence becomes NaN, and a missing weight 1.
     """
 
     pad_token_id: int

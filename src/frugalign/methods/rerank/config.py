@@ -15,19 +15,19 @@ from frugalign.options.training_config import TrainingConfig
 
 _NOT_TAKEN: dict[str, tuple[Any, str]] = {
     "label_smoothing": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
-    "sync_ref_model": (False, "a moving reference would not be in the checkpoints"),
+    "sync_ref_model": (False, "the checkpoints would not contain a moving reference"),
     "truncation_mode": ("keep_start", "exchanges are cut on the left"),
     "loss_type": ("sigmoid", "the loss is the confidence-weighted one"),
     "ld_alpha": (None, "the loss is the confidence-weighted one"),
     "use_weighting": (False, "the loss is the confidence-weighted one"),
     "f_divergence_type": ("reverse_kl", "the confidence-weighted loss is of the reverse KL"),
 }
-"""Options of TRL's `DPOConfig` with another meaning here: the value that changes nothing, and what to do instead."""
+"""Options of TRL's `DPOConfig` that are not supported here: their neutral value, and the reason or the alternative."""
 
 
 @dataclass
 class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
-    """All of `RerankOptions` and `TrainingArguments`, with defaults that run anywhere.
+    """The fields of `RerankOptions` and `TrainingArguments`, with defaults that run on any machine.
 
     Raises:
         FrugalignError: values that contradict each other, and options of TRL's DPOConfig that our loss does not take.
@@ -62,7 +62,7 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
             self.output_dir = "runs/rerank"
         if self.eval_steps is not None:
             self.eval_strategy = "steps"
-        # Our data sets hold what the collator reads and nothing else.
+        # Our data sets hold only the columns that the collator reads.
         self.remove_unused_columns = False
         super().__post_init__()
         check_value("beta", self.beta, POSITIVE)
@@ -80,6 +80,10 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
 
 
 def check_reward_of_groups(args: RerankConfig, *, has_reward: bool) -> None:
-    """Raises where groups are to be ranked anew and there is nothing to rank them by."""
+    """Check that there is a reward if groups are ranked again.
+
+    Raises:
+        FrugalignError: there is none.
+    """
     if not has_reward and (args.resample or args.rerank_groups):
         raise FrugalignError("Ranking groups anew needs a representation reward; give reward, or no_rerank_groups.")

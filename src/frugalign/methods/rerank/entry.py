@@ -1,4 +1,4 @@
-"""Re-ranking and its kin as methods: the command, and how a study's budget sizes DPO on stored or sampled pairs."""
+"""Re-ranking and DPO variants as methods: the command, and their size within a study's budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONFIG = "frugalign.methods.rerank.config:RerankConfig"
 
 
 def rerank(job: Job) -> PolicyValues:
-    """DPO whose confidence in each label comes from the policy's own states."""
+    """DPO with each label's confidence from the policy's own states."""
     setting = job.setting
     group = int(setting.pop("sample", GROUP_SIZE))
     reward = {"reward": job.representation_reward(group)}
@@ -24,7 +24,7 @@ def rerank(job: Job) -> PolicyValues:
 
 
 def dpo(job: Job) -> PolicyValues:
-    """DPO: every label is trusted."""
+    """DPO with full confidence in every label."""
     return _constant(job, 1.0)
 
 
@@ -34,9 +34,9 @@ def conservative_dpo(job: Job) -> PolicyValues:
 
 
 def online_dpo(job: Job) -> PolicyValues:
-    """DPO on responses sampled anew in every epoch and ranked by the representation reward.
+    """DPO on responses that are sampled in every epoch and ranked by the representation reward.
 
-    Its passes end it, not a number of steps: another pass would sample again.
+    The number of epochs ends the run, not the number of steps, since a further epoch would sample again.
     """
     setting = job.setting
     group, epochs = int(setting.pop("sample", GROUP_SIZE)), int(setting.pop("num_train_epochs", GROUP_SIZE))
@@ -62,7 +62,7 @@ def _constant(job: Job, confidence: float) -> PolicyValues:
 
 
 def _pairs(job: Job, group: int, *, rerank_groups: bool) -> dict[str, Any]:
-    """The stored preferences, else ranked groups of the base's responses, all of which the budget's steps use."""
+    """The stored preferences, or else ranked groups of the base's responses. The batch size lets the budget's steps use all groups."""
     if job.preferences is not None:
         return {"dataset_name": job.preferences}
     found = {"dataset_name": str(job.sampled_groups(group)), "rerank_groups": rerank_groups}
@@ -83,7 +83,7 @@ def _train(job: Job, options: dict[str, Any], *, ends_by_steps: bool = True) -> 
 
 
 def closing(config: RerankConfig, trainer: RerankTrainer) -> list[str]:
-    """Where the policy is, and the command that evaluates it."""
+    """The policy's folder, and the command that evaluates it."""
     if not trainer.is_world_process_zero():
         return []
     kind = "adapter" if config.use_peft else "policy"
@@ -128,7 +128,7 @@ ENTRIES = (
         "online_dpo",
         "DPO on responses sampled anew in every epoch",
         online_dpo,
-        # Fitting probes on samples of its own would spend the tokens that it learns from.
+        # Fitting probes on its own samples would use up its token budget.
         needs=(_PAIRS, ("preferences", "representation_reward")),
         config=_CONFIG,
         observers=("shift_reward",),

@@ -1,7 +1,7 @@
-"""Groups of responses while a policy trains: ranked by its own states anew each epoch, or sampled anew (online DPO), and paired.
+"""Groups of responses during training: ranked by the policy's states in every epoch, or sampled again (online DPO), and paired.
 
-Every ranking is a file in the run folder, `groups/epoch-000.jsonl` and so on: it can be inspected, is a data set of its own, and is what a
-resumed run reads instead of ranking by a policy that has moved on since.
+Every ranking is a file in the run folder: `groups/epoch-000.jsonl` and so on. It can be inspected or used as a data set. A
+resumed run reads it, since the policy has changed since the ranking.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from frugalign.methods.rerank.options import RerankOptions
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.folder import saving
 from frugalign.runs.layout import ranking_file, rankings_in
-from frugalign.runs.processes import count_all, my_rows, shared
+from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 from frugalign.runs.shared_sampling import GroupRequest, sample_on_all_processes
 
 
@@ -36,7 +36,7 @@ def sample_for(
     epoch: int,
     ledger: Ledger,
 ) -> Groups:
-    """`options.sample` responses to every prompt from the model as it is; processes share the prompts, a killed one goes on."""
+    """Sample `options.sample` responses per prompt from the current model. Processes share the prompts; a killed run resumes."""
     kept = ranking_file(Path(options.output_dir), epoch)
     stem = kept.with_name(f".{kept.stem}")
     request = GroupRequest(prompts, options.sample, epoch, stem)
@@ -53,12 +53,12 @@ def rank_groups(
     *,
     missing_eos_penalty: float = 0.0,
 ) -> Groups:
-    """The groups with calibrated rewards from the states of the model as it is: one forward pass over every response.
+    """The groups with calibrated rewards from the current model's states, by one forward pass over every response.
 
-    `missing_eos_penalty` is added to the rewards of those that were cut before an end token.
+    `missing_eos_penalty` is added to the reward of a response without an end token.
     """
     prompts, texts, given_ids = groups.flat()
-    mine = my_rows(len(texts))
+    mine = local_rows(len(texts))
     counted = Ledger()
     with ledger.phase("reward"):
         encoded = encode_for_model(
@@ -73,29 +73,29 @@ def rank_groups(
         states = endpoint_states(model, encoded.ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
     counted.count(reward_calls=len(mine))
-    count_all(ledger, counted)
-    every = [reward for _, reward in shared(list(zip(mine, rewards, strict=True)))]
+    add_all_counts(ledger, counted)
+    every = [reward for _, reward in gather_rows(list(zip(mine, rewards, strict=True)))]
     cut = are_cut(groups, model, tokenizer)
     return groups.ranked([reward + missing_eos_penalty * is_cut for reward, is_cut in zip(every, cut, strict=True)])
 
 
 def are_cut(groups: Groups, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[bool]:
-    """Of every response, in the order of `Groups.flat`, whether it was cut before an end token; False for texts without ids, of which nothing is known."""
+    """Whether each response was truncated before an end token, in the order of `Groups.flat`. False for texts without ids."""
     _, texts, ids = groups.flat()
     ends = end_token_ids(model, tokenizer)
     return [False] * len(texts) if ids is None else [not each or each[-1] not in ends for each in ids]
 
 
 def cut_share(groups: Groups, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The share of the responses that were cut before an end token."""
+    """The share of responses that were truncated before an end token."""
     cut = are_cut(groups, model, tokenizer)
     return sum(cut) / max(1, len(cut))
 
 
 class EpochPairs(TorchDataset[dict[str, Any]]):
-    """The pairs of the current ranking, at a constant number: an epoch has as many pairs as the first ranking gave.
+    """The pairs of the current ranking. Every epoch has as many pairs as the first ranking.
 
-    A ranking with fewer (more ties) repeats some, one with more leaves some out.
+    If a ranking has fewer pairs (more ties), some are repeated. If it has more, some are left out.
     """
 
     def __init__(self, pairs: Dataset) -> None:
@@ -110,7 +110,7 @@ class EpochPairs(TorchDataset[dict[str, Any]]):
 
 
 class EpochRanking(TrainerCallback):
-    """Before every epoch but the first, groups are ranked anew and the trainer's pairs replaced. `trainer`: a `RerankTrainer`."""
+    """Ranks the groups again before every epoch but the first, and replaces the pairs of `trainer`, a `RerankTrainer`."""
 
     def __init__(self, trainer: Any, groups: Groups) -> None:
         self.trainer, self.groups = trainer, groups
@@ -121,7 +121,7 @@ class EpochRanking(TrainerCallback):
             if state.is_world_process_zero:
                 self._keep(self.groups, 0)
             return
-        # Later ones are of the run as it went on before; they are made again.
+        # Later rankings are from after the checkpoint, and are made again.
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
             for path in rankings_in(folder):
@@ -138,7 +138,7 @@ class EpochRanking(TrainerCallback):
             return
         path = ranking_file(Path(args.output_dir), epoch)
         if part_way and not path.is_file():
-            raise FrugalignError(f"{path} is missing: the epoch that is to be resumed was trained on it.")
+            raise FrugalignError(f"{path} is missing: the interrupted epoch was trained on it.")
         if path.is_file():
             ranked = read_groups(path)
         else:
@@ -148,7 +148,7 @@ class EpochRanking(TrainerCallback):
                 self._keep(ranked, epoch)
         pairs, dropped = pair_groups(ranked)
         self.trainer.replace_pairs(pairs.shuffle(seed=args.seed + epoch))
-        if not part_way:  # else it was noted when the epoch began
+        if not part_way:  # otherwise it was logged when the epoch began
             self.trainer.note_ranking(ranked, len(pairs), dropped, _changed(self.groups, ranked))
         self.groups = ranked
 
@@ -161,7 +161,7 @@ class EpochRanking(TrainerCallback):
                 self.groups, policy, trainer.processing_class, trainer.probes, *common, missing_eos_penalty=penalty
             )
         fresh = sample_for(self.groups.prompts, policy, trainer.processing_class, trainer.args, epoch, trainer.ledger)
-        # By the probes as they were fitted, on the model that they were fitted on: a reward that its own policy cannot move.
+        # The original probes on the starting model: the policy cannot influence its own reward.
         with trainer.starting_model() as start:
             return rank_groups(
                 fresh, start, trainer.processing_class, trainer.reward, *common, missing_eos_penalty=penalty
@@ -176,13 +176,13 @@ class EpochRanking(TrainerCallback):
 
 
 def _epoch_of(state: TrainerState) -> tuple[int, bool]:
-    """The epoch (from 0) that a run is in or about to begin, and whether it is part-way through it."""
+    """The current or next epoch (from 0), and whether the run is in the middle of it."""
     epoch = int((state.epoch or 0.0) + 1e-6)
     return epoch, (state.epoch or 0.0) - epoch > 1e-6
 
 
 def _changed(before: Groups, after: Groups) -> float | None:
-    """The share of groups whose best response is another one; None where the responses are others."""
+    """The share of groups whose best response changed; None if the responses differ."""
     if before.completions != after.completions:
         return None
     old, new = (

@@ -1,4 +1,4 @@
-"""Options of `frugalign rerank`, without torch: its `--help` reads this file alone."""
+"""Options of `frugalign rerank`, without torch. Its `--help` reads only this file."""
 
 from __future__ import annotations
 

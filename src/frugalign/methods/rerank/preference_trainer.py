@@ -1,7 +1,7 @@
-"""`PreferenceTrainer`: DPO on `transformers.Trainer`, whatever is trained (`carriers.py`) and however sure each label is.
+"""`PreferenceTrainer`: DPO on `transformers.Trainer`, for any trained weights (`carriers.py`) and any confidence in the labels.
 
-A batch of B pairs is one forward pass of 2B answers. The reference's log-probabilities come from a second pass, or from the data where
-they were computed before training. Left out: other losses than the confidence-weighted one, and a reference that moves.
+A batch of B pairs is one forward pass over 2B answers. The reference's log-probabilities come from a second pass, or are
+precomputed. Left out on purpose: losses other than the confidence-weighted one, and a moving reference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BINS = 10
 
 @dataclass
 class Pairs:
-    """Pairs as `encode_pairs` gives them, to train on and to evaluate on; `vary`: the training pairs are replaced while training goes on."""
+    """Encoded pairs (`encode_pairs`) for training and evaluation. `vary`: the training pairs are replaced during training."""
 
     train: Any
     held_out: Dataset | None = None
@@ -44,9 +44,9 @@ class PreferenceTrainer(Trainer):
     """Trains a carrier on pairs.
 
     Args:
-        carrier: what is trained.
+        carrier: the weights to train.
         args: a `RerankConfig`.
-        pairs: what to train and to evaluate on, as token ids.
+        pairs: encoded pairs for training and evaluation.
         tokenizer: saved beside the policy.
         ledger: counts tokens and steps.
     """
@@ -89,7 +89,7 @@ class PreferenceTrainer(Trainer):
 
     @contextmanager
     def starting_model(self) -> Iterator[Any]:
-        """The model as it was before training."""
+        """The model before training."""
         with self.carrier.start() as model:
             yield model
 
@@ -104,7 +104,7 @@ class PreferenceTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trainer's, after the reference's log-probabilities where they are computed ahead: the policy is still the start."""
+        """Precompute the reference's log-probabilities if needed, while the policy is still the start. Then train."""
         store_references(self)
         self.carrier.begin()
         found: TrainOutput = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -113,19 +113,19 @@ class PreferenceTrainer(Trainer):
     # -- the loss ----------------------------------------------------------------------------------------------------------
 
     def probed_layers(self) -> list[int]:
-        """Layers whose hidden states `label_confidence` reads."""
+        """The layers whose hidden states `label_confidence` reads."""
         return []
 
     def label_confidence(self, scored: Scored, given: Tensor | None) -> Tensor:
-        """γ `[B]`: the row's own (`given`, NaN where it has none), else the constant of the settings."""
+        """γ `[B]`: the row's own (`given`, NaN if missing), else the constant of the settings."""
         size = len(scored.log_probs) // 2
         gamma = torch.full((size,), self.args.constant_confidence, device=self.accelerator.device)
-        return with_own(gamma, given)
+        return prefer_given(gamma, given)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over the batch's pairs."""
+        """The mean loss over the batch's pairs."""
         scored = self.carrier.score(model, inputs, self.probed_layers())
         chosen, rejected = scored.sums.chunk(2)
         if REFERENCE[0] in inputs:
@@ -158,13 +158,13 @@ class PreferenceTrainer(Trainer):
     # -- evaluation --------------------------------------------------------------------------------------------------------
 
     def encode(self, pairs: Dataset) -> Dataset:
-        """Pairs of texts as token ids."""
+        """Encode pairs of texts."""
         return encode_pairs(pairs, self.carrier.policy, self.processing_class, self.args)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Trainer's; pairs of texts will do."""
+        """As Trainer's. Pairs of texts are encoded first."""
         if isinstance(eval_dataset, Dataset) and "prompt_ids" not in eval_dataset.column_names:
             eval_dataset = self.encode(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -172,7 +172,7 @@ class PreferenceTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss of a held-out batch; there are no labels beside it."""
+        """The loss of a held-out batch, without logits or labels."""
         with torch.no_grad():
             loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
@@ -180,13 +180,13 @@ class PreferenceTrainer(Trainer):
     # -- what is logged ----------------------------------------------------------------------------------------------------
 
     def note(self, found: Mapping[str, Share]) -> None:
-        """Numbers for the next log line, which has their means over processes and steps."""
+        """Record numbers. The next log line has their means over processes and steps."""
         self.means.note("train" if self.carrier.policy.training else "eval", found)
 
     def _note_batch(
         self, inputs: dict[str, Tensor], scored: Scored, ratios: tuple[Tensor, Tensor], gamma: Tensor
     ) -> None:
-        """TRL's names where it has one."""
+        """Record the batch's statistics under TRL's names."""
         rewards = [self.args.beta * each.detach() for each in ratios]
         places = scored.mask.sum()
         chosen, rejected = scored.mask.chunk(2)
@@ -210,7 +210,7 @@ class PreferenceTrainer(Trainer):
             self.tokens_seen += int(self.accelerator.reduce(inputs["attention_mask"].sum(), "sum"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, with what was noted since the last line."""
+        """Add the means since the last log line."""
         mode = "train" if self.carrier.policy.training else "eval"
         prefix = "" if mode == "train" else "eval_"
         found = self.means.take(mode)
@@ -219,13 +219,13 @@ class PreferenceTrainer(Trainer):
         logs.update({f"{prefix}{name}": value for name, value in found.items()})
         super().log(logs, start_time)
 
-    def log_apart(self, logs: dict[str, float]) -> None:
-        """A line of its own, which does not take up what is averaged for the next one."""
+    def log_separately(self, logs: dict[str, float]) -> None:
+        """Log a separate line. The running means stay for the next regular line."""
         super().log(logs)
 
 
-def with_own(gamma: Tensor, given: Tensor | None) -> Tensor:
-    """γ with the rows' own confidence in its place, where they have one."""
+def prefer_given(gamma: Tensor, given: Tensor | None) -> Tensor:
+    """γ, replaced by a row's own confidence if it has one."""
     if given is None:
         return gamma
     own = given.to(gamma)
@@ -233,7 +233,7 @@ def with_own(gamma: Tensor, given: Tensor | None) -> Tensor:
 
 
 def confidence_shares(gamma: Tensor) -> dict[str, Share]:
-    """Mean γ, the shares of doubtful and of flipped labels, and a histogram: bin k holds γ from k/10 on, the last one 1 too."""
+    """Mean γ, the shares of doubtful and of flipped labels, and a histogram. Bin k covers [k/10, (k+1)/10), the last one also 1."""
     bins = (gamma * _BINS).long().clamp(max=_BINS - 1)
     return {
         "confidence/mean": mean_of(gamma),

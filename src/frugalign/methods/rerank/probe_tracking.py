@@ -1,7 +1,8 @@
-"""Probes that follow the policy's moving states: now and then a margin step on labelled pairs, and μ, t̂ after them (`docs/methods/rerank.md#refresh-the-probes`).
+"""Keep probes up to date with the policy's states: periodic margin steps on labelled pairs, then new μ and t̂.
 
-The pairs are usually those that the probes were fitted on, so that fresh temperatures would be those of memorised labels. What is
-followed is therefore the *change* since the start: t̂ by the ratio of the pairs' best temperatures now and then, μ by the shift of their mean.
+See `docs/methods/rerank.md#refresh-the-probes`. The pairs are usually those that the probes were fitted on, so a newly fitted
+temperature would reflect memorised labels. Therefore only the *change* since the start is tracked: t̂ by the ratio of the
+pairs' best temperatures, and μ by the shift of their mean.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from frugalign.rewards.representation.fit import Standardiser, best_temperature,
 from frugalign.rewards.representation.network import RepresentationModel
 
 States = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-"""Numbers of labelled pairs to the current policy's states of their better and worse answers, `[n, layers, D]` each."""
+"""Maps pair numbers to the current policy's states of the better and worse answers, `[n, layers, D]` each."""
 
 _WINDOW = 256
-"""Pairs by which the temperature is followed."""
+"""Pairs over which the mean and the temperature are tracked."""
 
 
-class ProbeFollower:
-    """Keeps `probes` abreast of a policy whose states move.
+class ProbeTracker:
+    """Updates `probes` as the policy's states change.
 
     Args:
-        n_pairs: labelled pairs there are.
-        learning_rate: share of the margin that a step would make good if all pairs wanted the same (a normalised step on standardised
-            states, so that it does not depend on their number or scale).
-        batch_size: pairs of a step.
+        n_pairs: number of labelled pairs.
+        learning_rate: the share of the margin that a step would gain if all pairs agreed. Steps are normalised on standardised states,
+            so they do not depend on the states' number or scale.
+        batch_size: pairs per step.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ProbeFollower:
         self.window: list[tuple[float, float]] = []
 
     def begin(self, states: States) -> None:
-        """Measure the labelled pairs before the policy has moved."""
+        """Measure the labelled pairs before training."""
         better, worse = states(self._numbers(min(_WINDOW, self.n_pairs)))
         both = torch.cat([better, worse])
         self.standard = Standardiser.of(both.__getitem__, torch.arange(len(both)))
@@ -61,7 +62,11 @@ class ProbeFollower:
         self.start = (self.probes.config.mu, self.probes.config.scale, *self._level())
 
     def step(self, states: States) -> dict[str, float]:
-        """One margin step, and the calibration after it; the accuracy and loss of the pairs before they were learned from."""
+        """Take one margin step, then recalibrate.
+
+        Returns:
+            The accuracy and the loss of the pairs before the step, and the new calibration.
+        """
         better, worse = states(self._numbers(self.batch_size))
         self.steps += 1
         with torch.no_grad():
@@ -98,7 +103,7 @@ class ProbeFollower:
         standard.fold(probes)
 
     def _numbers(self, size: int) -> list[int]:
-        """The next pairs, in an order of the seed's that all are visited in before one comes again."""
+        """The next pairs, in an order that follows from the seed. All pairs are visited before any repeats."""
         first = self.steps * self.batch_size
         found: list[int] = []
         while len(found) < min(size, self.n_pairs):
@@ -114,12 +119,12 @@ class ProbeFollower:
         self.window = (self.window + list(rewards))[-_WINDOW:]
 
     def _level(self) -> tuple[float, float]:
-        """Mean raw reward and best temperature of the window."""
+        """The mean raw reward and the best temperature over the window."""
         rewards = torch.tensor(self.window, dtype=torch.float64)
         return float(rewards.mean()), best_temperature(rewards[:, 0] - rewards[:, 1])
 
     def state(self) -> dict[str, Any]:
-        """What moves, JSON-ready."""
+        """The JSON-ready state."""
         assert self.standard is not None
         return {
             "steps": self.steps,
@@ -131,7 +136,7 @@ class ProbeFollower:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self.steps, self.window = int(state["steps"]), [(a, b) for a, b in state["window"]]
         mu, scale, mean, temperature = state["start"]
         self.start = (mu, scale, mean, temperature)
@@ -141,43 +146,43 @@ class ProbeFollower:
         self.probes.config.mu, self.probes.config.scale = state["calibration"]
 
 
-class FollowPolicy(TrainerCallback):
-    """Lets a follower take its step every `args.reward_refresh_steps` optimiser steps, and logs it.
+class ProbeTracking(TrainerCallback):
+    """Updates the trainer's probes every `args.reward_refresh_steps` optimiser steps, and logs the result.
 
     Args:
         trainer: a `RerankTrainer` with probes.
-        labelled: pairs as the trainer prepares them.
+        labelled: encoded labelled pairs.
     """
 
     def __init__(self, trainer: Any, labelled: Dataset) -> None:
         args = trainer.args
         self.trainer, self.labelled, self.every = trainer, labelled, args.reward_refresh_steps
-        self.follower = ProbeFollower(
+        self.tracker = ProbeTracker(
             trainer.probes.to(trainer.accelerator.device),
             len(labelled),
             learning_rate=args.reward_learning_rate,
             margin=args.margin,
-            # As many as the policy's own step has, on every process the same ones.
+            # As many pairs as in a step of the policy. All processes use the same ones.
             batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             seed=args.seed,
         )
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self.follower.begin(self.states)
+            self.tracker.begin(self.states)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             with self.trainer.ledger.phase("reward"):
                 # The same numbers on every process.
-                for name, value in self.follower.step(self.states).items():
+                for name, value in self.tracker.step(self.states).items():
                     self.trainer.means.steps["train"][name].append(value)
 
     def states(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The current policy's endpoint states of labelled pairs, better and worse, `[n, layers, D]` each."""
         trainer = self.trainer
         policy: Any = trainer.accelerator.unwrap_model(trainer.model)
-        rows, layers = self.labelled.select(numbers), self.follower.probes.config.layers
+        rows, layers = self.labelled.select(numbers), self.tracker.probes.config.layers
         better, worse = (
             endpoint_states(policy, [row["prompt_ids"] + row[side] for row in rows], layers, ledger=trainer.ledger)
             for side in ("chosen_ids", "rejected_ids")

@@ -1,4 +1,4 @@
-"""What `frugalign rerank` does: load, hold out, train, save; callable from Python with a `RerankConfig`."""
+"""`frugalign rerank`: load, hold out, train, save. Callable from Python with a `RerankConfig`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.rerank.collator import COLUMNS
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import sample_for
-from frugalign.methods.rerank.shift_monitor import ShiftWatch
+from frugalign.methods.rerank.shift_monitor import ShiftMonitor
 from frugalign.methods.rerank.trainer import RerankTrainer, TrackedReward
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.loading import NamedReward, load_reward
@@ -38,12 +38,12 @@ _SHIFT_SIZE = 8
 
 
 def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = ()) -> RerankTrainer:
-    """Align a model on preference pairs, or on ranked responses, as `config` says; leaves the adapter (or the model), its card, log and costs in the run folder.
+    """Align a model on preference pairs or on ranked responses. The run folder receives the adapter (or model), card, log and costs.
 
-    `eval_steps` evaluates on the `test` or `validation` split where there is one, else on a held-out tenth of the prompts.
+    `eval_steps` evaluates on the `test` or `validation` split if there is one, else on a held-out tenth of the prompts.
 
     Raises:
-        FrugalignError: whatever the user can mend.
+        FrugalignError: a user error.
     """
     for name in ("model_name_or_path", "dataset_name"):
         if not getattr(config, name):
@@ -61,7 +61,7 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     if checkpoint is None:
         refuse_earlier_run(folder, config.overwrite_output_dir)
     ledger = Ledger()
-    watch = config.eval_steps is not None
+    hold_out = config.eval_steps is not None
     stored_groups = "completions" in columns_of(config.dataset_name)
     if stored_groups and config.sample:
         raise FrugalignError(f"{config.dataset_name} holds completions already; sample would draw others.")
@@ -70,9 +70,9 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     train: Dataset | Groups | None = None
     held_out = labelled = None
     if not ranked:
-        train, held_out, trained_on = preference_pairs(config.dataset_name, hold_out=watch, keep=COLUMNS)
+        train, held_out, trained_on = preference_pairs(config.dataset_name, hold_out=hold_out, keep=COLUMNS)
     if config.reward_dataset_name is not None:
-        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, hold_out=watch, keep=COLUMNS)
+        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, hold_out=hold_out, keep=COLUMNS)
         held_out = held_out_labelled if ranked else held_out
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
@@ -96,7 +96,7 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     )
     trainer.ledger.add(ledger, wall_clock=seconds_before)
     if shift_reward is not None:
-        trainer.add_callback(shift_watch(config, trainer, shift_reward))
+        trainer.add_callback(shift_monitor(config, trainer, shift_reward))
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
@@ -113,7 +113,7 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
 
 
 def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:
-    """Labelled pairs are there where they are needed, and used where they are given; said before anything is sampled."""
+    """Check, before sampling, that labelled pairs are given exactly if they are used."""
     uses = config.reward_refresh_steps > 0 or (ranked and config.eval_steps is not None)
     if ranked and uses and config.reward_dataset_name is None:
         raise FrugalignError(
@@ -131,23 +131,21 @@ def _shift_reward(config: RerankConfig, loaded: LoadedModel) -> NamedReward | No
     if config.shift_reward is None:
         return None
     if config.reward is None:
-        raise FrugalignError(
-            "shift_reward needs reward: what the frozen probes say of stored responses is half of the picture."
-        )
+        raise FrugalignError("shift_reward needs reward: half of the shift is measured with frozen probes.")
     return load_reward(config.shift_reward, device=str(loaded.model.device))
 
 
-def shift_watch(config: RerankConfig, trainer: RerankTrainer, reward: NamedReward) -> ShiftWatch:
-    """The watch that `shift_reward` asks for, on held-out prompts where the data has them."""
+def shift_monitor(config: RerankConfig, trainer: RerankTrainer, reward: NamedReward) -> ShiftMonitor:
+    """The monitor for `shift_reward`, on held-out prompts if the data has any."""
     assert config.dataset_name is not None
     kind = "prompt-only" if "prompt" in columns_of(config.dataset_name) else "preference"
     splits = load_splits(config.dataset_name, kind=kind)
     first = next(iter(splits))
     rows = splits[next((name for name in ("test", "validation", "train") if name in splits), first)]
-    asked = rows["prompt"] if kind == "prompt-only" else [extract_prompt(row)[0] for row in rows]
-    return ShiftWatch(
+    prompts = rows["prompt"] if kind == "prompt-only" else [extract_prompt(row)[0] for row in rows]
+    return ShiftMonitor(
         trainer,
-        distinct(asked)[: config.shift_prompts],
+        distinct(prompts)[: config.shift_prompts],
         reward,
         size=config.sample or _SHIFT_SIZE,
         every=config.shift_steps,
@@ -155,14 +153,14 @@ def shift_watch(config: RerankConfig, trainer: RerankTrainer, reward: NamedRewar
 
 
 def columns_of(name: str) -> set[str]:
-    """The columns of a data set, over all its files."""
+    """The columns of all files of a data set."""
     return {column for files in read_splits(name).values() for rows in files for column in rows.columns}
 
 
 def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, resuming: bool) -> Groups:
-    """The responses to start with: those of the run that is resumed, those that the data set holds, or samples of the model.
+    """The first responses: those of the resumed run, those in the data set, or samples from the model.
 
-    Stored rewards are only taken where there is no reward to rank by.
+    Stored rewards are used only if there is no reward to rank by.
     """
     kept = ranking_file(Path(str(config.output_dir)), 0)
     if resuming and kept.is_file():
@@ -171,19 +169,19 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
     rows = prompts_in(config.dataset_name)
     if "completions" in rows.column_names:
         found = groups_from_dataset(rows, config.dataset_name)
-        if found.completion_ids is not None and not _is_mine(found, loaded):
+        if found.completion_ids is not None and not _ids_match_texts(found, loaded):
             found = replace(found, completion_ids=None)
         return found if config.reward is None else replace(found, rewards=None)
     return sample_for(distinct(rows["prompt"]), loaded.model, loaded.tokenizer, config, 0, ledger)
 
 
 def prompts_in(name: str) -> Dataset:
-    """The rows with prompts that are sampled for, or that groups are stored of: the split `train`, or the only one."""
+    """The training prompts, with stored groups if there are any: the split `train`, or the only one."""
     return training_split(load_splits(name, kind="prompt-only"))
 
 
-def _is_mine(groups: Groups, loaded: LoadedModel) -> bool:
-    """Whether token ids say what the texts say: another model's tokenizer gave them otherwise."""
+def _ids_match_texts(groups: Groups, loaded: LoadedModel) -> bool:
+    """Whether the token ids decode to the texts. Ids from another tokenizer do not."""
     _, texts, ids = groups.flat()
     try:
         return ids is not None and loaded.tokenizer.batch_decode(ids, skip_special_tokens=True) == texts

@@ -1,4 +1,4 @@
-"""Numbers of every step, averaged over processes, and over the steps since the last log line."""
+"""Means of logged numbers over processes, and over the steps since the last log line."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 Share = tuple[Tensor, Tensor | float]
-"""A sum, and the number of things it is over."""
+"""A sum and a count."""
 
 
 def mean_of(values: Tensor) -> Share:
-    """The mean of these values, over all processes."""
+    """These values' sum and count, whose mean is taken over all processes."""
     return values.detach().float().sum(), float(values.numel())
 
 
 class RunningMeans:
-    """Training and evaluation (`train`, `eval`) are kept apart."""
+    """Running means, separate for training and evaluation (`train`, `eval`)."""
 
     def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
         self.steps: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def note(self, mode: str, found: Mapping[str, Share]) -> None:
-        """Add a step's numbers: each the sum over all processes, by the count over all processes (0 where nothing was counted)."""
+        """Add a step's numbers: each is the sum divided by the count over all processes, or 0 if nothing was counted."""
         device = self.accelerator.device
         sums, counts = zip(*found.values(), strict=True)
         both = torch.stack([torch.stack([torch.as_tensor(each, device=device).float() for each in side]) for side in (sums, counts)])  # fmt: skip
@@ -35,7 +35,7 @@ class RunningMeans:
             self.steps[mode][name].append(value / size if size else 0.0)
 
     def take(self, mode: str) -> dict[str, float]:
-        """The means since this was called last."""
+        """The means since the last call."""
         found = {name: sum(values) / len(values) for name, values in self.steps[mode].items() if values}
         self.steps[mode].clear()
         return found

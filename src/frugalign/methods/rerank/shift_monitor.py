@@ -1,9 +1,10 @@
-"""Does training change how a policy *ranks*, or what it *says*? (`docs/methods/rerank.md#rankings-and-samples`)
+"""Does training change how a policy *ranks* responses, or what it *samples*? (`docs/methods/rerank.md#rankings-and-samples`)
 
-The hypothesis behind re-ranking: the order of stored responses changes (Spearman within a prompt, of their likelihood and of their reward
-under frozen probes, before and now), while the policy's own samples stay where they were (Wasserstein distance under a reward that training
-never saw, beside the distance of two sample sets of the starting model). Where the second fails, stored responses no longer
-stand for the policy's own, and sampling anew is what is needed.
+Re-ranking rests on two hypotheses. First, training changes the order of stored responses. It is measured by Spearman's ρ
+within a prompt, between the likelihoods before and now, and between the rewards of frozen probes. Second, the policy's samples
+hardly change. It is measured by the Wasserstein distance under a reward that is not trained on, compared with the distance
+between two sample sets of the starting model. If the second fails, stored responses no longer represent the policy, and it
+should be sampled again.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ from frugalign.runs.layout import SHIFT_FILE, shift_responses_file
 
 _SPLITS = 500
 _EPOCH = -100
-"""The samples' noise comes from epochs of their own: two of the starting model, then one for every look."""
+"""The noise epochs of the samples: two for the starting model, then one per measurement."""
 
 
 @dataclass(frozen=True)
-class Floor:
-    """Wasserstein distances of two sample sets of one model: their mean, and what 97.5 % of them stay below."""
+class NoiseFloor:
+    """Wasserstein distances between two sample sets of the same model: their mean, and their 97.5 % quantile."""
 
     mean: float
     high: float
 
 
 def within_prompt_spearman(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> list[float]:
-    """Spearman's ρ of each group's values before and now; groups where either does not vary are left out."""
+    """Spearman's ρ of each group's values before and now. Groups with constant values are left out."""
     found = []
     for old, new in zip(before, now, strict=True):
         if len(set(old)) > 1 and len(set(new)) > 1:
@@ -55,11 +56,11 @@ def within_prompt_spearman(before: Sequence[Sequence[float]], now: Sequence[Sequ
     return found
 
 
-def noise_floor(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Floor:
-    """What two sample sets of one model are apart by chance: the distances of random halves of both together.
+def noise_floor(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> NoiseFloor:
+    """The distance between two sample sets of the same model by chance, from random halves of both together.
 
-    Both sets answer the same prompts, prompt by prompt, so a half keeps as many values of every prompt: prompts differ more than the
-    answers to one, and halves that mixed them would be further apart than two sample sets ever are.
+    Both sets answer the same prompts, so every half keeps the number of values per prompt. Prompts differ more than the answers
+    to one prompt. Halves that mix prompts would be further apart than two sample sets ever are.
     """
     rng, found = np.random.default_rng(seed), []
     both = [(np.array([*one, *other]), len(one)) for one, other in zip(first, second, strict=True)]
@@ -67,16 +68,16 @@ def noise_floor(first: Sequence[Sequence[float]], second: Sequence[Sequence[floa
         shuffled = [(rng.permutation(values), size) for values, size in both]
         halves = [values[:size] for values, size in shuffled], [values[size:] for values, size in shuffled]
         found.append(wasserstein_distance(*map(np.concatenate, halves)))
-    return Floor(float(np.mean(found)), float(np.quantile(found, 0.975)))
+    return NoiseFloor(float(np.mean(found)), float(np.quantile(found, 0.975)))
 
 
-class ShiftWatch(TrainerCallback):
-    """Logs the shift at the start, every so many steps and at the end, as `shift/…` in metrics.jsonl.
+class ShiftMonitor(TrainerCallback):
+    """Logs the shift at the start, every `every` steps and at the end, as `shift/…` in metrics.jsonl.
 
     Args:
         trainer: a `RerankTrainer` with probes.
-        prompts: those to watch, best ones that training does not use.
-        reward: a reward that training never saw.
+        prompts: the prompts to measure on, preferably not used in training.
+        reward: a reward that is not trained on.
         size: responses per prompt.
     """
 
@@ -99,23 +100,23 @@ class ShiftWatch(TrainerCallback):
                 if state.is_world_process_zero:
                     with saving(groups):
                         save_groups(self.stored, groups)
-            self.start = self._measured(start)
+            self.start = self._rankings(start)
             self.samples = self._rewards(self.stored)
             floor = noise_floor(self.samples, self._rewards(self._sample(_EPOCH - 1, start)))
         if state.is_world_process_zero:
             about = {"reward": self.reward.name, "prompts": len(self.prompts), "responses": self.size}
             write_json_atomic(kept, {"floor": asdict(floor), **about})
         if state.global_step == 0:
-            self._look(0)
+            self._log_shift(0)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._look(state.global_step)
+            self._log_shift(state.global_step)
 
-    def _look(self, step: int) -> None:
+    def _log_shift(self, step: int) -> None:
         with self.trainer.ledger.phase("evaluate"):
             policy: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            now = self._measured(policy)
+            now = self._rankings(policy)
             samples = self.samples if step == 0 else self._rewards(self._sample(_EPOCH - 2 - step, policy))
         found: dict[str, float] = {}
         for name in ("log_likelihood", "probe_reward"):
@@ -129,10 +130,10 @@ class ShiftWatch(TrainerCallback):
         before, after = np.concatenate(self.samples), np.concatenate(samples)
         found["shift/wasserstein"] = float(wasserstein_distance(before, after))
         found["shift/reward"] = float(after.mean())
-        self.trainer.log_apart(found)
+        self.trainer.log_separately(found)
 
-    def _measured(self, model: Any) -> dict[str, list[list[float]]]:
-        """Log-likelihoods of the stored responses, and their rewards by the probes as they were."""
+    def _rankings(self, model: Any) -> dict[str, list[list[float]]]:
+        """Log-likelihoods of the stored responses, and their rewards by the frozen probes."""
         assert self.stored is not None
         trainer, args = self.trainer, self.trainer.args
         prompts, texts, ids = self.stored.flat()
@@ -172,7 +173,7 @@ class ShiftWatch(TrainerCallback):
         )
 
     def _rewards(self, groups: Groups) -> list[list[float]]:
-        """Those that apply, prompt by prompt."""
+        """The rewards that apply, grouped by prompt."""
         prompts, texts, ids = groups.flat()
         found = score(
             [self.reward],

@@ -1,7 +1,7 @@
-"""`RerankTrainer`: DPO whose labels are weighed by the current policy's own states.
+"""`RerankTrainer`: DPO with labels weighted by the current policy's own states.
 
-`PreferenceTrainer` runs the passes and the loss. This file adds the probes that say how sure a label is, the groups of responses that are
-ranked anew while training goes on, and checkpoints that hold all of it.
+`PreferenceTrainer` runs the passes and the loss. This file adds the probes that give the confidence in a label, the groups
+that are ranked again during training, and their state in checkpoints.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from frugalign.methods.rerank.collator import encode_pairs
 from frugalign.methods.rerank.confidence import batch_confidence, pair_confidence, posterior_confidence
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import EpochPairs, EpochRanking, cut_share, rank_groups
-from frugalign.methods.rerank.preference_trainer import Pairs, PreferenceTrainer, with_own
-from frugalign.methods.rerank.probe_tracking import FollowPolicy, ProbeFollower
+from frugalign.methods.rerank.preference_trainer import Pairs, PreferenceTrainer, prefer_given
+from frugalign.methods.rerank.probe_tracking import ProbeTracker, ProbeTracking
 from frugalign.methods.rerank.running_means import mean_of
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.representation.network import RepresentationModel, load_probes
@@ -44,25 +44,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class TrackedReward:
-    """A representation reward that follows the policy on labelled pairs of its own (`args.reward_refresh_steps`)."""
+    """A representation reward that is updated on separate labelled pairs during training (`args.reward_refresh_steps`)."""
 
     reward: str | RepresentationModel
     labelled: Dataset
 
 
 class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
-    """DPO with moving confidence in its labels.
+    """DPO with a confidence in each label that changes with the policy.
 
     Args:
-        model: the policy to start from, or its hub id or folder. A new LoRA is put on it unless `args.use_peft` is false (every weight is
-            trained) or it has an adapter already (that one is trained).
-        reward: a representation reward's folder, or its probes; None where `confidence="constant"`. With labelled pairs of its own it is
-            a `TrackedReward`; otherwise probes that follow the policy do so on the training pairs.
+        model: the policy to start from, loaded or as a hub id or folder. It gets a new LoRA, unless it already has an adapter (which is
+            then trained) or `args.use_peft` is false (which trains every weight).
+        reward: a representation reward's folder, or its probes. None with `confidence="constant"`. A `TrackedReward` has its own labelled
+            pairs for updates; otherwise updates use the training pairs.
         args: a `RerankConfig`.
-        train_dataset: prompt, chosen, rejected; a column `confidence` replaces γ of its row, a column `weight` weighs the row's loss. Or
-            `Groups` of responses, which the reward ranks and pairs, at every epoch anew where `args.rerank_groups` (or `resample`) says so.
+        train_dataset: prompt, chosen, rejected. A column `confidence` replaces the row's γ, and a column `weight` weights its loss.
+            Alternatively `Groups` of responses, which the reward ranks and pairs. `args.rerank_groups` or `resample` repeats this in
+            every epoch.
         eval_dataset: held-out pairs.
-        processing_class: the tokenizer; needed where `model` is a module.
+        processing_class: the tokenizer; required if `model` is a module.
 
     Raises:
         FrugalignError: a user error, in one sentence.
@@ -85,12 +86,12 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
                 f"confidence {args.confidence!r} needs a representation reward; give reward, or confidence constant."
             )
         policy, tokenizer = _loaded(model, args, processing_class)
-        # A copy: probes that follow the policy change.
+        # A copy, since tracking changes the probes.
         self.probes = load_probes(reward) if isinstance(reward, str) else copy.deepcopy(reward)
         if self.probes is not None:
             _check_probes(self.probes, policy, tokenizer, args)
             args.max_length = args.max_length or self.probes.config.max_length
-        self.reward = copy.deepcopy(self.probes)  # as it was fitted, whatever the probes follow
+        self.reward = copy.deepcopy(self.probes)  # as fitted, without tracking
         self._ranking: dict[str, float] = {}
         self.ledger = Ledger()
         every = [RunFolder(self.ledger, args.resolved()), *(callbacks or [])]
@@ -99,7 +100,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
             groups = self._ranked(train_dataset, policy, tokenizer, args)
             every.append(EpochRanking(self, groups))
             train_dataset, dropped = pair_groups(groups)
-        self._learns_from = _learns_from(self.probes, groups or train_dataset, fingerprint(policy, tokenizer).identity)
+        self._data_hashes = _data_hashes(self.probes, groups or train_dataset, fingerprint(policy, tokenizer).identity)
         train, held_out = (
             None if pairs is None else encode_pairs(pairs, policy, tokenizer, args)
             for pairs in (train_dataset, eval_dataset)
@@ -118,14 +119,14 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         )
         if groups is not None and dropped is not None:
             self.note_ranking(groups, len(train), dropped, None)
-        self.follower: ProbeFollower | None = None
+        self.tracker: ProbeTracker | None = None
         if args.reward_refresh_steps:
-            self._follow(train, labelled, is_labelled=groups is None)
+            self._track_probes(train, labelled, is_labelled=groups is None)
 
     # -- groups and probes ---------------------------------------------------------------------------------------------------
 
     def _ranked(self, groups: Groups, model: Any, tokenizer: Any, args: RerankConfig) -> Groups:
-        """The groups with rewards, and whether settings allow for pairs that change."""
+        """The groups with rewards, after checking that the settings allow groups."""
         check_reward_of_groups(args, has_reward=self.probes is not None)
         if args.dataloader_persistent_workers:
             raise FrugalignError(
@@ -141,16 +142,16 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         _warn_of_cut_responses(cut_share(ranked, model, tokenizer), args)
         return ranked
 
-    def _follow(self, train: Dataset, labelled: Dataset | None, *, is_labelled: bool) -> None:
+    def _track_probes(self, train: Dataset, labelled: Dataset | None, *, is_labelled: bool) -> None:
         if self.probes is None:
             raise FrugalignError("reward_refresh_steps needs a representation reward.")
         if labelled is None and not is_labelled:
             raise FrugalignError(
                 "The pairs of sampled groups have no labels: reward_refresh_steps needs labelled pairs (reward_dataset_name)."
             )
-        follow = FollowPolicy(self, train if labelled is None else self.encode(labelled))
-        self.follower = follow.follower
-        self.add_callback(follow)
+        tracking = ProbeTracking(self, train if labelled is None else self.encode(labelled))
+        self.tracker = tracking.tracker
+        self.add_callback(tracking)
 
     def replace_pairs(self, pairs: Dataset) -> None:
         """Train on other pairs from now on."""
@@ -158,7 +159,10 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         every.pairs = self.encode(pairs)
 
     def note_ranking(self, groups: Groups, size: int, dropped: Dropped, changed: float | None) -> None:
-        """Pairs, what was left out, and the shares of cut responses and of groups with another best response: for the next log line."""
+        """Record a ranking for the next log line.
+
+        It has the pairs, the dropped groups, and the shares of truncated responses and of groups whose best response changed.
+        """
         tokenizer: Any = self.processing_class
         noted = {"pairs": size, **asdict(dropped), "cut_share": cut_share(groups, self.carrier.policy, tokenizer)}
         self._ranking = {f"ranking/{name}": float(value) for name, value in noted.items()}
@@ -166,7 +170,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
             self._ranking["ranking/best_changed_share"] = changed
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, with what the last ranking gave on the first line after it."""
+        """Add the last ranking's numbers to the first log line after it."""
         if self._ranking and "loss" in logs:
             logs, self._ranking = logs | self._ranking, {}
         super().log(logs, start_time)
@@ -174,13 +178,13 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
     # -- confidence ----------------------------------------------------------------------------------------------------------
 
     def probed_layers(self) -> list[int]:
-        """The probes' layers, where the confidence moves."""
+        """The probes' layers, if the confidence comes from the states."""
         moving = self.probes is not None and self.args.confidence != "constant"
         return list(self.probes.config.layers) if self.probes is not None and moving else []
 
     @torch.no_grad()
     def label_confidence(self, scored: Scored, given: Tensor | None) -> Tensor:
-        """γ `[B]` from the policy's states where the settings say so; a row's own takes its place."""
+        """γ `[B]` from the policy's states if the settings say so. A row's own confidence takes precedence."""
         args, states = self.args, scored.states
         if states is None or self.probes is None:
             return super().label_confidence(scored, given)
@@ -200,33 +204,33 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
                 "representation_reward/accuracy": mean_of((chosen > rejected).float()),
             }
         )
-        return with_own(gamma, given)
+        return prefer_given(gamma, given)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------------
 
-    def forget(self) -> None:
+    def reset_run_state(self) -> None:
         self.means.take("train")
 
     def run_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.args.fixed_settings() | self._learns_from
+        settings: dict[str, Any] = self.args.fixed_settings() | self._data_hashes
         return settings
 
     def run_state(self) -> dict[str, Any]:
         noted = dict(self.means.steps["train"])
         found: dict[str, Any] = {"metrics": noted, "tokens": self.tokens_seen, "ranking": self._ranking}
-        if self.follower is not None:
-            found["follower"] = self.follower.state()
+        if self.tracker is not None:
+            found["follower"] = self.tracker.state()
         return found
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         self.means.steps["train"].update(state["metrics"])
         self.tokens_seen, self._ranking = int(state["tokens"]), state["ranking"]
-        if self.follower is not None:
-            self.follower.load_state(state["follower"])
+        if self.tracker is not None:
+            self.tracker.load_state(state["follower"])
 
 
 def _loaded(model: Any, args: RerankConfig, tokenizer: Any) -> tuple[Any, Any]:
-    """The model, loaded where it is a name, and its tokenizer, ready for batches."""
+    """The model, loaded if it is a name, and a tokenizer that is ready for batches."""
     if isinstance(model, str):
         loaded = load_model(model, **policy_arguments(args, trains_every_weight=not args.use_peft))
         model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
@@ -237,10 +241,10 @@ def _loaded(model: Any, args: RerankConfig, tokenizer: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _learns_from(
+def _data_hashes(
     probes: RepresentationModel | None, data: Dataset | Groups, base: str | dict[str, Any]
 ) -> dict[str, Any]:
-    """Hashes of what a resumed run must find again. Of groups the prompts: their responses may be sampled anew."""
+    """Hashes of what a resumed run must find unchanged. For groups these are the prompts, since responses may be sampled again."""
     found = {"base": base, "probes": None if probes is None else hash_weights(probes)}
     if isinstance(data, Groups):
         return found | {"prompts": rows_fingerprint(Dataset.from_dict({"prompt": data.prompts}))}
@@ -248,11 +252,11 @@ def _learns_from(
 
 
 def _warn_of_cut_responses(share: float, args: RerankConfig) -> None:
-    """Probes read a response's last token. Of whole answers that is an end; the middle of a sentence they never saw, and rank it anyhow."""
+    """Warn if many responses are truncated. The probes read the last token, and were fitted on complete answers."""
     if share > _MANY_CUT and args.missing_eos_penalty == 0:
         _log.warning(
-            "%.0f %% of the sampled responses are cut at max_new_tokens (%s), where probes that were fitted on whole answers may give any reward: raise max_new_tokens, or give "
-            "missing_eos_penalty (say -10).",
+            "%.0f %% of the sampled responses are cut at max_new_tokens (%s). Rewards of cut responses are unreliable: raise "
+            "max_new_tokens, or give missing_eos_penalty (say -10).",
             100 * share,
             args.max_new_tokens,
         )
@@ -261,7 +265,11 @@ def _warn_of_cut_responses(share: float, args: RerankConfig) -> None:
 def _check_probes(
     probes: RepresentationModel, model: Any, tokenizer: PreTrainedTokenizerBase, args: RerankConfig
 ) -> None:
-    """Probes of another model, or of other texts, say nothing here."""
+    """Check that the probes were fitted on this model, with this prompt format.
+
+    Raises:
+        FrugalignError: they were not.
+    """
     if probes.config.width != causal_lm(model).config.get_text_config().hidden_size:
         raise FrugalignError("The representation reward was fitted on a model of another width.")
     if probes.config.base is not None:
@@ -275,5 +283,5 @@ def _check_probes(
     if fitted != here:
         raise FrugalignError(
             f"The representation reward was fitted with prompt_format {probes.config.prompt_format}, not {args.prompt_format}: "
-            "its scores are of other texts; give the same."
+            "use the same format here."
         )

@@ -1,1 +1,1 @@
-"""Baselines that train nothing: the base itself, best-of-n, and decoding guided by the reward."""
+"""Untrained baselines: the base itself, best-of-n, and reward-guided decoding."""

@@ -1,4 +1,4 @@
-"""What the methods are measured against without training anything: the base, best-of-n, and decoding guided by the reward."""
+"""Untrained baselines as methods: the base, best-of-n, and reward-guided decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def best_of_n(job: Job) -> PolicyValues:
 
 
 def reward_guided(job: Job) -> PolicyValues:
-    """The training reward over the likeliest tokens, at every token."""
+    """Decoding guided by the training reward over the most likely tokens."""
     given = {f"guiding_{name}": value for name, value in job.setting.items()}
     return given | {"guiding_reward": job.request["reward"]} | _weights(job)
 
