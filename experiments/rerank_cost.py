@@ -2,10 +2,10 @@
 
     FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost [--repeats 5]
 
-Two costs are compared with sampling as many responses of the same length, over lengths and model sizes: (a) probes and confidence on the states
-of the loss's own forward pass; (b) a separate pass that scores stored responses. No row ends early. A training step with moving confidence is
-compared with the same step without it, and with TRL's. Alternatives take turns, and results are medians. `stories260k` and `chat-3m` need the
-trials folder; the random Llama and GPT-2 do not.
+Two costs are compared with sampling as many responses of the same length. (a) is probes and confidence on the states of the loss's own forward
+pass. (b) is a separate pass that scores stored responses. Both vary over lengths and model sizes, and no row ends early. A training step with
+moving confidence is compared with the same step without it, and with TRL's. Alternatives take turns, and results are medians. `stories260k` and
+`chat-3m` need the trials folder, the random Llama and GPT-2 do not.
 """
 
 from __future__ import annotations

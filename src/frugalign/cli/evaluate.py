@@ -32,7 +32,9 @@ class EvaluateOptions(
         "The split to evaluate on, or all. Default: test if there is one, else the rows held out in training, else all.",
     )
     max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 128.")
-    temperature: float | None = like(groups.Sampling, "temperature", None, "Default: the proxy's, else 1.")
+    temperature: float | None = like(
+        groups.Sampling, "temperature", None, "A proxy allows only the one of its training. Default: that, else 1."
+    )
     num_samples: int = option(1, "Completions per prompt.", COUNT)
     batch_size: int = option(64, "Completions generated at once. The result does not depend on it.", COUNT)
     prompt_format: Literal["auto", "raw", "chat"] | None = like(

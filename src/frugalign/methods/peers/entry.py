@@ -13,7 +13,7 @@ from frugalign.methods.method import Method, PolicyValues
 
 _TRL = "frugalign.methods.peers.configs"
 _LORA = ("lora_r", "lora_alpha", "use_peft")
-_STANDS_FOR_PPO = "RLOO and GRPO stand for RLHF where the papers have PPO, which TRL no longer has."
+_PPO_NOTE = "RLOO and GRPO replace the PPO of the papers, which TRL no longer has."
 
 
 def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> PolicyValues:
@@ -102,7 +102,7 @@ def _by_pairs(name: str, summary: str, config: str, rows_of_a_pair: int = 1, **m
 def _by_rewards(name: str, summary: str, config: str) -> Method:
     run = partial(on_rewards, method=name)
     config = f"{_TRL}:{config}"
-    return Method(name, summary, run, needs=("reward",), config=config, options=_LORA, note=_STANDS_FOR_PPO)
+    return Method(name, summary, run, needs=("reward",), config=config, options=_LORA, note=_PPO_NOTE)
 
 
 ENTRIES = (

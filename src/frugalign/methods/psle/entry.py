@@ -80,7 +80,7 @@ ENTRIES = (
         verb=Verb(
             "psle",
             "align a model by its own answers under written principles",
-            "Rounds of answering plainly and under principles: clear gains become ranking pairs, everything else demonstrations by its reward.",
+            "Train in rounds of answers with and without principles. Couples with a clear gain are ranked. All other answers are imitated, weighted by reward.",
             options="frugalign.methods.psle.options:PSLEOptions",
             config=_CONFIG,
             train="frugalign.methods.psle.run:train_psle",

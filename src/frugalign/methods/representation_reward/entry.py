@@ -70,7 +70,7 @@ ENTRIES = (
         verb=Verb(
             "reward",
             "train a reward on a model's own hidden states",
-            "Train a representation reward: gated linear probes on a frozen model's hidden states, from preference data, with an honest report.",
+            "Train a representation reward on preference data: gated linear probes on a frozen model's hidden states. The report compares it with controls.",
             options="frugalign.methods.representation_reward.options:RewardOptions",
             train="frugalign.methods.representation_reward.run:train_reward",
             closing=closing,

@@ -108,8 +108,8 @@ ENTRIES = (
         report=("probes", "shift"),
         verb=Verb(
             "rerank",
-            "align a model on stored preferences, its own states weighing them",
-            "DPO on stored preferences whose labels are weighed by a representation reward on the current policy's own hidden states.",
+            "align a model on preferences, weighted by its own hidden states",
+            "DPO on preference pairs whose labels are weighted by a representation reward on the current policy's own hidden states.",
             options="frugalign.methods.rerank.options:RerankOptions",
             config=_CONFIG,
             train="frugalign.methods.rerank.run:train_reranked",
@@ -126,7 +126,7 @@ ENTRIES = (
     ),
     Method(
         "online_dpo",
-        "DPO on responses sampled anew in every epoch",
+        "DPO on responses that are sampled again in every epoch",
         online_dpo,
         # Fitting probes on its own samples would use up its token budget.
         needs=(_PAIRS, ("preferences", "representation_reward")),
