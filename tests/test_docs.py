@@ -239,14 +239,24 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in slugs(other), f"{page.name}: {target}#{anchor}"
 
 
-@pytest.mark.parametrize("name", ["design", "decisions"])
-def test_the_design_names_files_that_exist(name: str) -> None:
-    text = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+@pytest.mark.parametrize("page", ["docs/design.md", "docs/decisions.md", "CONTRIBUTING.md"])
+def test_the_pages_for_developers_name_files_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
     paths = set(re.findall(r"`([\w/*]+(?:\.py|/))`", text))
     package = ROOT / "src" / "frugalign"
     assert paths
     missing = [path for path in paths if not list(package.glob(path)) and not list(ROOT.glob(path))]
     assert missing == []
+
+
+def test_contributing_names_what_the_files_hold() -> None:
+    """`NAME` in `FILE`: the file has that name."""
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text("utf-8").split())
+    named = re.findall(r"`([\w.]+)` in `([\w/]+\.py)`", text)
+    assert len(named) >= 10
+    for name, path in named:
+        file = next(each for each in (ROOT / "src" / "frugalign" / path, ROOT / path) if each.is_file())
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", file.read_text("utf-8")), f"{name} in {path}"
 
 
 def test_the_design_names_every_room_on_its_tier() -> None:
