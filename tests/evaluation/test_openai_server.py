@@ -293,7 +293,7 @@ def test_one_comparison_that_is_refused(server: Server) -> None:
     assert judge.compare(PROMPTS, GOOD, BAD) == [1.0, None, 1.0] and judge.counts["requests"] == 3
     for content in (b"<html>", {"choices": []}):
         server.answer = lambda question, nth, content=content: (200, content)
-        with pytest.raises(FrugalignError, match="takes no request: what it sends is no chat completion"):
+        with pytest.raises(FrugalignError, match="takes no request: its reply is not a chat completion"):
             judge_at(server).compare(PROMPTS, GOOD, BAD)
 
 

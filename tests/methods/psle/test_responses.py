@@ -378,7 +378,7 @@ def test_an_edited_line_that_does_not_hold_together_is_named(edit: Callable[[Any
     rewrite(path, 1, edit)
     with pytest.raises(FrugalignError) as raised:
         read_round(path)
-    sentence = f"{path}, line 2 is no prompt with its responses, rewards, weights and branches."
+    sentence = f"{path}, line 2 is not a prompt with its responses, rewards, weights and branches."
     assert str(raised.value) == sentence
 
 
@@ -390,7 +390,7 @@ def test_a_broken_line_is_named_by_its_place_in_the_file(text: bytes, tmp_path: 
     first = path.read_bytes().split(b"\n")[0]
     path.write_bytes(first + b"\n\n" + text + b"\n")
     with pytest.raises(
-        FrugalignError, match=r"line 3 is no prompt with its responses, rewards, weights and branches\.$"
+        FrugalignError, match=r"line 3 is not a prompt with its responses, rewards, weights and branches\.$"
     ):
         read_round(path)
 

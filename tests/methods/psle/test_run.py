@@ -270,7 +270,7 @@ def test_training_a_round_again_deletes_nothing_of_its_users_and_nothing_before_
     before = {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()}
     again = {"resume_from_checkpoint": "true", "from_round": 0}
     assert main(command(**again)) == 2
-    assert "is no prompt with its responses" in capsys.readouterr().err
+    assert "is not a prompt with its responses" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()} == before
     path.write_text(whole)
     scale = manifest(0)["reward_scale"]

@@ -334,7 +334,7 @@ def _read_reply(content: bytes) -> tuple[str, tuple[int, int]]:
         text, usage = answer["choices"][0]["message"]["content"], answer.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise _Failure("what it sends is no chat completion", again=False, may_be_billed=True) from error
+        raise _Failure("its reply is not a chat completion", again=False, may_be_billed=True) from error
     return text if isinstance(text, str) else "", tokens
 
 

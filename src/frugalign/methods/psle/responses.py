@@ -188,7 +188,7 @@ def read_round(path: Path) -> Round:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FrugalignError(
-                f"{path}, line {number} is no prompt with its responses, rewards, weights and branches."
+                f"{path}, line {number} is not a prompt with its responses, rewards, weights and branches."
             ) from error
     if not lines or len({len(line["completions"]) for line in lines}) > 1:
         raise FrugalignError(f"{path} holds no responses, or not as many for every prompt.")
