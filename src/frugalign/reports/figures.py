@@ -17,11 +17,7 @@ def curve(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], ylabel
     figure, axes = _axes()
     for (label, steps, values), colour in zip(series, (_POLICY, _THIRD, _BASE, _FOURTH), strict=False):
         axes.plot(steps, values, label=label, color=colour, linewidth=1.8, marker="o" if len(steps) < 3 else None)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    if len(series) > 1:
-        axes.legend(frameon=False)
-    return data_uri(figure)
+    return _labelled(figure, axes, xlabel, ylabel, legend=len(series) > 1)
 
 
 def distributions(
@@ -112,11 +108,7 @@ def over_rounds(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    if len(series) > 1:
-        axes.legend(frameon=False)
-    return data_uri(figure)
+    return _labelled(figure, axes, xlabel, ylabel, legend=len(series) > 1)
 
 
 def segmented_curves(
@@ -186,6 +178,15 @@ def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) 
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
     axes.legend(frameon=False)
+    return data_uri(figure)
+
+
+def _labelled(figure: Any, axes: Any, xlabel: str, ylabel: str, *, legend: bool) -> str:
+    """The figure as a data URI, with its axes named and, if `legend`, a legend."""
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if legend:
+        axes.legend(frameon=False)
     return data_uri(figure)
 
 

@@ -306,7 +306,7 @@ def _is_address(url: str) -> bool:
         return (
             parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
         )
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         return False
 
 
