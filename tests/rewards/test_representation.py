@@ -109,7 +109,7 @@ def test_one_model_in_memory(folder: Path, base: LoadedModel, monkeypatch: pytes
     own = state_fingerprint(fingerprint(base.model, base.tokenizer).to_dict())
     assert share_base(rewards, base, "another") == []
     monkeypatch.setattr(
-        "frugalign.rewards.representation.network.load_model", lambda *_, **__: pytest.fail("loaded again")
+        "frugalign.rewards.representation.network.load_stored_base", lambda *_, **__: pytest.fail("loaded again")
     )
     assert share_base(rewards, base, own) == [2, 5] and rewards[0].base is base
     assert len(rewards[0](prompts=PROMPTS, completions=ANSWERS)) == 3

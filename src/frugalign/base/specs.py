@@ -20,6 +20,12 @@ def is_attribute(spec: str) -> bool:
     return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
 
 
+def names_code(text: str) -> bool:
+    """Whether a reward, a model or data under this name would be imported: `[name=]module:attribute` or `file.py:attribute`."""
+    spec = re.sub(r"^[A-Za-z_][\w.-]*=", "", text)
+    return is_attribute(spec) or re.fullmatch(r".+\.py:\w+", spec, re.DOTALL) is not None
+
+
 def load_attribute(spec: str) -> Any:
     """The attribute that `package.module:attribute` names.
 

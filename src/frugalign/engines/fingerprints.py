@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import is_attribute
 from frugalign.engines.transformers import causal_lm, head_weight
 
 _SAMPLE = 4096
@@ -72,7 +74,11 @@ def fingerprint(
     revision: str | None = None,
     adapter: str | None = None,
 ) -> BaseFingerprint:
-    """Fingerprint a loaded base. Takes a few milliseconds at any model size."""
+    """Fingerprint a loaded base. Takes a few milliseconds at any model size.
+
+    Args:
+        name: where it was loaded from. `package.module:attribute` is replaced by the folder that it stood for.
+    """
     lm = causal_lm(model)
     text = lm.config.get_text_config()
     embeddings, rest, quantised = [], [], False
@@ -85,7 +91,7 @@ def fingerprint(
             rest.append((key, value))
     head = head_weight(model)
     return BaseFingerprint(
-        name=name or str(getattr(lm.config, "_name_or_path", "")),
+        name=_location(name, lm),
         revision=revision or getattr(lm.config, "_commit_hash", None),
         architecture=type(lm).__name__,
         width=int(text.hidden_size),
@@ -95,6 +101,13 @@ def fingerprint(
         layers=None if quantised else _hash_parameters(rest),
         adapter=adapter,
     )
+
+
+def _location(name: str, model: PreTrainedModel) -> str:
+    """Where the base can be found again: a hub id, or a folder's absolute path. Never `package.module:attribute`."""
+    found = name if name and not is_attribute(name) else str(getattr(model.config, "_name_or_path", ""))
+    path = Path(found).expanduser()
+    return str(path.absolute()) if found and path.is_dir() else found
 
 
 def check_base(expected: dict[str, Any], actual: BaseFingerprint, what: str) -> None:

@@ -1,14 +1,16 @@
-"""Load a frozen causal language model and its tokenizer, from a hub id, a folder or a `package.module:attribute`.
+"""Load a frozen causal language model and its tokenizer: one that the user names, or the base that an artefact names.
 
-Weights and adapters must be safetensors, and no code of a model's repository is run. A base that needs either is
-refused.
+The user may name a hub id, a folder or a `package.module:attribute`. A name that is stored in an artefact is a hub id
+or a folder, and is never imported. Weights and adapters must be safetensors, and no code of a model's repository is
+run. A base that needs either is refused.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MODEL_CONFIG_FILE
-from frugalign.base.specs import resolve_name
+from frugalign.base.specs import is_attribute, resolve_name
 from frugalign.engines.transformers import causal_lm
 
 
@@ -55,7 +57,47 @@ def load_model(
     Raises:
         FrugalignError: the folder is missing or holds no causal language model.
     """
-    path = check_model(name_or_path, revision=revision)
+    loaded = _load(
+        resolve_name(name_or_path),
+        revision=revision,
+        dtype=dtype,
+        device_map=device_map,
+        load_in_4bit=load_in_4bit,
+        adapter=adapter,
+    )
+    return replace(loaded, name=name_or_path)
+
+
+def load_stored_base(stored: Mapping[str, Any], what: str, **arguments: Any) -> LoadedModel:
+    """Load the base that an artefact names, at its revision and with its adapter. Nothing is imported.
+
+    Args:
+        stored: the artefact's `base`.
+        what: the artefact, for messages.
+        arguments: as for `load_model`, without `name_or_path`. They take precedence.
+
+    Raises:
+        FrugalignError: the stored name is neither a folder nor a hub id, or `load_model` would refuse the base.
+    """
+    found: dict[str, Any] = {key: stored.get(key) for key in ("name", "revision", "adapter")}
+    for key, value in found.items():
+        if not (isinstance(value, str) or (value is None and key != "name")) or is_attribute(str(value)):
+            raise FrugalignError(
+                f"{what} names {value!r} as the {key} of its base. A stored name must be a folder or a hub id, and code is never run."
+            )
+    return _load(str(found.pop("name")), **(found | arguments))
+
+
+def _load(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    load_in_4bit: bool = False,
+    adapter: str | None = None,
+) -> LoadedModel:
+    path = _checked(name_or_path, revision)
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
     arguments: dict[str, Any] = {
         "revision": revision,
@@ -89,12 +131,16 @@ def load_model(
 
 
 def check_model(name_or_path: str, *, revision: str | None = None) -> str:
-    """The folder or hub id of a model. Its config must exist; its weights are not read.
+    """The folder or hub id of a model that the user names. Its config must exist; its weights are not read.
 
     Raises:
         FrugalignError: there is no config.
     """
-    path = resolve_name(name_or_path)
+    return _checked(resolve_name(name_or_path), revision)
+
+
+def _checked(path: str, revision: str | None) -> str:
+    name_or_path = path
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
     if looks_local:
         path = str(Path(path).expanduser())

@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import load_config
-from frugalign.engines.loading import load_model
+from frugalign.engines.loading import load_model, load_stored_base
 from frugalign.engines.transformers import Forward, causal_lm, embedding_rows, look_ahead, output_embeddings
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, ProxyModelConfig, load_proxy
@@ -188,8 +188,11 @@ class GuidedModel:
     ) -> GuidedModel:
         """Load the proxy in `folder` and the base it names (or `base`), and check that they belong together."""
         stored = load_config(folder, ProxyModelConfig, "proxy").base
-        loaded = load_model(
-            base or stored["name"], **({key: stored.get(key) for key in ("revision", "adapter")} | model_arguments)
+        what = f"The proxy in {folder}"
+        loaded = (
+            load_stored_base(stored, what, **model_arguments)
+            if base is None
+            else load_model(base, **({key: stored.get(key) for key in ("revision", "adapter")} | model_arguments))
         )
         proxy = load_proxy(folder, loaded.model, loaded.tokenizer, name=loaded.name)
         return cls(loaded.model, loaded.tokenizer, proxy, strength)

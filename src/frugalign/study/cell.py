@@ -21,6 +21,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_json_atomic
+from frugalign.base.specs import names_code
 from frugalign.runs.layout import LOCK_FILE, read_costs
 from frugalign.runs.lock import in_use
 from frugalign.study.layout import (
@@ -139,6 +140,7 @@ def _trained(request: dict[str, Any], folder: Path, start: Path, jobs: int) -> T
     run = str(training_run(folder))
     done = read_trained(folder)
     if done is not None and (training_run(folder).is_dir() or RUN_FOLDER not in done["policy"].values()):
+        _check_stored(done["policy"], request, folder / TRAINED_FILE)
         return {**done, "policy": _replaced(done["policy"], RUN_FOLDER, run)}
     for left in (RUN_FOLDER, *LEARNED_FROM):
         path = folder / left
@@ -154,6 +156,20 @@ def _trained(request: dict[str, Any], folder: Path, start: Path, jobs: int) -> T
     # The folder may be moved or shared between studies, so the run's path is stored relative to it.
     write_json_atomic(folder / TRAINED_FILE, {**found, "policy": _replaced(policy, run, RUN_FOLDER)})
     return found
+
+
+def _check_stored(policy: dict[str, Any], request: dict[str, Any], file: Path) -> None:
+    """Refuse code that a stored policy names and the study does not: the folder may come from elsewhere."""
+    known = set(_texts(request))
+    if unknown := [text for text in _texts(policy) if names_code(text) and text not in known]:
+        raise FrugalignError(f"{file} names {unknown[0]!r}, which this study does not name. Stored code is never run.")
+
+
+def _texts(value: Any) -> list[str]:
+    """Every string in a JSON value, except for the names of fields."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [text for each in value for text in _texts(each)] if isinstance(value, list) else [str(value)]
 
 
 def _replaced(policy: dict[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from frugalign.base.files import MODEL_CONFIG_FILE, hash_weights, load_config, l
 from frugalign.data.encode import answer_text
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
-from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.loading import LoadedModel, load_stored_base
 from frugalign.engines.states import endpoint_states
 
 MODEL_TYPE = "frugalign_representation_reward"
@@ -128,13 +128,8 @@ class RepresentationReward:
             FrugalignError: it cannot be loaded, or has changed since the probes were fitted.
         """
         if self._base is None:
-            stored = self.probes.config.base
-            self.base = load_model(
-                stored["name"],
-                revision=stored.get("revision"),
-                adapter=stored.get("adapter"),
-                device_map=self._device,
-            )
+            what = f"The representation reward {self.__name__!r}"
+            self.base = load_stored_base(self.probes.config.base, what, device_map=self._device)
         assert self._base is not None
         return self._base
 
