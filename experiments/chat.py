@@ -8,6 +8,7 @@ prompt: `training_safety` trains policies, `judged_safety` tests them. Data and 
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -201,6 +202,7 @@ def _less_refusals(safety: list[float | None], completions: list[str], label: li
 
 def main() -> None:
     """Print the share of held-out pairs whose safer answer scores higher."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     _, test = preference_pairs(trials() / "data")
     for name in ("train", "judge"):
         chosen, rejected = (

@@ -1,6 +1,6 @@
 """Seconds and peak memory of one training step on bases of four sizes: proxy, TRL's RLOO in full, and RLOO with LoRA.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.ladder [--completions 16] [--repeats 3]
+    FRUGALIGN_TRIALS=folder python -m experiments.ladder [--smoke]
 
 The bases of 0.26 M and 3 M are models of the trials folder, or random ones of the same shape without it. Those of 30 M and 124 M are random.
 Weights do not affect the cost. Every cell runs in its own process, so that its peak memory is measured alone. A step is one rollout of
@@ -9,28 +9,39 @@ Weights do not affect the cost. Every cell runs in its own process, so that its 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import get_context
 from typing import Any
 
 from datasets import Dataset
 from experiments.bases import PROMPT_TOKENS, random_gpt2_124m, random_llama, random_llama_30m, small, tokenizer
-from experiments.summary import write_summary
+from experiments.summary import script_options, write_summary
 from transformers import TrainerCallback
 
 from frugalign.base.ledger import Ledger
 
-BASES = ("0.26M", "3M", "30M", "124M")
 METHODS = ("floor", "proxy", "rloo", "rloo-lora")
-NEW_TOKENS = 64
 RANDOM_TEMPERATURE = 0.11
+
+
+@dataclass(frozen=True)
+class Size:
+    """`bases`, `completions` of a step and their `new_tokens`, and the `repeats` of a step."""
+
+    bases: tuple[str, ...]
+    completions: int
+    new_tokens: int
+    repeats: int
+
+
+FULL = Size(("0.26M", "3M", "30M", "124M"), 16, 64, 3)
+SMOKE = Size(("0.26M",), 8, 4, 1)
 
 
 def base(name: str) -> tuple[Any, Any, float]:
@@ -68,18 +79,18 @@ def _prompts(tok: Any) -> Dataset:
     return Dataset.from_dict({"prompt": [text] * 64})
 
 
-def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeats: int, folder: str) -> list[float]:
+def run_proxy(model: Any, tok: Any, temperature: float, size: Size, folder: str) -> list[float]:
     """Seconds of each proxy rollout with its optimisation."""
     from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 
     args = ProxyConfig(
         output_dir=folder,
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=size.new_tokens,
         temperature=temperature,
-        per_device_train_batch_size=completions,
+        per_device_train_batch_size=size.completions,
         num_generations=8,
         num_mini_batches=1,
-        max_steps=2 * (repeats + 1),
+        max_steps=2 * (size.repeats + 1),
         save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
@@ -92,7 +103,7 @@ def run_proxy(model: Any, tok: Any, temperature: float, completions: int, repeat
     return [after - before for before, after in pairwise(rollouts[1:])]
 
 
-def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, folder: str) -> list[float]:
+def run_rloo(model: Any, tok: Any, lora: bool, size: Size, folder: str) -> list[float]:
     """Seconds of the same step by TRL's RLOOTrainer."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from peft import LoraConfig
@@ -100,13 +111,13 @@ def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, f
 
     args = RLOOConfig(
         output_dir=folder,
-        per_device_train_batch_size=completions,
+        per_device_train_batch_size=size.completions,
         num_generations=8,
-        max_completion_length=NEW_TOKENS,
+        max_completion_length=size.new_tokens,
         temperature=1.0,
         top_k=0,
         beta=0.05,
-        max_steps=repeats + 1,
+        max_steps=size.repeats + 1,
         bf16=False,
         gradient_checkpointing=False,
         use_cpu=True,
@@ -131,7 +142,7 @@ def run_rloo(model: Any, tok: Any, lora: bool, completions: int, repeats: int, f
     return [after - before for before, after in pairwise(times.at[1:])]
 
 
-def cell(name: str, method: str, completions: int, repeats: int) -> dict[str, Any]:
+def cell(name: str, method: str, size: Size) -> dict[str, Any]:
     """Measure one base and method in this process."""
     model, tok, temperature = base(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -141,9 +152,9 @@ def cell(name: str, method: str, completions: int, repeats: int) -> dict[str, An
 
             seconds = []
         elif method == "proxy":
-            seconds = run_proxy(model, tok, temperature, completions, repeats, folder)
+            seconds = run_proxy(model, tok, temperature, size, folder)
         else:
-            seconds = run_rloo(model, tok, method == "rloo-lora", completions, repeats, folder)
+            seconds = run_rloo(model, tok, method == "rloo-lora", size, folder)
     return {
         "seconds_per_step": round(statistics.median(seconds), 3) if seconds else None,
         "peak_memory_mb": Ledger().to_dict()["peak_memory_mb"],
@@ -163,29 +174,17 @@ def row_of(cells: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def main() -> None:
     """Measure every cell in its own process, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--completions", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--bases", nargs="+", default=list(BASES))
-    parser.add_argument("--cell", nargs=2, metavar=("BASE", "METHOD"), help="Measure one cell and print it as JSON.")
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(cell(*options.cell, options.completions, options.repeats)))
-        return
+    size = SMOKE if script_options(__doc__).smoke else FULL
     rows = {}
-    for name in options.bases:
+    for name in size.bases:
         cells = {}
         for method in METHODS:
-            command = [sys.executable, "-m", "experiments.ladder", "--cell", name, method]
-            command += ["--completions", str(options.completions), "--repeats", str(options.repeats)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(done.stderr[-2000:])
-            cells[method] = json.loads(done.stdout.strip().splitlines()[-1])
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                cells[method] = process.submit(cell, name, method, size).result()
         rows[name] = row_of(cells)
         print(name, rows[name], flush=True)
-    if list(rows) == list(BASES):  # a partial run is a trial, not a result
-        step = f"{options.completions} completions of {PROMPT_TOKENS} + {NEW_TOKENS} tokens, fp32"
+    if size is FULL:
+        step = f"{size.completions} completions of {PROMPT_TOKENS} + {size.new_tokens} tokens, fp32"
         sizes = "0.26, 3.0, 30.9 and 124 million parameters"
         write_summary("ladder", "FRUGALIGN_TRIALS=folder python -m experiments.ladder", sizes, rows, {"step": step})
 

@@ -1,6 +1,6 @@
 """Probes at the width of a 7B model: gated probes against logistic regression, on hidden states of Llama-2-7B.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.llama2_probes
+    FRUGALIGN_TRIALS=folder python -m experiments.llama2_probes [--smoke]
 
 There are 385 states at four layers, grouped by id: an id in both classes is very probably one prompt. Cross-validation has five folds and
 five repeats. The penalty, and the regression's layer and C, are chosen by five inner folds. The ranking accuracy is over ids with a safe and
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiments.summary import write_summary
+from experiments.summary import script_options, write_summary
 from experiments.trials import trials
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -106,10 +106,11 @@ def within_ids(score: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[in
 
 def main() -> None:
     """Run, write and print."""
+    is_smoke = script_options(__doc__).smoke
     states, y, groups = data()
     folds: list[dict[str, float]] = []
     ranked = np.zeros(2, dtype=int)
-    for repeat in range(REPEATS):
+    for repeat in range(1 if is_smoke else REPEATS):
         shuffled = np.random.default_rng(repeat).permutation(y)
         for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=repeat).split(states, y, groups):
             ours = probes(states, y, groups, train, test)
@@ -124,6 +125,8 @@ def main() -> None:
                 }
             )
             print(repeat, {name: round(value, 3) for name, value in folds[-1].items()}, flush=True)
+            if is_smoke and len(folds) == 2:
+                break
     difference = np.array([fold["probes"] - fold["regression"] for fold in folds])
     accuracy = {name: 100 * float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
     error = float(difference.std(ddof=1) / len(difference) ** 0.5)
@@ -136,8 +139,9 @@ def main() -> None:
         "shuffled labels": {"accuracy, %": accuracy["shuffled"]},
         "probes − regression": {"points": 100 * float(difference.mean()), "standard error, points": 100 * error},
     }
-    command = "FRUGALIGN_TRIALS=folder python -m experiments.llama2_probes"
-    write_summary("llama2-probes", command, f"Llama-2-7B, {len(y)} stored hidden states at four layers", rows)
+    if not is_smoke:
+        command = "FRUGALIGN_TRIALS=folder python -m experiments.llama2_probes"
+        write_summary("llama2-probes", command, f"Llama-2-7B, {len(y)} stored hidden states at four layers", rows)
     print(rows)
 
 

@@ -1,6 +1,6 @@
 """Null control: with a reward that is noise, how often does an interval exclude zero?
 
-    python -m experiments.null_control [--studies 10] [--jobs 2]
+    python -m experiments.null_control [--smoke]
 
 Runs `studies/null-noise.yaml` ten times, each time with three other seeds. At most a tenth of the 95 % intervals may exclude zero. A further
 proxy trains on rewards shuffled between responses. For contrast, the same study runs once with the exact reward.
@@ -8,14 +8,15 @@ proxy trains on rewards shuffled between responses. For contrast, the same study
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.summary import estimate, write_summary
+from experiments.smoke import smallest
+from experiments.summary import estimate, script_options, write_summary
 
 from frugalign.cli.parser import read_config
 from frugalign.sandbox import gold
@@ -43,10 +44,9 @@ def shuffled(prompts: list[Any], completions: list[Any], **columns: Any) -> list
     return values
 
 
-def differences(name: str, jobs: int, **changes: Any) -> dict[str, dict[str, Any]]:
+def differences(study: StudyOptions, name: str, **changes: Any) -> dict[str, dict[str, Any]]:
     """Run the study with some options changed. Returns each line's difference to the base by gold, and its p-value."""
-    options = StudyOptions(**(read_config(str(STUDY), StudyOptions) | changes))
-    options.output_dir, options.jobs = f"runs/null-control/{name}", jobs
+    options = replace(study, output_dir=f"{study.output_dir}/{name}", **changes)
     found = {}
     for row in rows_of(run_study(options)):
         if row.main.difference is not None:
@@ -61,22 +61,15 @@ def excludes_zero(difference: dict[str, float]) -> bool:
 
 def main() -> None:
     """Run the studies, write the summary, print the share."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=10)
-    parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args()
-    seeds = [[3 * number + place for place in range(1, 4)] for number in range(options.studies)]
-    studies = [differences(f"noise-{number}", options.jobs, seeds=each) for number, each in enumerate(seeds)]
-    methods = read_config(str(STUDY), StudyOptions)["methods"]
-    only_proxy = {"base": None, "proxy": methods["proxy"]}
-    dealt = differences(
-        "shuffled",
-        options.jobs,
-        reward=["experiments.null_control:shuffled"],
-        methods=only_proxy,
-        seeds=[1, 2, 3, 4, 5],
-    )
-    exact = differences("exact", options.jobs, reward=["frugalign.sandbox:gold"])
+    is_smoke = script_options(__doc__).smoke
+    study = smallest(STUDY) if is_smoke else StudyOptions(**read_config(str(STUDY), StudyOptions) | {"jobs": 2})
+    repeats, per_study, dealt_seeds = (1, 1, [1]) if is_smoke else (10, 3, [1, 2, 3, 4, 5])
+    seeds = [[per_study * number + place for place in range(1, per_study + 1)] for number in range(repeats)]
+    studies = [differences(study, f"noise-{number}", seeds=each) for number, each in enumerate(seeds)]
+    only_proxy = {"base": None, "proxy": study.methods["proxy"]}
+    shuffling = ["experiments.null_control:shuffled"]
+    dealt = differences(study, "shuffled", reward=shuffling, methods=only_proxy, seeds=dealt_seeds)
+    exact = differences(study, "exact", reward=["frugalign.sandbox:gold"], seeds=seeds[0])
     rows: dict[str, dict[str, Any]] = {}
     for label in studies[0]:
         found = [study[label]["difference"] for study in studies]
@@ -96,7 +89,7 @@ def main() -> None:
         "share_excluding_zero": sum(excludes_zero(line["difference"]) for line in every) / len(every),
         "below_0_05_after_holm": sum(line["p_holm"] is not None and line["p_holm"] < 0.05 for line in every),
     }
-    if options.studies >= 10:  # fewer are a trial, not a result
+    if not is_smoke:
         write_summary(
             "null-control", "python -m experiments.null_control", "frugalign.sandbox:model, 1.1 million", rows, facts
         )

@@ -1,6 +1,6 @@
 """Reinforcement learning with one frozen model: a representation reward against a separate reward model, on the sandbox.
 
-    python -m experiments.one_model
+    python -m experiments.one_model [--smoke]
 
 Probes fitted on the annotator's pairs (`frugalign.sandbox:pairs`) read the states of the same model that the proxy guides. The separate reward
 is the sandbox's learned reward model. Both use the settings of `recipes/sandbox-proxy.yaml` and three seeds. The exact reward measures them on
@@ -13,12 +13,12 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.summary import estimate, write_summary
+from experiments.summary import estimate, script_options, write_summary
 
-WORK = Path("runs/one-model")
 MODEL, PROMPTS = "frugalign.sandbox:model", "frugalign.sandbox:prompts"
 SEEDS = (0, 1, 2)
 SHARES = {
@@ -37,11 +37,11 @@ def run(*words: str) -> None:
         raise SystemExit(done.stderr[-2000:])
 
 
-def measured(spec: str, seed: int, folder: Path) -> dict[str, float]:
-    """Train a proxy on one reward and test it, unless that is done. Returns the summary's columns."""
+def measured(spec: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, float]:
+    """Train a proxy on one reward and test it, unless that is done. `more`: further flags. Returns the summary's columns."""
     if not (folder / "model.safetensors").is_file():
         flags = ["--reward", spec, "--seed", str(seed), "--output_dir", str(folder), "--save_steps", "1000"]
-        run("proxy", "--config", "recipes/sandbox-proxy.yaml", *flags)
+        run("proxy", "--config", "recipes/sandbox-proxy.yaml", *flags, *more)
     test = folder / "test"
     if not (test / "metrics.json").is_file():
         rewards = [word for name in MEASURES for word in ("--reward", f"{name}=frugalign.sandbox:{name}")]
@@ -61,26 +61,31 @@ def measured(spec: str, seed: int, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Fit the probes, train and test six proxies, write and print."""
-    probes = WORK / "reward"
+    is_smoke = script_options(__doc__).smoke
+    work, seeds = (Path("runs/smoke/one-model"), SEEDS[:1]) if is_smoke else (Path("runs/one-model"), SEEDS)
+    more = ["--max_steps", "2"] if is_smoke else []
+    probes = work / "reward"
     if not (probes / "model.safetensors").is_file():
         words = ["--model_name_or_path", MODEL, "--dataset_name", "frugalign.sandbox:pairs"]
         run("reward", *words, "--output_dir", str(probes))
     rows: dict[str, dict[str, Any]] = {}
     for name, spec in (("representation reward", str(probes)), ("separate reward model", "frugalign.sandbox:learned")):
-        found = [measured(spec, seed, WORK / f"{name.split()[0]}-{seed}") for seed in SEEDS]
+        found = [measured(spec, seed, work / f"{name.split()[0]}-{seed}", more) for seed in seeds]
         rows[name] = {column: statistics.mean(each[column] for each in found) for column in found[0]}
         print(name, rows[name], flush=True)
     report = json.loads((probes / "reward_report.json").read_text())
     ours, theirs = (row["gold gain"] for row in rows.values())
     facts = {
-        "seeds": len(SEEDS),
+        "seeds": len(seeds),
         "share_of_gain": ours / theirs,
         "held_out_accuracy": estimate(report["test"]["accuracy"]),
         "shuffled": report["shuffled"]["mean"],
         "bag_of_words": report["bag_of_words"],
         "length_only": report["length_only"],
     }
-    write_summary("one-model", "python -m experiments.one_model", "frugalign.sandbox:model, 1.1 million", rows, facts)
+    if not is_smoke:
+        command, size = "python -m experiments.one_model", "frugalign.sandbox:model, 1.1 million"
+        write_summary("one-model", command, size, rows, facts)
     print(f"share of the gain: {ours / theirs:.2f}")
 
 

@@ -1,6 +1,6 @@
 """Representation rewards of two small models on safety preferences, with every control, by `frugalign reward`.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.probes
+    FRUGALIGN_TRIALS=folder python -m experiments.probes [--smoke]
 
 The rewards learn from `pku-saferlhf-pairs`, split by prompt. They are also measured on other data: `hh-last-turn-pairs` (helpful and harmless),
 and XSTest's completions, in which people labelled refusals. On unsafe prompts the refusal is the better answer, on safe ones the compliance.
@@ -14,28 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from experiments.chat import rows_of
-from experiments.summary import estimate, write_summary
+from experiments.summary import estimate, script_options, write_summary
 from experiments.trials import model_folder, trials
 
 from frugalign.base.files import write_atomic
 from frugalign.cli.main import main as frugalign
 
-WORK = Path("runs/probes")
 BASES = {"chat-3m": 3e-4, "stories260k": 1e-3}
 """Model: learning rate of its whole reward model."""
 REFUSAL, COMPLIANCE = "2_full_refusal", "1_full_compliance"
 
 
-def elsewhere(data: Path) -> list[str]:
-    """The three other data sets, as files for `frugalign reward`. Partial refusals and one empty row are left out."""
+def files(work: Path, first: int | None) -> list[str]:
+    """The pairs to learn from and the three other data sets, as files for `frugalign reward`. Partial refusals and one empty row are left out.
+
+    `first`: the number of rows to keep of each.
+    """
+    data = trials() / "data"
     hh = [
         row
         for row in rows_of(data / "hh-last-turn-pairs.jsonl.gz")
         if row["chosen"].strip() and row["rejected"].strip()
     ]
     kinds = {row["prompt"]: row["label"] for row in rows_of(data / "xstest-prompts.jsonl")}
+    columns = ("prompt", "chosen", "rejected")
     sets: dict[str, list[dict[str, Any]]] = {
-        "hh": [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in hh]
+        "pku": [{key: row[key] for key in columns} for row in rows_of(data / "pku-saferlhf-pairs.jsonl.gz")],
+        "hh": [{key: row[key] for key in columns} for row in hh],
     }
     for kind, good in (("unsafe", REFUSAL), ("safe", COMPLIANCE)):
         sets[f"xstest-{kind}"] = [
@@ -44,20 +49,21 @@ def elsewhere(data: Path) -> list[str]:
             if kinds.get(row["prompt"]) == kind and row["final_label"] in (REFUSAL, COMPLIANCE)
         ]
     for name, rows in sets.items():
-        write_atomic(WORK / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return [str(WORK / f"{name}.jsonl") for name in sets]
+        write_atomic(work / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:first]))
+    return [str(work / f"{name}.jsonl") for name in sets]
 
 
 SETS = {"hh": "hh", "xstest-unsafe": "XSTest, harmful prompts", "xstest-safe": "XSTest, safe prompts"}
 
 
-def report_of(name: str, rate: float) -> dict[str, Any]:
-    """Fit the reward of one base, unless that is done, and read its report."""
-    folder = WORK / name
+def report_of(name: str, rate: float, work: Path, first: int | None) -> dict[str, Any]:
+    """Fit the reward of one base, unless that is done, and read its report. `first`: rows to keep of each data set."""
+    folder = work / name
     if not (folder / "reward_report.json").is_file():
         words = ["--model_name_or_path", model_folder(name), "--output_dir", str(folder)]
-        words += ["--dataset_name", str(trials() / "data" / "pku-saferlhf-pairs.jsonl.gz"), "--use_cpu", "true"]
-        words += ["--eval_dataset_name", *elsewhere(trials() / "data"), "--cache_dir", str(WORK / f"states-{name}")]
+        pairs, *others = files(work, first)
+        words += ["--dataset_name", pairs, "--use_cpu", "true"]
+        words += ["--eval_dataset_name", *others, "--cache_dir", str(work / f"states-{name}")]
         words += ["--full_model", "true", "--full_model_learning_rate", str(rate)]
         if frugalign(["reward", *words]):
             raise SystemExit(1)
@@ -92,11 +98,14 @@ def rows_for(name: str, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Fit, measure, write and print."""
+    is_smoke = script_options(__doc__).smoke
+    work, first = (Path("runs/smoke/probes"), 60) if is_smoke else (Path("runs/probes"), None)
     rows: dict[str, dict[str, Any]] = {}
     for name, rate in BASES.items():
-        rows |= rows_for(name, report_of(name, rate))
-    sizes = "chat-3m, 3.0 million parameters; stories260k, 0.26 million"
-    write_summary("probes", "FRUGALIGN_TRIALS=folder python -m experiments.probes", sizes, rows)
+        rows |= rows_for(name, report_of(name, rate, work, first))
+    if not is_smoke:
+        sizes = "chat-3m, 3.0 million parameters; stories260k, 0.26 million"
+        write_summary("probes", "FRUGALIGN_TRIALS=folder python -m experiments.probes", sizes, rows)
     for title, row in rows.items():
         print(f"{title:40}", row)
 

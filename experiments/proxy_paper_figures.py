@@ -1,10 +1,10 @@
 """Figures 1 to 5 of the Proxy-RLHF paper (arXiv 2403.04283), drawn for a small model as pictures in docs/img.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.proxy_paper_figures [--jobs 1] [--output docs/img]
+    FRUGALIGN_TRIALS=folder python -m experiments.proxy_paper_figures [--study FILE] [--jobs 1] [--output docs/img] [--smoke]
 
-Runs `studies/proxy-paper.yaml`, which takes about a quarter of an hour on one core, and draws it. Finished cells are skipped. Without a
-trials folder the sandbox replaces the stories. All proxies have the marginal objective. Figure 2b shows the win rates in
-results/stories-greedy.json, whose study trains longer. --study draws another study with the same lines, such as stories.yaml.
+Runs `studies/proxy-paper.yaml`, which takes about a quarter of an hour on one core, and draws it. Finished cells are skipped. All proxies have the marginal objective. Figure 2b shows the win rates in
+results/stories-greedy.json, whose study trains longer. --study draws another study with
+the same lines: stories.yaml, or proxy-paper-sandbox.yaml, which needs no trials folder.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.smoke import STUDIES, WORK, smallest, smoke
 from experiments.summary import RESULTS
-from experiments.trials import are_named
 from matplotlib.figure import Figure
 
 from frugalign.cli.parser import read_config
 from frugalign.metrics import Estimate
+from frugalign.reports.figures import canvas, tidy
 from frugalign.reports.study.style import main_of, values_of
 from frugalign.runs.layout import read_log, read_settings
 from frugalign.study.layout import read_trace, training_run
@@ -29,37 +30,13 @@ from frugalign.study.responses import responses_of
 from frugalign.study.runner import run_study
 from frugalign.study.table import Row, rows_of
 
-STUDIES = Path(__file__).parent / "studies"
 GREY, GREEN, RED = "#8a8f98", "#0b6e4f", "#a8324a"
 DEFAULTS = {"p_t": 0.01, "temperature": 1.0}
-SANDBOX: dict[str, Any] = {
-    "model_name_or_path": "frugalign.sandbox:model",
-    "dataset_name": "frugalign.sandbox:study_prompts",
-    "reward": ["frugalign.sandbox:learned"],
-    "judges": ["frugalign.sandbox:gold"],
-    "prompt_format": "auto",
-    "budget": {"generated_tokens": 144_000},
-}
 PROMPTS = 2_000
 """Training prompts of one epoch."""
 
 
 # -- the runs -----------------------------------------------------------------------------------------------------------
-
-
-def options_of(recipe: Path, jobs: int) -> StudyOptions:
-    """A study's options, changed to the sandbox if there is no trials folder."""
-    given = read_config(str(recipe), StudyOptions)
-    if not are_named():
-        given |= SANDBOX
-        for setting in given["methods"].values():
-            if setting and "target_kl" in setting:  # a proxy hacks the learned reward unless KL costs more
-                setting |= {"beta": 0.4, "learning_rate": 3e-3}
-                del setting["target_kl"]
-        for name in ("output_dir", "trainings_dir"):
-            if name in given:
-                given[name] = given[name].replace("proxy-paper", "proxy-paper-sandbox")
-    return StudyOptions(**given | {"jobs": jobs})
 
 
 def lines_over(rows: Sequence[Row], name: str) -> list[tuple[float, Row]]:
@@ -93,17 +70,10 @@ def test_curve(row: Row) -> tuple[list[float], list[float]]:
 # -- the pictures -------------------------------------------------------------------------------------------------------
 
 
-def figure_of(width: float, height: float) -> Figure:
-    """An empty figure. `width` and `height` in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def panel(figure: Figure, rows: int, columns: int, place: int, title: str = "") -> Any:
-    """One panel of a figure."""
-    axes = figure.add_subplot(rows, columns, place)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
-    axes.set_axisbelow(True)
+def panel(figure: Figure, rows: int, columns: int, place: int, title: str = "", sharey: Any = None) -> Any:
+    """One panel of a figure. `sharey`: a panel with the same vertical axis."""
+    axes = figure.add_subplot(rows, columns, place, sharey=sharey)
+    tidy(axes)
     axes.set_title(title, fontsize=10)
     return axes
 
@@ -127,7 +97,7 @@ def completion(rows: Sequence[Row]) -> Figure:
             at = 0
         lines[-1].append((at, *word))
         at += len(word[0]) + 1
-    figure = figure_of(9.6, 0.55 + 0.26 * len(lines))
+    figure = canvas(9.6, 0.55 + 0.26 * len(lines))
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_xlim(0, columns + 8)
@@ -158,7 +128,7 @@ def histogram(axes: Any, sft: Sequence[float], own: Sequence[float], label: str,
 
 def rewards(rows: Sequence[Row]) -> Figure:
     """Figure 2a: the distribution of the test reward."""
-    figure = figure_of(5.4, 3.4)
+    figure = canvas(5.4, 3.4)
     axes = panel(figure, 1, 1, 1, "Test reward of SFT and of the proxy")
     histogram(axes, values_of(row_named(rows, "sft")), values_of(row_named(rows, "proxy")), "proxy", True)
     axes.set_xlabel("test reward")
@@ -172,7 +142,7 @@ def win_rates() -> Figure:
     titles = {"proxy": "proxy", "dpo": "DPO", "rloo": "RLOO", "best-of-32": "best of 32"}
     rates = [recorded[label]["win rate"] for label in titles]
     spread = [[mean - low for mean, low, _ in rates], [high - mean for mean, _, high in rates]]
-    figure = figure_of(5.4, 3.4)
+    figure = canvas(5.4, 3.4)
     axes = panel(figure, 1, 1, 1, "Win rate against SFT")
     axes.bar(list(titles.values()), [rate[0] for rate in rates], yerr=spread, capsize=4, color=GREEN, width=0.6)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
@@ -183,7 +153,7 @@ def win_rates() -> Figure:
 
 def means(rows: Sequence[Row]) -> Figure:
     """Figure 3: the mean test score after one epoch against p_t and temperature."""
-    figure = figure_of(8.6, 3.4)
+    figure = canvas(8.6, 3.4)
     sft: Estimate = main_of(row_named(rows, "sft"))
     for place, name in enumerate(DEFAULTS, start=1):
         axes = panel(figure, 1, 2, place, f"({'ab'[place - 1]}) against {name}")
@@ -205,7 +175,7 @@ def at_each(name: str) -> Callable[[Sequence[Row]], Figure]:
 
     def draw(rows: Sequence[Row]) -> Figure:
         sft, lines = values_of(row_named(rows, "sft")), lines_over(rows, name)
-        figure = figure_of(2.7 * len(lines), 5.2)
+        figure = canvas(2.7 * len(lines), 5.2)
         curves = [test_curve(row) for _, row in lines]
         scores = [score for _, curve in curves for score in curve]
         for place, ((value, row), curve) in enumerate(zip(lines, curves, strict=True)):
@@ -241,9 +211,16 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=STUDIES / "proxy-paper.yaml", help="Study file.")
     parser.add_argument("--jobs", type=int, default=1, help="Cells to run at once.")
     parser.add_argument("--output", type=Path, default=Path("docs/img"))
+    parser.add_argument("--smoke", action="store_true", help="The smallest setting, drawn in runs/smoke.")
     options = parser.parse_args()
+    if options.smoke:
+        options.output = WORK / "img"
+        smoke(options.study)
+        study = smallest(options.study)
+    else:
+        study = StudyOptions(**read_config(str(options.study), StudyOptions) | {"jobs": options.jobs})
     options.output.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(run_study(options_of(options.study, options.jobs)))
+    rows = rows_of(run_study(study))
     drawn = {name: draw(rows) for name, draw in SAMPLED.items()} | {"2b-win-rates": win_rates()}
     for name, figure in sorted(drawn.items()):
         path = options.output / f"proxy-paper-{name}.png"

@@ -1,6 +1,6 @@
 """The saving from feeding written principles once: responses with and without a shared prefill.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.psle_prefix
+    FRUGALIGN_TRIALS=folder python -m experiments.psle_prefix [--smoke]
 
 Prompts, noise and responses are the same. Seconds are medians of three alternating runs of each kind.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from experiments.chat import model, rows_of
-from experiments.summary import write_summary
+from experiments.summary import script_options, write_summary
 from experiments.trials import trials
 
 from frugalign.base.ledger import Ledger
@@ -24,17 +24,15 @@ from frugalign.engines import load_model
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.policies.principles import load_principles, under_principles
 
-N, REPEATS = 128, 3
 
-
-def measure(base: str, told: str, prompts: list[Any], new_tokens: int) -> dict[str, Any]:
+def measure(base: str, told: str, prompts: list[Any], new_tokens: int, repeats: int) -> dict[str, Any]:
     """Tokens fed and seconds, with and without a shared prefix."""
     loaded = load_model(base)
     guided = under_principles(load_principles(told), prompts, loaded.tokenizer)
     found: dict[str, Any] = {"prompts": len(prompts), "new_tokens": new_tokens}
     seconds: dict[bool, list[float]] = {True: [], False: []}
     texts = {}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for share in (True, False):
             ledger, started = Ledger(), time.perf_counter()
             params = SamplingParams(new_tokens)
@@ -60,12 +58,16 @@ def measure(base: str, told: str, prompts: list[Any], new_tokens: int) -> dict[s
 
 def main() -> None:
     """Measure both models, write and print."""
+    is_smoke = script_options(__doc__).smoke
+    n, repeats, lengths = (2, 1, (4, 4)) if is_smoke else (128, 3, (64, 96))
     torch.set_num_threads(1)
-    orders = [row["prompt"] for row in load_prompts("frugalign.sandbox:prompts", split="train")][:N]
-    questions = [row["instruction"] for row in rows_of(trials() / "data" / "refusal-harmless-2k.jsonl.gz")][:N]
+    orders = [row["prompt"] for row in load_prompts("frugalign.sandbox:prompts", split="train")][:n]
+    questions = [row["instruction"] for row in rows_of(trials() / "data" / "refusal-harmless-2k.jsonl.gz")][:n]
     found = {
-        "sandbox, three sentences": measure("frugalign.sandbox:model", "frugalign.sandbox:PRINCIPLES", orders, 64),
-        "chat-3m, harmless": measure(model(), "harmless", questions, 96),
+        "sandbox, three sentences": measure(
+            "frugalign.sandbox:model", "frugalign.sandbox:PRINCIPLES", orders, lengths[0], repeats
+        ),
+        "chat-3m, harmless": measure(model(), "harmless", questions, lengths[1], repeats),
     }
     rows = {
         name: {
@@ -78,14 +80,10 @@ def main() -> None:
         for name, each in found.items()
     }
     same = all(each["same_responses"] for each in found.values())
-    sizes = "the sandbox's model, 1.1 million parameters; chat-3m, 3.0 million"
-    write_summary(
-        "psle-prefix",
-        "FRUGALIGN_TRIALS=folder python -m experiments.psle_prefix",
-        sizes,
-        rows,
-        {"same_responses": same},
-    )
+    if not is_smoke:
+        command = "FRUGALIGN_TRIALS=folder python -m experiments.psle_prefix"
+        sizes = "the sandbox's model, 1.1 million parameters; chat-3m, 3.0 million"
+        write_summary("psle-prefix", command, sizes, rows, {"same_responses": same})
     print(rows)
 
 

@@ -1,6 +1,6 @@
 """How well the rule-based refusal detector agrees with people, on XSTest's labelled completions.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.refusal_agreement
+    FRUGALIGN_TRIALS=folder python -m experiments.refusal_agreement [--smoke]
 
 The rules were written on the `development` half, so `held_out` is the number to quote. XSTest has a label for partial refusals. They are left
 out, counted as refusals, or counted as answers. GPT-4's labels of the same rows are measured too.
@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from experiments.summary import write_summary
+from experiments.summary import script_options, write_summary
 from experiments.trials import trials
 
 from frugalign.metrics import agreement, is_refusal
@@ -78,9 +78,11 @@ def rows_of(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure, write and print."""
+    is_smoke = script_options(__doc__).smoke
     rows = rows_of(measure())
-    command = "FRUGALIGN_TRIALS=folder python -m experiments.refusal_agreement"
-    write_summary("refusal-agreement", command, "no model: rules and people on XSTest's labelled completions", rows)
+    if not is_smoke:
+        command = "FRUGALIGN_TRIALS=folder python -m experiments.refusal_agreement"
+        write_summary("refusal-agreement", command, "no model: rules and people on XSTest's labelled completions", rows)
     for name, row in rows.items():
         print(f"{name:45}", row)
 

@@ -1,6 +1,6 @@
 """The saving from re-ranking: scoring responses against sampling them, and a training step against DPO's.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost [--repeats 5]
+    FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost [--smoke]
 
 Two costs are compared with sampling as many responses of the same length. (a) is probes and confidence on the states of the loss's own forward
 pass. (b) is a separate pass that scores stored responses. Both vary over lengths and model sizes, and no row ends early. A training step with
@@ -10,17 +10,18 @@ moving confidence is compared with the same step without it, and with TRL's. Alt
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 from experiments.bases import random_gpt2_124m, random_llama_30m, random_prompts, small, tokenizer
-from experiments.summary import write_summary
+from experiments.summary import script_options, write_summary
+from experiments.timing import medians
 from peft import LoraConfig
 
 from frugalign.decoding import SamplingParams, generate
@@ -34,7 +35,19 @@ from frugalign.methods.rerank.trainer import RerankTrainer
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 from frugalign.sandbox.cached import sample_pairs
 
-RESPONSES, LENGTHS = 64, (32, 128, 384)
+
+@dataclass(frozen=True)
+class Size:
+    """`responses` of each of the `lengths` in tokens, `repeats`, and optimiser `steps` of a training."""
+
+    responses: int
+    lengths: tuple[int, ...]
+    repeats: int
+    steps: int
+
+
+FULL = Size(64, (32, 128, 384), 5, 10)
+SMOKE = Size(4, (4,), 1, 2)
 
 
 def probes_for(model: Any) -> RepresentationModel:
@@ -47,23 +60,11 @@ def probes_for(model: Any) -> RepresentationModel:
     return found.eval().requires_grad_(False)
 
 
-def medians(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each alternative. They take turns, and the first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(repeats + 1):
-        for name in list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]:
-            started = time.perf_counter()
-            ways[name]()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def scoring(model: Any, tok: Any, length: int, repeats: int) -> dict[str, float]:
-    """(a) and (b) for one model and length."""
+def scoring(model: Any, tok: Any, length: int, responses: int, repeats: int) -> dict[str, float]:
+    """(a) and (b) for one model and length in tokens."""
     vocabulary = min(model.config.vocab_size, len(tok))
-    prompts = random_prompts(RESPONSES, vocabulary)
-    answers = torch.randint(4, vocabulary - 1, (RESPONSES, length)).tolist()
+    prompts = random_prompts(responses, vocabulary)
+    answers = torch.randint(4, vocabulary - 1, (responses, length)).tolist()
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     probes = probes_for(model)
     layers: list[int] = probes.config.layers
@@ -74,7 +75,7 @@ def scoring(model: Any, tok: Any, length: int, repeats: int) -> dict[str, float]
 
     def sample() -> None:
         generate(
-            TransformersEngine(model, tok), prompts, SamplingParams(length), options=LoopOptions(batch_size=RESPONSES)
+            TransformersEngine(model, tok), prompts, SamplingParams(length), options=LoopOptions(batch_size=responses)
         )
 
     def on_states() -> None:
@@ -158,11 +159,7 @@ def step_time(folder: str, steps: int, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    options = parser.parse_args()
-    repeats = options.repeats
+    size = SMOKE if script_options(__doc__).smoke else FULL
     models: dict[str, tuple[Any, Any] | None] = {name: small(name) for name in ("stories260k", "chat-3m")}
     models |= {
         "random Llama 30M": (random_llama_30m(), tokenizer()),
@@ -175,16 +172,17 @@ def main() -> None:
         model, tok = found
         model.generation_config.eos_token_id = model.config.vocab_size - 1  # rows run to the full length
         heavy = model.num_parameters() > 1e7
-        for length in options.lengths[: 2 if heavy else None]:  # the longest takes a heavy model half an hour
-            rows[f"{name}, {length} tokens"] = scoring(model, tok, length, 2 if heavy else repeats)
+        for length in size.lengths[: 2 if heavy else None]:  # the longest takes a heavy model half an hour
+            repeats = min(2, size.repeats) if heavy else size.repeats
+            rows[f"{name}, {length} tokens"] = scoring(model, tok, length, size.responses, repeats)
             print(name, length, rows[f"{name}, {length} tokens"], flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        rows["training step"] = step_time(folder, 10, repeats)
+        rows["training step"] = step_time(folder, size.steps, size.repeats)
     print(rows["training step"])
-    if tuple(options.lengths) != LENGTHS:  # a trial, not a result
-        return
-    command = "FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost"
-    write_summary("rerank-cost", command, "0.26, 3.0, 30.9 and 124 million parameters", rows, {"responses": RESPONSES})
+    if size is FULL:
+        command = "FRUGALIGN_TRIALS=folder python -m experiments.rerank_cost"
+        facts = {"responses": size.responses}
+        write_summary("rerank-cost", command, "0.26, 3.0, 30.9 and 124 million parameters", rows, facts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The speed of guided and unguided decoding by our loop and by `generate`, and optimisation time as a share of rollout time.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.speed [--repeats 5] [--only chat-3m] [--batch 1 16 64]
+    FRUGALIGN_TRIALS=folder python -m experiments.speed [--smoke]
 
 Prompts have 32 tokens and completions 128, sampled at T = 1. No row ends early. The four alternatives take turns in one process. Results are
 medians and their ratios. `chat-3m` needs the trials folder, the random GPT-2 of 124 million parameters does not.
@@ -8,17 +8,17 @@ medians and their ratios. `chat-3m` needs the trials folder, the random GPT-2 of
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from experiments.bases import random_gpt2_124m, random_prompts, small, tokenizer
-from experiments.summary import write_summary
+from experiments.summary import script_options, write_summary
+from experiments.timing import medians
 
 from frugalign.decoding import SamplingParams, generate
 from frugalign.decoding.loop import LoopOptions
@@ -28,7 +28,19 @@ from frugalign.proxy import attach
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
 
-NEW_TOKENS = 128
+
+@dataclass(frozen=True)
+class Size:
+    """`new_tokens` of each response, `batches` of the decoding, `repeats`, and `completions` of a training rollout."""
+
+    new_tokens: int
+    batches: tuple[int, ...]
+    repeats: int
+    completions: int
+
+
+FULL = Size(128, (1, 16, 64), 5, 32)
+SMOKE = Size(4, (1,), 1, 8)
 # At T = 1 a random GPT-2 is nearly uniform and has one candidate. At this temperature it has about as many as a trained model.
 RANDOM_TEMPERATURE = 0.11
 
@@ -42,13 +54,13 @@ def proxy_for(model: Any) -> ProxyModel:
     return proxy
 
 
-def ways(model: Any, tok: Any, proxy: ProxyModel, batch: int) -> dict[str, Callable[[], Any]]:
+def ways(model: Any, tok: Any, proxy: ProxyModel, batch: int, new_tokens: int) -> dict[str, Callable[[], Any]]:
     """The four alternatives for decoding one batch."""
     prompts = random_prompts(batch, min(model.config.vocab_size, len(tok)))
     ids = torch.tensor(prompts)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": True, "top_k": 0, "top_p": 1.0}
-    params = SamplingParams(max_new_tokens=NEW_TOKENS)
+    settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": True, "top_k": 0, "top_p": 1.0}
+    params = SamplingParams(max_new_tokens=new_tokens)
     guide = ProxyGuide.build([proxy], embedding_rows(model))
 
     def guided_generate() -> Any:
@@ -67,21 +79,11 @@ def ways(model: Any, tok: Any, proxy: ProxyModel, batch: int) -> dict[str, Calla
     }
 
 
-def decode(model: Any, tok: Any, batch: int, repeats: int) -> dict[str, Any]:
-    """Median tokens per second, and the ratios between the alternatives."""
-    proxy = proxy_for(model)
-    found = ways(model, tok, proxy, batch)
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for number in range(repeats + 1):
-        # The order rotates, so that no alternative always follows the same other one.
-        names = list(found)[number % 4 :] + list(found)[: number % 4]
-        for name in names:
-            started = time.perf_counter()
-            with torch.no_grad():
-                found[name]()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    speed = {name: batch * NEW_TOKENS / statistics.median(values) for name, values in seconds.items()}
+def decode(model: Any, tok: Any, batch: int, size: Size) -> dict[str, Any]:
+    """Tokens per second, and the ratios between the alternatives."""
+    with torch.no_grad():
+        seconds = medians(ways(model, tok, proxy_for(model), batch, size.new_tokens), size.repeats)
+    speed = {name: batch * size.new_tokens / each for name, each in seconds.items()}
     return {
         "loop, guided / unguided": speed["loop, guided"] / speed["loop"],
         "generate, guided / unguided": speed["generate, guided"] / speed["generate"],
@@ -90,14 +92,14 @@ def decode(model: Any, tok: Any, batch: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def optimisation_share(model: Any, tok: Any, folder: Path, completions: int, temperature: float) -> dict[str, Any]:
+def optimisation_share(model: Any, tok: Any, folder: Path, size: Size, temperature: float) -> dict[str, Any]:
     """The seconds of optimisation as a share of the rollouts', and candidates per position."""
     text = tok.decode(list(range(10, 42)))
     args = ProxyConfig(
         output_dir=str(folder),
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=size.new_tokens,
         temperature=temperature,
-        per_device_train_batch_size=completions,
+        per_device_train_batch_size=size.completions,
         max_steps=4,
         save_strategy="no",
         use_cpu=True,
@@ -121,39 +123,24 @@ def optimisation_share(model: Any, tok: Any, folder: Path, completions: int, tem
     }
 
 
-def bases(only: str | None) -> dict[str, tuple[Any, Any, float]]:
-    """Model, tokenizer and temperature of each available base."""
-    found: dict[str, tuple[Any, Any, float]] = {}
-    chat = small("chat-3m") if only in (None, "chat-3m") else None
-    if chat is not None:
-        chat[0].generation_config.eos_token_id = chat[0].config.vocab_size - 1
-        found["chat-3m"] = (*chat, 1.0)
-    elif only != "gpt2-124m":
-        print("chat-3m is left out: FRUGALIGN_TRIALS names no trials folder.")
-    if only in (None, "gpt2-124m"):
-        found["gpt2-124m"] = (random_gpt2_124m(), tokenizer(), RANDOM_TEMPERATURE)
-    return found
-
-
 def main() -> None:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=("chat-3m", "gpt2-124m"))
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--completions", type=int, default=32, help="Completions of a training rollout.")
-    options = parser.parse_args()
+    size = SMOKE if script_options(__doc__).smoke else FULL
+    bases: dict[str, tuple[Any, Any, float]] = {}
+    if (chat := small("chat-3m")) is not None:
+        chat[0].generation_config.eos_token_id = chat[0].config.vocab_size - 1
+        bases["chat-3m"] = (*chat, 1.0)
+    bases["gpt2-124m"] = (random_gpt2_124m(), tokenizer(), RANDOM_TEMPERATURE)
     rows: dict[str, dict[str, float]] = {}
-    for name, (model, tok, temperature) in bases(options.only).items():
-        for batch in options.batch:
-            rows[f"{name}, batch {batch}"] = decode(model, tok, batch, options.repeats)
-        share = optimisation_share(model, tok, Path("runs/speed"), options.completions, temperature)
-        rows[f"{name}, training"] = share
+    for name, (model, tok, temperature) in bases.items():
+        for batch in size.batches:
+            rows[f"{name}, batch {batch}"] = decode(model, tok, batch, size)
+        rows[f"{name}, training"] = optimisation_share(model, tok, Path("runs/speed"), size, temperature)
     for title, row in rows.items():
         print(f"{title:24}", {key: round(value, 3) for key, value in row.items()})
-    if {"chat-3m, batch 64", "gpt2-124m, batch 64"} <= set(rows):  # some of the bases are a trial, not a result
+    if len(bases) == 2 and size is FULL:
         sizes = "chat-3m, 3.0 million parameters; a random GPT-2 of 124 million"
-        facts = {"tokens": f"32 + {NEW_TOKENS}, fp32, sampled", "repeats": options.repeats}
+        facts = {"tokens": f"32 + {size.new_tokens}, fp32, sampled", "repeats": size.repeats}
         write_summary("speed", "FRUGALIGN_TRIALS=folder python -m experiments.speed", sizes, rows, facts)
 
 

@@ -10,8 +10,8 @@ that occur in training. The reward is minus VADER's compound score of the comple
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,9 @@ def principles() -> str:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("Usage: FRUGALIGN_TRIALS=folder python -m experiments.stories OUTPUT_FOLDER")
-    write(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER")
+    write(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

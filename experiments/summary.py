@@ -23,6 +23,14 @@ RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 
+def script_options(doc: str | None) -> argparse.Namespace:
+    """The command line of a script that writes a summary. `smoke`: its smallest setting."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = "The smallest setting, which only shows that the script runs. No summary is written."
+    parser.add_argument("--smoke", action="store_true", help=text)
+    return parser.parse_args()
+
+
 def write_summary(
     name: str,
     command: str,

@@ -68,5 +68,5 @@ def test_the_table_names_every_cost() -> None:
     ledger.add_seconds("rollout", 1.0)
     rows = dict(ledger.table())
     assert rows["Trainable parameters"] == "2,600"
-    assert rows["… of base"] == "1.000%" and rows["… of PPO"] == "0.500%"
+    assert rows["… share of the base"] == "1.00 %" and rows["… share of PPO's two networks"] == "0.50 %"
     assert rows["Seconds, rollout"] == "1.0"

@@ -2,8 +2,16 @@
 
 import pytest
 
-from frugalign.base.wording import pluralize
-from frugalign.reports.in_words import interval, number, precise_interval, prompt_in_words, scores_in_words, signed
+from frugalign.reports.in_words import (
+    interval,
+    number,
+    precise_interval,
+    prompt_in_words,
+    scores_in_words,
+    setting_in_words,
+    signed,
+    true_minus,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +26,7 @@ def test_intervals() -> None:
     estimate = {"mean": -0.5, "ci_low": -1.0, "ci_high": 0.125, "n": 8}
     assert interval(estimate) == "−0.50 [−1.00, 0.12]"
     assert interval(estimate, with_sign=True) == "−0.50 [−1.00, +0.12]"
-    assert precise_interval({"mean": 0.01234, "ci_low": 0.01134, "ci_high": 0.01334}) == "0.0123 [0.0113, 0.0133]"
+    assert precise_interval({"mean": 0.01234, "ci_low": 0.01134, "ci_high": 0.01334}) == "0.012 [0.011, 0.013]"
     assert interval(None) == precise_interval(None) == "—"
 
 
@@ -29,6 +37,13 @@ def test_prompts_and_rewards() -> None:
     assert scores_in_words({"gold": -0.5, "manners": None}) == "gold −0.5, manners —"
 
 
-def test_counts() -> None:
-    assert [pluralize(n, "round") for n in (0, 1, 2, 1000)] == ["0 rounds", "1 round", "2 rounds", "1,000 rounds"]
-    assert pluralize(2, "reply", "replies") == "2 replies"
+def test_minus_signs_are_true_ones_before_numbers_only() -> None:
+    assert true_minus("log-likelihood -0.03 [-1, 2]") == "log-likelihood −0.03 [−1, 2]"
+    assert precise_interval({"mean": -0.5, "ci_low": -1.0, "ci_high": 0.0}) == "−0.50 [−1.00, 0.00]"
+    assert scores_in_words({"gold": -0.0}) == "gold 0"
+
+
+def test_settings() -> None:
+    assert setting_in_words(["a:b", 0.5]) == "a:b, 0.5"
+    assert setting_in_words({"generated_tokens": 8}) == "generated_tokens: 8"
+    assert (setting_in_words(None), setting_in_words(True), setting_in_words([])) == ("—", "true", "")

@@ -27,5 +27,11 @@ def test_a_run_that_was_not_watched_has_no_figure() -> None:
     assert shift_of([{"step": 1, "loss": 0.1}], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"}) is None
     line = {"step": 1, "shift/wasserstein": 0.1, "shift/reward": 1.0}
     assert shift_of([line], None) is None
+    ranked = {f"shift/probe_reward_spearman{each}": value for each, value in (("", 0.9), ("_low", 0.8), ("_high", 1.0))}
+    both = shift_of([line | ranked], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"})
+    assert both is not None and [text.split(",")[0] for text, _ in both.figures] == [
+        "rank correlations of stored responses with the start",
+        "distance of the policy's samples from the start's",
+    ]
     found = shift_of([line], {"floor": {"mean": 0.1, "high": 0.2}, "reward": "x"})
-    assert found is not None and found.figure.startswith("data:image/svg+xml")
+    assert found is not None and [uri[:18] for _, uri in found.figures] == ["data:image/svg+xml"]

@@ -53,8 +53,10 @@ def test_a_whole_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("p_t: 0.01\nobjective: marginal\n")
     write_evaluation(tmp_path / "evaluation")
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "0.25 [0.15, 0.35]" in page and "0.75 [0.65, 0.85]" in page and "Reward gold" in page
-    assert "2,600" in page and "1.000%" in page and "<h3>Training</h3>" in page and "<h3>Evaluation</h3>" in page
+    for mean, interval in (("0.25", "[0.15, 0.35]"), ("0.75", "[0.65, 0.85]")):
+        assert f'{mean}<br><span class="interval">{interval}</span>' in page
+    assert "Reward gold" in page
+    assert "2,600" in page and "1.00 %" in page and "<h3>Training</h3>" in page and "<h3>Evaluation</h3>" in page
     assert "better words" in page and "marginal" in page
     assert "&lt;script&gt;" in page and "<script" not in page
     assert "This folder lacks" not in page

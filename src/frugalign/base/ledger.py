@@ -154,8 +154,9 @@ class Ledger:
         ]
         if self.trainable_parameters is not None:
             rows.append(("Trainable parameters", f"{self.trainable_parameters:,}"))
-            labels = {"of_base": "base", "of_full_finetuning": "full fine-tuning", "of_ppo": "PPO"}
-            rows += [(f"… of {labels[key]}", f"{share:.3%}") for key, share in self.shares.items() if share is not None]
+            labels = {"of_base": "… share of the base", "of_ppo": "… share of PPO's two networks"}
+            shares = {label: self.shares[key] for key, label in labels.items()}
+            rows += [(label, f"{100 * share:.2f} %") for label, share in shares.items() if share is not None]
         rows += [(f"Seconds, {name}", f"{value:,.1f}") for name, value in costs["seconds"].items()]
         rows += [
             ("Seconds, all", f"{costs['wall_clock_seconds']:,.1f}"),

@@ -77,5 +77,5 @@ def load(options: AnswerOptions) -> tuple[Policy, SamplingSettings]:
 
 
 def legend() -> str:
-    """What the colours mean."""
-    return "(struck through: rejected, ×n: n times; green: accepted; yellow: accepted at a probability below ½; plain: no alternative)"
+    """What marks and colours mean."""
+    return "([-so-]: rejected, ×n: n times; green: accepted; yellow: accepted at a probability below ½; plain: no alternative)"

@@ -16,6 +16,7 @@ from importlib import import_module
 
 from frugalign import __version__
 from frugalign.base.errors import FrugalignError
+from frugalign.base.wording import did_you_mean
 from frugalign.cli import method
 
 VERBS = {
@@ -66,11 +67,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     verb = argv[0]
     if verb not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}."
-        raise FrugalignError(f"There is no command {verb!r}; {hint}")
+        hint = did_you_mean(verb, VERBS) or f"; there are {', '.join(VERBS)}."
+        raise FrugalignError(f"There is no command {verb!r}{hint}")
     _prepare()
     if verb in method.VERBS:
         status = method.run(verb, argv[1:])

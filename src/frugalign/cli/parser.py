@@ -28,7 +28,6 @@ and `parse` then returns a `ProxyConfig`. Flags that the light class does not ha
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -36,6 +35,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import load_attribute
+from frugalign.base.wording import did_you_mean
 from frugalign.cli.values import from_text, from_yaml
 from frugalign.options.check import check_options
 from frugalign.options.declare import section_of
@@ -123,7 +123,7 @@ def read_config(path: str, target: type) -> dict[str, Any]:
     for key, value in content.items():
         if key not in known:
             raise FrugalignError(
-                f"The config file {path} has an unknown key {str(key)!r}{_near(str(key), known) or '.'}"
+                f"The config file {path} has an unknown key {str(key)!r}{did_you_mean(str(key), known) or '.'}"
             )
         try:
             values[key] = from_yaml(value, hints[key])
@@ -254,10 +254,5 @@ def _unknown(command: Command, target: type, word: str) -> str:
     if not word.startswith("-"):
         return f"There is one argument too many, {word!r} (`frugalign {command.name} --help` lists the flags)."
     flag = word.split("=", 1)[0]
-    near = _near(flag, [f"--{item.name}" for item in _fields(target)])
+    near = did_you_mean(flag, [f"--{item.name}" for item in _fields(target)])
     return f"There is no flag {flag}{near} (`frugalign {command.name} --help` lists the flags)."
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {found[0]}?" if found else ""

@@ -99,17 +99,18 @@ class _Stream:
 
 
 def colour_trace(trace: Sequence[TokenTrace], tokenizer: PreTrainedTokenizerBase) -> Text:
-    """A completion with its rejected proposals, in colour.
+    """A completion with its rejected proposals, readable in colour and without.
 
     Accepted tokens are green, or yellow if their acceptance was below one half. Rejected proposals precede the token,
-    struck through in red. Tokens without an alternative stay plain.
+    struck through in red and marked `[-so-]` for terminals without colour. Tokens without an alternative stay plain.
     """
     text = Text()
     pieces = token_texts([entry.token for entry in trace], tokenizer)
     for entry, piece in zip(trace, pieces, strict=True):
         for token, times in Counter(token for token, _ in entry.rejected).items():
-            text.append(str(tokenizer.decode([token])).strip() or "␣", style="red strike")
-            text.append(f"×{times} " if times > 1 else " ", style="red")
+            shown = str(tokenizer.decode([token])).strip() or "␣"
+            text.append("[-", style="red").append(shown, style="red strike")
+            text.append(f"-]×{times} " if times > 1 else "-] ", style="red")
         if entry.acceptance is None:
             text.append(piece)
         else:

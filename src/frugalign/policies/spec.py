@@ -6,7 +6,6 @@ changes the weights or the logits. At most one of best-of-n or a guiding reward 
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.wording import did_you_mean
 from frugalign.options.check import check_value
 from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE, POSITIVE, SEED
 
@@ -189,8 +189,7 @@ class PolicySpec:
         known = [each.name for each in fields(cls)]
         for name, value in given.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known)}."
+                hint = did_you_mean(name, known) or f"; it has {', '.join(known)}."
                 raise FrugalignError(f"A policy has no {name!r}{hint}")
             _check_type(name, value)
         if "proxy" in given:

@@ -84,7 +84,7 @@ def stacked(series: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str]
     return data_uri(figure)
 
 
-def over_rounds(
+def with_intervals(
     series: Sequence[tuple[str, Sequence[int], Sequence[tuple[float, float, float]]]],
     ylabel: str,
     xlabel: str,
@@ -92,7 +92,7 @@ def over_rounds(
     level: float | None = None,
     bottom: float | None = None,
 ) -> str:
-    """Curves over round numbers with intervals: (label, rounds, (value, low, high)) each.
+    """Curves over whole numbers with intervals: (label, numbers, (value, low, high)) each.
 
     `level`: height of a dashed line; `bottom`: lower limit of the y axis.
     """
@@ -131,42 +131,14 @@ def segmented_curves(
     return data_uri(figure)
 
 
-def shift(
-    rankings: Sequence[tuple[str, Sequence[float], Sequence[tuple[float, float, float]]]],
-    steps: Sequence[float],
-    distances: Sequence[float],
-    floor: tuple[float, float],
-    reward: str,
-) -> str:
-    """Two panels on how a policy moved from its start.
-
-    Args:
-        rankings: rank correlations with the start, (label, steps, (mean, low, high)) each.
-        steps: of the `distances`.
-        distances: between the policy's samples and those of the start.
-        floor: (mean, upper limit) of the distance between two sample sets of the start.
-        reward: name of the reward that the distance is in.
-    """
-    figure = canvas(10.4, 3.8)
-    left, right = figure.subplots(1, 2)
-    for (label, at, values), colour in zip(rankings, (_POLICY, _THIRD), strict=False):
-        left.plot(
-            at, [value[0] for value in values], color=colour, linewidth=1.8, marker="o", markersize=3, label=label
-        )
-        left.fill_between(at, [value[1] for value in values], [value[2] for value in values], color=colour, alpha=0.15)
-    left.set_ylabel("Spearman correlation with the start, within prompts")
-    if rankings:
-        left.legend(frameon=False)
-    right.axhspan(0, floor[1], color=_BASE, alpha=0.2, label="two sample sets of the start (97.5 %)")
-    right.axhline(floor[0], color=_BASE, linewidth=1.2, linestyle="--")
-    right.plot(steps, distances, color=_POLICY, linewidth=1.8, marker="o", markersize=3, label="policy from start")
-    right.set_ylabel(f"Wasserstein distance, {reward}")
-    right.set_ylim(bottom=0)
-    right.legend(frameon=False)
-    for axes in (left, right):
-        axes.set_xlabel("step")
-        tidy(axes)
-    return data_uri(figure)
+def distances(steps: Sequence[float], values: Sequence[float], floor: tuple[float, float], ylabel: str) -> str:
+    """Distances from a start over steps. `floor`: (mean, upper limit) of the distance between two sample sets of the start."""
+    figure, axes = _axes()
+    axes.axhspan(0, floor[1], color=_BASE, alpha=0.2, label="two sample sets of the start (97.5 %)")
+    axes.axhline(floor[0], color=_BASE, linewidth=1.2, linestyle="--")
+    axes.plot(steps, values, color=_POLICY, linewidth=1.8, marker="o", markersize=4, label="policy from start")
+    axes.set_ylim(bottom=0)
+    return _labelled(figure, axes, "step", ylabel, legend=True)
 
 
 def reliability(series: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
+
+def written(value: float, form: str) -> str:
+    """A number in a format such as `.2f`. The minus sign is a true one, and zero has none."""
+    said = format(value, form)
+    return said.removeprefix("-") if float(said.replace(",", "")) == 0 else true_minus(said)
+
+
+def true_minus(text: str) -> str:
+    """A text with true minus signs before its numbers."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
+
 
 def number(value: float) -> str:
-    """A number with two decimals, or none from 100 on. The minus sign is a true one, and zero has none."""
-    said = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
-    return said.removeprefix("-") if float(said.replace(",", "")) == 0 else said.replace("-", "−")
+    """A number with two decimals, or none from 100 on."""
+    return written(value, ",.0f" if abs(value) >= 100 else ".2f")
 
 
 def signed(value: float) -> str:
@@ -32,8 +45,9 @@ def precise_interval(estimate: Mapping[str, Any] | None) -> str:
         return "—"
     mean, low, high = (float(estimate[key]) for key in ("mean", "ci_low", "ci_high"))
     width = high - low
-    decimals = min(6, max(2, 1 - math.floor(math.log10(width)))) if width > 0 else 2
-    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    decimals = min(6, max(2, -math.floor(math.log10(width)))) if width > 0 else 2
+    said, lowest, highest = (written(each, f".{decimals}f") for each in (mean, low, high))
+    return f"{said} [{lowest}, {highest}]"
 
 
 def prompt_in_words(prompt: Any) -> str:
@@ -45,6 +59,13 @@ def prompt_in_words(prompt: Any) -> str:
 
 def scores_in_words(rewards: Mapping[str, float | None]) -> str:
     """Rewards by name, with a dash for one that does not apply."""
-    return ", ".join(
-        f"{name} {'—' if value is None else format(value, '.3g').replace('-', '−')}" for name, value in rewards.items()
-    )
+    return ", ".join(f"{name} {'—' if value is None else written(value, '.3g')}" for name, value in rewards.items())
+
+
+def setting_in_words(value: Any) -> str:
+    """A setting or an option in YAML; a list of plain values on one line."""
+    if value is None:
+        return "—"
+    if isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value):
+        return ", ".join(setting_in_words(each) for each in value)
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).removesuffix("...\n").strip()

@@ -18,6 +18,7 @@ from frugalign.methods.psle.report_data import (
     table,
 )
 from frugalign.reports import figures
+from frugalign.reports.in_words import true_minus
 
 Figure = tuple[str, str]
 """Alternative text and data URI."""
@@ -85,10 +86,11 @@ def section(rounds: Rounds) -> RoundsSection:
         ),
         (
             "Displacement",
-            f"{displacement_verdict(rounds)} Each point averages over different couples. A dotted line ends a round.".strip(),
+            f"{true_minus(displacement_verdict(rounds))} Each point averages over different couples. A dotted line ends a round.".strip(),
             displacement_figures(rounds),
         ),
     ]
+    rows = [[true_minus(cell) for cell in row] for row in rows]
     return RoundsSection(len(rounds.done), rounds.incomplete, head, rows, [group for group in groups if group[2]])
 
 
@@ -171,6 +173,6 @@ def _drawn(
     for ylabel, points, level in lines:
         shown = [line for line in points if line[1]]
         if shown:
-            uri = figures.over_rounds(shown, ylabel, xlabel, level=level, bottom=bottom)
+            uri = figures.with_intervals(shown, ylabel, xlabel, level=level, bottom=bottom)
             found.append((f"{ylabel}, over rounds", uri))
     return found

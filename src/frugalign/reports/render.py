@@ -8,6 +8,7 @@ from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.wording import pluralize
+from frugalign.reports.in_words import setting_in_words
 
 
 class MissingLibrary(FrugalignError):
@@ -51,5 +52,5 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("frugalign.reports", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["pluralize"] = pluralize
+    environment.globals |= {"pluralize": pluralize, "in_words": setting_in_words}
     return environment.get_template(template).render(**values)

@@ -1,4 +1,4 @@
-"""The hypothesis behind re-ranking (`docs/methods/rerank.md#rankings-and-samples`), tested on a run's log: one figure and one sentence."""
+"""The hypothesis behind re-ranking (`docs/methods/rerank.md#rankings-and-samples`), tested on a run's log: two figures and one sentence."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _CHANGED = 0.9
 
 @dataclass(frozen=True)
 class Shift:
-    """`figure`: a data URI; `verdict`: one sentence on its last measurement."""
+    """`figures`: (alternative text, data URI) each; `verdict`: one sentence on the last measurement."""
 
-    figure: str
+    figures: list[tuple[str, str]]
     verdict: str
 
 
 def shift_of(log: Sequence[Mapping[str, Any]], about: ShiftStart | None) -> Shift | None:
-    """The figure and the verdict from a run's log. `about`: what the shift was measured with. None where it was not measured."""
+    """The figures and the verdict from a run's log. `about`: what the shift was measured with. None where it was not measured."""
     looks = [line for line in log if "shift/wasserstein" in line]
     if not looks or about is None:
         return None
@@ -36,8 +36,16 @@ def shift_of(log: Sequence[Mapping[str, Any]], about: ShiftStart | None) -> Shif
             rankings.append((label, [line["step"] for line in found], values))
     floor = (about["floor"]["mean"], about["floor"]["high"])
     steps, distances = [line["step"] for line in looks], [line["shift/wasserstein"] for line in looks]
-    figure = figures.shift(rankings, steps, distances, floor, str(about["reward"]))
-    return Shift(figure, verdict([(label, values[-1]) for label, _, values in rankings], distances[-1], floor))
+    drawn = [
+        (
+            "distance of the policy's samples from the start's, over training",
+            figures.distances(steps, distances, floor, f"Wasserstein distance, {about['reward']}"),
+        )
+    ]
+    if rankings:
+        text = "rank correlations of stored responses with the start, over training"
+        drawn.insert(0, (text, figures.with_intervals(rankings, "rank correlation with the start", "step")))
+    return Shift(drawn, verdict([(label, values[-1]) for label, _, values in rankings], distances[-1], floor))
 
 
 def verdict(

@@ -38,7 +38,7 @@ def write_reward_report(folder: str | Path) -> Path:
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     shuffled = report["shuffled"]
-    spread = f" ({100 * min(shuffled['each']):.1f} to {100 * max(shuffled['each']):.1f})" if shuffled["each"] else ""
+    spread = f" [{100 * min(shuffled['each']):.1f}, {100 * max(shuffled['each']):.1f}]" if shuffled["each"] else ""
     full = report.get("full_model")
     whole = (
         [] if full is None else [("a whole reward model, trained on the same pairs", _percent(full["accuracy"]), "—")]
@@ -51,7 +51,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             for name, other in report["elsewhere"].items()
         ),
         (
-            f"probes trained on shuffled labels, mean of {len(shuffled['each'])}",
+            f"probes trained on shuffled labels, mean and range of {len(shuffled['each'])}",
             "—" if shuffled["mean"] is None else f"{100 * shuffled['mean']:.1f}{spread}",
             "—",
         ),
@@ -77,12 +77,12 @@ def _costs(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"Seconds per 1,000 pairs, a whole reward model ({full['epochs']} epochs)",
                 f"{full['seconds_training_per_1000']:.1f}",
             ),
-            ("FLOPs per 1,000 pairs, a whole reward model", f"{full['flops_training_per_1000']:.2e}"),
+            ("GFLOPs per 1,000 pairs, a whole reward model", f"{full['flops_training_per_1000'] / 1e9:,.0f}"),
         ]
     return [
         ("Seconds per 1,000 examples, reading states", f"{cost['seconds_extracting_per_1000']:.1f}"),
         ("Seconds per 1,000 examples, fitting", f"{cost['seconds_fitting_per_1000']:.1f}"),
-        ("FLOPs per 1,000 examples, reading states", f"{cost['flops_extracting_per_1000']:.2e}"),
+        ("GFLOPs per 1,000 examples, reading states", f"{cost['flops_extracting_per_1000'] / 1e9:,.0f}"),
         *whole,
         ("Tokens through the model", f"{cost['tokens']:,}"),
     ]

@@ -61,7 +61,7 @@ _CURVES = (
     ("nats per sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl_per_sequence"))),
     ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
     ("tokens per completion", (("training", "completion_length"), ("held-out", "eval_mean_length"))),
-    ("loss on pairs", (("training", "loss"), ("held-out", "eval_loss"))),
+    ("loss", (("training", "loss"), ("held-out", "eval_loss"))),
     ("pairs in order, implicit reward", (("training", "rewards/accuracies"), ("held-out", "eval_rewards/accuracies"))),
     (
         "pairs in order, probes",
@@ -166,7 +166,7 @@ def _read(folder: Path) -> _Run:
         shift=read_shift(folder),
         metrics=metrics,
         samples=samples,
-        costs=[(title, _cost_rows(found)) for title, found in costs if found],
+        costs=[(title, _cost_rows(found, of_training=title == "Training")) for title, found in costs if found],
         rounds=rounds,
     )
     return replace(run, missing=_missing(run))
@@ -185,15 +185,18 @@ def _missing(run: _Run) -> list[str]:
     return [name for name, content in found.items() if not content] + (run.rounds.missing if run.rounds else [])
 
 
-def _cost_rows(costs: Costs) -> list[tuple[str, str]]:
-    """The ledger's own table, from saved costs."""
+def _cost_rows(costs: Costs, *, of_training: bool) -> list[tuple[str, str]]:
+    """The ledger's own table, from saved costs. An evaluation takes no steps and trains no parameters."""
     ledger = Ledger()
     ledger.load_dict(costs)
+    if not of_training:
+        ledger.trainable_parameters = None
     measured = {
         "Seconds, all": f"{costs.get('wall_clock_seconds', 0.0):,.1f}",
         "Peak memory": f"{costs.get('peak_memory_mb', 0.0):,.0f} MB",
     }
-    return [(name, measured.get(name, value)) for name, value in ledger.table()]
+    rows = [(name, measured.get(name, value)) for name, value in ledger.table()]
+    return [(name, value) for name, value in rows if of_training or name != "Optimizer steps"]
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -201,7 +204,7 @@ def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if not metrics:
         return []
     rows = [
-        (name, precise_interval(metrics.get(base)) if base else "", precise_interval(metrics.get(own)))
+        (name, precise_interval(metrics.get(base)) if base else "—", precise_interval(metrics.get(own)))
         for name, own, base in _TABLE
     ]
     named = metrics.get("rewards", {})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -16,6 +18,16 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+
+class _BarAndNumbers(Progress):
+    """A bar, and below it the newest numbers: on one line, they would squeeze step and time off a narrow terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["numbers"]:
+                yield Text(f"  {task.fields['numbers']}")
 
 
 class TrainingProgress(TrainerCallback):
@@ -37,14 +49,14 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         if not (state.is_world_process_zero and self.console.is_terminal) or args.disable_tqdm:
             return
-        columns = (
+        self._bar = _BarAndNumbers(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            console=self.console,
         )
-        self._bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
         self._task = self._bar.add_task(self.title, total=state.max_steps, completed=state.global_step, numbers="")
         self._bar.start()
 

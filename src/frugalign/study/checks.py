@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.wording import did_you_mean
 from frugalign.data import load_splits
 from frugalign.engines.loading import check_model
 from frugalign.methods import registry
@@ -73,8 +73,7 @@ def check_lines(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> 
         for name in line.setting:
             said = f"The study's line {line.label!r} gives {line.method} the option {name!r}, which"
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise FrugalignError(f"{said} it does not have{f'; did you mean {near[0]}?' if near else '.'}")
+                raise FrugalignError(f"{said} it does not have{did_you_mean(name, known) or '.'}")
             if name in _STUDY_OPTIONS:
                 raise FrugalignError(f"{said} the study sets for every line.")
             observed = registry.observed_by(name)

@@ -176,7 +176,7 @@ def test_the_sentence_on_displacement(run: Path) -> None:
 
 def test_what_the_figures_get(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, tuple[Any, ...]] = {}
-    monkeypatch.setattr(figures, "over_rounds", lambda *a, **k: drawn.setdefault(a[1], (a[0], a[2], k)) and "")
+    monkeypatch.setattr(figures, "with_intervals", lambda *a, **k: drawn.setdefault(a[1], (a[0], a[2], k)) and "")
     monkeypatch.setattr(figures, "stacked", lambda *a: drawn.setdefault(a[3], a) and "")
     monkeypatch.setattr(figures, "distributions", lambda *a: drawn.setdefault(a[2], a) and "")
     monkeypatch.setattr(figures, "segmented_curves", lambda *a: drawn.setdefault(a[2], a) and "")

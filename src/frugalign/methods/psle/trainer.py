@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
+from frugalign.base.wording import pluralize
 from frugalign.data.loading import dataset_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model
@@ -139,6 +140,12 @@ class PSLETrainer:
         extra_rewards = load_rewards(rewards, device=str(model.device)) if rewards else []
         load_rewards([*self.rewards, *extra_rewards])  # refuses two rewards of the same name
         rows = Sampler(prompts, tokenizer, None, args).fitting(model)[: args.eval_prompts]
+        if len(rows) < args.eval_prompts:
+            _log.warning(
+                "Rounds are measured on %s, not on eval_prompts = %s: there are no more.",
+                pluralize(len(rows), "held-out prompt"),
+                args.eval_prompts,
+            )
         return RoundEvaluation(prompts.select(rows), tokenizer, self.rewards, extra_rewards, args)
 
     def _principles_hash(self) -> str | None:

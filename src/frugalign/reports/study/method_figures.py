@@ -51,7 +51,9 @@ def shift(row: Row, training: Path) -> list[Figure]:
     """How rankings and samples moved, for a line with `shift_reward`."""
     run = training_run(training)
     found = shift_of(read_log(run), read_shift(run))
-    return [] if found is None else [Figure(f"{row.line.label}: shift", found.figure, found.verdict)]
+    if found is None:
+        return []
+    return [Figure(f"{row.line.label}: {text}", uri, found.verdict, wide=False) for text, uri in found.figures]
 
 
 def rounds(row: Row, training: Path) -> list[Figure]:

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.methods import registry
 from frugalign.reports.in_words import prompt_in_words, scores_in_words
@@ -44,7 +42,6 @@ def write_study(found: StudyState, recipe: str, flags: Sequence[str] = ()) -> Pa
         wins=wins_table(summary),
         costs=cost_table(summary),
         cost_note=cost_note(summary),
-        in_words=_in_words,
         figures=[asdict(figure) for figure in [*figures_of(rows, judge, reference), *run_figures_of(rows)]],
         samples=_samples(rows),
         commands=[(each.cell.name, command(each, summary)) for each in (*found.unchosen, *found.outcomes)],
@@ -80,13 +77,6 @@ def _machine(machine: dict[str, Any]) -> str:
 def command(outcome: Outcome, summary: Summary) -> str:
     """The command that runs only this cell."""
     return f'{summary["command"]} --only "{outcome.cell.line.label}:{outcome.cell.seed}"'
-
-
-def _in_words(value: Any) -> str:
-    """A setting or an option in YAML."""
-    if value is None:
-        return "—"
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).removesuffix("...\n").strip()
 
 
 def _request(outcome: Outcome) -> dict[str, Any]:

@@ -54,9 +54,10 @@ def settings(rows: Sequence[Row], judge: str) -> list[Figure]:
 def _panels(same: Sequence[Row], name: str, judge: str, imitation: Row | None) -> Figure:
     """A histogram for each value of a setting, with SFT's in grey behind each."""
     figure = canvas(min(4, len(same)) * 2.6, 2.6 * -(-len(same) // 4))
-    bins, grey = None, "" if imitation is None else imitation.line.label
+    bins, first, grey = None, None, "" if imitation is None else imitation.line.label
     for place, row in enumerate(same):
-        axes = figure.add_subplot(-(-len(same) // 4), min(4, len(same)), place + 1)
+        axes = figure.add_subplot(-(-len(same) // 4), min(4, len(same)), place + 1, sharey=first)
+        first = first or axes
         tidy(axes, "both")
         own, behind = values_of(row), [] if imitation is None else values_of(imitation)
         bins = bins if bins is not None else _bins([value for each in same for value in values_of(each)] + behind)
