@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,22 +87,26 @@ def completion(rows: Sequence[Row]) -> Figure:
     known = [(place, pieces) for place, pieces in traces.items() if pieces]
     place, pieces = max(known, key=lambda item: sum(len(piece["rejected"]) for piece in item[1]))
     prompt = str(samples[place * size]["prompt"])
-    words = [(word, "black", False) for word in prompt.split(" ")]
+    words = [(word, "black", False, 1.0) for word in prompt.split(" ")]
     for piece in pieces:
-        words += [(str(word), RED, True) for word in list(dict.fromkeys(piece["rejected"]))[:3]]
-        words.append((str(piece["text"]).replace("\n", " ").strip() or "␣", GREEN, False))
-    columns, lines, at = 112, [[]], 0  # type: ignore[var-annotated]
-    for word in words:
-        if at and at + len(word[0]) > columns:
+        rejected = list(dict.fromkeys(piece["rejected"]))[:3]
+        words += [(str(word), RED, True, 1.0) for word in rejected]
+        text = str(piece["text"]).replace("\n", " ")
+        begins = text.startswith(" ") or not text.strip()  # a word, and not only a part of one
+        words.append((text.strip() or "␣", GREEN, False, 1.0 if begins or rejected else 0.0))
+    columns, lines, at = 112, [[]], 0.0  # type: ignore[var-annotated]
+    for text, colour, struck, gap in words:
+        if at + gap + len(text) > columns:
             lines.append([])
-            at = 0
-        lines[-1].append((at, *word))
-        at += len(word[0]) + 1
-    figure = canvas(9.6, 0.55 + 0.26 * len(lines))
+            at = 0.0
+        gap = gap if lines[-1] else 0.0
+        lines[-1].append((at + gap, text, colour, struck))
+        at += gap + len(text)
+    figure = canvas(9.6, 0.45 + 0.28 * len(lines))
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_xlim(0, columns + 8)
-    axes.set_ylim(len(lines), -0.8)
+    axes.set_ylim(len(lines) - 0.5, -0.8)
     for number, line in enumerate(lines):
         for start, text, colour, struck in line:
             axes.text(
@@ -115,22 +120,27 @@ def completion(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def histogram(axes: Any, sft: Sequence[float], own: Sequence[float], label: str, legend: bool) -> None:
-    """Two distributions on common bins."""
-    low, high = min(*sft, *own), max(*sft, *own)
-    bins = [low + (high - low or 1.0) * place / 24 for place in range(25)]
-    for values, colour, name in ((sft, GREY, "SFT"), (own, GREEN, label)):
+def bins_of(values: Sequence[float]) -> list[float]:
+    """24 equal bins over all values, so that panels can share them. A bin begins at 0, where many rewards are."""
+    width = (max(values) - min(values) or 1.0) / 23
+    first = math.floor(min(values) / width)
+    return [(first + place) * width for place in range(25)]
+
+
+def histogram(axes: Any, bins: Sequence[float], sft: Sequence[float], own: Sequence[float]) -> None:
+    """The distributions of SFT and of a proxy."""
+    for values, colour, name in ((sft, GREY, "SFT"), (own, GREEN, "proxy")):
         axes.hist(values, bins=bins, weights=[1 / len(values)] * len(values), color=colour, alpha=0.6, label=name)
-    if legend:
-        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room above the bars
-        axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def rewards(rows: Sequence[Row]) -> Figure:
     """Figure 2a: the distribution of the test reward."""
     figure = canvas(5.4, 3.4)
     axes = panel(figure, 1, 1, 1, "Test reward of SFT and of the proxy")
-    histogram(axes, values_of(row_named(rows, "sft")), values_of(row_named(rows, "proxy")), "proxy", True)
+    sft, own = values_of(row_named(rows, "sft")), values_of(row_named(rows, "proxy"))
+    histogram(axes, bins_of([*sft, *own]), sft, own)
+    axes.margins(y=0.25)  # room above the bars
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
     axes.set_xlabel("test reward")
     axes.set_ylabel("share of responses")
     return figure
@@ -152,11 +162,11 @@ def win_rates() -> Figure:
 
 
 def means(rows: Sequence[Row]) -> Figure:
-    """Figure 3: the mean test score after one epoch against p_t and temperature."""
-    figure = canvas(8.6, 3.4)
+    """Figure 3: the mean test reward after one epoch against p_t and temperature."""
+    figure, axes = canvas(8.6, 3.4), None
     sft: Estimate = main_of(row_named(rows, "sft"))
     for place, name in enumerate(DEFAULTS, start=1):
-        axes = panel(figure, 1, 2, place, f"({'ab'[place - 1]}) against {name}")
+        axes = panel(figure, 1, 2, place, f"({'ab'[place - 1]}) against {name}", sharey=axes)
         points = [(value, main_of(row)) for value, row in lines_over(rows, name)]
         at, middle = [value for value, _ in points], [each.mean for _, each in points]
         spread = [[each.mean - each.ci_low for _, each in points], [each.ci_high - each.mean for _, each in points]]
@@ -164,33 +174,36 @@ def means(rows: Sequence[Row]) -> Figure:
         axes.axhline(sft.mean, color=GREY, linestyle="--", label="SFT")
         if name == "p_t":
             axes.set_xscale("log")
+            axes.set_ylabel("mean test reward")
+            axes.legend(frameon=False, fontsize=8, loc="center left")
+        else:
+            axes.set_xticks(at)
         axes.set_xlabel(name)
-        axes.set_ylabel("mean test score")
-        axes.legend(frameon=False, fontsize=8, loc="center left")
     return figure
 
 
 def at_each(name: str) -> Callable[[Sequence[Row]], Figure]:
-    """Figures 4 (temperature) and 5 (p_t): distributions after one epoch, and below them the test score over the training prompts."""
+    """Figures 4 (temperature) and 5 (p_t): distributions after one epoch, and below them the test reward over the training prompts."""
 
     def draw(rows: Sequence[Row]) -> Figure:
         sft, lines = values_of(row_named(rows, "sft")), lines_over(rows, name)
         figure = canvas(2.7 * len(lines), 5.2)
-        curves = [test_curve(row) for _, row in lines]
-        scores = [score for _, curve in curves for score in curve]
-        for place, ((value, row), curve) in enumerate(zip(lines, curves, strict=True)):
-            axes = panel(figure, 2, len(lines), place + 1, f"({'abcd'[place]}) {name} {value:g}")
-            histogram(axes, sft, values_of(row), "proxy", place == 0)
-            axes.set_xlabel("test reward", fontsize=9)
-            below = panel(figure, 2, len(lines), len(lines) + place + 1, f"({'efgh'[place]}) {name} {value:g}")
-            below.plot(*curve, color=GREEN, marker="o", markersize=3)
+        own = [values_of(row) for _, row in lines]
+        bins = bins_of([*sft, *(value for values in own for value in values)])
+        above = below = None
+        for place, ((value, row), values) in enumerate(zip(lines, own, strict=True)):
+            above = panel(figure, 2, len(lines), place + 1, f"({'abcd'[place]}) {name} {value:g}", above)
+            histogram(above, bins, sft, values)
+            above.set_xlabel("test reward", fontsize=9)
+            below = panel(figure, 2, len(lines), len(lines) + place + 1, f"({'efgh'[place]}) {name} {value:g}", below)
+            below.plot(*test_curve(row), color=GREEN, marker="o", markersize=3)
             below.set_xlim(0, 1.03 * PROMPTS)
             below.set_xticks([0, PROMPTS // 2, PROMPTS])
-            below.set_ylim(min(scores) - 0.05, max(scores) + 0.05)
             below.set_xlabel("training prompts seen", fontsize=9)
             if not place:
-                axes.set_ylabel("share of responses")
-                below.set_ylabel("mean test score")
+                above.set_ylabel("share of responses")
+                above.legend(frameon=False, fontsize=8, loc="upper left")
+                below.set_ylabel("mean test reward")
         return figure
 
     return draw
