@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data import dataset_fingerprint, held_out_split, load_prompts, load_splits, training_prompts
-from frugalign.data.loading import rows_fingerprint, training_data_record
+from frugalign.data.splits import rows_fingerprint, training_data_record
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:

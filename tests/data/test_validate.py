@@ -65,7 +65,8 @@ def test_columns_of_mixed_types_are_named(tmp_path: Path) -> None:
 def test_the_kind_follows_from_the_columns(tmp_path: Path) -> None:
     pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
     assert problems(tmp_path, [pair, pair | {"rejected": None}]) == [(2, "`rejected` is missing")]
-    assert problems(tmp_path, [{"chosen": [USER], "rejected": [USER]}]) == []  # the prompt is within both
+    answers = {name: [USER, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    assert problems(tmp_path, [answers]) == []  # the prompt is within both
     labelled = {"prompt": "p", "completion": "c", "label": True}
     assert problems(tmp_path, [labelled, labelled | {"label": None}]) == [(2, "`label` is missing")]
     assert problems(tmp_path, [labelled | {"label": "safe"}, labelled | {"label": "unsafe", "completion": ""}]) == [
@@ -101,12 +102,13 @@ def test_a_csv_with_an_empty_prompt_and_one_that_is_no_table(tmp_path: Path) -> 
     (tmp_path / "a.csv").write_text("prompt,label\nhello,safe\n,unsafe\n")
     assert [(p.row, p.reason) for p in validate_files(str(tmp_path / "a.csv")).problems] == [(2, "`prompt` is missing")]
     (tmp_path / "b.csv").write_text("prompt,label\nhello,safe\none,two,three\n")
-    assert "cannot be read" in validate_files(str(tmp_path / "b.csv")).problems[0].reason
+    broken = [(p.row, p.reason) for p in validate_files(str(tmp_path / "b.csv")).problems]
+    assert broken == [(2, "the row has 3 values for 2 columns")]
 
 
 def test_every_file_of_a_folder_is_checked(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    (tmp_path / "test.jsonl").write_text("{\n")
+    (tmp_path / "test.jsonl").write_text("{'prompt'\n")
     report = validate_files(str(tmp_path))
     assert report.n_rows == 3
     assert {Path(problem.file).name for problem in report.problems} == {"train.jsonl", "test.jsonl"}

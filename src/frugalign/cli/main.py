@@ -28,6 +28,7 @@ VERBS = {
     "study": "compare methods on one base and one budget",
     "report": "write a run's report.html",
     "validate": "check every row of a data set",
+    "convert": "rewrite a published data format for these commands",
     "env": "print versions and hardware, for a bug report",
 }
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -17,7 +17,7 @@ class ValidateOptions:
     """Options of `frugalign validate`."""
 
     dataset_name: str = like(groups.Data, "dataset_name", REQUIRED, positional=True)
-    kind: Literal["prompt-only", "prompt-completion", "preference", "unpaired"] | None = option(
+    kind: Literal["prompt-only", "prompt-completion", "preference", "unpaired", "groups"] | None = option(
         None, "Data set type to check against. Default: inferred from the columns."
     )
     max_problems: int = option(100, "Print at most this many problems. All are counted.", COUNT_OR_ZERO)
@@ -40,9 +40,13 @@ def run(argv: list[str]) -> int:
         print(problem)
     if len(report.problems) > options.max_problems:
         print(f"… and {len(report.problems) - options.max_problems} more (--max_problems shows more)")
+    for warning in report.warnings:
+        print(f"Warning: {warning}")
     kinds = ", ".join(f"{kind} ({n} file{'s' if n > 1 else ''})" for kind, n in Counter(report.kinds.values()).items())
     bad = (
-        f"{len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}" if report.problems else "no problem"
+        f"{len(report.problems):,} problem{'' if len(report.problems) == 1 else 's'}"
+        if report.problems
+        else "no problem"
     )
-    print(f"{report.n_rows} rows, {kinds}: {bad}.")
+    print(f"{report.n_rows:,} row{'' if report.n_rows == 1 else 's'}, {kinds}: {bad}.")
     return 2 if report.problems else 0

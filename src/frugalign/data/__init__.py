@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from frugalign.base.specs import lazy_exports
 
 if TYPE_CHECKING:
-    from frugalign.data.loading import dataset_fingerprint as dataset_fingerprint
-    from frugalign.data.loading import held_out_split as held_out_split
     from frugalign.data.loading import load_prompts as load_prompts
     from frugalign.data.loading import load_splits as load_splits
     from frugalign.data.loading import training_prompts as training_prompts
-    from frugalign.data.read_files import Problem as Problem
+    from frugalign.data.rows import Problem as Problem
+    from frugalign.data.splits import dataset_fingerprint as dataset_fingerprint
+    from frugalign.data.splits import held_out_split as held_out_split
     from frugalign.data.templating import EncodedPrompts as EncodedPrompts
     from frugalign.data.templating import encode_prompts as encode_prompts
     from frugalign.data.templating import render_prompt as render_prompt
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "EncodedPrompts": "templating",
-    "Problem": "read_files",
+    "Problem": "rows",
     "ValidationReport": "validate",
-    "dataset_fingerprint": "loading",
+    "dataset_fingerprint": "splits",
     "encode_prompts": "templating",
-    "held_out_split": "loading",
+    "held_out_split": "splits",
     "load_prompts": "loading",
     "load_splits": "loading",
     "render_prompt": "templating",

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
+from frugalign.data.splits import column
+from frugalign.data.standard import Misfit, standard_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -116,32 +118,23 @@ def save_groups(groups: Groups, path: Path) -> None:
 
 
 def groups_from_dataset(rows: Dataset, name: str) -> Groups:
-    """Read groups from a data set with a column `completions`. Token ids are used if every row has them, rewards if
+    """Groups of a data set with a column `completions`. Token ids are used if every row has them, rewards if
     every response has one.
 
     Raises:
         FrugalignError: a row has fewer than two texts, or not one id list or reward per text.
     """
-    optional = {column: rows[column] for column in ("completion_ids", "rewards") if column in rows.column_names}
-    optional = {column: list(values) for column, values in optional.items() if all(values)}
-    if any(isinstance(each, list) and None in each for each in optional.get("rewards", [])):
+    names = [each for each in ("prompt", "completions", "completion_ids", "rewards") if each in rows.column_names]
+    columns = {each: column(rows, each) for each in names}
+    for number in range(len(rows)):
+        try:
+            standard_row({each: values[number] for each, values in columns.items()}, "groups")
+        except Misfit as misfit:
+            raise FrugalignError(f"{name}, row {number + 1}: {misfit}.") from misfit
+    optional = {each: values for each, values in columns.items() if each in names[2:] and all(values)}
+    if any(None in each for each in optional.get("rewards", [])):
         del optional["rewards"]  # not every response has one
-    kinds: dict[str, Any] = {"completion_ids": list, "rewards": (int, float)}
-    for number, texts in enumerate(rows["completions"]):
-        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-            raise FrugalignError(f"{name}, row {number + 1}: `completions` must be a list of at least two texts.")
-        for column, values in optional.items():
-            if not isinstance(values[number], list) or not all(
-                isinstance(each, kinds[column]) for each in values[number]
-            ):
-                raise FrugalignError(
-                    f"{name}, row {number + 1}: `{column}` must be a list with one entry per completion."
-                )
-            if len(values[number]) != len(texts):
-                raise FrugalignError(
-                    f"{name}, row {number + 1}: {len(texts)} completions, but {len(values[number])} `{column}`."
-                )
-    return Groups(list(rows["prompt"]), list(rows["completions"]), **optional)
+    return Groups(columns["prompt"], columns["completions"], **optional)
 
 
 def read_groups(path: Path) -> Groups:

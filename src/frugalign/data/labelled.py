@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.loading import load_splits, prompt_key
-from frugalign.data.read_files import read_splits
-from frugalign.data.validate import detect_kind
+from frugalign.data.formats import conversion_hint
+from frugalign.data.load_files import all_files, load_files
+from frugalign.data.loading import as_datasets
+from frugalign.data.splits import column, prompt_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,14 +61,20 @@ def load_preference_data(name: str) -> dict[str, PreferenceData]:
     Raises:
         FrugalignError: the data is missing, of another kind, has an unusable row, or holds no usable example.
     """
-    kinds = {detect_kind(rows) for files in read_splits(name).values() for rows in files}
+    files = load_files(name)
+    kinds = {each.kind for each in all_files(files)}
     kind = next(iter(kinds)) if len(kinds) == 1 else "mixed"
     if kind not in ("preference", "unpaired-preference"):
+        first = all_files(files)[0]
+        hint = conversion_hint(first.columns, first.file)
+        if not hint and kind == "prompt-completion" and "label" in first.columns:
+            hint = "; `frugalign convert` reads labels of 0 and 1"
         raise FrugalignError(
-            f"{name} holds no preference data: it needs prompt, chosen and rejected, or prompt, completion and a label of true and false."
+            f"{name} holds no preference data: it needs prompt, chosen and rejected, or prompt, completion and a label "
+            f"of true and false{hint}."
         )
     convert = _pairs if kind == "preference" else _labels
-    found = {split: convert(dataset) for split, dataset in load_splits(name, kind=kind).items()}
+    found = {split: convert(dataset) for split, dataset in as_datasets(files, name).items()}
     for split, preferences in found.items():
         if not len(preferences):
             raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
@@ -93,8 +100,8 @@ class _Answers:
 
 def _pairs(dataset: Dataset) -> PreferenceData:
     kept, pairs, dropped = _Answers(), [], 0
-    for row in dataset:
-        prompt, chosen, rejected = extract_prompt(row)
+    columns = (column(dataset, name) for name in ("prompt", "chosen", "rejected"))
+    for prompt, chosen, rejected in zip(*columns, strict=True):
         better, worse = kept.row(prompt, chosen), kept.row(prompt, rejected)
         if better == worse:
             dropped += 1
@@ -105,19 +112,6 @@ def _pairs(dataset: Dataset) -> PreferenceData:
 
 def _labels(dataset: Dataset) -> PreferenceData:
     kept = _Answers()
-    labels = [(kept.row(row["prompt"], row["completion"]), float(row["label"])) for row in dataset]
+    columns = (column(dataset, name) for name in ("prompt", "completion", "label"))
+    labels = [(kept.row(prompt, answer), float(label)) for prompt, answer, label in zip(*columns, strict=True)]
     return PreferenceData(kept.prompts, kept.answers, [], labels)
-
-
-def extract_prompt(row: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Prompt, chosen and rejected. For TRL's implicit prompts, the prompt is the common beginning of both answers."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    if row.get("prompt") is not None:
-        return row["prompt"], chosen, rejected
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    if isinstance(chosen, str):
-        # Cut at a word boundary: the answers may begin with the same letters.
-        shared = chosen.rfind(" ", 0, shared) + 1 if shared < len(chosen) else shared
-    return chosen[:shared], chosen[shared:], rejected[shared:]

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.labelled import extract_prompt
-from frugalign.data.loading import HELD_OUT_FRACTION, held_out_split, load_splits, training_data_record, training_split
+from frugalign.data.loading import load_splits
+from frugalign.data.splits import (
+    HELD_OUT_FRACTION,
+    column,
+    held_out_split,
+    split_for,
+    training_data_record,
+    training_name,
+    warn_of_shared,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,25 +39,28 @@ def preference_pairs(
     Raises:
         FrugalignError: the data cannot be read, or a split has no such pair.
     """
-    from datasets import Dataset
-
-    splits: dict[str, Dataset] = {}
-    for split, rows in load_splits(name, kind="preference").items():
-        columns: dict[str, list[Any]] = {}
-        for row in rows:
-            prompt, chosen, rejected = extract_prompt(row)
-            if chosen != rejected:
-                pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-                pair |= {column: row[column] for column in keep if column in row}
-                for column, value in pair.items():
-                    columns.setdefault(column, []).append(value)
-        if not columns:
-            raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
-        splits[split] = Dataset.from_dict(columns)
-    train = training_split(splits)
-    held_out = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    splits = load_splits(name, kind="preference")
+    trained = training_name(splits, name)
+    reserved = {role: split_for(splits, role, trained) for role in ("validation", "test")}
+    found = next((split for split in reserved.values() if split is not None), None)
+    train, held_out = splits[trained], splits[found] if found is not None else None
     takes_a_tenth = hold_out and held_out is None
     trained_on = training_data_record(name, train, held_out_fraction=HELD_OUT_FRACTION if takes_a_tenth else 0.0)
     if takes_a_tenth:
         train, held_out = held_out_split(train, HELD_OUT_FRACTION, 0)
-    return train, held_out if hold_out else None, trained_on
+    for role, split in reserved.items():
+        if split is not None:
+            warn_of_shared(name, column(splits[split], "prompt"), column(train, "prompt"), role)
+    held_out = _different(held_out, keep, f"{found} of {name}") if hold_out and held_out is not None else None
+    return _different(train, keep, f"{trained} of {name}"), held_out, trained_on
+
+
+def _different(rows: Dataset, keep: Sequence[str], split: str) -> Dataset:
+    """The pairs of two different answers, without columns that are not used."""
+    chosen, rejected = column(rows, "chosen"), column(rows, "rejected")
+    differ = [row for row in range(len(chosen)) if chosen[row] != rejected[row]]
+    if not differ:
+        raise FrugalignError(f"The split {split} holds no pair of two different answers.")
+    names = ["prompt", "chosen", "rejected", *(name for name in keep if name in rows.column_names)]
+    found = rows.select_columns(names)
+    return found if len(differ) == len(chosen) else found.select(differ)

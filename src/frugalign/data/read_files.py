@@ -1,117 +1,116 @@
-"""Read files, folders and hub data sets as numbered rows.
-
-Our own JSON-lines reader names every broken row, not only the first. There is no streaming: prompts are small
-compared with the model, so a data set is held in memory.
-"""
+"""Find the files of a data set: files, folders, stored data sets, hub data sets."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import resolve_name
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from frugalign.data.read_json import read_json
+from frugalign.data.rows import Batch, Problem, Source, one_line, printable
 
 _log = logging.getLogger(__name__)
 
-_JSON_LINES, _TABLES = ("jsonl", "json"), ("csv", "parquet")
-_SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "dev": "validation"}
+FORMATS = ("jsonl", "json", "csv", "parquet")
+_READ = ".jsonl, .json, .csv or .parquet file (also .gz)"
+_COMPRESSED = {"zst": "zstd -d", "zstd": "zstd -d", "bz2": "bunzip2", "xz": "unxz", "lz4": "lz4 -d", "zip": "unzip"}
+_COMPRESSED |= {"7z": "7z x", "tar": "tar -xf", "tgz": "tar -xf", "rar": "unrar x"}
+_MAGIC = {
+    b"\x1f\x8b": "is compressed with gzip; add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it with `zstd -d`",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"BZh": "is compressed with bzip2; unpack it with `bunzip2`",
+    b"PAR1": "is a Parquet file; rename it to .parquet",
+    b"ARROW1": "is an Arrow file; save it as Parquet",
+    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
+}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHARD = re.compile(r"[-_.]?\d+(?:[-_]of[-_]\d+)?$")
+_KINDS_OF_SPLIT = ("prefs", "sft", "gen", "dpo", "kto", "rm", "ppo", "rl")
+"""Ends of names that mark different data, as in train_prefs and train_sft. Files with other ends are parts of one split."""
+_RESERVED = {"test": "test", "val": "validation", "dev": "validation", "eval": "validation", "held": "test"}
+_RESERVED |= {"holdout": "test", "hold_out": "test"}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A problem in one row, or in the whole file if `row` is None. Rows count from 1: lines in JSON lines, records
-    elsewhere."""
+def role_of(split: str) -> str | None:
+    """What a split of this name is for: `train`, `validation`, `test` or, if the name does not say it, None.
 
-    file: str
-    row: int | None
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.reason}" if self.row is None else f"{self.file}, row {self.row}: {self.reason}"
+    Whatever begins with test, val, dev, eval or held is never trained on.
+    """
+    name = split.lower().lstrip("_-. ")
+    if name.startswith("train"):
+        return "train"
+    return next((role for mark, role in _RESERVED.items() if name.startswith(mark)), None)
 
 
-@dataclass
-class Rows:
-    """The readable rows of one file, their row numbers, and the problems in the other rows."""
-
-    file: str
-    rows: Sequence[Mapping[str, Any]] | Dataset
-    numbers: Sequence[int]
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the rows come from a format whose columns have one type each."""
-        return not isinstance(self.rows, list)
-
-    @property
-    def columns(self) -> list[str]:
-        """Every column that some row has, in order of appearance."""
-        named: list[str] | None = getattr(self.rows, "column_names", None)
-        return list(named) if named is not None else list(dict.fromkeys(key for row in self.rows for key in row))
-
-    def items(self, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield (number, row). From a table only the wanted columns are decoded, to save time."""
-        rows: Any = self.rows
-        if self.is_table:
-            rows = rows.select_columns([name for name in rows.column_names if name in wanted])
-        yield from zip(self.numbers, rows, strict=True)
-
-
-def read_splits(name: str) -> dict[str, list[Rows]]:
-    """The splits of a data set, each as the rows of its files.
+def read_splits(name: str) -> dict[str, list[Source]]:
+    """The splits of a data set, each as its files.
 
     `name`: hub id, file (.jsonl .json .csv .parquet, also .gz), folder, or `package.module:attribute` that names one.
     In a folder, files named train*, test* and validation* are the splits. A folder without such names, or a single
     file, is one split, `train`.
 
     Raises:
-        FrugalignError: nothing exists under this name. Problems inside a file are in its `problems`.
+        FrugalignError: nothing exists under this name. Problems inside a file show when it is read.
     """
     name = resolve_name(name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # too long, or with a NUL character
+        raise FrugalignError(f"There can be no data file or folder of this name: {one_line(error)}.") from error
+    if is_folder:
         if any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
             return _read_saved(path)
-        return {split: [_read_file(file) for file in files] for split, files in _split_files(path).items()}
-    if path.is_file():
-        return {"train": [_read_file(path)]}
-    if name.startswith((".", "/", "~")) or _format(path) is not None:
-        raise FrugalignError(f"There is no data file or folder {name}.")
+        return {split: [_source(file) for file in files] for split, files in _split_files(path).items()}
+    if is_file:
+        return {"train": [_source(path)]}
+    if _is_local(name, path):
+        raise FrugalignError(f"There is no data file or folder {printable(name)}.")
     return _read_hub(name)
+
+
+def _is_local(name: str, path: Path) -> bool:
+    """Whether a name that does not exist was meant as a path."""
+    if name.startswith((".", "/", "~")) or _format(path) is not None or _unpacked_by(path) is not None:
+        return True
+    return _HUB_ID.fullmatch(name) is None or (len(path.parts) > 1 and path.parent.is_dir())
 
 
 def _format(path: Path) -> str | None:
     suffixes = [suffix.lstrip(".").lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == "gz":
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in (*_JSON_LINES, *_TABLES) else None
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def _unpacked_by(path: Path) -> str | None:
+    return _COMPRESSED.get(path.suffix.lstrip(".").lower())
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     # Exports in the hub's layout keep their files in data/.
     files = sorted(file for place in (folder, folder / "data") if place.is_dir() for file in place.iterdir())
-    files = [file for file in files if file.is_file() and _format(file) is not None]
+    # A packed file is listed, so that its split is not forgotten in silence.
+    files = [file for file in files if file.is_file() and (_format(file) is not None or _unpacked_by(file) is not None)]
     if not files:
-        raise FrugalignError(f"The folder {folder} holds no .jsonl, .json, .csv or .parquet file.")
+        inner = sorted(place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+        hint = f"; it has the folders {', '.join(inner[:8])}" if inner else ""
+        raise FrugalignError(f"The folder {folder} holds no .jsonl, .json, .csv or .parquet file{hint}.")
     splits: dict[str, list[Path]] = {}
     others = []
     for file in files:
-        split = next((split for prefix, split in _SPLITS.items() if file.name.lower().startswith(prefix)), None)
-        if split is None:
+        role = role_of(file.name)
+        if role is None:
             others.append(file)
         else:
-            splits.setdefault(split, []).append(file)
+            splits.setdefault(_split_of(file.name, role), []).append(file)
     if not splits:
         return {"train": others}
     if others:
@@ -121,131 +120,69 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def _read_file(path: Path) -> Rows:
-    if _format(path) is None:
-        raise FrugalignError(f"{path} is not a .jsonl, .json, .csv or .parquet file (also .gz).")
-    if _format(path) in _TABLES:
-        return _read_table(path)
-    return _read_json(path)
+def _split_of(file: str, role: str) -> str:
+    """The split that a file of this name belongs to: its role, or the role and the kind of data."""
+    stem = _SHARD.sub("", file.lower().split(".")[0])
+    kind = next((kind for kind in _KINDS_OF_SPLIT if stem.endswith(("_" + kind, "-" + kind))), None)
+    return role if kind is None else f"{role}_{kind}"
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"holds {name}, which is not a JSON number")
-
-
-def _read_json(path: Path) -> Rows:
-    rows: list[dict[str, Any]] = []
-    numbers: list[int] = []
-    problems: list[Problem] = []
-    file = str(path)
-    opener = gzip.open if path.suffix.lower() == ".gz" else Path.open
-    number = 0
+def _source(path: Path) -> Source:
+    file, form = str(path), _format(path)
+    if form is None:
+        unpack = _unpacked_by(path)
+        if unpack is None:
+            raise FrugalignError(f"{printable(file)} is not a {_READ}.")
+        return _broken(
+            file, f"the file is packed in a format that is not read; unpack it with `{unpack} {printable(file)}`"
+        )
     try:
-        with opener(path, "rb") as stream:
-            lines = _records(stream.read()) if _format(path) == "json" else enumerate(stream, start=1)
-            for number, line in lines:
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line, parse_constant=_refuse_constant)
-                except UnicodeDecodeError:
-                    problems.append(Problem(file, number, "the row is not UTF-8 text"))
-                except json.JSONDecodeError as error:
-                    problems.append(
-                        Problem(file, number, f"the row is not valid JSON ({error.msg}, column {error.colno})")
-                    )
-                except (ValueError, RecursionError) as error:
-                    problems.append(Problem(file, number, f"the row {error}"))
-                else:
-                    if isinstance(row, dict):
-                        rows.append(row)
-                        numbers.append(number)
-                    else:
-                        problems.append(
-                            Problem(file, number, f"the row is {json_type(row)}, not an object with columns")
-                        )
-    except (EOFError, OSError) as error:  # gzip.BadGzipFile is an OSError
-        problems.append(Problem(file, number + 1, f"the file cannot be read beyond this row ({error})"))
-    return Rows(file, rows, numbers, problems)
+        with path.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        return _broken(file, f"the file cannot be read ({one_line(error)})")
+    for magic, what in _MAGIC.items():
+        expected = (magic == b"\x1f\x8b" and path.suffix.lower() == ".gz") or (magic == b"PAR1" and form == "parquet")
+        if head.startswith(magic) and not expected:
+            return _broken(file, f"the file {what}")
+    if form in ("csv", "parquet"):
+        from frugalign.data.read_tables import read_csv, read_parquet
+
+        return Source(file, partial(read_csv if form == "csv" else read_parquet, path), untyped=form == "csv")
+    return Source(file, partial(read_json, path, is_lines=form == "jsonl"))
 
 
-def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The numbered entries of a JSON array. A .json file that is not one complete array is read as JSON lines."""
-    if content.lstrip()[:1] == b"[":
-        try:
-            entries = json.loads(content)
-        except ValueError:
-            entries = None
-        if isinstance(entries, list):
-            yield from ((number, json.dumps(entry).encode()) for number, entry in enumerate(entries, start=1))
-            return
-    yield from enumerate(content.splitlines(), start=1)
+def _broken(file: str, reason: str) -> Source:
+    def read() -> Iterator[Batch]:
+        yield Batch([], [], [Problem(file, None, reason)])
+
+    return Source(file, read)
 
 
-def _read_table(path: Path) -> Rows:
-    import datasets
-
-    read = datasets.Dataset.from_csv if _format(path) == "csv" else datasets.Dataset.from_parquet
-    try:
-        with _quiet():
-            table = read(str(path), keep_in_memory=True)
-    except Exception as error:  # datasets raises its own, pandas' and pyarrow's errors here
-        cause = error.__cause__ or error
-        return Rows(str(path), [], [], [Problem(str(path), None, f"the file cannot be read ({_one_line(cause)})")])
-    return Rows(str(path), table, range(1, len(table) + 1))
-
-
-def _read_saved(folder: Path) -> dict[str, list[Rows]]:
+def _read_saved(folder: Path) -> dict[str, list[Source]]:
     import datasets
 
     try:
         found = datasets.load_from_disk(str(folder), keep_in_memory=True)
     except Exception as error:
-        raise FrugalignError(f"Cannot read the data set in {folder}: {_one_line(error)}.") from error
+        raise FrugalignError(f"Cannot read the data set in {folder}: {one_line(error)}.") from error
     return _tables(str(folder), found)
 
 
-def _read_hub(name: str) -> dict[str, list[Rows]]:
+def _read_hub(name: str) -> dict[str, list[Source]]:
     import datasets
 
     try:
         found = datasets.load_dataset(name)
     except Exception as error:  # network, authentication, format: all user errors
         raise FrugalignError(
-            f"Cannot load the data set {name!r}: it is not a local file or folder, and the hub says: {_one_line(error)}."
+            f"Cannot load the data set {name!r}: it is not a local file or folder, and the hub says: {one_line(error)}."
         ) from error
     return _tables(name, found)
 
 
-def _tables(name: str, found: Any) -> dict[str, list[Rows]]:
+def _tables(name: str, found: Any) -> dict[str, list[Source]]:
+    from frugalign.data.read_tables import read_dataset
+
     splits = found if isinstance(found, dict) else {"train": found}
-    return {str(split): [Rows(f"{name} [{split}]", table, range(1, len(table) + 1))] for split, table in splits.items()}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the progress bars and log lines of `datasets` while a file is read. Errors become our own message."""
-    from datasets.utils import logging as noise
-
-    shown, level = noise.is_progress_bar_enabled(), noise.get_verbosity()
-    noise.disable_progress_bar()
-    noise.set_verbosity(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        noise.set_verbosity(level)
-        if shown:
-            noise.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "…"
-
-
-def json_type(value: Any) -> str:
-    """The type of a value, in JSON's terms."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    return {str(split): [Source(f"{name} [{split}]", partial(read_dataset, table))] for split, table in splits.items()}

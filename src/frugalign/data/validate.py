@@ -1,32 +1,25 @@
-"""Check every row against TRL's dataset types, and report all problems in one pass."""
+"""Every problem of every row, in one pass. The rows are read as a training reads them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.read_files import Problem, Rows, json_type, read_splits
-
-KINDS: dict[str, tuple[str, ...]] = {
-    "prompt-only": ("prompt",),
-    "prompt-completion": ("prompt", "completion"),
-    "preference": ("chosen", "rejected"),
-    "unpaired-preference": ("prompt", "completion", "label"),
-}
-"""TRL's types and the columns they need. A preference set may hold its prompt in a separate column or within both
-answers."""
+from frugalign.data.load_files import all_files, load_files
+from frugalign.data.rows import Problem, printable
+from frugalign.data.standard import KINDS
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What `validate_files` found. `kinds`: the dataset type of each file."""
+    """What `validate_files` found. `kinds`: the dataset type of each file. `warnings`: columns that nothing reads, and
+    the like."""
 
     n_rows: int
     problems: list[Problem]
     kinds: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether every row can be used."""
@@ -34,7 +27,7 @@ class ValidationReport:
 
 
 def validate_files(name: str, kind: str | None = None) -> ValidationReport:
-    """Check every row of every split of a data set.
+    """Load every split of a data set, and report the problems of all rows.
 
     Args:
         name: as `load_prompts` takes it.
@@ -47,51 +40,13 @@ def validate_files(name: str, kind: str | None = None) -> ValidationReport:
     kind = "unpaired-preference" if kind == "unpaired" else kind
     if kind is not None and kind not in KINDS:
         raise FrugalignError(f"{kind!r} is not a dataset type; choose from {', '.join(KINDS)}.")
-    files = [rows for split in read_splits(name).values() for rows in split]
-    kinds = {rows.file: kind or detect_kind(rows) for rows in files}
-    problems = [problem for rows in files for problem in check_rows(rows, kinds[rows.file])]
-    broken = sum(len({p.row for p in rows.problems if p.row is not None}) for rows in files)
-    return ValidationReport(sum(len(rows.rows) for rows in files) + broken, problems, kinds)
-
-
-def detect_kind(rows: Rows) -> str:
-    """The richest type whose columns the file has. Completions with a `label` are unpaired preferences only if it is
-    true or false."""
-    columns = set(rows.columns)
-    if {"chosen", "rejected"} & columns:
-        return "preference"
-    if "completion" not in columns:
-        return "prompt-only"
-    labelled = "label" in columns and any(
-        isinstance(row["label"], bool) for _, row in rows.items(["label"]) if "label" in row
+    files = all_files(load_files(name, kind))
+    return ValidationReport(
+        sum(each.n_rows for each in files),
+        [problem for each in files for problem in each.problems],
+        {each.file: each.kind for each in files},
+        [warning for each in files for warning in each.warnings],
     )
-    return "unpaired-preference" if labelled else "prompt-completion"
-
-
-def check_rows(rows: Rows, kind: str = "prompt-only") -> list[Problem]:
-    """All problems of one file, in the order of its rows."""
-    columns = rows.columns
-    wanted = list(KINDS[kind])
-    if kind == "preference" and "prompt" in columns:
-        wanted.append("prompt")
-    missing = [name for name in wanted if name not in columns]
-    if not columns and not rows.problems:
-        return [Problem(rows.file, None, "there are no rows")]
-    if missing and columns:
-        has = ", ".join(columns[:12])
-        needs = " and ".join(f"`{name}`" for name in missing)
-        return [*rows.problems, Problem(rows.file, None, f"there is no column {needs} (there are: {has})")]
-    problems = list(rows.problems)
-    first: dict[str, tuple[type, int]] = {}
-    for number, row in rows.items(wanted):
-        reason = next((found for name in wanted if (found := _reason(name, row)) is not None), None)
-        if reason is None and not rows.is_table:  # an Arrow table holds one type per column
-            reason = next(
-                (found for name in row if (found := _other_type(name, row[name], number, first)) is not None), None
-            )
-        if reason is not None:
-            problems.append(Problem(rows.file, number, reason))
-    return sorted(problems, key=lambda problem: problem.row or 0)
 
 
 def raise_first_problem(problems: Sequence[Problem], name: str) -> None:
@@ -99,49 +54,7 @@ def raise_first_problem(problems: Sequence[Problem], name: str) -> None:
     if not problems:
         return
     more = len(problems) - 1
-    rest = f" and {more} more problem{'s' if more > 1 else ''}" if more else ""
-    raise FrugalignError(f"{problems[0]}{rest} (`frugalign validate {name}` lists {'all' if more else 'it'}).")
-
-
-def _reason(name: str, row: Mapping[str, Any]) -> str | None:
-    value = row.get(name)
-    if value is None:
-        return f"`{name}` is missing"
-    if name == "label":
-        return None if isinstance(value, bool) else f"`label` is {json_type(value)}, not true or false"
-    if isinstance(value, str):
-        return None if value.strip() else f"`{name}` is empty"
-    if isinstance(value, float) and math.isnan(value):
-        return f"`{name}` is NaN"
-    if isinstance(value, list):
-        return _message_reason(name, value)
-    return f"`{name}` is {json_type(value)}, not text or a list of messages"
-
-
-def _message_reason(name: str, messages: list[Any]) -> str | None:
-    if not messages:
-        return f"`{name}` is empty"
-    for place, message in enumerate(messages, start=1):
-        which = f"message {place} of `{name}`"
-        if not isinstance(message, dict):
-            return f"{which} is {json_type(message)}, not an object with role and content"
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                return (
-                    f"{which} has no {key}"
-                    if message.get(key) is None
-                    else f"{which} has {json_type(message[key])} as its {key}, not text"
-                )
-        if not message["role"].strip():
-            return f"{which} has an empty role"
-    if not messages[-1]["content"].strip():
-        return f"`{name}` is empty (its last message has no content)"
-    return None
-
-
-def _other_type(name: str, value: Any, number: int, first: dict[str, tuple[type, int]]) -> str | None:
-    if value is None:
-        return None
-    kind = float if type(value) is int else type(value)
-    seen, where = first.setdefault(name, (kind, number))
-    return None if seen is kind else f"`{name}` is {json_type(value)}, but row {where} has {json_type(seen())}"
+    rest = f" and {more:,} more problem{'s' if more > 1 else ''}" if more else ""
+    raise FrugalignError(
+        f"{problems[0]}{rest} (`frugalign validate {printable(name)}` lists {'all' if more else 'it'})."
+    )

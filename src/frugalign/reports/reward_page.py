@@ -27,6 +27,7 @@ def write_reward_report(folder: str | Path) -> Path:
         title=Path(folder).resolve().name,
         settings=report["settings"],
         examples=report["examples"],
+        shared=report.get("shared_prompts"),
         rows=_rows(report),
         costs=_costs(report),
         figures=_figures(report),
@@ -128,7 +129,7 @@ def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
     reliability = reliability_figure(report)
     return [
         (
-            "Calibrated rewards of better and worse answers to unseen prompts. Less overlap is better.",
+            "Calibrated rewards of better and worse answers to the test prompts. Less overlap is better.",
             figures.distributions(
                 test["rewards"]["rejected"],
                 test["rewards"]["chosen"],

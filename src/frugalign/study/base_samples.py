@@ -13,7 +13,7 @@ from filelock import FileLock
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
-from frugalign.data.loading import distinct
+from frugalign.data.splits import column, distinct
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.transformers import TransformersEngine
@@ -137,7 +137,7 @@ def sampled_pairs_folder(task: Task, size: int) -> Path:
 def prompts_folder(task: Task, number: int | None) -> Path:
     """`number` distinct training prompts (None: all), shuffled by the seed, as a data set on disk."""
     folder = task.folder / ONLINE_FOLDER
-    every: list[Any] = distinct(task.prompts()["prompt"])
+    every: list[Any] = distinct(column(task.prompts(), "prompt"))
     rows = Dataset.from_dict({"prompt": every}).shuffle(seed=task.seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows.select(range(min(number or len(rows), len(rows)))).to_json(str(folder / "train.jsonl"))

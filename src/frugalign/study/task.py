@@ -15,8 +15,7 @@ from datasets import Dataset
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data import held_out_split, load_splits
-from frugalign.data.labelled import extract_prompt
-from frugalign.data.loading import HELD_OUT_FRACTION, distinct, prompt_key, training_split
+from frugalign.data.splits import HELD_OUT_FRACTION, column, content_key, distinct, split_for, training_name
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.budget import Budget
 from frugalign.methods.registry import METHODS
@@ -39,17 +38,19 @@ def prompt_splits(request: dict[str, Any]) -> dict[str, Dataset]:
         FrugalignError: a data set without a test split, or without any prompt left to train on.
     """
     name, splits = request["dataset_name"], load_splits(request["dataset_name"])
-    train, tested = training_split(splits), request["eval_split"]
-    if tested not in splits or splits[tested] is train:
-        raise FrugalignError(f"{name} needs a split to train on and {tested!r} to test on; it has {', '.join(splits)}.")
+    trained = training_name(splits, name)
+    train, wanted = splits[trained], request["eval_split"]
+    tested = wanted if wanted in splits else split_for(splits, wanted, trained)
+    if tested is None or tested == trained:
+        raise FrugalignError(f"{name} needs a split to train on and {wanted!r} to test on; it has {', '.join(splits)}.")
     found = {"train": train, "test": splits[tested]}
     if request.get("holds_out"):
-        if "validation" in splits:
-            found["validation"] = splits["validation"]
+        if (validation := split_for(splits, "validation", trained)) is not None:
+            found["validation"] = splits[validation]
         else:
             train, found["validation"] = held_out_split(train, HELD_OUT_FRACTION, 0)
-    unseen = _reserved_prompts(found)
-    kept = [row for row, prompt in enumerate(train["prompt"]) if _plain(prompt) not in unseen]
+    reserved = _reserved_prompts(found)
+    kept = [row for row, prompt in enumerate(column(train, "prompt")) if content_key(prompt) not in reserved]
     if not kept:
         raise FrugalignError(f"Every training prompt of {name} is also in its validation or test split.")
     if again := len(train) - len(kept):
@@ -61,14 +62,8 @@ def prompt_splits(request: dict[str, Any]) -> dict[str, Dataset]:
 
 def _reserved_prompts(splits: dict[str, Dataset]) -> set[str]:
     """The validation and test prompts, which no method may train on."""
-    return {_plain(prompt) for name in ("validation", "test") if name in splits for prompt in splits[name]["prompt"]}
-
-
-def _plain(prompt: Any) -> str:
-    """A prompt in one form: a string and a single user message with that text are the same."""
-    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
-        return str(prompt[0]["content"])
-    return prompt_key(prompt)
+    names = [name for name in ("validation", "test") if name in splits]
+    return {content_key(prompt) for name in names for prompt in column(splits[name], "prompt")}
 
 
 @dataclass
@@ -139,7 +134,7 @@ class Task:
 
     def n_prompts(self) -> int:
         """The number of distinct training prompts."""
-        return len(distinct(self.prompts()["prompt"]))
+        return len(distinct(column(self.prompts(), "prompt")))
 
     @property
     def dataset(self) -> str:
@@ -171,12 +166,13 @@ class Task:
         folder = self.folder / PREFERENCES_FOLDER
         if not (folder / "train.jsonl").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            unseen = _reserved_prompts(self.splits)
+            reserved = _reserved_prompts(self.splits)
             splits = load_splits(name, kind="preference")
             # The train split comes last: a folder without it is incomplete.
             for split, rows in sorted(splits.items(), key=lambda item: item[0] == "train"):
-                kept = [place for place, row in enumerate(rows) if _plain(extract_prompt(row)[0]) not in unseen]
-                rows.select(kept).to_json(str(folder / f"{split}.jsonl"))
+                kept = [row for row, prompt in enumerate(column(rows, "prompt")) if content_key(prompt) not in reserved]
+                if kept or split == "train":
+                    rows.select(kept).to_json(str(folder / f"{split}.jsonl"))
         return str(folder)
 
     def shared(self, *names: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.wording import pluralize
-from frugalign.data.loading import dataset_fingerprint, rows_fingerprint
+from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model
 from frugalign.engines.transformers import base_parameters

@@ -54,12 +54,21 @@ def headline(report: dict[str, Any]) -> list[str]:
     accuracy = test["accuracy"]
     found = [
         f"Held-out accuracy {100 * accuracy['mean']:.1f} % [{100 * accuracy['ci_low']:.1f}, {100 * accuracy['ci_high']:.1f}] on "
-        f"{accuracy['n']:,} examples of unseen prompts; shuffled labels {'—' if shuffled is None else format(100 * shuffled, '.1f')} %, "
+        f"{accuracy['n']:,} examples{_of_prompts(report.get('shared_prompts'))}; shuffled labels {'—' if shuffled is None else format(100 * shuffled, '.1f')} %, "
         f"length alone {100 * report['length_only']:.1f} %, words alone {100 * report['bag_of_words']:.1f} %."
     ]
     for name, other in report["elsewhere"].items():
         found.append(f"On {name}: {100 * other['accuracy']['mean']:.1f} %.")
     return found
+
+
+def _of_prompts(shared: dict[str, int] | None) -> str:
+    """Whether the test prompts are new: those that are also trained on are counted."""
+    if shared is None:
+        return ""
+    if not shared["trained_on"]:
+        return " of unseen prompts"
+    return f" ({shared['trained_on']:,} of {shared['test']:,} test prompts are also trained on)"
 
 
 ENTRIES = (

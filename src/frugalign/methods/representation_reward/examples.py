@@ -10,6 +10,7 @@ import torch
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.labelled import PreferenceData, load_preference_data
+from frugalign.data.splits import content_key, count_shared, split_for, training_name
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.loading import LoadedModel
 from frugalign.methods.representation_reward.options import RewardOptions
@@ -18,50 +19,56 @@ from frugalign.rewards.representation.fit import Examples
 
 @dataclass(frozen=True)
 class Split:
-    """The numbers of the examples in each split."""
+    """The numbers of the examples in each split. `shared`: how many of the test prompts are also trained on or
+    validated with, and how many test prompts there are."""
 
     train: list[int]
     validation: list[int]
     test: list[int]
+    shared: tuple[int, int] = (0, 0)
 
 
 def read_examples(name: str, options: RewardOptions) -> tuple[PreferenceData, Split]:
     """Read the preference data and split it: by its own test split if there is one, else by a share of the prompts."""
     splits = load_preference_data(name)
-    preferences = joined(splits)
-    sizes = {split: len(found) for split, found in splits.items()}
-    numbers, start = {}, 0
-    for split, size in sizes.items():
-        numbers[split] = list(range(start, start + size))
-        start += size
-    rest = [example for split, part in numbers.items() if split not in ("test", "validation") for example in part]
-    test, validation = numbers.get("test", []), numbers.get("validation", [])
+    trained = training_name(splits, name)
+    used = {"train": trained, **{role: split_for(splits, role, trained) for role in ("validation", "test")}}
+    parts = {role: splits[split] for role, split in used.items() if split is not None}
+    preferences = joined(parts)
+    numbers: dict[str, list[int]] = {}
+    start = 0
+    for role, part in parts.items():
+        numbers[role] = list(range(start, start + len(part)))
+        start += len(part)
+    rest, validation, test = (numbers.get(role, []) for role in ("train", "validation", "test"))
     if not test:
         rest, test = split_by_prompt(preferences, rest, options.test_fraction, options.seed)
     if not validation:
         rest, validation = split_by_prompt(preferences, rest, options.validation_fraction, options.seed + 1)
-    return preferences, Split(rest, validation, test)
+    shared = count_shared(map(preferences.prompt_of, test), map(preferences.prompt_of, [*rest, *validation]))
+    return preferences, Split(rest, validation, test, shared)
 
 
 def split_by_prompt(
     preferences: PreferenceData, examples: Sequence[int], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Hold out a share of the distinct prompts with all their examples: (kept, held out).
+    """Hold out a share of the distinct prompts, by content, with all their examples: (kept, held out).
 
     Raises:
         FrugalignError: fewer than two prompts, or a share that leaves one side empty.
     """
-    prompts = sorted({preferences.prompt_of(example) for example in examples})
-    if len(prompts) < 2 or not 0 < fraction < 1:
+    contents = [content_key(preferences.prompt_of(example)) for example in examples]
+    distinct = sorted(set(contents))
+    if len(distinct) < 2 or not 0 < fraction < 1:
         raise FrugalignError(
-            f"There are {len(prompts)} distinct prompts to divide by {fraction}: a held-out part needs at least two, and a share in (0, 1)."
+            f"There are {len(distinct)} distinct prompts to divide by {fraction}: a held-out part needs at least two, and a share in (0, 1)."
         )
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    chosen = {prompts[place] for place in order[: min(len(prompts) - 1, max(1, round(fraction * len(prompts))))]}
-    return (
-        [example for example in examples if preferences.prompt_of(example) not in chosen],
-        [example for example in examples if preferences.prompt_of(example) in chosen],
-    )
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    chosen = {distinct[place] for place in order[: min(len(distinct) - 1, max(1, round(fraction * len(distinct))))]}
+    sides: tuple[list[int], list[int]] = ([], [])
+    for example, content in zip(examples, contents, strict=True):
+        sides[content in chosen].append(example)
+    return sides
 
 
 def examples_of(preferences: PreferenceData, numbers: Sequence[int]) -> Examples:

@@ -78,6 +78,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
         report = {
             "settings": asdict(options) | {"layers": layers, "chosen_weight_decay": penalty},
             "examples": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+            "shared_prompts": {"trained_on": split.shared[0], "test": split.shared[1]},
             "answers": len(preferences.answers),
             "paired": preferences.is_paired,
             "dropped_equal_pairs": preferences.n_dropped,

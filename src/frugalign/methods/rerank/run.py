@@ -13,10 +13,9 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data import load_splits
 from frugalign.data.groups import Groups, groups_from_dataset, read_groups
-from frugalign.data.labelled import extract_prompt
-from frugalign.data.loading import distinct, training_data_record, training_split
+from frugalign.data.load_files import columns_of
 from frugalign.data.pairs import preference_pairs
-from frugalign.data.read_files import read_splits
+from frugalign.data.splits import column, distinct, split_for, training_data_record, training_name
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.rerank.collator import COLUMNS
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
@@ -140,21 +139,15 @@ def shift_monitor(config: RerankConfig, trainer: RerankTrainer, reward: NamedRew
     assert config.dataset_name is not None
     kind = "prompt-only" if "prompt" in columns_of(config.dataset_name) else "preference"
     splits = load_splits(config.dataset_name, kind=kind)
-    first = next(iter(splits))
-    rows = splits[next((name for name in ("test", "validation", "train") if name in splits), first)]
-    prompts = rows["prompt"] if kind == "prompt-only" else [extract_prompt(row)[0] for row in rows]
+    found = (split_for(splits, role) for role in ("test", "validation", "train"))
+    rows = splits[next(split for split in found if split is not None)]
     return ShiftMonitor(
         trainer,
-        distinct(prompts)[: config.shift_prompts],
+        distinct(column(rows, "prompt"))[: config.shift_prompts],
         reward,
         size=config.sample or _SHIFT_SIZE,
         every=config.shift_steps,
     )
-
-
-def columns_of(name: str) -> set[str]:
-    """The columns of all files of a data set."""
-    return {column for files in read_splits(name).values() for rows in files for column in rows.columns}
 
 
 def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, resuming: bool) -> Groups:
@@ -172,12 +165,13 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
         if found.completion_ids is not None and not _ids_match_texts(found, loaded):
             found = replace(found, completion_ids=None)
         return found if config.reward is None else replace(found, rewards=None)
-    return sample_for(distinct(rows["prompt"]), loaded.model, loaded.tokenizer, config, 0, ledger)
+    return sample_for(distinct(column(rows, "prompt")), loaded.model, loaded.tokenizer, config, 0, ledger)
 
 
 def prompts_in(name: str) -> Dataset:
     """The training prompts, with stored groups if there are any: the split `train`, or the only one."""
-    return training_split(load_splits(name, kind="prompt-only"))
+    splits = load_splits(name, kind="groups" if "completions" in columns_of(name) else "prompt-only")
+    return splits[training_name(splits, name)]
 
 
 def _ids_match_texts(groups: Groups, loaded: LoadedModel) -> bool:

@@ -20,7 +20,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import hash_weights
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Dropped, Groups, pair_groups
-from frugalign.data.loading import pairs_fingerprint, rows_fingerprint
+from frugalign.data.splits import pairs_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
 from frugalign.engines.transformers import causal_lm

@@ -1,0 +1,199 @@
+"""Build one Arrow table from batches of rows. A value that does not fit its column is a problem of its row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from frugalign.data.rows import Problem, json_type
+
+_HALF = re.compile("[\ud800-\udfff]")
+# UnicodeEncodeError, a ValueError, is half a character; OverflowError an integer beyond 64 bits.
+_MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError, OverflowError, TypeError)
+_UNEQUAL_NUMBERS = "holds fractions, and whole numbers that are too large to stand beside them"
+INT64 = range(-(2**63), 2**63)
+
+
+class Columns:
+    """The columns of one file, each with one type. Whole numbers and fractions share a type; null fits every type."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.n_rows = 0
+        self.problems: list[Problem] = []
+        self._chunks: dict[str, list[pa.Array]] = {}
+        self._types: dict[str, pa.DataType] = {}
+        self._first: dict[str, tuple[int, Any]] = {}
+
+    def add(self, columns: dict[str, Any], numbers: Sequence[int]) -> None:
+        """Append rows: a list of Python values or an Arrow array per column."""
+        for name in columns.keys() - self._chunks.keys():
+            if _HALF.search(name):
+                self.problems.append(
+                    Problem(self.file, None, f"the name of the column `{name}` holds half a character")
+                )
+        for name in list(dict.fromkeys([*self._chunks, *columns])):
+            values = columns.get(name)
+            if values is None:
+                self._append(name, pa.nulls(len(numbers)))
+            elif isinstance(values, list):
+                self._append(name, self._array(name, values, numbers))
+            else:
+                self._add_arrow(name, values, numbers)
+        self.n_rows += len(numbers)
+
+    def _append(self, name: str, *arrays: pa.Array) -> None:
+        if name not in self._chunks:  # the rows before did not have it
+            self._chunks[name] = [pa.nulls(self.n_rows)] if self.n_rows else []
+        self._chunks[name].extend(arrays)
+
+    def _add_arrow(self, name: str, values: pa.ChunkedArray, numbers: Sequence[int]) -> None:
+        if pa.types.is_dictionary(values.type):
+            values = pa.chunked_array([chunk.dictionary_decode() for chunk in values.chunks])
+        try:
+            self._types[name] = _common(self._types.get(name, pa.null()), values.type)
+        except _MISFITS:
+            self.problems.append(Problem(self.file, numbers[0], f"`{name}` changes its type at this row"))
+        else:
+            self._append(name, *values.chunks)
+
+    def _array(self, name: str, values: list[Any], numbers: Sequence[int]) -> pa.Array:
+        known = self._types.get(name, pa.null())
+        try:
+            found = pa.array(values)
+            if pa.types.is_floating(found.type) and bool in set(map(type, values)):
+                raise TypeError("Arrow would read true as 1.0")
+            self._types[name] = _common(known, found.type)
+            if name not in self._first and not pa.types.is_null(found.type):
+                place = next(place for place, value in enumerate(values) if value is not None)
+                self._first[name] = (numbers[place], values[place])
+        except _MISFITS:
+            return self._one_by_one(name, values, numbers)
+        return found
+
+    def _one_by_one(self, name: str, values: list[Any], numbers: Sequence[int]) -> pa.Array:
+        """Name every value that does not fit, and put null in its place."""
+        fitting: list[Any] = []
+        for number, value in zip(numbers, values, strict=True):
+            reason = None if value is None else self._misfit(name, value, number)
+            if reason is not None:
+                self.problems.append(Problem(self.file, number, reason))
+            fitting.append(None if reason is not None else value)
+        try:
+            return pa.array(fitting, type=self._types.get(name, pa.null()))
+        except _MISFITS:
+            self.problems.append(Problem(self.file, numbers[0], f"`{name}` {_UNEQUAL_NUMBERS}"))
+            return pa.nulls(len(values))
+
+    def _misfit(self, name: str, value: Any, number: int) -> str | None:
+        """Why a value does not fit its column, or None. The first value decides the column's type."""
+        if (reason := _not_storable(name, value)) is not None:
+            return reason
+        first_number, first = self._first.setdefault(name, (number, value))
+        try:
+            own = pa.array([value]).type
+        except _MISFITS:
+            return f"`{name}` mixes types within this row"
+        try:
+            if isinstance(value, bool) is not isinstance(first, bool):
+                raise TypeError
+            self._types[name] = _common(self._types.get(name, pa.null()), own)
+        except _MISFITS:
+            own_type, other_type = json_type(value), json_type(first)
+            if own_type == other_type:
+                return f"`{name}` holds values of other types than in row {first_number}"
+            return f"`{name}` is {own_type}, but row {first_number} has {other_type}"
+        return None
+
+    def replace(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Change every value that is text; the others stay as they are."""
+        chunks = self._chunks.get(name, [])
+        for place, chunk in enumerate(chunks):
+            if is_text(chunk.type):
+                chunks[place] = pa.array([None if value is None else change(value) for value in chunk.to_pylist()])
+        found = pa.null()
+        for chunk in chunks:
+            found = _common(found, chunk.type)
+        self._types[name] = found
+
+    def strip_prefix(self, prefix: str, names: Sequence[str]) -> None:
+        """Leave out the text of the column `prefix` at the start of these columns, which begin with it in every row."""
+        for name in names:
+            for place, (chunk, prefixes) in enumerate(zip(self._chunks[name], self._chunks[prefix], strict=True)):
+                pairs = zip(chunk.to_pylist(), prefixes.to_pylist(), strict=True)
+                self._chunks[name][place] = pa.array([value.removeprefix(start) for value, start in pairs])
+
+    def has_text(self, name: str) -> bool:
+        """Whether the column holds text."""
+        return is_text(self._types.get(name, pa.null()))
+
+    def read_numbers(self, names: Sequence[str]) -> None:
+        """Turn columns of text that hold nothing but numbers, or nothing but true and false, into such columns."""
+        for name in names:
+            found = _numbers(self._joined(name)) if self.has_text(name) else None
+            if found is not None:
+                self._chunks[name], self._types[name] = list(found.chunks), found.type
+
+    def table(self) -> pa.Table:
+        """All rows. With problems, the values that do not fit are null."""
+        columns = {}
+        for name in self._chunks:
+            try:
+                columns[name] = self._joined(name)
+            except _MISFITS:
+                self.problems.append(Problem(self.file, None, f"`{name}` {_UNEQUAL_NUMBERS}"))
+        return pa.table(columns)
+
+    def _joined(self, name: str) -> pa.ChunkedArray:
+        kind = self._types.get(name, pa.null())
+        tables = [pa.table({"x": pa.array([], type=kind)}), *(pa.table({"x": chunk}) for chunk in self._chunks[name])]
+        return pa.concat_tables(tables, promote_options="permissive").column("x")
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    if one.equals(other):
+        return one
+    schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether this is one of Arrow's types of text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _not_storable(name: str, value: Any) -> str | None:
+    """Why no column can hold this value, however deep the reason lies in it."""
+    if isinstance(value, str):
+        found = _HALF.search(value)
+        return None if found is None else f"`{name}` holds half a character, U+{ord(found[0]):04X}"
+    if isinstance(value, int):
+        return None if value in INT64 else f"`{name}` holds an integer beyond 64 bits"
+    inner: list[Any] = []
+    if isinstance(value, list):
+        inner = value
+    elif isinstance(value, dict):
+        inner = [*value.keys(), *value.values()]
+    return next((reason for each in inner if (reason := _not_storable(name, each)) is not None), None)
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """A column of text as booleans, whole numbers or fractions; None if one of its values is something else.
+
+    A number with leading zeros or a plus sign is text, as in a postcode. So are nan, inf and None.
+    """
+    if column.null_count == len(column):
+        return None
+    words = pc.utf8_lower(column)
+    if pc.all(pc.is_in(words.drop_null(), pa.array(["true", "false"]))).as_py():
+        return pc.equal(words, "true")
+    if pc.all(pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]{0,17})$")).as_py():
+        return pc.cast(column, pa.int64())
+    if pc.all(pc.match_substring_regex(column, r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$")).as_py():
+        found = pc.cast(column, pa.float64())
+        return found if pc.all(pc.is_finite(found)).as_py() else None
+    return None
