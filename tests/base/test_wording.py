@@ -38,10 +38,26 @@ def test_a_typo_is_matched(typo: str, meant: str) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        *("max_completion_length", "max_output_length", "min_new_tokens", "eval_prompts", "use_cuda", "gae_gamma"),
+        *("max_output_length", "max_output_steps", "min_new_tokens", "eval_prompts", "use_cuda", "gae_gamma"),
         *("num_epochs", "per_device_eval_batch_size", "zzz"),
     ],
 )
 def test_another_word_is_no_typo(other: str) -> None:
     """Option names of other libraries that only look alike: a wrong hint is worse than none."""
     assert did_you_mean(other, FLAGS) == ""
+
+
+@pytest.mark.parametrize(
+    ("other", "ours"),
+    [
+        ("max_completion_length", "max_new_tokens"),
+        ("max-completion-length", "max_new_tokens"),
+        ("response_length", "max_new_tokens"),
+        ("lr", "learning_rate"),
+        ("batch_size", "per_device_train_batch_size"),
+        ("num_steps", "max_steps"),
+        ("output", "output_dir"),
+    ],
+)
+def test_the_name_of_another_library_is_translated(other: str, ours: str) -> None:
+    assert did_you_mean(f"--{other}", [f"--{name}" for name in FLAGS]) == f"; did you mean --{ours}?"

@@ -177,7 +177,7 @@ def test_an_attribute_may_be_a_path_or_the_principles_themselves(
         ("p.yaml", "just a text", "holds no principles"),
         ("p.yaml", "principles: []\npreamble: ' '", "holds no principles"),
         ("p.yaml", "priciples: [a]", "has 'priciples'; it takes preamble, principles and demonstrations"),
-        ("p.yaml", "3: [a]", "has '3'; it takes"),
+        ("p.yaml", "3: [a]", "line 1: the key 3 must be text; put it in quotes"),
         ("p.yaml", "principles: [a", "is not valid YAML: "),
         ("p.yaml", "principles: \x00", "is not valid YAML: "),
         ("p.yaml", "principles: Be kind.", "`principles` must be a list"),

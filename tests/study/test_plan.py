@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.parsing import parse_yaml
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, contents_of, lines_of, swept
 
@@ -142,8 +143,9 @@ def test_a_folder_follows_the_module_that_a_name_is_in(tmp_path: Path, monkeypat
     assert contents_of(study(**names), line) != first
 
 
-def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
-    line = lines_of(study(methods={"dpo": {"learning_rate": "1e-4", "beta": ["5E-1", 0.1], "optim": "sgd"}}))[0]
+def test_numbers_that_yaml_1_1_reads_as_text_are_numbers() -> None:
+    content = parse_yaml("dpo: {learning_rate: 1e-4, beta: [5E-1, 0.1], optim: sgd}", "the study")
+    line = lines_of(study(methods=content))[0]
     assert line.setting == {"learning_rate": 1e-4, "beta": [0.5, 0.1], "optim": "sgd"}
 
 

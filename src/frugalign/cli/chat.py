@@ -9,13 +9,14 @@ from typing import Any
 from frugalign.cli.generate import AnswerOptions, legend, load
 from frugalign.cli.parser import Command, parse
 from frugalign.options.declare import option
+from frugalign.options.kinds import TEXT
 
 
 @dataclass(kw_only=True)
 class ChatOptions(AnswerOptions):
     """Options of `frugalign chat`."""
 
-    system: str | None = option(None, "System message of the conversation.")
+    system: str | None = option(None, "System message of the conversation.", TEXT)
 
 
 COMMAND = Command(
@@ -30,13 +31,10 @@ def run(argv: list[str]) -> int:
     """Read lines and answer each, until an empty line or the end of the input."""
     options: ChatOptions = parse(COMMAND, argv)
     policy, settings = load(options)
-    from rich.console import Console
-
+    from frugalign.base.terminal import console
     from frugalign.policies.answer import answer, colour_trace, fitting
 
-    tokenizer = policy.base.tokenizer
-
-    console = Console(highlight=False)
+    tokenizer, screen = policy.base.tokenizer, console()
     if options.show_rejections:
         print(legend())
     start: list[dict[str, Any]] = [{"role": "system", "content": options.system}] if options.system else []
@@ -60,7 +58,7 @@ def run(argv: list[str]) -> int:
         on_text = None if options.show_rejections else _show
         found = answer(policy, prompt, settings, turn=turn, on_text=on_text)
         if options.show_rejections:
-            console.print(colour_trace(found.trace, tokenizer), soft_wrap=True)
+            screen.print(colour_trace(found.trace, tokenizer), soft_wrap=True)
         else:
             print()
         messages.append({"role": "assistant", "content": found.text})

@@ -38,13 +38,13 @@ _QUALITY = (
 def run(argv: list[str]) -> int:
     """Train, evaluate, and print the table, six samples and the next commands to try."""
     options: DemoOptions = parse(COMMAND, argv)
-    from rich.console import Console
     from rich.table import Table
 
+    from frugalign.base.terminal import console
     from frugalign.cli.demo_run import run_demo
 
-    console = Console(highlight=False)
-    console.print(
+    screen = console()
+    screen.print(
         "An apothecary's shop in an invented land. Its keeper is a frozen model of 1.1 million parameters that sells curses and poisons, and is "
         "rude.\nA proxy under 1 % of the model's size now learns to accept or reject every token that the model proposes.\n"
     )
@@ -55,15 +55,15 @@ def run(argv: list[str]) -> int:
         table.add_column(heading, justify="right")
     for row in quality(demo.metrics):
         table.add_row(*row)
-    console.print(table)
-    console.print(*(f"{name}: {value}" for name, value in cost(demo.costs)), sep="\n")
+    screen.print(table)
+    screen.print(*(f"{name}: {value}" for name, value in cost(demo.costs)), sep="\n")
     samples = Table(title="\nSix of them side by side", title_justify="left", show_lines=True)
     for heading in ("order", "base", "with the proxy"):
         samples.add_column(heading, ratio=1)
     for sample in demo.samples:
         samples.add_row(sample["prompt"], sample["base"], sample["policy"])
-    console.print(samples)
-    console.print(f"The report with curves and distributions is {demo.report}.\n")
+    screen.print(samples)
+    screen.print(f"The report with curves and distributions is {demo.report}.\n")
     print(NEXT.format(folder=options.output_dir))
     return 0
 

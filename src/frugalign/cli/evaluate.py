@@ -70,15 +70,16 @@ def run(argv: list[str]) -> int:
 
 def print_table(metrics: Mapping[str, Any], title: str) -> None:
     """Print the content of metrics.json as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from frugalign.base.terminal import console
 
     table = Table(title=title, title_justify="left")
     for heading in ("metric", "mean", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for row in rows(metrics):
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)
 
 
 def rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from frugalign.cli.parser import Command, parse
 from frugalign.options import groups
 from frugalign.options.declare import REQUIRED, like, option
+from frugalign.options.kinds import TEXT
 from frugalign.options.policy import PolicyOptions
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class AnswerOptions(groups.Seed, groups.Decoding, PolicyOptions):
 class GenerateOptions(groups.PromptLength, AnswerOptions):
     """Options of `frugalign generate`."""
 
-    prompt: str = option(REQUIRED, "The prompt to answer or continue.")
+    prompt: str = option(REQUIRED, "The prompt to answer or continue.", TEXT)
     prompt_format: Literal["auto", "raw", "chat"] | None = like(
         groups.PromptFormat, "prompt_format", None, "Default: the proxy's, else auto."
     )
@@ -47,13 +48,12 @@ def run(argv: list[str]) -> int:
     """Print the answer. With --show_rejections, colours show what the proxy did."""
     options: GenerateOptions = parse(COMMAND, argv)
     policy, settings = load(options)
-    from rich.console import Console
-
+    from frugalign.base.terminal import console
     from frugalign.policies.answer import answer, colour_trace
 
     found = answer(policy, options.prompt, settings)
     if options.show_rejections:
-        Console(highlight=False).print(colour_trace(found.trace, policy.base.tokenizer), soft_wrap=True)
+        console().print(colour_trace(found.trace, policy.base.tokenizer), soft_wrap=True)
         print(legend())
     else:
         print(found.text)

@@ -16,7 +16,8 @@ from importlib import import_module
 
 from frugalign import __version__
 from frugalign.base.errors import FrugalignError
-from frugalign.base.wording import did_you_mean
+from frugalign.base.terminal import guarded, print_traceback
+from frugalign.base.wording import did_you_mean, shown
 from frugalign.cli import method
 
 VERBS = {
@@ -40,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `FRUGALIGN_DEBUG=1` shows the traceback of a user error.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with guarded():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except SystemExit as stop:  # after --help
@@ -69,7 +74,7 @@ def _dispatch(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         hint = did_you_mean(verb, VERBS) or f"; there are {', '.join(VERBS)}."
-        raise FrugalignError(f"There is no command {verb!r}{hint}")
+        raise FrugalignError(f"There is no command {shown(verb)}{hint}")
     _prepare()
     if verb in method.VERBS:
         status = method.run(verb, argv[1:])
@@ -83,6 +88,7 @@ def _prepare() -> None:
     """Set what libraries read when they are imported: no telemetry, and no progress bars outside a terminal."""
     # Importing torch and transformers makes millions of long-lived objects. At the default threshold of 700, the collector costs a second.
     gc.set_threshold(100_000, 10, 10)
+    sys.excepthook = print_traceback
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -110,11 +116,15 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, FrugalignError):
         return str(error)
     if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({shown(str(error.filename), quoted=False)})" if error.filename else ""
         if error.errno in _DISK_FULL:
             return f"No space left on the disk{where}. Files written before are complete."
         if error.errno in _NOT_ALLOWED:
             return f"The system does not allow it: {error.strerror}{where}."
+        if error.errno is not None and error.strerror:
+            return f"The system reports an error: {error.strerror}{where}."
+    if isinstance(error, MemoryError):
+        return "The machine is out of memory; lower the batch size or max_new_tokens."
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return "The accelerator is out of memory; lower the batch size or max_new_tokens."
     return None

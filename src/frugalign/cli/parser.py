@@ -30,12 +30,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.parsing import read_yaml
 from frugalign.base.specs import load_attribute
-from frugalign.base.wording import did_you_mean
+from frugalign.base.wording import did_you_mean, shown
 from frugalign.cli.values import from_text, from_yaml
 from frugalign.options.check import check_options
 from frugalign.options.declare import section_of
@@ -100,20 +100,7 @@ def read_config(path: str, target: type) -> dict[str, Any]:
     Raises:
         FrugalignError: a missing or broken file, an unknown key, or a value of the wrong type.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FrugalignError(f"There is no config file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FrugalignError(f"Cannot read the config file {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise FrugalignError(
-            f"The config file {path}{line} is not valid YAML: {getattr(error, 'problem', error)}."
-        ) from error
+    content = read_yaml(path, "config file")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -123,13 +110,13 @@ def read_config(path: str, target: type) -> dict[str, Any]:
     for key, value in content.items():
         if key not in known:
             raise FrugalignError(
-                f"The config file {path} has an unknown key {str(key)!r}{did_you_mean(str(key), known) or '.'}"
+                f"The config file {path} has an unknown key {shown(key)}{did_you_mean(key, known) or '.'}"
             )
         try:
             values[key] = from_yaml(value, hints[key])
         except ValueError as error:
             raise FrugalignError(
-                f"In the config file {path}, {key} must be {describe(hints[key])}, not {value!r}."
+                f"In the config file {path}, {key} must be {describe(hints[key])}, not {shown(value)}."
             ) from error
     return values
 
@@ -140,7 +127,7 @@ class _Parser(argparse.ArgumentParser):
     command = ""
 
     def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
+        text = " ".join(message.removeprefix("argument ").split())
         raise FrugalignError(f"{text.rstrip('.')} (`frugalign {self.command} --help` lists the flags).")
 
 
@@ -252,7 +239,7 @@ def _escape(text: str) -> str:
 
 def _unknown(command: Command, target: type, word: str) -> str:
     if not word.startswith("-"):
-        return f"There is one argument too many, {word!r} (`frugalign {command.name} --help` lists the flags)."
+        return f"There is one argument too many, {shown(word)} (`frugalign {command.name} --help` lists the flags)."
     flag = word.split("=", 1)[0]
     near = did_you_mean(flag, [f"--{item.name}" for item in _fields(target)])
-    return f"There is no flag {flag}{near} (`frugalign {command.name} --help` lists the flags)."
+    return f"There is no flag {shown(flag, quoted=False)}{near} (`frugalign {command.name} --help` lists the flags)."

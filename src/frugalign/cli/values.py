@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
+from frugalign.base.parsing import parse_json
+from frugalign.base.wording import shown
 from frugalign.options.hints import describe, members
 
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
@@ -28,7 +29,7 @@ def from_text(text: str, hint: Any) -> Any:
             return _from_text(text, member)
         except ValueError:
             continue
-    raise ValueError(f"{text!r} is not {describe(hint)}")
+    raise ValueError(f"{shown(text)} is not {describe(hint)}")
 
 
 def _eagerness(member: Any) -> int:
@@ -51,7 +52,7 @@ def _from_text(text: str, member: Any) -> Any:
     if origin is float:
         return float(text)
     if origin is dict:
-        value = json.loads(text)  # JSONDecodeError is a ValueError
+        value = parse_json(text, strict=True)
         if not isinstance(value, dict):
             raise ValueError(text)
         return value
@@ -89,4 +90,4 @@ def from_yaml(value: Any, hint: Any) -> Any:
             return int(value)
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
-    raise ValueError(f"{value!r} is not {describe(hint)}")
+    raise ValueError(f"{shown(value)} is not {describe(hint)}")

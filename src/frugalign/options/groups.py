@@ -13,13 +13,18 @@ from frugalign.options.kinds import (
     COUNT,
     COUNT_OR_ZERO,
     FINITE,
+    LEARNING_RATE,
     MAX_STEPS,
     NON_NEGATIVE,
     NON_POSITIVE,
     PATH,
     POSITIVE,
     SEED,
+    SIZE,
     STEPS_OR_FRACTION,
+    TEMPERATURE,
+    TEXT,
+    WARM_UP,
 )
 
 # -- model --------------------------------------------------------------------------------------------------------------
@@ -61,7 +66,7 @@ class Lora(Group, section="LoRA"):
     """What is trained: an adapter, or every weight."""
 
     use_peft: bool = option(True, "Train a LoRA adapter. --no_use_peft trains every weight.")
-    lora_r: int = option(16, "Rank of the LoRA adapter.", COUNT)
+    lora_r: int = option(16, "Rank of the LoRA adapter.", SIZE)
     lora_alpha: int = option(32, "Scale (alpha) of the LoRA adapter.", COUNT)
 
 
@@ -146,7 +151,7 @@ class Sampling(PromptFormat, section="sampling"):
     """How responses are sampled."""
 
     max_new_tokens: int = option(128, "Maximum length of a response, in tokens.", COUNT)
-    temperature: float = option(1.0, "Sampling temperature.", POSITIVE)
+    temperature: float = option(1.0, "Sampling temperature.", TEMPERATURE)
 
 
 @dataclass(eq=False, repr=False)
@@ -199,9 +204,9 @@ class Steps(Group, section="optimisation"):
 
     max_steps: int = option(-1, "Optimiser steps; -1 for num_train_epochs passes.", MAX_STEPS)
     per_device_train_batch_size: int = option(16, "Training batch size of one device.", COUNT)
-    learning_rate: float = option(1e-4, "Peak learning rate.", NON_NEGATIVE)
+    learning_rate: float = option(1e-4, "Peak learning rate.", LEARNING_RATE)
     lr_scheduler_type: str = option("linear", "Learning-rate schedule, as in transformers.")
-    warmup_steps: float = option(0, "Warm-up steps; below 1, a fraction of all steps.", NON_NEGATIVE)
+    warmup_steps: float = option(0, "Warm-up steps; below 1, a fraction of all steps.", WARM_UP)
     logging_steps: float = option(10, "Log every this many steps.", STEPS_OR_FRACTION)
     save_steps: float = option(200, "Save a checkpoint every this many steps.", STEPS_OR_FRACTION)
     save_total_limit: int | None = option(2, "Keep at most this many checkpoints.", COUNT)
@@ -275,7 +280,7 @@ class TrainingRun(Run, section="run"):
     """A training run: its folder, how it resumes, what tracks it."""
 
     resume_from_checkpoint: str | None = option(
-        None, "Resume from this checkpoint folder, or from the newest checkpoint in output_dir (`true`)."
+        None, "Resume from this checkpoint folder, or from the newest checkpoint in output_dir (`true`).", TEXT
     )
     report_to: str | list[str] | None = option(
         "none", "Experiment trackers, as in transformers. Nothing is sent unless you name one."

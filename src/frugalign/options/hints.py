@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import types
 from enum import Enum
 from functools import reduce
+from numbers import Integral, Real
 from operator import or_
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -65,3 +67,28 @@ def describe(hint: Any) -> str:
         words.get(get_origin(member) or member, str(member)) for member in members(hint) if member is not type(None)
     ]
     return " or ".join(dict.fromkeys(names))
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type, without conversion. A whole number is also a float; True is no number."""
+    return any(_fits(value, member) for member in members(hint))
+
+
+def _fits(value: Any, member: Any) -> bool:
+    if member is Any:
+        return True
+    if member is type(None):
+        return value is None
+    origin = get_origin(member) or member
+    if origin is Literal:
+        return any(value == word and type(value) is type(word) for word in get_args(member))
+    if origin in (int, float):
+        return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
+    if origin is list:
+        item = (get_args(member) or (Any,))[0]
+        return isinstance(value, (list, tuple)) and all(fits(each, item) for each in value)
+    if origin is str:
+        return isinstance(value, (str, os.PathLike))
+    if isinstance(origin, type) and issubclass(origin, Enum):
+        return isinstance(value, origin) or value in [each.value for each in origin]
+    return isinstance(value, origin) if isinstance(origin, type) else True

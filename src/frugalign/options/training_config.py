@@ -3,21 +3,20 @@ back. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
-from frugalign.base.errors import FrugalignError
 from frugalign.options.check import check_options
 from frugalign.options.resuming import MAY_CHANGE, START_OPTIONS
+from frugalign.options.training_parts import check_packages, refused_settings, try_training_parts
 
 _DERIVED = {
     *("accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "debug", "disable_tqdm"),
     *("eval_strategy", "gradient_checkpointing", "remove_unused_columns", "local_rank", "run_name", "logging_dir"),
 }
 """Fields that `TrainingArguments` and our configs set themselves."""
-_NEVER_LISTED = ("azure_ml", "flyte")
-"""Trackers that transformers may leave out of its list of those installed."""
+_SECRET = ("hub_token",)
+"""Fields that are never written to a file."""
 
 
 class TrainingConfig:
@@ -33,16 +32,31 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Check every value, ours and inherited, then let transformers set up its own fields.
 
+        The config is complete before any model is loaded, so whatever would fail later is tried here.
+
         Raises:
             FrugalignError: a value breaks its rule, or transformers rejects it.
         """
         check_options(self)
+        check_packages(self)
+        self.prepare()
         arguments: Any = super()
         try:
             arguments.__post_init__()
-        except ValueError as error:
+        except Exception as error:  # transformers and accelerate raise any kind for settings that do not fit
             raise refused_settings(error) from error
-        _check_trackers(getattr(self, "report_to", None) or ())
+        self.check()
+        try_training_parts(self)
+
+    def prepare(self) -> None:
+        """Set fields that transformers is to find. Every value has been checked by itself."""
+
+    def check(self) -> None:
+        """Check what values mean together.
+
+        Raises:
+            FrugalignError: values that contradict each other.
+        """
 
     def options(self) -> dict[str, Any]:
         """Our own options with the values in use, as plain values."""
@@ -61,30 +75,6 @@ class TrainingConfig:
         for each in fields(every):
             default = each.default_factory() if each.default_factory is not MISSING else each.default
             value = getattr(self, each.name, default)
-            if each.init and each.name not in {*options, *START_OPTIONS, *_DERIVED} and value != default:
+            if each.init and each.name not in {*options, *START_OPTIONS, *_DERIVED, *_SECRET} and value != default:
                 options[each.name] = getattr(value, "value", value)
         return options
-
-
-def _check_trackers(report_to: str | Sequence[str]) -> None:
-    """Raises where a tracker is unknown or not installed, before any model is loaded."""
-    names = [report_to] if isinstance(report_to, str) else report_to
-    names = [name for name in names if name not in ("none", "all")]
-    if not names:
-        return
-    from transformers.integrations import integration_utils as trackers
-
-    known = list(trackers.INTEGRATION_TO_CALLBACK)
-    installed = {*trackers.get_available_reporting_integrations(), *_NEVER_LISTED}
-    for name in names:
-        if name not in known:
-            raise FrugalignError(
-                f"report_to names {name!r}, which transformers does not know; it knows {', '.join(known)}."
-            )
-        if name not in installed:
-            raise FrugalignError(f"report_to names {name}, which is not installed.")
-
-
-def refused_settings(error: Exception) -> FrugalignError:
-    """The error of transformers or TRL about the settings, as one user error."""
-    return FrugalignError(f"These settings do not fit: {' '.join(str(error).split()).rstrip('.')}.")

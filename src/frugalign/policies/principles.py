@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from frugalign.base.errors import FrugalignError
+from frugalign.base.parsing import MAX_BYTES, read_yaml
 from frugalign.base.specs import is_attribute, load_attribute
+from frugalign.base.wording import shown
 from frugalign.data.templating import Prompt, apply_template, is_chat
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ def load_principles(name: str) -> Principles:
         return _something(Principles(preamble=found.strip()), name)
     path = Path(name).expanduser()
     if not os.path.isfile(path):  # not is_file, which raises where the name is too long, as of a text in its place
-        raise FrugalignError(f"There are no principles {name}: neither a file nor one of {', '.join(shipped())}.")
+        raise FrugalignError(
+            f"There are no principles {shown(name, quoted=False)}: neither a file nor one of {', '.join(shipped())}."
+        )
     if path.suffix in (".yaml", ".yml"):
         return _from_yaml(path)
     text = _read(path)
@@ -145,9 +147,16 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FrugalignError(f"{path} is not UTF-8 text.") from error
+    except OSError as error:
+        raise FrugalignError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if len(content) > MAX_BYTES:
+        raise FrugalignError(f"{path} is larger than {MAX_BYTES // 1024} KiB, which no model reads as principles.")
+    return text
 
 
 def _something(found: Principles, name: str) -> Principles:
@@ -157,24 +166,21 @@ def _something(found: Principles, name: str) -> Principles:
 
 
 def _from_yaml(path: Path) -> Principles:
-    try:
-        content = yaml.safe_load(_read(path))
-    except yaml.YAMLError as error:
-        raise FrugalignError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(path, "principles")
     if isinstance(content, list):
         content = {"principles": content}
     if not isinstance(content, dict):
         raise FrugalignError(f"{path} holds no principles.")
     if unknown := sorted(set(map(str, content)) - {"preamble", "principles", "demonstrations"}):
-        raise FrugalignError(f"{path} has {unknown[0]!r}; it takes preamble, principles and demonstrations.")
-    preamble, items, shown = (content.get(key) for key in ("preamble", "principles", "demonstrations"))
+        raise FrugalignError(f"{path} has {shown(unknown[0])}; it takes preamble, principles and demonstrations.")
+    preamble, items, examples = (content.get(key) for key in ("preamble", "principles", "demonstrations"))
     if not isinstance(preamble or "", str):
         raise FrugalignError(f"{path}: `preamble` must be text.")
     for number, item in enumerate(_list(items, path, "principles"), start=1):
         if not isinstance(item, str) or not item.strip():
             raise FrugalignError(f"{path}: principle {number} must be text.")
     pairs = []
-    for number, item in enumerate(_list(shown, path, "demonstrations"), start=1):
+    for number, item in enumerate(_list(examples, path, "demonstrations"), start=1):
         pair = [item.get(key) for key in ("prompt", "response")] if isinstance(item, dict) else []
         texts = [each.strip() for each in pair if isinstance(each, str) and each.strip()]
         if len(texts) < 2:

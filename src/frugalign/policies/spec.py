@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.wording import did_you_mean
+from frugalign.base.wording import did_you_mean, shown
 from frugalign.options.check import check_value
-from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE, POSITIVE, SEED
+from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE, SEED, TEMPERATURE
 
 if TYPE_CHECKING:
     from frugalign.decoding.loop import SamplingParams
@@ -189,8 +189,8 @@ class PolicySpec:
         known = [each.name for each in fields(cls)]
         for name, value in given.items():
             if name not in known:
-                hint = did_you_mean(name, known) or f"; it has {', '.join(known)}."
-                raise FrugalignError(f"A policy has no {name!r}{hint}")
+                hint = did_you_mean(str(name), known) or f"; it has {', '.join(known)}."
+                raise FrugalignError(f"A policy has no {shown(name)}{hint}")
             _check_type(name, value)
         if "proxy" in given:
             given["proxy"] = tuple(ProxySpec.read(item, float(strength)) for item in _items(given["proxy"]))
@@ -228,7 +228,7 @@ class PolicySpec:
         return f"{name} under {self.principles}" if self.principles else name
 
 
-_KINDS = {"temperature": POSITIVE, "max_new_tokens": COUNT, "max_prompt_length": COUNT, "seed": SEED}
+_KINDS = {"temperature": TEMPERATURE, "max_new_tokens": COUNT, "max_prompt_length": COUNT, "seed": SEED}
 
 
 @dataclass(frozen=True)

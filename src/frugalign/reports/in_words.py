@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from frugalign.base.parsing import dump_yaml
 
 
 def written(value: float, form: str) -> str:
@@ -68,4 +68,4 @@ def setting_in_words(value: Any) -> str:
         return "—"
     if isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value):
         return ", ".join(setting_in_words(each) for each in value)
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).removesuffix("...\n").strip()
+    return dump_yaml(value, allow_unicode=True, width=100).removesuffix("...\n").strip()

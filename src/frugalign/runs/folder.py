@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from frugalign.base.files import write_atomic, writing
 from frugalign.base.ledger import Ledger
+from frugalign.base.parsing import dump_yaml
 from frugalign.runs.layout import CONFIG_FILE, COSTS_FILE, LOG_FILE, STAGING_FOLDER, read_log
 
 
@@ -36,7 +36,7 @@ class RunFolder(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / STAGING_FOLDER, ignore_errors=True)
         lines = [line for line in read_log(folder) if state.global_step > 0 and line["step"] <= state.global_step]
-        write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.config, sort_keys=False))
+        write_atomic(folder / CONFIG_FILE, dump_yaml(self.config))
         write_atomic(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
         self.ledger.save(folder / COSTS_FILE)
 

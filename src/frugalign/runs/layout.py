@@ -31,10 +31,9 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import yaml
-
 from frugalign.base.files import read_json, read_lines
 from frugalign.base.ledger import Costs
+from frugalign.base.parsing import read_yaml
 
 LOCK_FILE = ".lock"
 STAGING_FOLDER = ".saving"
@@ -70,7 +69,8 @@ ROUND_SAMPLES_FILE = "evaluation.jsonl"
 def read_settings(folder: Path) -> dict[str, Any]:
     """Every option of the run, by name."""
     path = folder / CONFIG_FILE
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    found = read_yaml(path, "settings") if path.is_file() else None
+    return found if isinstance(found, dict) else {}
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from transformers import (
@@ -18,6 +17,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+from frugalign.base.terminal import console
 
 
 class _BarAndNumbers(Progress):
@@ -35,7 +36,7 @@ class TrainingProgress(TrainerCallback):
 
     def __init__(self, title: str, shown: tuple[str, ...]) -> None:
         self.title, self.shown = title, shown
-        self.console = Console(file=sys.stderr)
+        self.console = console(stderr=True)
         self._bar: Progress | None = None
 
     def replace_defaults(self, trainer: Trainer) -> None:

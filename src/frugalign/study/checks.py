@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import load_attribute
 from frugalign.base.wording import did_you_mean
 from frugalign.data import load_splits
 from frugalign.engines.loading import check_model
 from frugalign.methods import registry
+from frugalign.options.check import check_setting, check_value
+from frugalign.options.kinds import FINITE
+from frugalign.options.method_line import LineOptions
 from frugalign.policies.principles import load_principles
 from frugalign.rewards import load_rewards
 from frugalign.study.options import StudyOptions
@@ -45,6 +49,19 @@ def check_study(options: StudyOptions, lines: Sequence[Line]) -> None:
         load_principles(options.principles)
 
 
+def _check_values(line: Line, name: str, value: Any) -> None:
+    """Check a value, or every value of a sweep, by the rule of the option."""
+    config = registry.get(line.method).config
+    owners = [LineOptions, *([] if config is None else [load_attribute(config)])]
+    owner = next((each for each in owners if name in each.__dataclass_fields__), None)
+    for each in value if isinstance(value, list) else [value]:
+        named = f"In the study's line {line.label!r}, {name}"
+        if owner is not None:
+            check_setting(owner, name, each, named)
+        elif isinstance(each, float):
+            check_value(named, each, FINITE)
+
+
 def _rewards_of_lines(lines: Sequence[Line]) -> list[str]:
     """The rewards that the lines' own options name, each once."""
     every = [each for line in lines for each in swept(line)]
@@ -70,10 +87,10 @@ def check_lines(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> 
     for line in lines:
         method = registry.get(line.method)
         known = registry.option_names(method)
-        for name in line.setting:
+        for name, value in line.setting.items():
             said = f"The study's line {line.label!r} gives {line.method} the option {name!r}, which"
             if name not in known:
-                raise FrugalignError(f"{said} it does not have{did_you_mean(name, known) or '.'}")
+                raise FrugalignError(f"{said} it does not have{did_you_mean(name, known - _STUDY_OPTIONS) or '.'}")
             if name in _STUDY_OPTIONS:
                 raise FrugalignError(f"{said} the study sets for every line.")
             observed = registry.observed_by(name)
@@ -81,6 +98,7 @@ def check_lines(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> 
                 raise FrugalignError(f"{said} a study offers for {' and '.join(observed)} only.")
             if budget and name in _BUDGET_OPTIONS:
                 raise FrugalignError(f"{said} follows from the budget.")
+            _check_values(line, name, value)
         for each in swept(line):
             if (problem := method.problem(each.setting)) is not None:
                 raise FrugalignError(f"The study's line {line.label!r} {problem}.")

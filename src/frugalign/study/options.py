@@ -8,7 +8,9 @@ from typing import Any
 from frugalign.options import groups
 from frugalign.options.check import check_options
 from frugalign.options.declare import like, notes, option
-from frugalign.options.kinds import COUNT, PATH, SEED
+from frugalign.options.kinds import COUNT, PATH, SEED, Kind
+
+_PROCESSES = Kind("at least 1", lambda x: x >= 1, whole=True, largest=1024)
 
 
 @dataclass
@@ -88,7 +90,7 @@ class StudyOptions(
         "Folder of the trainings. Name another study's to reuse its trainings. Default: in output_dir.",
         PATH,
     )
-    jobs: int = option(1, "Cells to run at once, each in its own process.", COUNT)
+    jobs: int = option(1, "Cells to run at once, each in its own process.", _PROCESSES)
     only: list[str] = option(
         [], "Run only these: LABEL, or LABEL:SEED for one cell. The page shows every finished cell."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import is_attribute, module_file
+from frugalign.base.wording import shown
 from frugalign.methods import registry
 from frugalign.methods.method import Method
 from frugalign.options.check import check_value
@@ -23,7 +25,9 @@ from frugalign.study.options import StudyOptions
 
 BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
 _LARGE = 1 << 26
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+_MOST_SETTINGS = 1000
+_LONGEST_LABEL = 100
+"""It names a folder, with a hash, and a sweep adds its values."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
 
 _WITHOUT_EFFECT = {
@@ -114,8 +118,10 @@ def lines_of(options: StudyOptions) -> list[Line]:
     _check(options)
     lines = []
     for label, given in (options.methods or {}).items():
-        setting = {str(name): _as_number(value) for name, value in (given or {}).items()}
-        method = str(setting.pop("method", label))
+        setting = dict(given or {})
+        method = setting.pop("method", label)
+        if not isinstance(method, str):
+            raise FrugalignError(f"The study's line {label!r} must name its method as text, not {shown(method)}.")
         lacking = _method_of(label, method).lacks(lambda name: getattr(options, name))
         if lacking is not None:
             raise FrugalignError(f"The study's line {label!r} needs {lacking}, and the study names none.")
@@ -126,10 +132,10 @@ def lines_of(options: StudyOptions) -> list[Line]:
     if twice is not None:
         raise FrugalignError(f"Two lines of the study would share the folder of {twice!r}. Give one another label.")
     given = {line.label for line in lines}
-    shown, labels = given if options.choose is not None else set(every), given | set(every)
-    if options.reference is not None and options.reference not in shown:
+    in_table, labels = given if options.choose is not None else set(every), given | set(every)
+    if options.reference is not None and options.reference not in in_table:
         raise FrugalignError(
-            f"reference names {options.reference!r}, which is not a line of the table; there are {', '.join(sorted(shown))}."
+            f"reference names {options.reference!r}, which is not a line of the table; there are {', '.join(sorted(in_table))}."
         )
     seeds = [*options.seeds, *([] if options.choose is None else [options.choose.get("seed", 0)])]
     for name in options.only:
@@ -156,6 +162,10 @@ def swept(line: Line) -> list[Line]:
     names = [name for name, value in line.setting.items() if isinstance(value, list)]
     if not names:
         return [line]
+    if (n := math.prod(len(line.setting[name]) for name in names)) > _MOST_SETTINGS:
+        raise FrugalignError(
+            f"The study's line {line.label!r} sweeps over {n:,} settings, more than {_MOST_SETTINGS:,}."
+        )
     found = []
     for values in itertools.product(*(line.setting[name] for name in names)):
         chosen = dict(zip(names, values, strict=True))
@@ -257,22 +267,25 @@ def _check(options: StudyOptions) -> None:
     for label in labels:
         given = (options.methods or {})[label]
         if not isinstance(label, str) or not _LABEL.fullmatch(label):
-            raise FrugalignError(f"The study's label {label!r} must be letters, digits, spaces and . _ + , = - only.")
+            raise FrugalignError(
+                f"The study's label {shown(label)} must be letters, digits, spaces and . _ + , = - only."
+            )
+        if len(label) > _LONGEST_LABEL:
+            raise FrugalignError(f"The study's label {shown(label)} must be at most {_LONGEST_LABEL} characters long.")
         if given is not None and not isinstance(given, dict):
-            raise FrugalignError(f"The study's line {label!r} must be a mapping of options, not {given!r}.")
+            raise FrugalignError(f"The study's line {label!r} must be a mapping of options, not {shown(given)}.")
     budget: Mapping[str, Any] = options.budget or {}
     for name, value in budget.items():
         if name not in BUDGETS:
-            raise FrugalignError(f"The budget takes {', '.join(BUDGETS)}, not {name!r}.")
-        check_value(f"The budget's {name}", value, POSITIVE)
+            raise FrugalignError(f"The budget takes {', '.join(BUDGETS)}, not {shown(name)}.")
+        check_value(f"The budget's {name}", _scalar(f"The budget's {name}", value), POSITIVE)
     choose = options.choose or {}
-    if set(choose) - {"seed", "prompts"}:
-        raise FrugalignError(
-            f"choose takes seed and prompts, not {', '.join(sorted(set(choose) - {'seed', 'prompts'}))}."
-        )
+    for name in choose:
+        if name not in ("seed", "prompts"):
+            raise FrugalignError(f"choose takes seed and prompts, not {shown(name)}.")
     for name, kind in (("prompts", COUNT), ("seed", SEED)):
         if choose.get(name) is not None:
-            check_value(f"choose's {name}", choose[name], kind)
+            check_value(f"choose's {name}", _scalar(f"choose's {name}", choose[name]), kind)
     if options.reward_weights is not None and len(options.reward_weights) != len(options.reward):
         raise FrugalignError(
             f"There are {len(options.reward)} rewards, but {len(options.reward_weights)} reward_weights."
@@ -287,15 +300,14 @@ def _check(options: StudyOptions) -> None:
             raise FrugalignError(f"The study's line {label!r} sweeps {empty[0]} over an empty list.")
 
 
+def _scalar(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        raise FrugalignError(f"{name} is {shown(value)}; it must be one number.")
+    return value
+
+
 def _folder_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", label)
-
-
-def _as_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text."""
-    if isinstance(value, list):
-        return [_as_number(each) for each in value]
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def _short(value: Any) -> str:

@@ -30,7 +30,8 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     own: ClassVar[type] = ProxyOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"log_completions"})
 
-    def __post_init__(self) -> None:
+    def prepare(self) -> None:
+        """Fill in the folder, and what a proxy fixes."""
         if self.output_dir is None:
             self.output_dir = "runs/proxy"
         if self.eval_steps is not None:
@@ -39,11 +40,10 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
         self.bf16 = self.fp16 = False
         self.remove_unused_columns = False
         self.dataloader_num_workers = 0
-        self.disable_tqdm = bool(self.disable_tqdm) if self.disable_tqdm is not None else None
-        super().__post_init__()
-        self._check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Check what values mean together."""
+
         def demand(condition: bool, sentence: str) -> None:
             if not condition:
                 raise FrugalignError(sentence)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from frugalign.options import groups
 from frugalign.options.declare import defaults, notes, option
-from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSITIVE, SHARE
+from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSITIVE, SHARE, SIZE
 
 
 @dataclass
@@ -56,9 +56,9 @@ class ProxyOptions(
     )
     max_candidates: int | None = option(None, "Most candidates of a position. Default: 256, lookahead 8.", COUNT)
     hidden: int | None = option(
-        None, "Hidden width of q. Default: the largest that keeps the proxy under 1 % of the base.", COUNT
+        None, "Hidden width of q. Default: the largest that keeps the proxy under 1 % of the base.", SIZE
     )
-    dim: int | None = option(None, "Width d of q and k. Default: as `hidden`.", COUNT)
+    dim: int | None = option(None, "Width d of q and k. Default: as `hidden`.", SIZE)
     initial_bias: float | None = option(None, "b of an untrained proxy. Default: 0 (marginal), 2 (sequential).", FINITE)
 
     target_kl: float | None = option(

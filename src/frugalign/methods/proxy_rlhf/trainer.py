@@ -255,15 +255,6 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         summed: Tensor = self.accelerator.reduce(values.double().to(self.accelerator.device), reduction="sum")
         return summed.to(values)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        try:
-            return super().create_scheduler(num_training_steps, optimizer)
-        except (ValueError, TypeError) as error:
-            name = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
-            raise FrugalignError(
-                f"lr_scheduler_type {name} cannot be used: {' '.join(str(error).split()).rstrip('.')}."
-            ) from error
-
     # -- overridden methods of Trainer ---------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:

@@ -51,16 +51,17 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
     own: ClassVar[type] = PSLEOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"rounds", "principles", "eval_reward", "share_prefix"})
 
-    def __post_init__(self) -> None:
+    def prepare(self) -> None:
+        """Fill in the folder, and what rounds fix."""
         if self.output_dir is None:
             self.output_dir = "runs/psle"
         self.remove_unused_columns = False
         # Without an accelerator, torch would warn about pinned memory in every round.
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu and torch.cuda.is_available()
-        super().__post_init__()
-        self._check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Check what values mean together."""
+
         def demand(condition: bool, sentence: str) -> None:
             if not condition:
                 raise FrugalignError(sentence)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from frugalign.options import groups
 from frugalign.options.declare import defaults, like, notes, option
-from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE, TEMPERATURE
 
 
 @dataclass
@@ -67,13 +67,15 @@ class PSLEOptions(
         "std", "Unit of τ and of the weights: the standard deviation of round 0's rewards, or the reward's own."
     )
     use_ranking: bool = option(True, "Rank clear gains; --no_use_ranking makes every couple demonstrations (ablation).")
-    ranking_temperature: float = option(0.5, "t: the scale of the ranking loss, in log-likelihood per token.", POSITIVE)
+    ranking_temperature: float = option(
+        0.5, "t: the scale of the ranking loss, in log-likelihood per token.", TEMPERATURE
+    )
     weighting: Literal["round", "pair", "none"] = option(
         "round",
         "Weights of demonstrations: exp of the reward over the round, a softmax inside each couple, or all alike.",
     )
     weight_temperature: float = option(
-        1.0, "T_w: the rise of the reward that multiplies a weight by e, in units of tau_scale.", POSITIVE
+        1.0, "T_w: the rise of the reward that multiplies a weight by e, in units of tau_scale.", TEMPERATURE
     )
     weight_cap: float = option(5.0, "The largest weight, as a multiple of the round's mean weight.", POSITIVE)
     kl_weight: float = option(0.0, "Weight of the KL to the starting model, in nats per token.", NON_NEGATIVE)

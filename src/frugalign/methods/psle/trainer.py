@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
+from frugalign.base.parsing import dump_yaml
 from frugalign.base.wording import pluralize
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import fingerprint
@@ -176,7 +176,7 @@ class PSLETrainer:
             else:
                 clear_folder(folder, overwrite=self.args.overwrite_output_dir)
                 write_json_atomic(folder / RUN_FILE, self._run_settings())
-            write_atomic(folder / CONFIG_FILE, yaml.safe_dump(self.args.resolved(), sort_keys=False))
+            write_atomic(folder / CONFIG_FILE, dump_yaml(self.args.resolved()))
         self._wait()
         self._evaluate_start(folder / START_FOLDER)
         manifests: list[Manifest] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from frugalign.options import groups
 from frugalign.options.check import check_options
 from frugalign.options.declare import defaults, notes, option
-from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PART, PATH, POSITIVE, WHOLE
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, NON_NEGATIVE, PART, PATH, POSITIVE
 
 
 @dataclass
@@ -36,7 +36,7 @@ class RewardOptions(
         [], "Labelled answers from elsewhere, repeatable: reported, never learned from."
     )
     layers: list[int] | None = option(
-        None, "Layers to read, as indices into hidden_states (negative: from the end). Default: 1 to the last.", WHOLE
+        None, "Layers to read, as indices into hidden_states (negative: from the end). Default: 1 to the last.", LAYER
     )
     test_fraction: float = option(
         0.2, "Share of the prompts held out for the report, where there is no test split.", PART
@@ -57,7 +57,7 @@ class RewardOptions(
         False, "Also train a whole reward model on the same pairs: its accuracy and cost, beside the probes'."
     )
     full_model_epochs: int = option(2, "Passes of that training; the best by the validation pairs is kept.", COUNT)
-    full_model_learning_rate: float = option(1e-4, "Its learning rate.", NON_NEGATIVE)
+    full_model_learning_rate: float = option(1e-4, "Its learning rate.", LEARNING_RATE)
 
     n_shuffles: int = option(5, "Fits on shuffled labels for the control.", COUNT_OR_ZERO)
     cache_dir: str | None = option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.", PATH)

@@ -57,14 +57,17 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
     use_weighting: bool = field(default=False, metadata={"help": "Must stay false."})
     f_divergence_type: str = field(default="reverse_kl", metadata={"help": "Must stay reverse_kl."})
 
-    def __post_init__(self) -> None:
+    def prepare(self) -> None:
+        """Fill in the folder, and what our data sets need."""
         if self.output_dir is None:
             self.output_dir = "runs/rerank"
         if self.eval_steps is not None:
             self.eval_strategy = "steps"
         # Our data sets hold only the columns that the collator reads.
         self.remove_unused_columns = False
-        super().__post_init__()
+
+    def check(self) -> None:
+        """Check what values mean together."""
         check_value("beta", self.beta, POSITIVE)
         for name, (neutral, instead) in _NOT_TAKEN.items():
             if getattr(self, name) not in (neutral, [neutral], None):

@@ -1,0 +1,19 @@
+"""Options of a study's lines that no training config has. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from frugalign.options import groups
+from frugalign.options.declare import like, option
+from frugalign.options.kinds import COUNT, FINITE
+
+
+@dataclass(eq=False, repr=False)
+class LineOptions(groups.Lora):
+    """The names in `Method.options`, with the rules for their values."""
+
+    n: int = option(4, "Completions per prompt, of which the best by the reward is kept.", COUNT)
+    top_k: int = option(10, "How many tokens the guiding reward scores at each position.", COUNT)
+    weight: float = option(1.0, "Weight of the guiding reward.", FINITE)
+    sample: int = like(groups.Generations, "num_generations", 4, "Here of the base; they are ranked into pairs.")
