@@ -212,7 +212,8 @@ def test_an_adapter_does_not_outlive_its_run(capsys: pytest.CaptureFixture[str])
 @pytest.mark.slow
 def test_pairs_with_the_prompt_within_both_answers_will_do(tmp_path: Path) -> None:
     rows = [
-        {side: f"{row['prompt']} {row[side]}" for side in ("chosen", "rejected")} for row in sample_pairs("train", 12)
+        {side: f"Human: {row['prompt']}\nAssistant: {row[side]}" for side in ("chosen", "rejected")}
+        for row in sample_pairs("train", 12)
     ]
     Path("implicit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("my.py").write_text("def letters(completions, **_):\n    return [float(len(text)) for text in completions]\n")
