@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import read_lines
+from frugalign.base.json_files import read_lines
 from frugalign.cli.main import main
 from frugalign.methods.budget import Budget
 from frugalign.reports.study.curve_figures import on_test

@@ -10,8 +10,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,11 @@ _REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "a folder stands in its place",
+    errno.ENOENT: "its folder is gone",
 }
+on_change: Callable[[str, Path], None] | None = None
+"""Called before and after every change of a file here, with the name of the moment and the path. It lets a test stop the
+process or fill the disk at any of these moments."""
 
 
 @contextmanager
@@ -51,8 +56,18 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
-        raise FrugalignError(f"Cannot write {path}: {reason}.") from error
+        raise FrugalignError(f"Cannot write {path}: {reason_of(error)}.") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused, in words that follow a colon."""
+    return _REASONS.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
+
+
+def announce(name: str, path: Path) -> None:
+    """Call `on_change`, if it is set."""
+    if on_change is not None:
+        on_change(name, path)
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -65,6 +80,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     with writing(path):
+        announce("write", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
@@ -72,11 +88,18 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            announce("staged", path)
             Path(staged).chmod(0o666 & ~_umask())  # mkstemp makes private files; an artefact is as public as its folder
             os.replace(staged, path)
         except BaseException:
             Path(staged).unlink(missing_ok=True)
             raise
+        announce("written", path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what `write_atomic` leaves behind when the process is killed inside it."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}\.tmp", path.name) is not None
 
 
 def _umask() -> int:
@@ -92,32 +115,6 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
         FrugalignError: the file cannot be written. ValueError: `value` holds a NaN or an infinity.
     """
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Empty if the file does not exist.
-
-    Raises:
-        FrugalignError: the file is not JSON.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FrugalignError(f"{path} is not valid JSON: {error}.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSONL file. A line that a crash cut short is left out."""
-    found: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
-        try:
-            found.append(json.loads(text))
-        except ValueError:
-            continue
-    return found
 
 
 def check_safetensors(path: str | Path) -> None:
@@ -246,6 +243,15 @@ def _cell(value: Any) -> str:
     """A value in a Markdown table: one line, pipes escaped, floats short."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def hash_file(path: Path) -> str:
+    """A hash of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def hash_weights(model: Any) -> str:

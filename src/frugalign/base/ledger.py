@@ -20,6 +20,15 @@ PHASES = ("load", "rollout", "reward", "optimise", "evaluate", "save")
 _COUNTERS = ("lm_forward_tokens", "generated_tokens", "reward_calls", "optimizer_steps")
 
 
+class Counts(TypedDict):
+    """The exact counters of a ledger."""
+
+    lm_forward_tokens: int
+    generated_tokens: int
+    reward_calls: int
+    optimizer_steps: int
+
+
 class Costs(TypedDict, total=False):
     """A ledger as JSON. `Ledger` says what each number counts. An older file may lack some of them."""
 
@@ -63,6 +72,25 @@ class Ledger:
         self.generated_tokens += generated_tokens
         self.reward_calls += reward_calls
         self.optimizer_steps += optimizer_steps
+
+    def counts(self) -> Counts:
+        """The counters by name, as `count` takes them."""
+        return {
+            "lm_forward_tokens": self.lm_forward_tokens,
+            "generated_tokens": self.generated_tokens,
+            "reward_calls": self.reward_calls,
+            "optimizer_steps": self.optimizer_steps,
+        }
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count nothing within the block except seconds: for work that a resumed run repeats and has counted before."""
+        before = self.counts()
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def add(self, other: Ledger, wall_clock: float = 0.0) -> None:
         """Add another ledger's counters and seconds by phase. The higher memory peak is kept.

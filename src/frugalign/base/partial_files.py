@@ -1,41 +1,79 @@
-"""Rows saved as they are finished, so that a killed run resumes where it stopped."""
+"""Rows saved as they are finished, so that a killed run resumes where it stopped.
+
+Each line of the file holds the rows of one chunk with what they cost, so both survive a kill or neither does. A run that is
+resumed thus counts what it kept, and not what the kill threw away.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
+
+from frugalign.base.files import write_atomic, writing
+from frugalign.base.json_files import append_lines
+from frugalign.base.json_types import mismatch
+from frugalign.base.ledger import Counts, Ledger
+from frugalign.base.parsing import parse_json
+
+
+class _Chunk(TypedDict):
+    rows: list[Any]
+    costs: Counts
 
 
 class PartialWork:
-    """The finished rows of a task, one JSON line each. The first line identifies the task; a different task starts
-    afresh."""
+    """The finished rows of a task. The first line identifies the task; a different task starts afresh.
+
+    Attributes:
+        rows: all finished rows.
+        spent: what the rows cost that were read from the file.
+    """
 
     def __init__(self, path: Path | None, *identity: Any) -> None:
         """Read what an interrupted run left at `path`. The `repr` of `identity` identifies the task.
 
         Args:
             path: the file; None keeps the rows in memory only.
+
+        Raises:
+            FrugalignError: the file cannot be read or written.
         """
-        self.path, self.rows = path, list[Any]()
+        self.path, self.rows, self.spent = path, list[Any](), Ledger()
         if path is None:
             return
-        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
-        # A kill can cut the last line, even within a character: drop it before decoding.
-        # Not splitlines, which also splits at characters that a response may hold.
-        whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-        lines = [line.decode() for line in whole]
-        lines = lines if lines[:1] == [key] else [key]
-        self.rows = [json.loads(line) for line in lines[1:]]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        task = json.dumps(hashlib.sha256(repr(identity).encode()).hexdigest()[:24]).encode()
+        with writing(path):
+            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last one has no end
+            if lines[:1] != [task]:
+                write_atomic(path, task + b"\n")
+                return
+            whole = len(task) + 1
+            for line in lines[1:]:
+                chunk = _chunk(line)
+                if chunk is None:
+                    break
+                whole += len(line) + 1
+                self.rows += chunk["rows"]
+                self.spent.count(**chunk["costs"])
+            os.truncate(path, whole)
 
-    def add(self, rows: Iterable[Any]) -> None:
-        """Append these rows."""
+    def add(self, rows: Iterable[Any], spent: Ledger | None = None) -> None:
+        """Append a chunk of rows, with what they cost."""
         new = list(rows)
         self.rows += new
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in new))
+            chunk = {"rows": new, "costs": (spent or Ledger()).counts()}
+            append_lines(self.path, [json.dumps(chunk, ensure_ascii=False, default=str)])
+
+
+def _chunk(line: bytes) -> _Chunk | None:
+    """The chunk in a line; None for a damaged one."""
+    try:
+        found = parse_json(line)
+    except ValueError:
+        return None
+    return cast(_Chunk, found) if mismatch(found, _Chunk) is None else None

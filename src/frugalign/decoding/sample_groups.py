@@ -69,9 +69,11 @@ def sample_groups(
     seed, epoch, batch_size, partial = options.seed, options.epoch, options.batch_size, options.partial
     work = () if partial is None else (engine.weights_id(), prompt_ids, numbers, size, params, seed, epoch)
     finished = PartialWork(partial, *work)
+    ledger = ledger or Ledger()
+    ledger.add(finished.spent)
     per_chunk = max(1, _CHUNK * batch_size // size)
     for start in range(len(finished.rows), len(prompts), per_chunk):
-        rows = range(start, min(start + per_chunk, len(prompts)))
+        rows, spent = range(start, min(start + per_chunk, len(prompts))), Ledger()
         generation = generate(
             engine,
             [prompt_ids[row] for row in rows for _ in range(size)],
@@ -80,9 +82,10 @@ def sample_groups(
                 seed, epoch, [numbers[row] for row in rows for _ in range(size)], list(range(size)) * len(rows)
             ),
             options=LoopOptions(batch_size=batch_size, shared_prefix=shared),
-            ledger=ledger,
+            ledger=spent,
         )
+        ledger.add(spent)
         texts = tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)
         parts = [slice(place * size, (place + 1) * size) for place in range(len(rows))]
-        finished.add([texts[part], generation.completion_ids[part]] for part in parts)
+        finished.add(([texts[part], generation.completion_ids[part]] for part in parts), spent)
     return Groups(list(prompts), [texts for texts, _ in finished.rows], [ids for _, ids in finished.rows])

@@ -19,7 +19,10 @@ from frugalign.base.ledger import Ledger
 from frugalign.engines.transformers import causal_lm, device_of, evaluating
 
 _TOKENS = 8192
-"""Padded tokens of one batch."""
+"""Padded tokens of one batch, at most."""
+_LEAST_TOKENS = 256
+_SMALL = 64 * 2**20
+"""Bytes that the activations of a batch may always take."""
 
 
 def n_layers(model: PreTrainedModel) -> int:
@@ -53,7 +56,7 @@ def endpoint_states(
     sequences: Sequence[Sequence[int]],
     layers: Sequence[int],
     *,
-    max_tokens: int = _TOKENS,
+    max_tokens: int | None = None,
     ledger: Ledger | None = None,
 ) -> Tensor:
     """`hidden_states[l]` at each text's last token, float32 on the CPU, `[N, len(layers), D]`, in the order of the texts.
@@ -61,7 +64,8 @@ def endpoint_states(
     Args:
         sequences: token ids, none empty.
         layers: indices into `hidden_states`, as `resolve_layers` gives them.
-        max_tokens: padded tokens per batch; the states do not depend on it.
+        max_tokens: padded tokens per batch; the states do not depend on it. Default: as many as keep the activations within a
+            quarter of the model's size, but at most 8192.
 
     Raises:
         FrugalignError: an empty text.
@@ -72,7 +76,7 @@ def endpoint_states(
     # Skip the LM head if possible: the logits of a long text are larger than all its states.
     lm = causal_lm(model)
     body: Any = getattr(lm, lm.base_model_prefix, None) or lm
-    for rows in _batches(sequences, max_tokens):
+    for rows in _batches(sequences, max_tokens or _affordable_tokens(lm)):
         longest = max(len(sequences[row]) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
         mask = torch.zeros_like(ids)
@@ -89,6 +93,16 @@ def endpoint_states(
             found = output.hidden_states[layer]  # a model may be spread over devices
             states[rows, column] = found[place_of.to(found.device), end.to(found.device)].float().cpu()
     return states
+
+
+def _affordable_tokens(lm: Any) -> int:
+    """Padded tokens whose activations take a quarter of the model's size: all layers' states, and one layer's inner ones."""
+    text = lm.config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    first = next(lm.parameters())
+    per_token = ((n_layers(lm) + 4) * text.hidden_size + 3 * inner) * first.element_size()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in lm.parameters())
+    return int(max(_LEAST_TOKENS, min(_TOKENS, max(_SMALL, size // 4) // per_token)))
 
 
 def _batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:

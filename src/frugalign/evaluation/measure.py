@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import write_atomic, write_json_atomic
+from frugalign.base.files import write_atomic, write_json_atomic, writing
 from frugalign.base.ledger import Ledger
 from frugalign.data import load_prompts
 from frugalign.engines.transformers import device_of
@@ -205,9 +205,11 @@ def _sample_lines(before: Sequence[Response], after: Sequence[Response]) -> list
 def _write(
     folder: Path, metrics: Mapping[str, Any], before: Sequence[Response], after: Sequence[Response], ledger: Ledger
 ) -> None:
-    """Write the metrics, the samples and the costs."""
+    """Write the samples, the costs and the metrics. The metrics come last: a folder without them holds no evaluation."""
+    with writing(folder / METRICS_FILE):
+        (folder / METRICS_FILE).unlink(missing_ok=True)  # of an earlier evaluation
     with ledger.phase("save"):
-        write_json_atomic(folder / METRICS_FILE, metrics)
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _sample_lines(before, after))
         write_atomic(folder / SAMPLES_FILE, "".join(lines))
     ledger.save(evaluation_costs_file(folder))
+    write_json_atomic(folder / METRICS_FILE, metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
@@ -26,6 +27,35 @@ def needs(library: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingLibrary(f"A page needs {library}: pip install 'frugalign[study]'.") from error
+
+
+@contextmanager
+def drawing(folder: Path) -> Iterator[None]:
+    """Turn what fails while a page is drawn into one sentence. A page depends on files only, so its files are damaged.
+
+    Raises:
+        FrugalignError: with what failed, and `FRUGALIGN_DEBUG=1` shows where.
+    """
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        _template_error(),
+    ) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise FrugalignError(f"A file in {folder} is damaged, so no page can be drawn from it ({said}).") from error
+
+
+def _template_error() -> type[Exception]:
+    with needs("Jinja2"):
+        from jinja2 import TemplateError
+    found: type[Exception] = TemplateError
+    return found
 
 
 def check_libraries() -> None:

@@ -14,7 +14,7 @@ from frugalign.methods.psle.report_data import Rounds, read_rounds, side_by_side
 from frugalign.reports import figures
 from frugalign.reports.in_words import precise_interval, prompt_in_words, scores_in_words
 from frugalign.reports.psle_section import section
-from frugalign.reports.render import render
+from frugalign.reports.render import drawing, render
 from frugalign.reports.rerank_section import shift_of
 from frugalign.reports.reward_page import write_reward_report
 from frugalign.runs.layout import (
@@ -108,9 +108,14 @@ def write_report(run_folder: str | Path) -> Path:
     for in the same folder and directly below it. A representation reward gets a different page.
 
     Raises:
-        FrugalignError: any other folder.
+        FrugalignError: any other folder, or damaged files.
     """
     folder = Path(run_folder).expanduser()
+    with drawing(folder):
+        return _write(folder)
+
+
+def _write(folder: Path) -> Path:
     if read_reward_report(folder) is not None:
         return write_reward_report(folder)
     run = _read(folder)

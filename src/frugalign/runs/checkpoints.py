@@ -8,6 +8,7 @@ package lists it before its Trainer class.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -15,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import (
@@ -26,12 +27,17 @@ from frugalign.base.files import (
     CARD_FILE,
     MODEL_CONFIG_FILE,
     WEIGHTS_FILE,
+    announce,
+    hash_file,
+    write_atomic,
     write_json_atomic,
 )
+from frugalign.base.json_files import read_json
 from frugalign.base.ledger import Ledger
 from frugalign.options.resuming import is_resuming
-from frugalign.runs.folder import saving
+from frugalign.runs.folder import keep_lines, saving
 from frugalign.runs.layout import (
+    CHECKPOINT_HASHES_FILE,
     CHECKPOINT_PREFIX,
     CHECKPOINT_STATE_FILE,
     COMPLETIONS_FILE,
@@ -48,11 +54,13 @@ from frugalign.runs.layout import (
     TRAINING_ARGUMENTS_FILE,
     checkpoint_folder,
     checkpoints_in,
+    is_finished,
     rankings_in,
     shift_responses_file,
 )
 from frugalign.runs.lock import in_use
 
+_log = logging.getLogger(__name__)
 _RUN_FILES = (
     *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, TRAINING_ARGUMENTS_FILE, SHIFT_FILE),
     *(WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, CARD_FILE),
@@ -68,7 +76,9 @@ class WholeCheckpoints(ABC):
     state: TrainerState
     ledger: Ledger
     accelerator: Any
+    callback_handler: Any
     _staging = False
+    _resumed_loss: dict[str, float]
 
     @abstractmethod
     def run_settings(self) -> dict[str, Any]:
@@ -116,14 +126,22 @@ class WholeCheckpoints(ABC):
             self.accelerator.wait_for_everyone()
             found: TrainOutput = trainer.train(None, trial, ignore_keys_for_eval)
             return found
+        check_whole(Path(checkpoint))
         check_settings(checkpoint, checkpoint_state(Path(checkpoint)).get("settings", {}), self.run_settings())
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.global_step < self._last_step():
-            found = trainer.train(checkpoint, trial, ignore_keys_for_eval)
+            restored = _LossSoFar(self)
+            self.callback_handler.add_callback(restored)
+            try:
+                found = trainer.train(checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                self.callback_handler.remove_callback(restored)
             return found
         # Training had ended, but the artefact was not saved yet. Trainer would take one more step.
         self._load_from_checkpoint(checkpoint)
         self.state = state
+        if state.is_world_process_zero:
+            keep_lines(Path(folder), state.global_step)
         return TrainOutput(state.global_step, float("nan"), {})
 
     def _last_step(self) -> int:
@@ -148,8 +166,10 @@ class WholeCheckpoints(ABC):
                 self.accelerator.wait_for_everyone()
         finally:
             self._staging = False
+        loss = self._loss()
         if self.args.should_save:
-            state = {"settings": self.run_settings(), "ledger": self.ledger.to_dict()} | self.run_state()
+            state = {"settings": self.run_settings(), "ledger": self.ledger.to_dict(), "loss": loss}
+            state |= self.run_state()
             publish_checkpoint(Path(self._get_output_dir(trial)), step, state, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -158,7 +178,27 @@ class WholeCheckpoints(ABC):
         trainer._load_from_checkpoint(resume_from_checkpoint, model)
         state = checkpoint_state(Path(resume_from_checkpoint))
         self.ledger.load_dict(state["ledger"])
+        self._resumed_loss = state["loss"]
         self.load_run_state(state)
+
+    def _loss(self) -> dict[str, float]:
+        """Trainer's sum of losses since the last log line, a mean over processes, and the step of that line."""
+        trainer: Any = self
+        total = self.accelerator.reduce(trainer._tr_loss.detach().clone(), "mean")
+        return {"sum": float(total), "since": trainer._globalstep_last_logged}
+
+
+class _LossSoFar(TrainerCallback):
+    """Restores the sum of losses that a checkpoint holds. Trainer would restart it, and the next log line would have another mean."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._tr_loss += self.trainer._resumed_loss["sum"]
+        self.trainer._globalstep_last_logged = self.trainer._resumed_loss["since"]
 
 
 def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] = ()) -> None:
@@ -195,24 +235,64 @@ def _results(folder: Path) -> list[Path]:
 
 
 def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: int | None) -> None:
-    """Complete the staged checkpoint, move it into place in one step, and delete the oldest ones."""
+    """Complete the staged checkpoint with `state` and the hashes of its files, move it into place in one step, and delete
+    the oldest ones."""
     staged = checkpoint_folder(run_dir / STAGING_FOLDER, step)
-    write_json_atomic(staged / CHECKPOINT_STATE_FILE, state)
+    write_atomic(staged / CHECKPOINT_STATE_FILE, json.dumps(state, indent=1))  # a diverged run's state may hold NaN
+    hashes = {path.name: hash_file(path) for path in sorted(staged.iterdir()) if path.is_file()}
+    write_json_atomic(staged / CHECKPOINT_HASHES_FILE, hashes)
     target = checkpoint_folder(run_dir, step)
     if target.exists():
-        shutil.rmtree(target)
+        discard(target)
+    announce("move", target)
     os.replace(staged, target)
+    announce("moved", target)
+    for old in checkpoints_in(run_dir)[: -keep if keep else 0]:
+        discard(old)
     shutil.rmtree(run_dir / STAGING_FOLDER, ignore_errors=True)
-    rotate_checkpoints(output_dir=str(run_dir), save_total_limit=keep, use_mtime=False)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint. It leaves its place in one step, so a kill leaves no part of it there."""
+    staging = checkpoint.parent / STAGING_FOLDER
+    staging.mkdir(exist_ok=True)
+    leaving = staging / f"old-{checkpoint.name}"
+    shutil.rmtree(leaving, ignore_errors=True)
+    announce("move", checkpoint)
+    os.replace(checkpoint, leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
-    """The state that `publish_checkpoint` stored beside the weights."""
+    """The state that `publish_checkpoint` stored beside the weights.
+
+    Raises:
+        FrugalignError: there is none, or it is damaged.
+    """
     path = checkpoint / CHECKPOINT_STATE_FILE
     if not path.is_file():
         raise FrugalignError(f"{checkpoint} is not a checkpoint of this trainer: it holds no {CHECKPOINT_STATE_FILE}.")
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state
+    return read_json(path, nan=True)
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Check that every file of a checkpoint is as it was saved.
+
+    Raises:
+        FrugalignError: one is missing or has changed; the message names it and the checkpoint before.
+    """
+    hashes = {CHECKPOINT_STATE_FILE: ""} | read_json(checkpoint / CHECKPOINT_HASHES_FILE, dict[str, str])
+    for name, digest in hashes.items():
+        if not (checkpoint / name).is_file() or hash_file(checkpoint / name) != digest:
+            raise FrugalignError(f"{checkpoint / name} is missing or damaged. {_instead(checkpoint)}")
+
+
+def _instead(damaged: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    others = [path for path in checkpoints_in(damaged.parent) if path != damaged]
+    if others:
+        return f"Resume from another checkpoint (resume_from_checkpoint {others[-1]})."
+    return "Start again (overwrite_output_dir)."
 
 
 _BY_HASH = {"base", "prompts", "held-out prompts", "pairs", "probes"}
@@ -253,3 +333,25 @@ def find_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
         raise FrugalignError(f"There is no checkpoint folder {wanted}.")
     checkpoint_state(Path(str(wanted)))
     return str(wanted)
+
+
+def checkpoint_to_resume(output_dir: str, wanted: str | bool | None, overwrite: bool) -> str | None:
+    """The checkpoint that a command resumes from; None to start from the beginning.
+
+    A run that was stopped before it saved its artefact is resumed by the same command, from its newest checkpoint.
+
+    Raises:
+        FrugalignError: `wanted` names no checkpoint, or the folder holds a finished run (unless `overwrite`).
+    """
+    if is_resuming(wanted):
+        return find_checkpoint(output_dir, wanted)
+    folder = Path(output_dir)
+    if overwrite:
+        return None
+    if is_finished(folder):
+        refuse_earlier_run(folder, overwrite)
+    found = checkpoints_in(folder)
+    if not found:
+        return None
+    _log.warning("Resuming the unfinished run in %s from %s.", output_dir, found[-1].name)
+    return str(found[-1])

@@ -10,7 +10,8 @@
       shift.json            the reward and the noise floor of the shift (rerank, shift_reward)
       reward_report.json    accuracy and controls of a representation reward
       trained_on.json       the prompts that an adapter or a model was trained on
-      checkpoint-40/        Trainer's files and frugalign.json; written in .saving/ and moved into place whole
+      checkpoint-40/        Trainer's files, frugalign.json (our state) and hashes.json (of the other files); written in
+                            .saving/ and moved into place whole
       model.safetensors …   the artefact; see `frugalign.base.files`
       report.html           the page
     runs/mine/evaluation/
@@ -19,8 +20,10 @@
     runs/mine/              PSLE also writes
       run.json              the settings at the start of the run, and σ_0
       start/                the evaluation before round 0
-      round-000/            responses.jsonl, metrics.jsonl, costs.json, the policy, evaluation.json, evaluation.jsonl, and
+      round-000/            responses.jsonl, metrics.jsonl, the policy, evaluation.json, evaluation.jsonl, costs.json, and
                             manifest.json. That is written last, so a round without it is incomplete.
+                            responses.costs.json and evaluation.costs.json are the parts of costs.json that a resumed round
+                            does not spend again; each is written before what it paid for.
 
 Nothing here imports torch. A reader returns an empty value for a missing file, and raises FrugalignError for invalid JSON.
 """
@@ -31,10 +34,14 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from frugalign.base.files import read_json, read_lines
+from frugalign.base.errors import FrugalignError
+from frugalign.base.files import ADAPTER_WEIGHTS_FILE, WEIGHTS_FILE
+from frugalign.base.json_files import read_json, read_lines
 from frugalign.base.ledger import Costs
 from frugalign.base.parsing import read_yaml
 
+FINISHED_MARKS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", ADAPTER_WEIGHTS_FILE)
+"""The files of weights. One of them is written last, so a run folder with one is finished."""
 LOCK_FILE = ".lock"
 STAGING_FOLDER = ".saving"
 CONFIG_FILE = "config.yaml"
@@ -48,6 +55,7 @@ TRAINED_ON_FILE = "trained_on.json"
 TRAINING_ARGUMENTS_FILE = "training_args.bin"
 CHECKPOINT_PREFIX = "checkpoint-"
 CHECKPOINT_STATE_FILE = "frugalign.json"
+CHECKPOINT_HASHES_FILE = "hashes.json"
 REPORT_FILE = "report.html"
 
 METRICS_FILE = "metrics.json"
@@ -58,8 +66,10 @@ RUN_FILE = "run.json"
 START_FOLDER = "start"
 ROUND_PREFIX = "round-"
 RESPONSES_FILE = "responses.jsonl"
+RESPONSES_COSTS_FILE = "responses.costs.json"
 MANIFEST_FILE = "manifest.json"
 ROUND_METRICS_FILE = "evaluation.json"
+ROUND_METRICS_COSTS_FILE = "evaluation.costs.json"
 ROUND_SAMPLES_FILE = "evaluation.jsonl"
 
 
@@ -69,23 +79,41 @@ ROUND_SAMPLES_FILE = "evaluation.jsonl"
 def read_settings(folder: Path) -> dict[str, Any]:
     """Every option of the run, by name."""
     path = folder / CONFIG_FILE
-    found = read_yaml(path, "settings") if path.is_file() else None
-    return found if isinstance(found, dict) else {}
+    found = read_yaml(path, "settings") if path.exists() else {}
+    if not isinstance(found or {}, dict):
+        raise FrugalignError(f"{path} is damaged: it does not hold options by name.")
+    return found or {}
+
+
+class _LogLine(TypedDict):
+    step: int
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The log lines: `step`, `epoch` and the trainer's measures. A line that a crash truncated is left out."""
-    return read_lines(folder / LOG_FILE)
+    return read_lines(folder / LOG_FILE, _LogLine)
 
 
-def read_costs(folder: Path) -> Costs:
+def read_costs(folder: Path, name: str = COSTS_FILE) -> Costs:
     """The ledger of the training in this folder, or of the evaluation if the folder holds nothing else."""
-    return cast(Costs, read_json(folder / COSTS_FILE))
+    return cast(Costs, read_json(folder / name, Costs))
 
 
 def read_trained_on(folder: Path) -> dict[str, Any]:
     """The prompts that the adapter or model in this folder was trained on, as `training_data_record` describes them."""
-    return read_json(folder / TRAINED_ON_FILE)
+    return read_json(folder / TRAINED_ON_FILE, _TrainedOn)
+
+
+class _TrainedOn(TypedDict, total=False):
+    name: str | None
+    fingerprint: str
+    held_out_fraction: float
+    seed: int
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in this folder has saved its artefact."""
+    return any((folder / name).exists() for name in FINISHED_MARKS)
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
@@ -133,8 +161,8 @@ class ShiftStart(TypedDict):
 
 def read_shift(folder: Path) -> ShiftStart | None:
     """The reward and the noise floor of a re-ranking run's shift; None if it was not measured."""
-    found = read_json(folder / SHIFT_FILE)
-    return cast(ShiftStart, found) if "floor" in found else None
+    found = read_json(folder / SHIFT_FILE, ShiftStart)
+    return cast(ShiftStart, found) if found else None
 
 
 def read_reward_report(folder: Path) -> dict[str, Any] | None:
@@ -171,14 +199,30 @@ def evaluation_of(folder: Path) -> Path:
     return below[-1].parent if below else folder
 
 
+class Estimate(TypedDict):
+    """A mean with its 95 % interval over `n` values."""
+
+    mean: float
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+
+
+class _Metrics(TypedDict, total=False):
+    settings: dict[str, Any]
+    reward: Estimate | None
+    rewards: dict[str, Estimate | None]
+    base_rewards: dict[str, Estimate | None]
+
+
 def read_metrics(folder: Path) -> dict[str, Any]:
     """What `evaluate` returned."""
-    return read_json(folder / METRICS_FILE)
+    return read_json(folder / METRICS_FILE, _Metrics)
 
 
 def read_samples(folder: Path) -> list[Sample]:
     """Every completion that was evaluated, prompt by prompt."""
-    return cast(list[Sample], read_lines(folder / SAMPLES_FILE))
+    return cast(list[Sample], read_lines(folder / SAMPLES_FILE, Sample, whole=True))
 
 
 def evaluation_costs_file(folder: Path) -> Path:
@@ -188,7 +232,7 @@ def evaluation_costs_file(folder: Path) -> Path:
 
 def read_evaluation_costs(folder: Path) -> Costs:
     """The costs of an evaluation that was written into a training's folder."""
-    return cast(Costs, read_json(folder / EVALUATION_COSTS_FILE))
+    return read_costs(folder, EVALUATION_COSTS_FILE)
 
 
 # -- PSLE's rounds ----------------------------------------------------------------------------------------------------
@@ -235,27 +279,41 @@ def rounds_in(folder: Path) -> list[int]:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a round's folder; None if the round is incomplete."""
     path = folder / MANIFEST_FILE
-    return cast(Manifest, read_json(path)) if path.is_file() else None
+    return cast(Manifest, read_json(path, Manifest)) if path.exists() else None
+
+
+class _Responses(TypedDict, total=False):
+    rewards: list[float | None]
+    by_reward: dict[str, Any]
 
 
 def read_responses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a round's responses, unchecked. PSLE's `read_round` checks them."""
-    return read_lines(folder / RESPONSES_FILE)
+    """The lines of a round's responses, hardly checked. PSLE's `read_round` checks them."""
+    return read_lines(folder / RESPONSES_FILE, _Responses, whole=True)
 
 
 def read_round_metrics(folder: Path) -> dict[str, Any]:
     """Means with intervals over the held-out prompts, in a round's folder or in `start`."""
-    return read_json(folder / ROUND_METRICS_FILE)
+    return read_json(folder / ROUND_METRICS_FILE, _Metrics)
+
+
+class _RoundSample(TypedDict):
+    prompt: Any
+    completion: str
 
 
 def read_round_samples(folder: Path) -> list[dict[str, Any]]:
     """The completions of the held-out prompts, in a round's folder or in `start`."""
-    return read_lines(folder / ROUND_SAMPLES_FILE)
+    return read_lines(folder / ROUND_SAMPLES_FILE, _RoundSample, whole=True)
 
 
 def read_run_state(folder: Path) -> dict[str, Any]:
     """The settings of a PSLE run and, once round 0 is scored, its `reward_scale`. Empty before the run starts."""
-    return read_json(folder / RUN_FILE)
+    return read_json(folder / RUN_FILE, _RunState)
+
+
+class _RunState(TypedDict, total=False):
+    reward_scale: float
 
 
 def _number_of(path: Path, prefix: str) -> int | None:

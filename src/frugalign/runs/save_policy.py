@@ -7,9 +7,9 @@ from typing import Any
 
 from peft import LoraConfig
 
-from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, CardTables, model_card, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
-from frugalign.runs.folder import open_run_folder, saving
+from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
 
@@ -40,9 +40,6 @@ def save_policy(
         description: one sentence for the card.
     """
     folder = open_run_folder(str(args.output_dir))
-    with saving(folder / WEIGHTS_FILE):
-        policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
     kind = "adapter" if args.use_peft else "policy"
     card = model_card(
         title=f"{args.model_name_or_path or 'a causal language model'}, {done}",
@@ -51,9 +48,15 @@ def save_policy(
         tables=CardTables(settings=args.options(), costs=ledger.table()),
         usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
     )
-    write_atomic(folder / CARD_FILE, card)
     write_json_atomic(folder / TRAINED_ON_FILE, trained_on)
     ledger.save(folder / COSTS_FILE)
+
+    def save(staged: Path) -> None:
+        policy.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        write_atomic(staged / CARD_FILE, card)  # in place of PEFT's template
+
+    publish(folder, save)
 
 
 def trained_on_of(name: str | None) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from frugalign.engines.transformers import TransformersEngine
 from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.rewards import load_rewards
 from frugalign.runs.layout import COSTS_FILE, LOCK_FILE, read_costs
+from frugalign.runs.lock import delete_leftovers
 from frugalign.study.layout import GROUPS_FILE, ONLINE_FOLDER, PAIRS_FOLDER, SAMPLES_FOLDER
 from frugalign.study.plan import samples_folder
 
@@ -48,6 +49,7 @@ def sampled_groups(task: Task, size: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with FileLock(folder / LOCK_FILE):  # another cell may be sampling the same
+        delete_leftovers(folder)
         spent = Ledger()
         if not (folder / COSTS_FILE).is_file():
             save_groups(_sample(task, size, spent), folder / GROUPS_FILE)

@@ -23,7 +23,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_json_atomic
 from frugalign.base.specs import names_code
 from frugalign.runs.layout import LOCK_FILE, read_costs
-from frugalign.runs.lock import in_use
+from frugalign.runs.lock import delete_leftovers, in_use
 from frugalign.study.layout import (
     FAILED_FILE,
     LEARNED_FROM,
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 SHOWN = 3
 """Prompts whose answers the page shows."""
 _LENGTH_PROMPTS = 64
+_DYING = 5.0
+"""Seconds within which the cells of a killed runner end."""
 _TEST_SEED = 1000
 """Added to a cell's seed. It keeps the test's noise apart from the training's, and equal for every method."""
 
@@ -66,7 +68,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         FrugalignError: a user error, or another process that runs this cell.
     """
     request = read_request(folder)
-    with in_use(folder):
+    with in_use(folder, wait=_DYING):
         if changed := [
             name for name, digest in hashes_of(request["contents"]).items() if digest != request["contents"][name]
         ]:
@@ -76,6 +78,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         training = training_folder(request, trainings)
         training.mkdir(parents=True, exist_ok=True)
         with _waited_for(training):
+            delete_leftovers(training)
             trained = _trained(request, training, start, jobs)
         result: CellResult = {
             "request": request,

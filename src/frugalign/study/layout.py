@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import read_json
+from frugalign.base.json_files import read_json
 from frugalign.base.ledger import Costs
 
 SUMMARY_FILE = "study.json"
@@ -82,6 +82,14 @@ class Trained(TypedDict):
     machine: dict[str, Any]
 
 
+class _Request(TypedDict, total=False):
+    method: str
+    seed: int
+    kind: str
+    contents: dict[str, str]
+    setting: dict[str, Any]
+
+
 def read_request(cell: Path) -> dict[str, Any]:
     """Everything that the cell's result depends on.
 
@@ -90,12 +98,25 @@ def read_request(cell: Path) -> dict[str, Any]:
     """
     if not (cell / REQUEST_FILE).is_file():
         raise FrugalignError(f"{cell} is not a cell of a study: it has no {REQUEST_FILE}.")
-    return read_json(cell / REQUEST_FILE)
+    return read_json(cell / REQUEST_FILE, _Request)
+
+
+class _Result(TypedDict):
+    """What every reader needs of a result; see `CellResult`."""
+
+    request: dict[str, Any]
+    metrics: dict[str, Any]
+    costs: dict[str, Any]
+
+
+class _Training(TypedDict, total=False):
+    policy: dict[str, Any]
+    costs: dict[str, Any]
 
 
 def read_result(cell: Path) -> CellResult | None:
     """The cell's result; None where it has none yet."""
-    return cast(CellResult, read_json(cell / RESULT_FILE)) if (cell / RESULT_FILE).is_file() else None
+    return cast(CellResult, read_json(cell / RESULT_FILE, _Result)) if (cell / RESULT_FILE).exists() else None
 
 
 def read_failure(cell: Path) -> str | None:
@@ -107,7 +128,7 @@ def read_failure(cell: Path) -> str | None:
 def read_trained(training: Path) -> Trained | None:
     """What a finished training left; None for an incomplete one."""
     path = training / TRAINED_FILE
-    return cast(Trained, read_json(path)) if path.is_file() else None
+    return cast(Trained, read_json(path, _Training)) if path.exists() else None
 
 
 def evaluation_folder(cell: Path) -> Path:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frugalign.base.files import read_json, write_json_atomic
+from frugalign.base.files import write_json_atomic
+from frugalign.base.json_files import read_json
 from frugalign.methods import registry
 from frugalign.runs.lock import in_use
 from frugalign.study.checks import check_study

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from frugalign.base.files import read_json
+from frugalign.base.json_files import read_json
 from frugalign.evaluation.schema import MEASURES
 from frugalign.metrics import Estimate, holm, length_controlled_win_rate, preference
 from frugalign.metrics.two_way import two_way_mean

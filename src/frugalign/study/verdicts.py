@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import read_json, write_json_atomic
+from frugalign.base.files import write_json_atomic
+from frugalign.base.json_files import read_json
 from frugalign.engines.loading import load_model
 from frugalign.evaluation.judges.openai_server import LLMJudge, LLMJudgeOptions
 from frugalign.evaluation.judges.pairwise import ModelJudge, PairJudge, both_orders

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from frugalign.base.json_files import append_lines
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import as_completions
 from frugalign.methods.proxy_rlhf import advantages as losses
@@ -52,17 +53,16 @@ class Prompts:
         extra: dict[str, list[Any]],
     ) -> None:
         """Append some completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        texts = self.texts(rollout)
-        with (folder / COMPLETIONS_FILE).open("a", encoding="utf-8") as file:
-            for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS)):
-                entry = {
-                    "step": step,
-                    "prompt": self.dataset[indices[row]]["prompt"],
-                    "completion": texts[row],
-                    "reward": None if rewards[row].isnan() else float(rewards[row]),
-                } | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
-                file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+        texts, lines = self.texts(rollout), []
+        for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS)):
+            entry = {
+                "step": step,
+                "prompt": self.dataset[indices[row]]["prompt"],
+                "completion": texts[row],
+                "reward": None if rewards[row].isnan() else float(rewards[row]),
+            } | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
+            lines.append(json.dumps(entry, ensure_ascii=False, default=str))
+        append_lines(folder / COMPLETIONS_FILE, lines)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, CardTables, model_card, write_atomic
+from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
@@ -16,8 +16,8 @@ from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 from frugalign.options.loading import model_arguments
 from frugalign.rewards import load_rewards
-from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run
-from frugalign.runs.folder import open_run_folder, saving
+from frugalign.runs.checkpoints import checkpoint_to_resume
+from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE
 from frugalign.runs.lock import in_use
 from frugalign.runs.progress import TrainingProgress
@@ -44,11 +44,9 @@ def train_proxy(config: ProxyConfig, callbacks: Sequence[TrainerCallback] = ()) 
 
 def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
-    checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    checkpoint = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint, config.overwrite_output_dir)
     folder = open_run_folder(config.output_dir)
     ledger = Ledger()
-    if checkpoint is None:
-        refuse_earlier_run(folder, config.overwrite_output_dir)
     rewards = load_rewards(config.reward, device=default_device(config.use_cpu))
     train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_steps is not None)
     with ledger.phase("load"):
@@ -68,8 +66,6 @@ def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
     if not trainer.is_world_process_zero():
         return
     proxy = trainer.accelerator.unwrap_model(trainer.model)
-    with saving(folder / WEIGHTS_FILE):
-        proxy.save_pretrained(folder)
     base = proxy.config.base
     card = model_card(
         title=f"Proxy for {base['name'] or 'a causal language model'}",
@@ -80,3 +76,4 @@ def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
     )
     write_atomic(folder / CARD_FILE, card)
     trainer.ledger.save(folder / COSTS_FILE)
+    publish(folder, proxy.save_pretrained)

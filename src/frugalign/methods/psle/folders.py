@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.files import write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import Round, assign_branches, read_round
-from frugalign.runs.checkpoints import check_settings, clear_earlier_run, refuse_earlier_run
+from frugalign.runs.checkpoints import check_settings, clear_earlier_run, discard, refuse_earlier_run
 from frugalign.runs.layout import (
     COSTS_FILE,
     MANIFEST_FILE,
+    RESPONSES_COSTS_FILE,
     RESPONSES_FILE,
     RUN_FILE,
+    STAGING_FOLDER,
     START_FOLDER,
     Manifest,
+    checkpoints_in,
+    is_finished,
     read_costs,
+    read_manifest,
     read_run_state,
     round_folder,
     rounds_in,
@@ -44,6 +50,11 @@ def clear_folder(folder: Path, *, overwrite: bool) -> None:
         shutil.rmtree(path, ignore_errors=True)
     (folder / RUN_FILE).unlink(missing_ok=True)
     clear_earlier_run(folder)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the folder holds a run that was stopped before it saved its policy."""
+    return (folder / RUN_FILE).is_file() and not is_finished(folder)
 
 
 def check_resumable(folder: Path, settings: dict[str, Any], from_round: int | None, rounds: int) -> None:
@@ -66,28 +77,53 @@ def check_resumable(folder: Path, settings: dict[str, Any], from_round: int | No
 def reset_round(folder: Path, number: int) -> None:
     """Keep a round's responses and costs only, and delete all later rounds.
 
-    The last round is deleted first, and each manifest before the other files. A kill then leaves complete rounds and one
-    incomplete round.
+    The earlier training and evaluation of the round were paid for, so their costs stay, as costs of its responses. The last
+    round is deleted first, and each manifest before the other files. A kill then leaves complete rounds and one incomplete
+    round.
     """
     for later in reversed(rounds_in(folder)):
         there = round_folder(folder, later)
         if later < number:
             break
+        if later == number and (there / MANIFEST_FILE).is_file():
+            write_json_atomic(there / RESPONSES_COSTS_FILE, read_costs(there))
         (there / MANIFEST_FILE).unlink(missing_ok=True)
         if later > number:
             shutil.rmtree(there)
             continue
         for path in there.iterdir():
-            if path.name not in (RESPONSES_FILE, COSTS_FILE):
+            if path.name not in (RESPONSES_FILE, RESPONSES_COSTS_FILE):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def ledger_of(folder: Path) -> Ledger:
-    """The round's ledger, which continues the stored one if there is one."""
-    found, costs = Ledger(), read_costs(folder)
-    if costs:
-        found.load_dict(costs)
+def ledger_of(folder: Path, name: str = COSTS_FILE) -> Ledger:
+    """The stored ledger of a round, or of a part of it."""
+    found = Ledger()
+    found.load_dict(read_costs(folder, name))
     return found
+
+
+def manifest_of(folder: Path) -> Manifest | None:
+    """The manifest in a round's folder; None if the round is incomplete.
+
+    Raises:
+        FrugalignError: the manifest is damaged.
+    """
+    found = read_manifest(folder)
+    if found is not None and not (
+        "weights" in found.get("end", {}) and "optimizer_steps" in found and "round" in found
+    ):
+        raise FrugalignError(f"{folder / MANIFEST_FILE} is damaged. Delete it to finish the round again.")
+    return found
+
+
+def tidy_round(folder: Path) -> None:
+    """Delete what a complete round no longer needs: checkpoints and partial work."""
+    for checkpoint in checkpoints_in(folder):
+        discard(checkpoint)
+    for path in folder.glob(".*.partial"):
+        path.unlink()
+    shutil.rmtree(folder / STAGING_FOLDER, ignore_errors=True)
 
 
 def describe_responses(done: Round, args: PSLEConfig, tau: float, scale: float) -> Manifest:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import load_model, prepare_tokenizer
 from frugalign.methods.log_probs import disable_dropout
 from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.folders import weights_digest
 from frugalign.options.loading import policy_arguments
 from frugalign.policies.principles import Principles, load_principles
+from frugalign.runs.layout import Manifest
 
 
 def load_policy(
@@ -58,3 +62,23 @@ def check_row_weights(dataset: Dataset) -> None:
     for row, weight in enumerate(dataset["weight"] if "weight" in dataset.column_names else []):
         if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise FrugalignError(f"Row {row + 1} has the weight {weight}; it must be a number of at least 0.")
+
+
+def restore_policy(model: Any, folder: Path, manifest: Manifest) -> None:
+    """Load the policy that a finished round saved into the model.
+
+    Raises:
+        FrugalignError: it cannot be loaded, or is not the one of the manifest.
+    """
+    try:
+        if isinstance(model, PeftModel):
+            set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        else:
+            model.load_state_dict(load_model(str(folder), dtype="float32", device_map="cpu").model.state_dict())
+        is_whole = weights_digest(model) == manifest["end"]["weights"]
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError, FrugalignError):
+        is_whole = False
+    if not is_whole:
+        raise FrugalignError(
+            f"The policy in {folder} is damaged: train this round again (from_round {manifest['round']})."
+        )

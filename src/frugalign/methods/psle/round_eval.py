@@ -17,6 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.engines.loading import LoadedModel
@@ -55,14 +56,15 @@ class RoundEvaluation:
     def run(
         self,
         model: PreTrainedModel,
-        folder: Path,
+        costs: Path,
         ledger: Ledger,
         start: StartingModel | None = None,
         before: Path | None = None,
     ) -> None:
-        """Sample and score, and write `evaluation.json` and `evaluation.jsonl`.
+        """Sample and score, and write `evaluation.jsonl`, the costs and `evaluation.json`, in this order.
 
         Args:
+            costs: the file of the costs. The other files stand beside it.
             start: the reference of the KL. None if `model` is the starting model itself.
             before: the folder of the evaluation at the start, for the win rate. None for that evaluation itself.
         """
@@ -75,9 +77,16 @@ class RoundEvaluation:
         lines = [line for _, line in gather_rows(numbered)]
         if PartialState().is_main_process:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_atomic(folder / ROUND_SAMPLES_FILE, text)
+            write_atomic(costs.with_name(ROUND_SAMPLES_FILE), text)
             first = None if before is None else read_round_samples(before)
-            write_json_atomic(folder / ROUND_METRICS_FILE, summary(lines, first))
+            try:
+                found = summary(lines, first)
+            except (TypeError, ValueError, LookupError) as error:
+                raise FrugalignError(
+                    f"{before}/{ROUND_SAMPLES_FILE} is damaged: delete {before} to measure the start again."
+                ) from error
+            ledger.save(costs)
+            write_json_atomic(costs.with_name(ROUND_METRICS_FILE), found)
 
     def _responses(
         self, model: PreTrainedModel, start: StartingModel, numbers: Sequence[int], ledger: Ledger

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import TrainerCallback
 
@@ -11,11 +13,15 @@ from frugalign.base.ledger import Ledger
 from frugalign.data import training_prompts
 from frugalign.engines.loading import load_model
 from frugalign.methods.psle.config import PSLEConfig
+from frugalign.methods.psle.folders import is_unfinished
 from frugalign.methods.psle.trainer import PSLETrainer
 from frugalign.options.loading import policy_arguments
+from frugalign.options.resuming import is_resuming
 from frugalign.rewards.loading import load_rewards
 from frugalign.runs.lock import in_use
 from frugalign.runs.save_policy import save_policy
+
+_log = logging.getLogger(__name__)
 
 
 def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) -> PSLETrainer:
@@ -36,6 +42,10 @@ def train_psle(config: PSLEConfig, callbacks: Sequence[TrainerCallback] = ()) ->
 
 def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None
+    folder, resume = Path(str(config.output_dir)), config.resume_from_checkpoint
+    if not is_resuming(resume) and not config.overwrite_output_dir and is_unfinished(folder):
+        _log.warning("Resuming the unfinished run in %s.", folder)
+        resume = "true"
     ledger = Ledger()
     train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_prompts > 0)
     with ledger.phase("load"):
@@ -56,7 +66,7 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         callbacks=list(callbacks),
     )
     trainer.ledger.add(ledger, wall_clock=seconds_before)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume)
     if config.process_index == 0:
         save_policy(
             trainer.model,

@@ -143,6 +143,7 @@ class Sampler:
         mine, size = local_rows(len(rows)), len(groups.completions[0])
         settings = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
         finished = PartialWork(partial, settings, [rows[place] for place in mine], groups.completions)
+        ledger.add(finished.spent)
         per_chunk = max(1, _CHUNK // size)
         for number, start in enumerate(range(len(finished.rows), len(mine), per_chunk)):
             places = mine[start : start + per_chunk]
@@ -151,6 +152,7 @@ class Sampler:
             prompts = spread.pop("prompt")
             extra: dict[str, list[Any]] = {}
             metrics: dict[str, list[float]] = defaultdict(list)
+            spent = Ledger()
             scores = score(
                 rewards,
                 CompletionBatch(
@@ -167,17 +169,19 @@ class Sampler:
                     log_extra=lambda name, values, extra=extra: extra.update({name: list(values)}),
                     log_metric=lambda name, value, metrics=metrics: metrics[name].append(float(value)),
                 ),
-                ledger=ledger,
+                ledger=spent,
             )
+            ledger.add(spent)
             shown = {name: values for name, values in extra.items() if len(values) == len(scores.total)}
             means = {name: sum(values) / len(values) for name, values in metrics.items()}
             parts = [slice(each * size, (each + 1) * size) for each in range(len(places))]
-            finished.add(
+            found: list[dict[str, Any]] = [
                 {
                     "total": scores.total[part],
                     "by_name": {name: values[part] for name, values in scores.by_name.items()},
-                    "logged": {name: values[part] for name, values in shown.items()} | means,
+                    "logged": {**{name: values[part] for name, values in shown.items()}, **means},
                 }
                 for part in parts
-            )
+            ]
+            finished.add(found, spent)
         return finished.rows

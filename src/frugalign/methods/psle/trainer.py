@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,17 +16,16 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.parsing import dump_yaml
 from frugalign.base.wording import pluralize
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.engines.fingerprints import fingerprint
-from frugalign.engines.loading import load_model
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.folders import (
@@ -34,10 +33,12 @@ from frugalign.methods.psle.folders import (
     clear_folder,
     describe_responses,
     ledger_of,
+    manifest_of,
     reset_round,
+    tidy_round,
     weights_digest,
 )
-from frugalign.methods.psle.inputs import check_row_weights, load_policy, principles_of
+from frugalign.methods.psle.inputs import check_row_weights, load_policy, principles_of, restore_policy
 from frugalign.methods.psle.responses import Round, ScoredResponses, assign_branches, read_round, save_round
 from frugalign.methods.psle.round_eval import RoundEvaluation, StartingModel
 from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
@@ -46,18 +47,20 @@ from frugalign.methods.psle.sampling import Sampler
 from frugalign.options.resuming import is_resuming
 from frugalign.policies.principles import Principles
 from frugalign.rewards.loading import RewardSpec, load_rewards
-from frugalign.runs.folder import open_run_folder, saving
+from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import (
     CONFIG_FILE,
     COSTS_FILE,
     MANIFEST_FILE,
+    RESPONSES_COSTS_FILE,
     RESPONSES_FILE,
+    ROUND_METRICS_COSTS_FILE,
     ROUND_METRICS_FILE,
     RUN_FILE,
     START_FOLDER,
     Manifest,
     checkpoints_in,
-    read_manifest,
+    read_costs,
     read_run_state,
     round_folder,
 )
@@ -182,17 +185,19 @@ class PSLETrainer:
         manifests: list[Manifest] = []
         for number in range(self.args.rounds):
             there = round_folder(folder, number)
-            manifest = read_manifest(there)
+            manifest = manifest_of(there)
             if manifest is None:
                 if number:
-                    self._load(round_folder(folder, number - 1))
+                    restore_policy(self.model, round_folder(folder, number - 1), manifests[-1])
                 manifest = self._round(number, there, manifests)
             else:
+                if self._is_main:
+                    tidy_round(there)
                 self._count(there, ledger_of(there), from_the_disk=True)
             manifests.append(manifest)
             if any(getattr(callback, "ran_out", False) for callback in self.callbacks):
                 break
-        self._load(round_folder(folder, len(manifests) - 1))
+        restore_policy(self.model, round_folder(folder, len(manifests) - 1), manifests[-1])
         return manifests
 
     def _run_settings(self) -> dict[str, Any]:
@@ -217,8 +222,7 @@ class PSLETrainer:
             raise FrugalignError(
                 "This trainer has trained already, and round 0 starts from the initial model: make a new one."
             )
-        ledger = ledger_of(folder)
-        before_now = ledger.wall_clock_seconds
+        ledger, began = Ledger(), time.perf_counter()
         tau = threshold(args.tau, args.tau_decay, number)
         done = self._responses(number, folder, tau, before, ledger)
         scale = self._scale(done.scored, folder.parent)
@@ -234,7 +238,7 @@ class PSLETrainer:
                 tau * scale,
             )
         steps = self._train(number, folder, done, ledger)
-        self._evaluate(folder, folder.parent / START_FOLDER, ledger)
+        self._evaluate(folder, folder.parent / START_FOLDER, ledger, ROUND_METRICS_COSTS_FILE)
         manifest: Manifest = {
             "round": number,
             "start": {"base": asdict(self.base), "weights": initial},
@@ -253,9 +257,8 @@ class PSLETrainer:
         if self._is_main:
             ledger.save(folder / COSTS_FILE)
             write_json_atomic(folder / MANIFEST_FILE, manifest)
-            for path in [*checkpoints_in(folder), *folder.glob(".*.partial")]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._count(folder, ledger, wall_clock=before_now)
+            tidy_round(folder)
+        self._count(folder, ledger, wall_clock=ledger.wall_clock_seconds - (time.perf_counter() - began))
         self._wait()
         return manifest
 
@@ -263,12 +266,9 @@ class PSLETrainer:
         """Evaluate the starting model on the held-out prompts, once per run."""
         if self.round_evaluation is None:
             return
-        ledger, done = ledger_of(folder), (folder / ROUND_METRICS_FILE).is_file()
-        if not done:
-            self._evaluate(folder, None, ledger)
-            if self._is_main:
-                ledger.save(folder / COSTS_FILE)
-        self._count(folder, ledger, from_the_disk=done)
+        ledger, began = Ledger(), time.perf_counter()
+        self._evaluate(folder, None, ledger, COSTS_FILE)
+        self._count(folder, ledger, wall_clock=ledger.wall_clock_seconds - (time.perf_counter() - began))
 
     def _count(self, folder: Path, ledger: Ledger, *, wall_clock: float = 0.0, from_the_disk: bool = False) -> None:
         """Add the costs of a folder to the run's and save them. Each folder is added once."""
@@ -281,7 +281,9 @@ class PSLETrainer:
     def _responses(self, number: int, folder: Path, tau: float, before: list[Manifest], ledger: Ledger) -> Round:
         """The round's stored responses, or else new ones, which are stored before training."""
         path = folder / RESPONSES_FILE
-        if not path.is_file():
+        if path.is_file():
+            ledger.load_dict(read_costs(folder, RESPONSES_COSTS_FILE))
+        else:
             rows = self._rows(number)
             groups = self.sampler.sample(self.model, rows, number, folder, ledger)
             state = TrainerState(epoch=float(number), global_step=sum(each["optimizer_steps"] for each in before))
@@ -291,9 +293,8 @@ class PSLETrainer:
             if self._is_main:
                 # σ_0 stays that of round 0, even if its responses are edited later.
                 write_json_atomic(folder.parent / RUN_FILE, self._run_settings() | {"reward_scale": scale})
-                ledger.save(folder / COSTS_FILE)
-                with saving(path):
-                    save_round(found, path)
+                ledger.save(folder / RESPONSES_COSTS_FILE)
+                save_round(found, path)
             self._wait()
         return read_round(path)
 
@@ -340,11 +341,19 @@ class PSLETrainer:
         self._save(folder)
         return int(trainer.state.global_step)
 
-    def _evaluate(self, folder: Path, first: Path | None, ledger: Ledger) -> None:
-        if self.round_evaluation is None or (folder / ROUND_METRICS_FILE).is_file():
+    def _evaluate(self, folder: Path, first: Path | None, ledger: Ledger, costs_file: str) -> None:
+        """Evaluate once. `costs_file` keeps what it cost, for a resumed run."""
+        if self.round_evaluation is None:
+            return
+        if (folder / ROUND_METRICS_FILE).is_file():
+            spent = ledger_of(folder, costs_file)
+            ledger.add(spent, wall_clock=spent.wall_clock_seconds)
             return
         self._make(folder)
-        self.round_evaluation.run(self.model, folder, ledger, None if first is None else self._start(), first)
+        spent = Ledger()
+        start = None if first is None else self._start()
+        self.round_evaluation.run(self.model, folder / costs_file, spent, start, first)
+        ledger.add(spent)
         self._wait()
 
     def _start(self) -> StartingModel:
@@ -369,18 +378,12 @@ class PSLETrainer:
         self._wait()
 
     def _save(self, folder: Path) -> None:
-        if self._is_main:
-            with saving(folder / WEIGHTS_FILE):
-                self.model.save_pretrained(folder)
-                if not isinstance(self.model, PeftModel):  # a whole model
-                    self.processing_class.save_pretrained(folder)
-            (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template; the run folder has the card
-        self._wait()
+        def save(staged: Path) -> None:
+            self.model.save_pretrained(staged)
+            if not isinstance(self.model, PeftModel):  # a whole model
+                self.processing_class.save_pretrained(staged)
+            (staged / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template; the run folder has the card
 
-    def _load(self, folder: Path) -> None:
-        """Load the policy of a finished round."""
-        if isinstance(self.model, PeftModel):
-            set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
-            return
-        found = load_model(str(folder), dtype="float32", device_map="cpu")
-        self.model.load_state_dict(found.model.state_dict())
+        if self._is_main:
+            publish(folder, save)
+        self._wait()

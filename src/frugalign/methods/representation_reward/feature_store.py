@@ -16,19 +16,24 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import check_safetensors, write_atomic
+from frugalign.base.files import check_safetensors, write_atomic, writing
 from frugalign.base.ledger import Ledger
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.states import endpoint_states
 from frugalign.engines.transformers import causal_lm
+from frugalign.runs.layout import LOCK_FILE
+from frugalign.runs.lock import delete_leftovers
 
 _SHARD_BYTES = 64 * 2**20
+_SHARD_TOKENS = 8192
+"""Tokens of a shard, on average. A kill loses no more than one shard."""
 _IN_MEMORY = 512 * 2**20
 _USED = "last_used"
 
@@ -110,9 +115,28 @@ class FeatureStore:
                 f"The states of {len(sequences):,} texts take {needed / 2**30:.1f} GiB, and the store may hold "
                 f"{self.max_bytes / 2**30:.1f}: choose fewer layers, or raise its bound."
             )
-        per_shard = max(1, shard_bytes // row_bytes)
+        mean_length = sum(map(len, sequences)) / max(1, len(sequences))
+        per_shard = max(1, min(shard_bytes // row_bytes, int(_SHARD_TOKENS / max(1.0, mean_length))))
         place = self.folder / key_of(model, tokenizer, sequences, layers, per_shard)
         self._make_room(place, needed)
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+            with FileLock(place / LOCK_FILE):  # another command may be computing the same
+                delete_leftovers(place)
+                shards = self._shards(place, model, sequences, layers, per_shard, ledger)
+                write_atomic(place / _USED, "")
+        return Features(shards, per_shard, (len(sequences), len(layers), width))
+
+    @staticmethod
+    def _shards(
+        place: Path,
+        model: PreTrainedModel,
+        sequences: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        per_shard: int,
+        ledger: Ledger | None,
+    ) -> list[Path]:
+        """The shards of a key. Those that are missing or damaged are computed."""
         shards = []
         for start in range(0, len(sequences), per_shard):
             shard = place / f"shard-{start // per_shard:05d}.safetensors"
@@ -121,8 +145,7 @@ class FeatureStore:
                 continue
             states = endpoint_states(model, sequences[start : start + per_shard], layers, ledger=ledger)
             write_atomic(shard, save({"states": states}))
-        write_atomic(place / _USED, "")
-        return Features(shards, per_shard, (len(sequences), len(layers), width))
+        return shards
 
     def _make_room(self, keep: Path, needed: int) -> None:
         """Delete keys, least recently used first, until `needed` more bytes fit."""

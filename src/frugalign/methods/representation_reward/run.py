@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, WEIGHTS_FILE, CardTables, model_card, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.engines.fingerprints import fingerprint
@@ -28,7 +28,7 @@ from frugalign.options.loading import model_arguments
 from frugalign.rewards.representation.fit import FitResult, calibrate, fit, raw_rewards
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.checkpoints import refuse_earlier_run
-from frugalign.runs.folder import open_run_folder, saving
+from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE, REWARD_REPORT_FILE
 from frugalign.runs.lock import in_use
 
@@ -122,8 +122,6 @@ def _save(
     folder: Path, probes: RepresentationModel, report: dict[str, Any], options: RewardOptions, ledger: Ledger
 ) -> None:
     """Write the probes, the report, the costs and the card."""
-    with saving(folder / WEIGHTS_FILE):
-        probes.save_pretrained(folder)
     write_json_atomic(folder / REWARD_REPORT_FILE, report)
     ledger.save(folder / COSTS_FILE)
     name = str(options.model_name_or_path)
@@ -142,6 +140,7 @@ def _save(
         usage=f"from frugalign.rewards import load_reward\n\nreward = load_reward({str(folder)!r}).function",
     )
     write_atomic(folder / CARD_FILE, card)
+    publish(folder, probes.save_pretrained)
 
 
 def states_of(
@@ -152,8 +151,15 @@ def states_of(
     store: FeatureStore,
     ledger: Ledger,
 ) -> Features:
-    """The endpoint states of every answer, from the store."""
-    return store.features(base.model, base.tokenizer, sequence_ids(preferences, base, options), layers, ledger=ledger)
+    """The endpoint states of every answer, from the store.
+
+    States that the store already holds count as what they cost when they were computed. A run that was killed and resumed
+    thus reports the costs of an uninterrupted one.
+    """
+    ids = sequence_ids(preferences, base, options)
+    found = store.features(base.model, base.tokenizer, ids, layers)
+    ledger.count(lm_forward_tokens=sum(map(len, ids)))
+    return found
 
 
 def fit_best(

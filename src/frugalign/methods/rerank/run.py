@@ -25,7 +25,7 @@ from frugalign.methods.rerank.trainer import RerankTrainer, TrackedReward
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.loading import NamedReward, load_reward
 from frugalign.rewards.representation.network import load_probes
-from frugalign.runs.checkpoints import find_checkpoint, refuse_earlier_run
+from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder
 from frugalign.runs.layout import ranking_file
 from frugalign.runs.lock import in_use
@@ -55,10 +55,9 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
 
 def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> RerankTrainer:
     assert config.model_name_or_path is not None and config.dataset_name is not None
-    checkpoint = find_checkpoint(str(config.output_dir), config.resume_from_checkpoint)
-    folder = open_run_folder(str(config.output_dir))
-    if checkpoint is None:
-        refuse_earlier_run(folder, config.overwrite_output_dir)
+    folder = str(config.output_dir)
+    checkpoint = checkpoint_to_resume(folder, config.resume_from_checkpoint, config.overwrite_output_dir)
+    open_run_folder(folder)
     ledger = Ledger()
     hold_out = config.eval_steps is not None
     stored_groups = "completions" in columns_of(config.dataset_name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ class ShiftMonitor(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir)
         kept, groups = folder / SHIFT_FILE, shift_responses_file(folder)
-        with self.trainer.ledger.phase("evaluate"), self.trainer.starting_model() as start:
+        ledger = self.trainer.ledger
+        # A resumed run repeats what it needs in memory, and has counted it before.
+        counting = ledger.uncounted() if state.global_step > 0 else nullcontext()
+        with ledger.phase("evaluate"), counting, self.trainer.starting_model() as start:
             if state.global_step > 0 and groups.is_file():
                 self.stored = read_groups(groups)
             else:

@@ -10,7 +10,7 @@ from typing import Any
 from frugalign.base.files import write_atomic, write_json_atomic
 from frugalign.methods import registry
 from frugalign.reports.in_words import prompt_in_words, scores_in_words
-from frugalign.reports.render import render
+from frugalign.reports.render import drawing, render
 from frugalign.reports.study.comparison_figures import figures_of
 from frugalign.reports.study.headline import headline
 from frugalign.reports.study.method_figures import run_figures_of
@@ -27,6 +27,11 @@ from frugalign.study.table import Row, rows_of
 def write_study(found: StudyState, recipe: str, flags: Sequence[str] = ()) -> Path:
     """Write the study's three files into its folder and return the page's path. `recipe`, `flags`: the YAML and the flags of its command."""
     folder = Path(found.options.output_dir)
+    with drawing(folder):
+        return _write(folder, found, recipe, flags)
+
+
+def _write(folder: Path, found: StudyState, recipe: str, flags: Sequence[str]) -> Path:
     rows = rows_of(found)
     summary = summary_of(found, rows, recipe, flags)
     write_json_atomic(folder / SUMMARY_FILE, summary)

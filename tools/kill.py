@@ -1,0 +1,397 @@
+"""Kill runs at random moments, resume each by the same command, and compare it with a run that nobody killed.
+
+    python -m tools.kill                                   # 50 moments for every command
+    python -m tools.kill --only psle study --moments 10 --seed 3
+
+Half of the moments are spread evenly over a run's time, the other half lie right before or after a change of a file. A moment
+ends the whole process group by SIGKILL. A resumed run may be killed again. Everything that a run leaves is compared: weights,
+responses, manifests, metrics, completions, costs and the names of all files. Left out is only what depends on the clock: seconds,
+memory, and the pages and cards that show them.
+
+Runs are forked from one process that has imported the libraries, so a run takes a second or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import mmap
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PAGE = Path(__file__).parents[1] / "docs/how-to/resume.md"
+MARKS = ("<!-- kills -->", "<!-- /kills -->")
+_MOST_KILLS = 3
+_CLOCK = re.compile(r"(.*_)?(seconds|runtime|memory_mb|per_second)(_.*)?|machine|training_machine|threads")
+"""Names of values that depend on the clock or on the machine."""
+_IGNORED = re.compile(
+    r"\.lock|log\.txt|report\.html|study\.(md|json)|training_args\.bin|last_used|README\.md|hashes\.json"
+)
+"""Files that show seconds, or that hold nothing of a run's result."""
+
+
+# -- the commands --------------------------------------------------------------------------------------------------------
+
+
+def data_in(folder: Path) -> None:
+    """Write the prompts, the pairs and the study that the commands read."""
+    from frugalign.sandbox.cached import sample_pairs
+    from frugalign.sandbox.world import make_prompts
+
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("prompts/train.jsonl", [{"prompt": row["prompt"]} for row in make_prompts("train", 12, 0)])
+    few = [{"prompt": row["prompt"], "label": row["label"]} for row in make_prompts("train", 6, 1)]
+    write("prompts/validation.jsonl", few)
+    write("prompts/test.jsonl", few)
+    write("pairs/train.jsonl", list(sample_pairs("train", 150)))
+
+
+SANDBOX = {"model_name_or_path": "frugalign.sandbox:model", "use_cpu": "true"}
+SAMPLING = {"max_new_tokens": 12, "learning_rate": 0.003}
+
+
+def commands(data: Path) -> dict[str, list[str]]:
+    """The command line of every verb. Checkpoints, log lines, rounds and epochs end at different steps."""
+    gold = {"reward": "frugalign.sandbox:gold", "dataset_name": data / "prompts"}
+    proxy = {"max_steps": 8, "num_iterations": 1, "num_generations": 4, "per_device_train_batch_size": 16, "p_t": 0.001}
+    proxy |= {"save_steps": 4, "logging_steps": 3, "eval_steps": 4, "target_kl": 0.5, "save_total_limit": 2}
+    proxy |= {"log_completions": "true"}
+    rerank = {"reward": data / "reward", "dataset_name": data / "prompts", "sample": 4, "resample": "true"}
+    rerank |= {"sampling_batch_size": 4, "per_device_train_batch_size": 4, "num_train_epochs": 2, "save_steps": 4}
+    rerank |= {"logging_steps": 3, "shift_reward": "frugalign.sandbox:rude", "shift_prompts": 4, "shift_steps": 3}
+    psle = {"principles": "frugalign.sandbox:PRINCIPLES", "rounds": 2, "num_generations": 2, "eval_prompts": 4}
+    psle |= {"per_device_train_batch_size": 4, "logging_steps": 3, "save_steps": 2, "sampling_batch_size": 4}
+    reward = {"dataset_name": data / "pairs", "n_shuffles": 1, "max_iterations": 10, "cache_dir": "states"}
+    verbs: dict[str, dict[str, Any]] = {
+        "proxy": SANDBOX | SAMPLING | gold | proxy,
+        "reward": SANDBOX | reward,
+        "rerank": SANDBOX | SAMPLING | rerank,
+        "psle": SANDBOX | SAMPLING | gold | psle,
+    }
+    found = {name: [name, *_flags(values), "--output_dir", "run"] for name, values in verbs.items()}
+    return found | {"study": ["study", str(data / "study.yaml"), "--output_dir", "run"]}
+
+
+def _flags(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        yield from (f"--{name}", str(value))
+
+
+def study_in(data: Path) -> None:
+    """Write a study of four lines, one of which learns from samples that the study draws."""
+    study = {
+        "model_name_or_path": "frugalign.sandbox:model",
+        "dataset_name": str(data / "prompts"),
+        "reward": ["frugalign.sandbox:gold"],
+        "judges": ["frugalign.sandbox:rude"],
+        "principles": "frugalign.sandbox:PRINCIPLES",
+        "seeds": [1],
+        "budget": {"generated_tokens": 800, "optimizer_steps": 4},
+        "max_new_tokens": 12,
+        "use_cpu": True,
+        "jobs": 1,
+        "methods": {"base": None, "proxy": None, "psle": {"rounds": 2}, "rerank": None},
+    }
+    (data / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+
+# -- one run, forked -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run is killed: after `seconds`, or at the `change`-th announced change of a file. Neither: never."""
+
+    seconds: float | None = None
+    change: int | None = None
+
+
+class Counter:
+    """The number of changes of files so far, shared by the processes of a run."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 8)
+
+    @property
+    def value(self) -> int:
+        return int.from_bytes(self.memory[:8], "little")
+
+    def up(self) -> int:
+        """Count one, and return the number so far."""
+        self.memory[:8] = (self.value + 1).to_bytes(8, "little")
+        return self.value
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its status (−9 after SIGKILL), its seconds, and its number of changes of files."""
+
+    status: int
+    seconds: float
+    changes: int
+
+
+class ForkedCell:
+    """Takes the place of `subprocess.Popen` in a study's runner: the cell is forked, which saves the import of the libraries."""
+
+    def __init__(self, words: list[str], stdout: Any, env: Any = None, **_: Any) -> None:
+        from frugalign.study import cell
+
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(lambda: cell.main(*words[3:]), stdout.fileno())
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.returncode or 0
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+
+def _child(act: Callable[[], int], output: int) -> None:
+    """In a forked process: act, with the output in a file, and end without what the parent would do at its end."""
+    status = 1
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        status = act()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def run(words: list[str], folder: Path, moment: Moment) -> Ended:
+    """Run a command in `folder`, in a process group of its own, until it ends or the moment comes."""
+    from frugalign.base import files
+    from frugalign.cli.main import main
+    from frugalign.study import runner
+
+    counter = Counter()
+
+    def announced(_name: str, _path: Path) -> None:
+        if counter.up() == moment.change:
+            os.killpg(0, signal.SIGKILL)
+
+    def act() -> int:
+        os.chdir(folder)
+        files.on_change = announced
+        runner.subprocess = _Subprocess  # type: ignore[attr-defined]
+        return main(words)
+
+    began = time.monotonic()
+    with (folder / "output.txt").open("ab") as output:
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            _child(act, output.fileno())
+    with suppress(OSError):  # it has done so itself
+        os.setpgid(child, child)
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        seconds = time.monotonic() - began
+        if pid:
+            return Ended(os.waitstatus_to_exitcode(status), seconds, counter.value)
+        if moment.seconds is not None and seconds >= moment.seconds:
+            os.killpg(child, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+class _Subprocess:
+    Popen, DEVNULL, STDOUT = ForkedCell, subprocess.DEVNULL, subprocess.STDOUT
+
+
+# -- what a run leaves -------------------------------------------------------------------------------------------------------
+
+
+def left_in(folder: Path) -> dict[str, str]:
+    """A hash of every file, by its path, without what depends on the clock."""
+    files = [path for name in ("run", "states") for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): _digest(path) for path in files if not _IGNORED.fullmatch(path.name)}
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".json":
+        content = json.dumps(_without_clock(json.loads(path.read_text())), sort_keys=True).encode()
+    elif path.suffix in (".pt", ".pth"):
+        content = _tensors(path)
+    else:
+        content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_clock(each) for name, each in value.items() if not _CLOCK.fullmatch(name)}
+    return [_without_clock(each) for each in value] if isinstance(value, list) else value
+
+
+def _tensors(path: Path) -> bytes:
+    """The content of a file that torch saved, whose own bytes may name the file."""
+    import torch
+
+    torch.set_printoptions(profile="full", precision=10)
+    return repr(torch.load(path, weights_only=False)).encode()
+
+
+def differences(whole: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The files that one run has and the other has not, or has with another content."""
+    return [name for name in sorted({*whole, *other}) if whole.get(name) != other.get(name)]
+
+
+# -- trials ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """The trials of a command: the moments, the kills that hit, and what was not as it should be."""
+
+    trials: int = 0
+    kills: int = 0
+    by_change: int = 0
+    files: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def moment_of(rng: random.Random, whole: Ended) -> Moment:
+    """A moment within a run as long as `whole`."""
+    if rng.random() < 0.5:
+        return Moment(seconds=rng.uniform(0, whole.seconds))
+    return Moment(change=rng.randint(1, max(1, whole.changes)))
+
+
+def trial(words: list[str], folder: Path, whole: Ended, rng: random.Random) -> tuple[int, int, str]:
+    """Kill and resume until the run gets through. Returns the kills, those at a change, and what went wrong, or nothing."""
+    kills = at_change = 0
+    for attempt in range(_MOST_KILLS + 1):
+        again = attempt == 0 or (attempt < _MOST_KILLS and rng.random() < 0.3)
+        moment = moment_of(rng, whole) if again else Moment()
+        ended = run(words, folder, moment)
+        if ended.status == -signal.SIGKILL:
+            kills, at_change = kills + 1, at_change + (moment.change is not None)
+            continue
+        said = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
+        is_finished = ended.status == 2 and kills and "holds an earlier run" in "".join(said)
+        wrong = "" if ended.status == 0 or is_finished else f"status {ended.status}: {''.join(said)}"
+        return kills, at_change, wrong
+    return kills, at_change, "was killed in every attempt"
+
+
+def try_command(name: str, data: Path, place: Path, moments: int, seed: int) -> Result:
+    """The trials of one command."""
+    words = commands(data)[name]
+    whole_folder, found = place / "whole", Result()
+    whole_folder.mkdir(parents=True)
+    ended = run(words, whole_folder, Moment())
+    if ended.status:
+        raise SystemExit(f"{name} failed:\n{(whole_folder / 'output.txt').read_text()}")
+    whole = left_in(whole_folder)
+    found.files = len(whole)
+    rng = random.Random(f"{seed} {name}")
+    while found.trials < moments:
+        folder = place / f"trial-{found.trials}"
+        folder.mkdir()
+        kills, at_change, wrong = trial(words, folder, ended, rng)
+        if not kills and not wrong:  # the moment came after the end
+            shutil.rmtree(folder)
+            continue
+        different = [] if wrong else differences(whole, left_in(folder))
+        found.trials, found.kills, found.by_change = found.trials + 1, found.kills + kills, found.by_change + at_change
+        if wrong or different:
+            found.wrong.append(f"{name}, trial {found.trials - 1}: {wrong or 'other ' + ', '.join(different[:8])}")
+            print(found.wrong[-1], flush=True)
+        else:
+            shutil.rmtree(folder)
+    print(f"{name}: {found.trials} runs, {found.kills} kills, {len(found.wrong)} not as they should be.", flush=True)
+    return found
+
+
+def preload() -> None:
+    """Import what the commands need. Nothing is computed: threads of a computation would not survive a fork."""
+    import importlib
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for method in ("proxy_rlhf", "representation_reward", "rerank", "psle"):
+        importlib.import_module(f"frugalign.methods.{method}.run")
+    for module in ("evaluation", "study.cell", "study.runner", "reports.study.page", "cli.study", "reports.run_page"):
+        importlib.import_module(f"frugalign.{module}")
+    importlib.import_module("matplotlib.pyplot")
+
+
+def table(results: dict[str, Result]) -> str:
+    """The results in Markdown."""
+    lines = [
+        "| command | runs killed | kills | at a change of a file | files compared | different |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, each in results.items():
+        lines.append(
+            f"| `{name}` | {each.trials} | {each.kills} | {each.by_change} | {each.files} | {len(each.wrong)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the trials, print the table, and write it into the documentation. Returns 1 if anything differs."""
+    names = list(commands(Path()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moments", type=int, default=50, help="Runs to kill, for each command (default: 50).")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--keep", type=Path, help="A folder for the runs; those that differ stay there.")
+    parser.add_argument("--write", action="store_true", help=f"Write the table into {PAGE.name}.")
+    options = parser.parse_args()
+    preload()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(options.keep or temporary).resolve()
+        data = place / "data"
+        data_in(data)
+        study_in(data)
+        if "rerank" in options.only:
+            reward = [word if word != "run" else "reward" for word in commands(data)["reward"]]
+            if run(reward, data, Moment()).status:
+                raise SystemExit((data / "output.txt").read_text())
+        results = {name: try_command(name, data, place / name, options.moments, options.seed) for name in options.only}
+    print(table(results))
+    if options.write:
+        text = PAGE.read_text(encoding="utf-8")
+        before, rest = text.split(MARKS[0])
+        PAGE.write_text(f"{before}{MARKS[0]}\n{table(results)}{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    return 1 if any(each.wrong for each in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
