@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data import encode_prompts, render_prompt
+from frugalign.data import Rendering, encode_prompts, render_prompt
 
 WORDS = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", "<system>", "a", "b", "c", "d", "e"]
 A, B, C, D, E = range(6, 11)
@@ -43,8 +43,10 @@ def user(text: str) -> list[dict[str, str]]:
 def test_a_string_is_a_user_turn_exactly_where_there_is_a_template() -> None:
     assert render_prompt("a b", tokenizer()) == "a b"
     assert render_prompt("a b", tokenizer(TEMPLATE)) == "<s> <user> a b <assistant>"
-    assert render_prompt("a b", tokenizer(TEMPLATE), "raw") == "a b"
-    assert render_prompt("a b", tokenizer(TEMPLATE), "chat") == render_prompt(user("a b"), tokenizer(TEMPLATE), "raw")
+    assert render_prompt("a b", tokenizer(TEMPLATE), Rendering("raw")) == "a b"
+    assert render_prompt("a b", tokenizer(TEMPLATE), Rendering("chat")) == render_prompt(
+        user("a b"), tokenizer(TEMPLATE), Rendering("raw")
+    )
 
 
 def test_a_last_assistant_message_is_continued() -> None:
@@ -56,18 +58,18 @@ def test_messages_without_a_template_and_a_template_that_refuses() -> None:
     with pytest.raises(FrugalignError, match="no chat template"):
         render_prompt(user("a"), tokenizer())
     with pytest.raises(FrugalignError, match="no chat template"):
-        render_prompt("a", tokenizer(), "chat")
+        render_prompt("a", tokenizer(), Rendering("chat"))
     with pytest.raises(FrugalignError, match=r"^Prompt 2: The chat template refuses the messages: no tools here\.$"):
         encode_prompts([user("a"), [{"role": "tool", "content": "x"}]], tokenizer(TEMPLATE), max_new_tokens=1)
     with pytest.raises(FrugalignError, match="must be auto, raw or chat"):
-        render_prompt("a", tokenizer(), "nonsense")
+        render_prompt("a", tokenizer(), Rendering("nonsense"))
 
 
 def test_special_tokens_come_once() -> None:
     """Raw: the tokenizer's own BOS. Chat: only the one that the template writes."""
     assert encode_prompts(["a b", "c"], tokenizer(), max_new_tokens=1).ids == [[1, A, B], [1, C]]
     assert encode_prompts(["a", user("b")], tokenizer(TEMPLATE), max_new_tokens=1).ids == [[1, 3, A, 4], [1, 3, B, 4]]
-    mixed = encode_prompts(["a", user("b")], tokenizer(TEMPLATE), max_new_tokens=1, prompt_format="raw")
+    mixed = encode_prompts(["a", user("b")], tokenizer(TEMPLATE), max_new_tokens=1, rendering=Rendering("raw"))
     assert mixed.ids == [[1, A], [1, 3, B, 4]]
 
 

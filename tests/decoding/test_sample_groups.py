@@ -7,7 +7,7 @@ import pytest
 import frugalign.decoding.sample_groups as module
 import frugalign.sandbox as sandbox
 from frugalign.base.ledger import Ledger
-from frugalign.data import encode_prompts
+from frugalign.data import Rendering, encode_prompts
 from frugalign.decoding.loop import SamplingParams, common_prefix
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.loading import load_model
@@ -158,9 +158,9 @@ def test_a_shared_prefix_is_fed_once_a_chunk(monkeypatch: pytest.MonkeyPatch) ->
 def test_prompts_that_share_nothing_and_no_prompts_at_all_may_be_asked_to_share() -> None:
     loaded = load_model(sandbox.model)
     # Raw text, so that not even the template's first token is common to all.
-    raw = GroupOptions(prompt_format="raw", share_prefix=True)
+    raw = GroupOptions(rendering=Rendering("raw"), share_prefix=True)
     few = ["Mix me a powder.", "A balm."]
-    assert common_prefix(encode_prompts(few, loaded.tokenizer, max_new_tokens=6, prompt_format="raw").ids) == 0
+    assert common_prefix(encode_prompts(few, loaded.tokenizer, max_new_tokens=6, rendering=Rendering("raw")).ids) == 0
     found = sample_groups(TransformersEngine(loaded.model, loaded.tokenizer), loaded.tokenizer, few, 2, PARAMS, raw)
     assert found == sample_groups(
         TransformersEngine(loaded.model, loaded.tokenizer),
@@ -168,7 +168,7 @@ def test_prompts_that_share_nothing_and_no_prompts_at_all_may_be_asked_to_share(
         few,
         2,
         PARAMS,
-        GroupOptions(prompt_format="raw"),
+        GroupOptions(rendering=Rendering("raw")),
     )
     assert (
         sample_groups(

@@ -85,6 +85,22 @@ def test_free_text() -> None:
             check_value("x", value, kinds.TEXT)
 
 
+def test_arguments_of_the_chat_template() -> None:
+    """Any mapping that JSON can hold, without what every verb sets itself."""
+    for value in ({}, {"enable_thinking": False}, {"documents": [{"title": "a"}]}):
+        check_value("x", value, kinds.TEMPLATE_ARGUMENTS)
+    for wrong, words in (
+        ("thinking", "a mapping"),
+        ({1: 2}, "a mapping"),
+        ({"add_generation_prompt": True}, "a mapping without add_generation_prompt"),
+        ({"tokenize": True}, "a mapping without tokenize"),
+        ({"x": INF}, "a mapping that JSON can hold"),
+        ({"x": object()}, "a mapping that JSON can hold"),
+    ):
+        with pytest.raises(FrugalignError, match=f"it must be {words}"):
+            check_value("x", wrong, kinds.TEMPLATE_ARGUMENTS)
+
+
 @dataclass
 class Options:
     rate: float = option(1.0, "…", kinds.POSITIVE)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields, replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+from frugalign.base.errors import FrugalignError
 from frugalign.cli import method
 from frugalign.cli.main import VERBS
+from frugalign.cli.parser import parse
 from frugalign.options import groups
 
 LOADS_A_MODEL = ("proxy", "reward", "rerank", "psle", "generate", "chat", "evaluate")
@@ -26,6 +29,25 @@ def test_a_verb_that_loads_a_model_has_every_model_option(verb: str) -> None:
     assert {"use_cpu", "revision", "dtype", "device_map", "load_in_4bit"} <= {
         each.name for each in fields(groups.Model)
     }
+
+
+@pytest.mark.parametrize("verb", [*LOADS_A_MODEL, "study"])
+def test_a_verb_that_renders_prompts_takes_arguments_of_the_template(verb: str, tmp_path: Path) -> None:
+    """As JSON on the command line, and as a mapping in YAML."""
+    command = method.command_of(verb) if verb in method.VERBS else import_module(f"frugalign.cli.{verb}").COMMAND
+    light = replace(command, full=None, config_first=False)
+    needed = [
+        word
+        for each in fields(command.options)
+        if each.default is MISSING and each.default_factory is MISSING
+        for word in (f"--{each.name}", "x")
+    ]
+    file = tmp_path / "options.yaml"
+    file.write_text("chat_template_kwargs:\n  enable_thinking: false\n")
+    for given in (["--chat_template_kwargs", '{"enable_thinking": false}'], ["--config", str(file)]):
+        assert parse(light, [*needed, *given]).chat_template_kwargs == {"enable_thinking": False}
+    with pytest.raises(FrugalignError, match="is not a mapping"):
+        parse(light, [*needed, "--chat_template_kwargs", "enable_thinking=false"])
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

@@ -1,5 +1,7 @@
 """A policy from its specification: what composes, on which noise, and how far it is from its base."""
 
+import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,26 @@ def test_several_proxies_compose_at_their_strengths(proxies: list[str]) -> None:
     alone = [load(PolicySpec.from_dict({"proxy": folder}), base=base()) for folder in proxies]
     assert completions(policy) not in [completions(each) for each in alone]
     assert policy.trainable_parameters == sum(network.num_parameters() for network in networks)
+
+
+def test_a_proxys_template_arguments_are_the_default(tmp_path: Path) -> None:
+    """They are stored with it, reach the encoding, and can be replaced."""
+    proxy = new_proxy(base().model, {"p_t": 0.02, "chat_template_kwargs": {"loud": True}}, seed=0)
+    proxy.config.base = fingerprint(base().model, base().tokenizer).to_dict()
+    proxy.save_pretrained(tmp_path)
+    tokenizer = copy.deepcopy(base().tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<user>{{ m.content }}{% endfor %}{% if loud %}!{% endif %}<assistant>"
+    )
+    policy = load(PolicySpec.from_dict({"proxy": [str(tmp_path)]}), base=base())
+    policy = replace(policy, base=replace(base(), tokenizer=tokenizer))
+    said = [
+        tokenizer.decode(policy.encode(PromptRows(["sell me a tea"]), policy.with_defaults(settings)).ids[0])
+        for settings in (SETTINGS, replace(SETTINGS, chat_template_kwargs={"loud": False}))
+    ]
+    assert ["!" in text for text in said] == [True, False]
+    with pytest.raises(FrugalignError, match="sets aloud, which the chat template does not read"):
+        policy.encode(PromptRows(PROMPTS), policy.with_defaults(replace(SETTINGS, chat_template_kwargs={"aloud": 1})))
 
 
 def test_principles_stand_before_the_policys_prompts_alone() -> None:

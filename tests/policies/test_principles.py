@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import frugalign.sandbox as sandbox
 from frugalign.base.errors import FrugalignError
-from frugalign.data.templating import render_prompt
-from frugalign.policies.principles import Principles, has_system_role, load_principles, shipped, under_principles
+from frugalign.data.chat_template import ChatTemplate
+from frugalign.data.templating import Rendering, render_prompt
+from frugalign.policies.principles import Principles, load_principles, shipped, under_principles
 
 TOLD = Principles("Mind this.", ("Be kind.", "Be brief."))
 TEXT = "Mind this.\n\n1. Be kind.\n2. Be brief."
@@ -264,7 +265,7 @@ def test_where_the_principles_stand_follows_from_the_template(
 ) -> None:
     """A string and a user message are the same prompt; in every case the model reads the principles."""
     built = tokenizer(template)
-    assert has_system_role(built) == (expected[0]["role"] == "system")
+    assert ChatTemplate(built).has_system_role == (expected[0]["role"] == "system")
     found = under_principles(TOLD, ["a", [turn("user", "a")]], built)
     assert found == [expected, expected]
     assert render_prompt(found[0], built) == text
@@ -299,9 +300,11 @@ def test_demonstrations_are_earlier_turns() -> None:
 def test_in_raw_format_everything_is_one_text(template: str | None, prompt_format: str) -> None:
     built = tokenizer(template)
     both = replace(TOLD, demonstrations=SHOWN.demonstrations)
-    assert under_principles(both, ["a"], built, prompt_format) == [f"{TEXT}\n\na balm?\nno, friend.\n\na"]
-    assert under_principles(TOLD, ["a", "b"], built, prompt_format) == [f"{TEXT}\n\na", f"{TEXT}\n\nb"]
-    assert under_principles(replace(SHOWN, preamble=""), ["a"], built, prompt_format) == ["a balm?\nno, friend.\n\na"]
+    assert under_principles(both, ["a"], built, Rendering(prompt_format)) == [f"{TEXT}\n\na balm?\nno, friend.\n\na"]
+    assert under_principles(TOLD, ["a", "b"], built, Rendering(prompt_format)) == [f"{TEXT}\n\na", f"{TEXT}\n\nb"]
+    assert under_principles(replace(SHOWN, preamble=""), ["a"], built, Rendering(prompt_format)) == [
+        "a balm?\nno, friend.\n\na"
+    ]
 
 
 def test_raw_format_is_for_strings_alone() -> None:

@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
         # A model without a chat template continues the line itself, without the conversation.
         prompt: Any = messages if tokenizer.chat_template else line
         if isinstance(prompt, list):
-            prompt = fitting(policy, prompt, keep=len(start))
+            prompt = fitting(policy, prompt, len(start), settings)
             if len(prompt) < len(messages):
                 print(
                     f"(The conversation exceeds the model's context, so its oldest {len(messages) - len(prompt)} messages are left out.)"

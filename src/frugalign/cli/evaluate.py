@@ -21,9 +21,17 @@ from frugalign.options.policy import PolicyOptions
     reward="The first is the main one. The win rate is by it.",
     output_dir="It gets metrics.json, costs.json and samples.jsonl.",
     max_prompt_length="Default: the proxy's, else no limit.",
+    chat_template_kwargs="Default: the proxy's.",
 )
 class EvaluateOptions(
-    groups.Seed, groups.OutputDir, groups.Decoding, groups.PromptLength, groups.Rewards, groups.Data, PolicyOptions
+    groups.Seed,
+    groups.OutputDir,
+    groups.Decoding,
+    groups.PromptLength,
+    groups.ChatTemplate,
+    groups.Rewards,
+    groups.Data,
+    PolicyOptions,
 ):
     """Options of `frugalign evaluate`. A proxy's own settings are the defaults."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from frugalign.cli.parser import Command, parse
 from frugalign.options import groups
-from frugalign.options.declare import REQUIRED, like, option
+from frugalign.options.declare import REQUIRED, like, notes, option
 from frugalign.options.kinds import TEXT
 from frugalign.options.policy import PolicyOptions
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class AnswerOptions(groups.Seed, groups.Decoding, PolicyOptions):
+@notes(chat_template_kwargs="Default: the proxy's.")
+class AnswerOptions(groups.Seed, groups.Decoding, groups.ChatTemplate, PolicyOptions):
     """Options that `generate` and `chat` share."""
 
     show_rejections: bool = option(False, "Show proposed, rejected and accepted tokens in colour.")
@@ -69,7 +70,15 @@ def load(options: AnswerOptions) -> tuple[Policy, SamplingSettings]:
     from frugalign.policies.spec import PolicySpec, SamplingSettings
 
     spec = PolicySpec.from_dict(options.policy_values())
-    names = ("max_new_tokens", "temperature", "do_sample", "prompt_format", "max_prompt_length", "seed")
+    names = (
+        "max_new_tokens",
+        "temperature",
+        "do_sample",
+        "prompt_format",
+        "chat_template_kwargs",
+        "max_prompt_length",
+        "seed",
+    )
     settings = SamplingSettings(**{name: getattr(options, name) for name in names if hasattr(options, name)})
     from frugalign.policies import policy
 

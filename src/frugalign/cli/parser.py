@@ -30,7 +30,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import read_yaml
@@ -183,7 +183,9 @@ def _add(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> None:
         )
     else:
         allowed = choices(hint)
-        metavar = "{" + ",".join(map(str, allowed)) + "}" if allowed else _METAVARS.get(inner, "TEXT")
+        metavar = (
+            "{" + ",".join(map(str, allowed)) + "}" if allowed else _METAVARS.get(get_origin(inner) or inner, "TEXT")
+        )
         group.add_argument(f"--{item.name}", metavar=metavar, type=_reader(hint), help=text)
 
 

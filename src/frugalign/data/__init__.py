@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from frugalign.data.splits import dataset_fingerprint as dataset_fingerprint
     from frugalign.data.splits import held_out_split as held_out_split
     from frugalign.data.templating import EncodedPrompts as EncodedPrompts
+    from frugalign.data.templating import Rendering as Rendering
     from frugalign.data.templating import encode_prompts as encode_prompts
     from frugalign.data.templating import render_prompt as render_prompt
     from frugalign.data.validate import ValidationReport as ValidationReport
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOME = {
     "EncodedPrompts": "templating",
     "Problem": "rows",
+    "Rendering": "templating",
     "ValidationReport": "validate",
     "dataset_fingerprint": "splits",
     "encode_prompts": "templating",

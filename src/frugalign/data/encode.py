@@ -1,8 +1,12 @@
 """Encode a prompt and its answer as token ids that end where a reward reads them.
 
-Training a reward, scoring with it and aligning by it share this definition. The ids are the rendered prompt, the
-answer's tokens and the end token. Whatever a chat template writes after the end token is left out. A generated answer
-that was cut has no end token.
+Training, scoring, probes and evaluation share this definition. The ids are those of the whole conversation as the
+model's chat template renders it, up to the token that ends the last turn. Without a template they are those of the
+prompt's text with the answer's, and the end token. Whatever a template writes after the end token is left out.
+
+A rendered prompt has the ids that sampling reads. Where the template opens a new answer otherwise than it writes a stored
+one, as with a thought, the prompt ends where the two part. Text without a template is tokenised as a whole. A token that
+reaches across the border belongs to the answer there.
 """
 
 from __future__ import annotations
@@ -13,7 +17,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.templating import encode_prompts
+from frugalign.data.chat_template import ChatTemplate, first_time
+from frugalign.data.templating import (
+    AUTO,
+    Message,
+    Prompt,
+    Rendering,
+    as_messages,
+    conversation,
+    encode_prompts,
+    is_chat,
+    open_turn,
+    token_ids,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -28,12 +44,32 @@ class EncodedCompletions:
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
-    n_cut: int
+    n_cut: int = 0
 
     @property
     def ids(self) -> list[list[int]]:
         """Prompt and completion joined. The last token is the endpoint."""
         return [prompt + answer for prompt, answer in zip(self.prompt_ids, self.completion_ids, strict=True)]
+
+    def divided(self, lengths: Sequence[int]) -> EncodedCompletions:
+        """The same ids, with `lengths[i]` tokens in prompt i."""
+        rows = list(zip(self.ids, lengths, strict=True))
+        return EncodedCompletions([ids[:length] for ids, length in rows], [ids[length:] for ids, length in rows])
+
+    def cut(self, max_length: int | None) -> EncodedCompletions:
+        """The same with at most `max_length` tokens a row. A longer row loses its beginning, counted and logged. If the
+        answer alone is too long, the prompt and the beginning of the answer are lost."""
+        if max_length is None:
+            return self
+        over = [max(0, len(ids) - max_length) for ids in self.ids]
+        if n_cut := sum(map(bool, over)):
+            _log.warning("Cut %d of %d sequences on the left to %d tokens.", n_cut, len(over), max_length)
+        prompts = [ids[lost:] for ids, lost in zip(self.prompt_ids, over, strict=True)]
+        answers = [
+            answer[max(0, lost - len(prompt)) :]
+            for prompt, answer, lost in zip(self.prompt_ids, self.completion_ids, over, strict=True)
+        ]
+        return EncodedCompletions(prompts, answers, n_cut)
 
 
 def answer_text(completion: Any) -> str:
@@ -51,44 +87,138 @@ def as_completions(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
 
 
 def encode_completions(
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     completions: Sequence[Any],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    end_id: int | None,
+    end_ids: Sequence[int] = (),
     completion_ids: Sequence[Sequence[int]] | None = None,
-    max_length: int | None = None,
-    prompt_format: str = "auto",
+    rendering: Rendering = AUTO,
 ) -> EncodedCompletions:
     """Token ids of every prompt and its completion.
 
     Args:
-        end_id: the token that closes an answer given as text, or None.
+        completions: strings, or messages of which the last is the assistant's.
+        end_ids: the tokens that end a completion. The first closes an answer whose template writes no end token.
         completion_ids: ids that a model generated, used as they are; they include the end token if it was emitted.
-        max_length: maximum tokens of prompt plus completion. A longer row is cut on the left, counted and logged. If
-            the answer alone is too long, the prompt and the beginning of the answer are lost.
 
     Raises:
-        FrugalignError: an answer has no tokens; the message names the row (from 1).
+        FrugalignError: an answer has no tokens, does not end with the assistant, or is rejected by the template; the
+            message names the row (from 1).
     """
-    prompt_ids = encode_prompts(prompts, tokenizer, max_new_tokens=0, prompt_format=prompt_format).ids
+    prompt_ids = encode_prompts(prompts, tokenizer, max_new_tokens=0, rendering=rendering).ids
     if completion_ids is None:
-        texts = [answer_text(completion) for completion in completions]
-        # A tokenizer refuses an empty batch.
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        end = [] if end_id is None else [end_id]
-        answers = [[int(token) for token in ids] + end for ids in encoded]
+        encoded = _Answers(prompts, completions, ChatTemplate(tokenizer, rendering.chat_template_kwargs), end_ids)
+        found = encoded.split(prompt_ids, rendering)
     else:
-        answers = [[int(token) for token in ids] for ids in completion_ids]
-    n_cut = 0
-    for row, (prompt, answer) in enumerate(zip(prompt_ids, answers, strict=True)):
+        found = EncodedCompletions(prompt_ids, [[int(token) for token in ids] for ids in completion_ids])
+    for row, answer in enumerate(found.completion_ids):
         if not answer:
             raise FrugalignError(f"Answer {row + 1} has no tokens, so there is nothing to score.")
-        if max_length is None or len(prompt) + len(answer) <= max_length:
-            continue
-        n_cut += 1
-        over = len(prompt) + len(answer) - max_length
-        prompt_ids[row], answers[row] = prompt[over:], answer[max(0, over - len(prompt)) :]
-    if n_cut:
-        _log.warning("Cut %d of %d sequences on the left to %d tokens.", n_cut, len(answers), max_length)
-    return EncodedCompletions(prompt_ids, answers, n_cut)
+    return found
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Stored answers, which are texts or messages, to their prompts."""
+
+    prompts: Sequence[Prompt]
+    answers: Sequence[Any]
+    template: ChatTemplate
+    end_ids: Sequence[int]
+
+    def split(self, prompt_ids: Sequence[list[int]], rendering: Rendering) -> EncodedCompletions:
+        """Encode every whole conversation, and split it where it stops being the prompt that sampling reads."""
+        tokenizer = self.template.tokenizer
+        chat = {row for row, prompt in enumerate(self.prompts) if is_chat(prompt, tokenizer, rendering)}
+        end = self.template.end_of_turn(self.end_ids) if chat else None
+        ends = {*self.end_ids} | ({end} if end is not None else set())
+        texts = [self._text(row, row in chat, end) for row in range(len(self.prompts))]
+        found = EncodedCompletions([], [])
+        for row, whole in enumerate(token_ids(texts, tokenizer, chat)):
+            asked = prompt_ids[row]
+            if self.prompts[row] == "" and whole[: len(asked)] != asked:
+                whole = asked + whole  # the BOS token that stands for an empty prompt
+            if row in chat and whole[: len(asked)] != asked:
+                whole = self._with_sampled_prompt(row, asked, whole, texts[row])
+            n = _n_shared(asked, whole)
+            answer = whole[n:]
+            if not answer or answer[-1] not in ends:
+                answer = answer + list(self.end_ids[:1])
+            found.prompt_ids.append(whole[:n])
+            found.completion_ids.append(answer)
+        self._warn_of_rewritten_answers(texts, chat)
+        return found
+
+    def _text(self, row: int, chat: bool, end: int | None) -> str:
+        """Prompt and answer as text, up to the end of the last turn."""
+        prompt, answer = self.prompts[row], self.answers[row]
+        try:
+            if chat:
+                return self._conversation(conversation(prompt, answer), end)
+            if not isinstance(answer, str) and len(answer) > 1:
+                raise FrugalignError("It has several messages, which need a chat template.")
+        except FrugalignError as error:
+            raise FrugalignError(f"Answer {row + 1}: {error}") from error
+        return f"{prompt}{answer_text(answer)}"
+
+    def _conversation(self, messages: list[Message], end: int | None) -> str:
+        template = self.template
+        if end is None:
+            text = template.render(messages)
+            return text.removesuffix(template.after_answer)
+        mark, content = template.text_of(end), messages[-1].get("content")
+        if isinstance(content, str) and content.rstrip().endswith(mark):
+            messages[-1]["content"] = content.rstrip().removesuffix(mark)  # an answer that was rendered before
+        text = template.render(messages)
+        place = text.rfind(mark)
+        return text if place < 0 else text[: place + len(mark)]
+
+    def _with_sampled_prompt(self, row: int, asked: list[int], whole: list[int], text: str) -> list[int]:
+        """The ids of a conversation, with the prompt's as sampling reads them if its text is a prefix.
+
+        Raises:
+            FrugalignError: the template writes the prompt in another way than before the answer.
+        """
+        tokenizer, messages = self.template.tokenizer, as_messages(self.prompts[row])
+        opened = open_turn(messages, self.template)
+        if text.startswith(opened):
+            # The tokenizer joins or parts characters at the border. A special token in front keeps it from doing so.
+            mark = tokenizer.eos_token or tokenizer.bos_token or ""
+            (rest,) = token_ids([mark + text[len(opened) :]], tokenizer, {0})
+            divided = asked + rest[1:]
+            return divided if tokenizer.decode(divided) == tokenizer.decode(whole) else whole
+        if messages[-1]["role"] == "assistant":
+            messages.pop()  # the turn that the answer continues
+            opened = open_turn(messages, self.template) if messages else ""
+        opening = self.template.before_answer
+        if not text.startswith(opened[: len(opened) - _n_shared(opened[::-1], opening[::-1])]):
+            raise FrugalignError(
+                f"Answer {row + 1}: the chat template writes its prompt differently once the answer follows; put a system message "
+                "into the first user message, and all turns but the last into the prompt."
+            )
+        return whole
+
+    def _warn_of_rewritten_answers(self, texts: Sequence[str], chat: set[int]) -> None:
+        """Warn once if the template leaves out a part of answers, such as their thoughts."""
+        rewritten = [row for row in sorted(chat) if not self._holds(texts[row], self.answers[row])]
+        if rewritten and first_time(self.template.tokenizer, "rewritten answers"):
+            _log.warning(
+                "The chat template leaves out or changes a part of %d of %d answers, such as answer %d (a thought?). They are "
+                "encoded as it renders them.",
+                len(rewritten),
+                len(texts),
+                rewritten[0] + 1,
+            )
+
+    def _holds(self, text: str, answer: Any) -> bool:
+        """Whether a rendered conversation has the answer's contents in full, white space aside."""
+        written = "".join(text.split())
+        contents = [answer] if isinstance(answer, str) else [message.get("content") for message in answer]
+        return all("".join(each.split()) in written for each in contents if isinstance(each, str))
+
+
+def _n_shared(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """The length of the longest common prefix."""
+    differ = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differ, min(len(first), len(second)))

@@ -1,21 +1,43 @@
-"""From prompts to token ids: chat templates applied, lengths checked, cuts counted."""
+"""From prompts and conversations to text and token ids: chat templates applied, lengths checked, cuts counted."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from frugalign.base.errors import FrugalignError
+from frugalign.data.chat_template import ChatTemplate, first_time
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
 
-Prompt = str | list[dict[str, Any]]
+Message = dict[str, Any]
+Prompt = str | list[Message]
 PromptFormat = Literal["auto", "raw", "chat"]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How conversations become text.
+
+    `prompt_format`: a string prompt is one user turn if there is a chat template (`auto`), unchanged text (`raw`), or a
+    user turn that requires a template (`chat`). `chat_template_kwargs`: arguments of the template.
+    """
+
+    prompt_format: str = "auto"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Any) -> Rendering:
+        """The rendering that options or an artefact's config describe. None stands for the default."""
+        return cls(options.prompt_format or "auto", options.chat_template_kwargs or {})
+
+
+AUTO = Rendering()
 
 
 @dataclass(frozen=True)
@@ -26,9 +48,10 @@ class EncodedPrompts:
     n_cut: int
 
 
-def is_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto") -> bool:
+def is_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = AUTO) -> bool:
     """Whether a prompt goes through the chat template. Messages always do. Strings do if the format is `chat`, or
     `auto` and the tokenizer has a template."""
+    prompt_format = rendering.prompt_format
     if not isinstance(prompt, str) or prompt_format == "chat":
         return True
     if prompt_format not in ("auto", "raw"):
@@ -36,38 +59,49 @@ def is_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: s
     return prompt_format == "auto" and bool(tokenizer.chat_template)
 
 
-def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto") -> str:
+def as_messages(prompt: Prompt) -> list[Message]:
+    """A copy of the messages; a string is one user turn."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
+def conversation(prompt: Prompt, answer: Any) -> list[Message]:
+    """The messages of a prompt with its answer, which is a string or messages. A prompt that ends with the assistant
+    begins the answer.
+
+    Raises:
+        FrugalignError: the answer does not end with the assistant.
+    """
+    messages = as_messages(prompt)
+    turns = (
+        [{"role": "assistant", "content": answer}] if isinstance(answer, str) else [dict(message) for message in answer]
+    )
+    if not turns or turns[-1].get("role") != "assistant":
+        raise FrugalignError("The answer does not end with the assistant's message.")
+    if messages[-1]["role"] == turns[0]["role"] == "assistant":
+        begun = messages.pop()
+        turns[0] = {**begun, **turns[0], "content": f"{begun['content']}{turns[0]['content']}"}
+    return messages + turns
+
+
+def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = AUTO) -> str:
     """The text that a model continues.
 
-    A string becomes one user turn if the tokenizer has a chat template (`auto`), stays as it is (`raw`), or requires
-    a template (`chat`). Messages always go through the template. A final assistant message is left open for the model
-    to continue, as in TRL.
+    A string is rendered as `rendering` says. Messages always go through the template. A final assistant message is left
+    open for the model to continue, as in TRL.
 
     Raises:
         FrugalignError: a required template is missing, or the template rejects these messages.
     """
-    if not is_chat(prompt, tokenizer, prompt_format):
+    if not is_chat(prompt, tokenizer, rendering):
         assert isinstance(prompt, str)
         return prompt
-    messages = (
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
-    )
-    open_turn = messages[-1]["role"] == "assistant"
-    return apply_template(messages, tokenizer, add_generation_prompt=not open_turn, continue_final_message=open_turn)
+    return open_turn(as_messages(prompt), ChatTemplate(tokenizer, rendering.chat_template_kwargs))
 
 
-def apply_template(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    """Render messages as text. A template error becomes one sentence."""
-    if not tokenizer.chat_template:
-        raise FrugalignError(
-            "The prompts are messages, but the tokenizer has no chat template; use string prompts or prompt_format raw."
-        )
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except Exception as error:  # jinja2's errors, and those of a template's raise_exception
-        raise FrugalignError(
-            f"The chat template refuses the messages: {' '.join(str(error).split()).rstrip('.')}."
-        ) from error
+def open_turn(messages: list[Message], template: ChatTemplate) -> str:
+    """Messages up to where the assistant writes. A final assistant message is left open."""
+    begun = messages[-1]["role"] == "assistant"
+    return template.render(messages, add_generation_prompt=not begun, continue_final_message=begun)
 
 
 def encode_prompts(
@@ -77,29 +111,34 @@ def encode_prompts(
     max_prompt_length: int | None = None,
     max_context: int | None = None,
     max_new_tokens: int,
-    prompt_format: str = "auto",
+    rendering: Rendering = AUTO,
 ) -> EncodedPrompts:
     """Token ids of every prompt, with room for up to `max_new_tokens` tokens more.
 
-    A template writes its own special tokens, so none are added to its text. Raw text gets the tokenizer's usual ones.
-    An empty prompt becomes the BOS token. `max_prompt_length` keeps only the last tokens of a longer prompt; cuts are
-    counted and logged.
+    A template writes its own special tokens, so none are added to its text. Raw text gets those that the tokenizer puts
+    before a text, once. It gets none after it, since an answer follows. An empty prompt becomes the BOS token.
+    `max_prompt_length` keeps only the last tokens of a longer prompt; cuts are counted and logged.
 
     Raises:
         FrugalignError: a prompt exceeds `max_context` with `max_new_tokens`, has no tokens, or is rejected by the
             template. The message names the row (from 1).
     """
     rows = list(prompts)
-    chat: list[int] = []
+    template = ChatTemplate(tokenizer, rendering.chat_template_kwargs)
+    chat: set[int] = set()
     texts: list[str] = []
     for row, prompt in enumerate(rows):
         try:
-            if is_chat(prompt, tokenizer, prompt_format):
-                chat.append(row)
-            texts.append(render_prompt(prompt, tokenizer, prompt_format))
+            if is_chat(prompt, tokenizer, rendering):
+                chat.add(row)
+                texts.append(open_turn(as_messages(prompt), template))
+            else:
+                texts.append(str(prompt))
         except FrugalignError as error:
             raise FrugalignError(f"Prompt {row + 1}: {error}") from error
-    ids = _tokenise(texts, chat, tokenizer)
+    if chat:
+        _warn_of_rendered_prompts([rows[row] for row in chat], template)
+    ids = token_ids(texts, tokenizer, chat)
     n_cut = 0
     for row, tokens in enumerate(ids):
         if not tokens:
@@ -124,18 +163,44 @@ def encode_prompts(
     return EncodedPrompts(ids, n_cut)
 
 
-def _tokenise(texts: Sequence[str], chat: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of rendered prompts. Special tokens are added to all rows but `chat`, whose template wrote them."""
-    ids: list[list[int]] = [[] for _ in texts]
-    for members, special in ((chat, False), (sorted(set(range(len(texts))) - set(chat)), True)):
-        if members:
-            encoded = tokenizer(
-                [texts[row] for row in members],
-                add_special_tokens=special,
-                padding=False,
-                truncation=False,
-                verbose=False,
-            )
-            for row, tokens in zip(members, encoded["input_ids"], strict=True):
-                ids[row] = [int(token) for token in tokens]
-    return ids
+def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, chat: Collection[int] = ()) -> list[list[int]]:
+    """Token ids of rendered texts. All rows but `chat`, whose template wrote special tokens, begin with the tokenizer's
+    own (BOS), once."""
+    if not texts:  # a tokenizer refuses an empty batch
+        return []
+    leading = _leading_ids(tokenizer) if len(chat) < len(texts) else []
+    found = []
+    for row, ids in enumerate(_plain_ids(texts, tokenizer)):
+        begins = row in chat or ids[: len(leading)] == leading
+        found.append(ids if begins else leading + ids)
+    return found
+
+
+def _plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    encoded = tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False)
+    return [[int(token) for token in ids] for ids in encoded["input_ids"]]
+
+
+def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before a text. Some put others after it."""
+    (plain,) = _plain_ids(["a"], tokenizer)
+    whole = [int(token) for token in tokenizer(["a"], verbose=False)["input_ids"][0]]
+    starts = [place for place in range(len(whole)) if plain and whole[place : place + len(plain)] == plain]
+    return whole[: starts[0]] if starts else []
+
+
+def _warn_of_rendered_prompts(prompts: Sequence[Prompt], template: ChatTemplate) -> None:
+    """Warn once if prompts hold what the template writes, as prompts that are rendered already do."""
+    marks = template.marks
+    contents = [[message.get("content") for message in as_messages(prompt)] for prompt in prompts]
+    held = [{mark for mark in marks for text in texts if isinstance(text, str) and mark in text} for texts in contents]
+    n_rendered = sum(map(bool, held))
+    if n_rendered and first_time(template.tokenizer, "rendered prompts"):
+        mark = next(mark for mark in marks for found in held if mark in found)
+        _log.warning(
+            "%d of %d prompts hold %r, which the chat template writes itself: they look rendered already, and the template "
+            "wraps them once more. Give the plain text, or prompt_format raw.",
+            n_rendered,
+            len(prompts),
+            mark,
+        )

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from frugalign.base.ledger import Ledger
 from frugalign.base.partial_files import PartialWork
 from frugalign.data.groups import Groups
-from frugalign.data.templating import encode_prompts
+from frugalign.data.templating import AUTO, Rendering, encode_prompts
 from frugalign.decoding.loop import LoopOptions, SamplingParams, common_prefix, generate
 from frugalign.decoding.noise import row_keys
 from frugalign.engines.engine import Engine
@@ -36,7 +36,7 @@ class GroupOptions:
     seed: int = 0
     epoch: int = 0
     batch_size: int = 64
-    prompt_format: str = "auto"
+    rendering: Rendering = AUTO
     share_prefix: bool = False
     partial: Path | None = None
 
@@ -63,7 +63,7 @@ def sample_groups(
         tokenizer,
         max_context=engine.context_length,
         max_new_tokens=params.max_new_tokens,
-        prompt_format=options.prompt_format,
+        rendering=options.rendering,
     ).ids
     shared = common_prefix(prompt_ids) if options.share_prefix else 0
     seed, epoch, batch_size, partial = options.seed, options.epoch, options.batch_size, options.partial

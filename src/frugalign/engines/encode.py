@@ -1,4 +1,4 @@
-"""Encode prompts and answers for one model, with its tokenizer, end token and context length."""
+"""Encode prompts and answers for one model, with its tokenizer, end tokens and context length."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.data.encode import EncodedCompletions, encode_completions
+from frugalign.data.templating import AUTO, Rendering
 from frugalign.engines.transformers import context_length, end_token_ids
 
 if TYPE_CHECKING:
@@ -22,43 +23,54 @@ def encode_for_model(
     *,
     completion_ids: Sequence[Sequence[int]] | None = None,
     max_length: int | None = None,
-    prompt_format: str = "auto",
+    rendering: Rendering = AUTO,
 ) -> EncodedCompletions:
-    """`encode_completions` with this model's end token. Without `max_length`, the model's context is the limit.
+    """`encode_completions` with this model's end tokens. Without `max_length`, the model's context is the limit.
 
     Fitting, scoring and alignment all use it.
     """
+    return _whole(model, tokenizer, prompts, completions, completion_ids, rendering).cut(
+        max_length or context_length(model)
+    )
+
+
+def _whole(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]] | None,
+    rendering: Rendering,
+) -> EncodedCompletions:
     return encode_completions(
         prompts,
         completions,
         tokenizer,
-        end_id=next(iter(end_token_ids(model, tokenizer)), None),
+        end_ids=end_token_ids(model, tokenizer),
         completion_ids=completion_ids,
-        max_length=max_length or context_length(model),
-        prompt_format=prompt_format,
+        rendering=rendering,
     )
 
 
 def tokenize_pairs(
-    pairs: Dataset, model: Any, tokenizer: Any, *, max_length: int | None = None, prompt_format: str = "auto"
+    pairs: Dataset, model: Any, tokenizer: Any, *, max_length: int | None = None, rendering: Rendering = AUTO
 ) -> dict[str, Any]:
-    """`prompt_ids`, `chosen_ids` and `rejected_ids`, encoded as `encode_completions` does. A sampled answer keeps the
+    """`prompt_ids`, `chosen_ids` and `rejected_ids`, encoded as `encode_for_model` does. A sampled answer keeps the
     ids in `chosen_completion_ids` and `rejected_completion_ids`."""
-    sides = [
-        encode_for_model(
-            model,
-            tokenizer,
-            pairs["prompt"],
-            pairs[side],
-            completion_ids=pairs[ids] if (ids := f"{side}_completion_ids") in pairs.column_names else None,
-            max_length=max_length,
-            prompt_format=prompt_format,
-        )
+    columns = [
+        pairs[ids] if (ids := f"{side}_completion_ids") in pairs.column_names else None
         for side in ("chosen", "rejected")
     ]
+    sides = [
+        _whole(model, tokenizer, pairs["prompt"], pairs[side], given, rendering)
+        for side, given in zip(("chosen", "rejected"), columns, strict=True)
+    ]
+    # Where one prompt is shorter, the rest of the other one belongs to its answer.
+    shared = [min(map(len, both)) for both in zip(*(side.prompt_ids for side in sides), strict=True)]
+    chosen, rejected = (side.divided(shared).cut(max_length or context_length(model)) for side in sides)
     return {
-        # Take the shorter prompt for both sides: one may have been cut to fit its answer.
-        "prompt_ids": [min(both, key=len) for both in zip(*(side.prompt_ids for side in sides), strict=True)],
-        "chosen_ids": list(sides[0].completion_ids),
-        "rejected_ids": list(sides[1].completion_ids),
+        # The shorter prompt once more: one may have been cut to fit its answer.
+        "prompt_ids": [min(both, key=len) for both in zip(chosen.prompt_ids, rejected.prompt_ids, strict=True)],
+        "chosen_ids": chosen.completion_ids,
+        "rejected_ids": rejected.completion_ids,
     }

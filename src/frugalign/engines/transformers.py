@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from frugalign.base.errors import FrugalignError
+from frugalign.data.chat_template import end_of_turn
 from frugalign.engines.engine import Capabilities, StepOutput
 
 _COUNTS_PADDING = {"mpt", "gpt_neo"}
@@ -77,13 +78,15 @@ def embedding_rows(model: PreTrainedModel) -> Tensor:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """All tokens that end a completion: the generation config's, else the tokenizer's."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+    """All tokens that end a completion: the generation config's, else the tokenizer's, and the one with which the chat
+    template ends a turn. The first is the tokenizer's own, if it is one of them."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = tokenizer.eos_token_id
+    ids = [own] if configured is None else configured if isinstance(configured, (list, tuple)) else [configured]
+    ids = [int(token) for token in ids if token is not None]
+    ids.sort(key=lambda token: token != own)
+    of_turn = end_of_turn(tokenizer, ids)
+    return tuple(ids) if of_turn is None or of_turn in ids else (*ids, of_turn)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -6,7 +6,7 @@ Groups are never compared or printed, so they have no `==` and `repr`. This make
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from frugalign.options.declare import Group, option
 from frugalign.options.kinds import (
@@ -23,6 +23,7 @@ from frugalign.options.kinds import (
     SIZE,
     STEPS_OR_FRACTION,
     TEMPERATURE,
+    TEMPLATE_ARGUMENTS,
     TEXT,
     WARM_UP,
 )
@@ -137,7 +138,16 @@ class TruncationPenalty(Group, section="rewards"):
 
 
 @dataclass(eq=False, repr=False)
-class PromptFormat(Group, section="sampling"):
+class ChatTemplate(Group, section="sampling"):
+    """How the chat template is rendered."""
+
+    chat_template_kwargs: dict[str, Any] | None = option(
+        None, "Arguments of the chat template, such as '{\"enable_thinking\": false}'.", TEMPLATE_ARGUMENTS
+    )
+
+
+@dataclass(eq=False, repr=False)
+class PromptFormat(ChatTemplate, section="sampling"):
     """How a prompt becomes text."""
 
     prompt_format: Literal["auto", "raw", "chat"] = option(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -92,6 +93,21 @@ class _Text(TextKind):
         return None
 
 
+class _TemplateArguments(Kind):
+    _SET_HERE = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
+
+    def refusal(self, value: Any) -> str | None:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            return self.must_be
+        if taken := [name for name in self._SET_HERE if name in value]:
+            return f"{self.must_be} without {taken[0]}, which every verb sets itself"
+        try:
+            json.dumps(dict(value), allow_nan=False)
+        except (ValueError, TypeError, RecursionError):
+            return f"{self.must_be} that JSON can hold"
+        return None
+
+
 FINITE = Kind("a finite number")
 POSITIVE = Kind("above 0", lambda x: x > 0)
 NON_NEGATIVE = Kind("at least 0", lambda x: x >= 0)
@@ -132,3 +148,4 @@ NAME = _Name("a name or a path")
 NAME_OR_EMPTY = _Name("a name or a path", may_be_empty=True)
 TEXT = _Text("text")
 """Free text, such as a prompt."""
+TEMPLATE_ARGUMENTS = _TemplateArguments("a mapping")

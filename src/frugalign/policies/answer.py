@@ -65,16 +65,21 @@ def answer(
     return Answer(text, found.completion_ids[0], found.ended[0], found.traces[0])
 
 
-def fitting(policy: Policy, messages: list[dict[str, Any]], keep: int = 0) -> list[dict[str, Any]]:
+def fitting(
+    policy: Policy, messages: list[dict[str, Any]], keep: int = 0, settings: SamplingSettings | None = None
+) -> list[dict[str, Any]]:
     """Drop the oldest turns of a conversation until an eighth of the context is left for the answer.
 
     The first `keep` messages, such as a system message, and the last one stay.
     """
-    context = context_length(policy.base.model)
+    context, rendering = (
+        context_length(policy.base.model),
+        policy.with_defaults(settings or SamplingSettings()).rendering,
+    )
     start, rest = messages[:keep], messages[keep:]
     while context is not None and len(rest) > 2:
-        prompts = policy.under_principles([start + rest])
-        length = len(encode_prompts(prompts, policy.base.tokenizer, max_new_tokens=1).ids[0])
+        prompts = policy.under_principles([start + rest], rendering)
+        length = len(encode_prompts(prompts, policy.base.tokenizer, max_new_tokens=1, rendering=rendering).ids[0])
         if length <= context - context // 8:
             break
         rest = rest[2:]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import load_config
 from frugalign.base.ledger import Ledger
-from frugalign.data.templating import Prompt, encode_prompts
+from frugalign.data.templating import AUTO, Prompt, Rendering, encode_prompts
 from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
 from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
@@ -97,7 +97,7 @@ class Policy:
         Raises:
             FrugalignError: a temperature other than the one that the proxy was trained at.
         """
-        artefact = self.artefact
+        artefact, own = self.artefact, settings.chat_template_kwargs
         if artefact is None:
             return replace(
                 settings,
@@ -114,14 +114,15 @@ class Policy:
             max_new_tokens=settings.max_new_tokens or artefact.max_new_tokens,
             temperature=artefact.temperature,
             prompt_format=settings.prompt_format or artefact.prompt_format,
+            chat_template_kwargs=artefact.chat_template_kwargs if own is None else own,
             max_prompt_length=settings.max_prompt_length or artefact.max_prompt_length,
         )
 
-    def under_principles(self, prompts: Sequence[Prompt], prompt_format: str = "auto") -> list[Prompt]:
+    def under_principles(self, prompts: Sequence[Prompt], rendering: Rendering = AUTO) -> list[Prompt]:
         """The prompts as the policy reads them: with its principles before them, if it has any."""
         if self.principles is None:
             return list(prompts)
-        return under_principles(self.principles, prompts, self.base.tokenizer, prompt_format)
+        return under_principles(self.principles, prompts, self.base.tokenizer, rendering)
 
     def encode(
         self,
@@ -141,7 +142,7 @@ class Policy:
         Raises:
             FrugalignError: a prompt that leaves no room for the completion, or that cannot follow principles.
         """
-        tokenizer, prompt_format = self.base.tokenizer, settings.prompt_format or "auto"
+        tokenizer, rendering = self.base.tokenizer, settings.rendering
 
         def encoded(prompts: Sequence[Any]) -> list[list[int]]:
             return encode_prompts(
@@ -150,11 +151,11 @@ class Policy:
                 max_prompt_length=settings.max_prompt_length,
                 max_context=context_length(self.base.model),
                 max_new_tokens=settings.max_new_tokens or 1,
-                prompt_format=prompt_format,
+                rendering=rendering,
             ).ids
 
         plain = encoded(rows.prompts)
-        ids = plain if self.principles is None else encoded(self.under_principles(rows.prompts, prompt_format))
+        ids = plain if self.principles is None else encoded(self.under_principles(rows.prompts, rendering))
         index = [row for row in range(len(rows)) for _ in range(num_samples)]
         numbers = range(len(rows)) if numbers is None else numbers
         samples = [sample for _ in range(len(rows)) for sample in range(num_samples)]

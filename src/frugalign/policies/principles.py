@@ -21,7 +21,8 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import MAX_BYTES, read_yaml
 from frugalign.base.specs import is_attribute, load_attribute
 from frugalign.base.wording import shown
-from frugalign.data.templating import Prompt, apply_template, is_chat
+from frugalign.data.chat_template import ChatTemplate
+from frugalign.data.templating import AUTO, Prompt, Rendering, as_messages, is_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,6 @@ _ITEM = re.compile(r"(?:[-*+]|\d+[.)])\s+(.*)")
 _HEADING = re.compile(r"#+\s+(.*)")
 _RULE = re.compile(r"([-*_] ?){3,}")
 _TURN = re.compile(r"(?:\*\*)?(Prompt|Response):(?:\*\*)?\s*(.*)", re.IGNORECASE)
-_MARK = "a mark that no template writes by itself"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def load_principles(name: str) -> Principles:
 
 
 def under_principles(
-    principles: Principles, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, prompt_format: str = "auto"
+    principles: Principles, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = AUTO
 ) -> list[Prompt]:
     """Put the principles before every prompt: as messages if there is a chat template, else as text.
 
@@ -104,13 +104,13 @@ def under_principles(
     system: bool | None = None
     found: list[Prompt] = []
     for row, prompt in enumerate(prompts):
-        if not is_chat(prompt, tokenizer, prompt_format):
+        if not is_chat(prompt, tokenizer, rendering):
             parts = [text] * bool(text) + [f"{question}\n{answer}" for question, answer in shown] + [str(prompt)]
             found.append("\n\n".join(parts))
             continue
         if system is None:
-            system = has_system_role(tokenizer)
-        own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+            system = ChatTemplate(tokenizer, rendering.chat_template_kwargs).has_system_role
+        own = as_messages(prompt)
         instructions = text
         if not all(isinstance(turn["content"], str) for turn in own):
             raise FrugalignError(
@@ -132,17 +132,6 @@ def under_principles(
             turns[0] = turns[0] | {"content": f"{instructions}\n\n{turns[0]['content']}"}
         found.append(turns)
     return found
-
-
-def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template renders a system message. Some templates refuse it, some drop it silently."""
-    messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "-"}]
-    try:
-        return _MARK in apply_template(messages, tokenizer, add_generation_prompt=True)
-    except FrugalignError:
-        if not tokenizer.chat_template:
-            raise
-        return False
 
 
 def _read(path: Path) -> str:

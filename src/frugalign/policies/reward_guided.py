@@ -21,6 +21,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.data.chat_template import end_of_turn
 from frugalign.decoding.chooser import STREAM_EMIT, Emission, Lookahead, TokenTrace
 from frugalign.decoding.noise import Noise
 from frugalign.engines.loading import LoadedModel
@@ -176,7 +177,7 @@ class RewardGuidedLogitsProcessor(LogitsProcessor):
         top_k: int = 10,
         ledger: Ledger | None = None,
     ) -> None:
-        ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
         self._n_prompts, self._prompt_length = len(prompts), prompt_length
         self._prefix_scores = _PrefixScores(
             RewardGuidance(load_rewards(reward), weight, top_k),

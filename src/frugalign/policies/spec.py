@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.wording import did_you_mean, shown
+from frugalign.data.templating import Rendering
 from frugalign.options.check import check_value
-from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE, SEED, TEMPERATURE
+from frugalign.options.kinds import COUNT, FINITE, NON_NEGATIVE, SEED, TEMPERATURE, TEMPLATE_ARGUMENTS
 
 if TYPE_CHECKING:
     from frugalign.decoding.loop import SamplingParams
@@ -228,7 +229,13 @@ class PolicySpec:
         return f"{name} under {self.principles}" if self.principles else name
 
 
-_KINDS = {"temperature": TEMPERATURE, "max_new_tokens": COUNT, "max_prompt_length": COUNT, "seed": SEED}
+_KINDS = {
+    "temperature": TEMPERATURE,
+    "max_new_tokens": COUNT,
+    "max_prompt_length": COUNT,
+    "seed": SEED,
+    "chat_template_kwargs": TEMPLATE_ARGUMENTS,
+}
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,7 @@ class SamplingSettings:
         temperature: the base's temperature. A proxy fixes it at the one that it was trained at.
         do_sample: sample; otherwise decode greedily.
         prompt_format: how string prompts are encoded. `auto` and `chat` make one user turn if there is a chat template; `raw` uses the text.
+        chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": False}`.
         max_prompt_length: longer prompts are truncated on the left. None: a prompt that exceeds the context is an error.
         seed: seed of all noise.
 
@@ -251,6 +259,7 @@ class SamplingSettings:
     temperature: float | None = None
     do_sample: bool = True
     prompt_format: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     max_prompt_length: int | None = None
     seed: int = 0
 
@@ -258,6 +267,11 @@ class SamplingSettings:
         for name, kind in _KINDS.items():
             if getattr(self, name) is not None:
                 check_value(name, getattr(self, name), kind)
+
+    @property
+    def rendering(self) -> Rendering:
+        """How prompts become text."""
+        return Rendering.of(self)
 
     def params(self) -> SamplingParams:
         """Parameters of the decoding loop. Length and temperature must be set (`Policy.with_defaults`)."""

@@ -50,6 +50,7 @@ class ProxyModelConfig(PreTrainedConfig):
     embedding_scale: float = 1.0
     value_head: bool = False
     prompt_format: str = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
     base: dict[str, Any] | None = None
     trained_on: dict[str, Any] | None = None
     weights_sha256: str | None = None

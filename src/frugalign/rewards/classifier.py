@@ -13,7 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import MODEL_CONFIG_FILE
-from frugalign.data.templating import apply_template
+from frugalign.data.chat_template import ChatTemplate
+from frugalign.data.encode import answer_text
+from frugalign.data.templating import conversation
 
 _log = logging.getLogger(__name__)
 
@@ -82,17 +84,9 @@ class ClassifierReward:
 
     def text(self, prompt: Any, completion: Any) -> str:
         """The text that the model reads for one prompt and completion."""
-        answer = completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)
         if isinstance(prompt, str) and not self.tokenizer.chat_template:
-            return prompt + answer
-        messages = (
-            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
-        )
-        if messages[-1]["role"] == "assistant":  # the prompt begins the answer
-            messages[-1]["content"] += answer
-        else:
-            messages.append({"role": "assistant", "content": answer})
-        return apply_template(messages, self.tokenizer)
+            return prompt + answer_text(completion)
+        return ChatTemplate(self.tokenizer).render(conversation(prompt, completion))
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

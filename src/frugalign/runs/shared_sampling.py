@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups
+from frugalign.data.templating import Rendering
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.transformers import TransformersEngine
@@ -51,7 +52,7 @@ def sample_on_all_processes(
     """Sample the requested groups, split over processes. Every process returns all of them.
 
     Args:
-        options: a method's options, which give length, temperature, seed, batch size and prompt format.
+        options: a method's options, which give length, temperature, seed, batch size and rendering.
         ledger: counts what all processes generated.
     """
     prompts = request.prompts
@@ -69,7 +70,7 @@ def sample_on_all_processes(
                 seed=options.seed,
                 epoch=request.epoch,
                 batch_size=options.sampling_batch_size,
-                prompt_format=options.prompt_format,
+                rendering=Rendering.of(options),
                 share_prefix=request.share_prefix,
                 partial=partial,
             ),

@@ -14,6 +14,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.splits import column, distinct
+from frugalign.data.templating import Rendering
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.transformers import TransformersEngine
@@ -81,7 +82,7 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
                     # A repeated prompt counts as another row, so its noise differs.
                     numbers=list(range(start, start + len(places))),
                     seed=task.seed,
-                    prompt_format=task.request["prompt_format"],
+                    rendering=Rendering(task.request["prompt_format"], task.request.get("chat_template_kwargs") or {}),
                 ),
                 ledger=ledger,
             )

@@ -113,6 +113,7 @@ def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_si
         max_new_tokens=request["max_new_tokens"],
         temperature=None if spec.proxy else request["temperature"],
         prompt_format=request["prompt_format"],
+        chat_template_kwargs=request.get("chat_template_kwargs"),
         do_sample=request["eval_do_sample"] or spec.best_of_n is not None,
         num_samples=request["eval_samples"],
         batch_size=batch_size,
@@ -209,13 +210,13 @@ def shown_rows(size: int) -> list[int]:
 def mean_length(request: dict[str, Any], start: Path) -> float:
     """Mean tokens of the base's responses to 64 training prompts. Measured once, and stored in `start`."""
     sources = ("model_name_or_path", "dataset_name")
-    names = (*sources, "holds_out", "max_new_tokens", "temperature", "prompt_format")
+    names = (*sources, "holds_out", "max_new_tokens", "temperature", "prompt_format", "chat_template_kwargs")
     values = [request.get(name) for name in names] + [request["contents"].get(request[name]) for name in sources]
     digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     path = length_file(start, digest[:8])
     if path.is_file():
         return float(json.loads(path.read_text())["mean_length"])
-    from frugalign.data import encode_prompts
+    from frugalign.data.templating import Rendering, encode_prompts
     from frugalign.decoding.loop import SamplingParams, generate
     from frugalign.engines.loading import load_model
     from frugalign.engines.transformers import TransformersEngine
@@ -224,7 +225,8 @@ def mean_length(request: dict[str, Any], start: Path) -> float:
     prompts = prompt_splits(request)["train"]["prompt"][:_LENGTH_PROMPTS]
     base = load_model(request["model_name_or_path"], device_map="cpu" if request.get("use_cpu") else None)
     params = SamplingParams(request["max_new_tokens"], request["temperature"])
-    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, prompt_format=request["prompt_format"]).ids
+    rendering = Rendering(request["prompt_format"], request.get("chat_template_kwargs") or {})
+    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, rendering=rendering).ids
     found = generate(TransformersEngine(base.model, base.tokenizer), ids, params).completion_ids
     length = sum(map(len, found)) / len(found)
     write_json_atomic(path, {"mean_length": length})

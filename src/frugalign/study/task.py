@@ -188,7 +188,7 @@ class Task:
             "use_cpu": self.use_cpu,
         }
         found |= {"disable_tqdm": True, "model_name_or_path": self.request["model_name_or_path"]}
-        return found | self.shared("max_new_tokens", "temperature", "prompt_format")
+        return found | self.shared("max_new_tokens", "temperature", "prompt_format", "chat_template_kwargs")
 
     def spend(self, ledger: Ledger) -> None:
         """Add a training's costs to the cell's, and take over its parameter counts."""

@@ -275,6 +275,7 @@ def test_killed_anywhere_it_goes_on_and_ends_the_same() -> None:
         ({"reward_dataset_name": "pairs.jsonl"}, "neither is set"),
         ({"shift_reward": "nothing.py:f"}, "nothing.py"),
         ({"prompt_format": "raw"}, "fitted with prompt_format auto, not raw"),
+        ({"chat_template_kwargs": '{"documents": []}'}, "fitted with chat_template_kwargs None, not {'documents': []}"),
         ({"dataset_name": "odd.jsonl", "sample": 0}, "row 1: `rewards` must be a list"),
         ({"dataset_name": "long.jsonl"}, "Prompt 1 has"),
     ],

@@ -78,7 +78,7 @@ def on_rewards(job: Job, method: str) -> PolicyValues:
 
 
 def _common(job: Job) -> dict[str, Any]:
-    return {"seed": job.seed, "use_cpu": job.use_cpu} | job.shared("prompt_format")
+    return {"seed": job.seed, "use_cpu": job.use_cpu} | job.shared("prompt_format", "chat_template_kwargs")
 
 
 def lacks_label_noise(setting: Mapping[str, Any]) -> str | None:

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from frugalign.base.files import WEIGHTS_FILE
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import answer_text
+from frugalign.data.templating import Rendering, as_messages, is_chat
 from frugalign.engines.encode import tokenize_pairs
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import base_parameters, causal_lm
@@ -89,7 +90,8 @@ class PeerRun:
     Args:
         folder: receives the policy.
         ledger: counts tokens, steps and seconds.
-        options: the TRL config's, and `lora_r`, `lora_alpha`, `use_peft` and `prompt_format` as everywhere here.
+        options: the TRL config's, and `lora_r`, `lora_alpha`, `use_peft`, `prompt_format` and
+            `chat_template_kwargs` as everywhere here.
         callbacks: for the trainer.
     """
 
@@ -109,9 +111,9 @@ def train_on_pairs(method: str, base: LoadedModel, pairs: Dataset, run: PeerRun)
         pairs: prompt, chosen, rejected and, for sampled answers, both answers' token ids.
     """
     given = dict(run.options)
-    lora, prompt_format = _lora(given), given.pop("prompt_format", "auto")
+    lora, rendering = _lora(given), _rendering(given)
     common = {**_PLAIN, "output_dir": str(run.folder), "max_length": None, **given}
-    columns = tokenize_pairs(pairs, base.model, base.tokenizer, prompt_format=prompt_format)
+    columns = tokenize_pairs(pairs, base.model, base.tokenizer, rendering=rendering)
     base.model.requires_grad_(lora is None)
     shared: dict[str, Any] = {"model": base.model, "processing_class": base.tokenizer, "peft_config": lora}
     if method == "sft":
@@ -149,13 +151,13 @@ def train_on_rewards(
         prompts: a column `prompt`; the other columns are passed to the rewards.
     """
     given = dict(run.options)
-    lora, prompt_format = _lora(given), given.pop("prompt_format", "auto")
+    lora, rendering = _lora(given), _rendering(given)
     weights = given.pop("reward_weights", None)
     config, trains = (RLOOConfig, _RLOO) if method == "rloo" else (GRPOConfig, _GRPO)
+    given["chat_template_kwargs"] = dict(rendering.chat_template_kwargs)
     args: Any = config(**{**_PLAIN, "output_dir": str(run.folder), "top_k": 0, "top_p": 1.0, **given})
-    chat = prompt_format != "raw" and getattr(base.tokenizer, "chat_template", None) is not None
-    if chat and isinstance(prompts[0]["prompt"], str):
-        prompts = prompts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    if is_chat(prompts[0]["prompt"], base.tokenizer, rendering):
+        prompts = prompts.map(lambda row: {"prompt": as_messages(row["prompt"])})
     base.model.requires_grad_(lora is None)
     trainer: Any = trains(
         model=base.model,
@@ -207,6 +209,11 @@ def _lora(options: dict[str, Any]) -> Any:
     wanted = bool(options.pop("use_peft", True))
     shape = SimpleNamespace(lora_r=options.pop("lora_r", 16), lora_alpha=options.pop("lora_alpha", 32))
     return lora_of(shape) if wanted else None
+
+
+def _rendering(options: dict[str, Any]) -> Rendering:
+    """How conversations become text by the options, which are removed."""
+    return Rendering(options.pop("prompt_format", "auto"), options.pop("chat_template_kwargs", None) or {})
 
 
 class _CountSteps(TrainerCallback):

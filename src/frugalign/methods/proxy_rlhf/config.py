@@ -116,4 +116,5 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
             "initial_bias": bias if self.initial_bias is None else self.initial_bias,
             "value_head": self.advantage == "gae",
             "prompt_format": self.prompt_format,
+            "chat_template_kwargs": self.chat_template_kwargs,
         }

@@ -26,6 +26,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data import encode_prompts
 from frugalign.data.splits import rows_fingerprint
+from frugalign.data.templating import Rendering
 from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
@@ -134,7 +135,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             max_prompt_length=args.max_prompt_length,
             max_context=context_length(self.lm),
             max_new_tokens=args.max_new_tokens,
-            prompt_format=proxy.config.prompt_format,
+            rendering=Rendering.of(proxy.config),
         )
         return Prompts(dataset, encoded.ids, tokenizer)
 

@@ -104,6 +104,7 @@ class RoundEvaluation:
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             prompt_format=args.prompt_format,
+            chat_template_kwargs=args.chat_template_kwargs,
             seed=args.seed,
         )
         rows = PromptRows.of(self.dataset).take(numbers)

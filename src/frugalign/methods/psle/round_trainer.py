@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from frugalign.base.ledger import Ledger
-from frugalign.data.templating import encode_prompts
+from frugalign.data.templating import Rendering, encode_prompts
 from frugalign.decoding.log_probs import sequence_log_probs
 from frugalign.methods.losses import dpo_loss
 from frugalign.methods.psle import loss as losses
@@ -39,7 +39,7 @@ SIDES = ("plain", "guided")
 
 
 def couples_of(
-    done: Round, tokenizer: PreTrainedTokenizerBase, *, row_weights: Sequence[float] | None, prompt_format: str
+    done: Round, tokenizer: PreTrainedTokenizerBase, *, row_weights: Sequence[float] | None, rendering: Rendering
 ) -> Dataset:
     """The couples to train on, one per row: prompt and response ids, `is_ranked`, the responses' weights, and the row's weight.
 
@@ -48,7 +48,7 @@ def couples_of(
     """
     scored = done.scored
     # The *plain* prompt: the model learns to answer without seeing the principles.
-    prompts = encode_prompts(scored.prompts, tokenizer, max_new_tokens=0, prompt_format=prompt_format).ids
+    prompts = encode_prompts(scored.prompts, tokenizer, max_new_tokens=0, rendering=rendering).ids
     rows: list[dict[str, Any]] = []
     for place, branches in enumerate(done.branches):
         k = len(branches)

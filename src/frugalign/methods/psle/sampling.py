@@ -17,7 +17,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.partial_files import PartialWork
 from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups
-from frugalign.data.templating import encode_prompts
+from frugalign.data.templating import Rendering, encode_prompts
 from frugalign.engines.transformers import context_length
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import ScoredResponses, join_halves
@@ -45,7 +45,7 @@ class Sampler:
         """The prompts of these rows under the principles."""
         assert self.principles is not None
         prompts = self.dataset[list(rows)]["prompt"]
-        return under_principles(self.principles, prompts, self.tokenizer, self.args.prompt_format)
+        return under_principles(self.principles, prompts, self.tokenizer, Rendering.of(self.args))
 
     def fitting(self, model: PreTrainedModel) -> list[int]:
         """The rows whose prompt fits the context, together with the principles and the longest response.
@@ -61,7 +61,7 @@ class Sampler:
         limit = context_length(model)
         too_long: set[int] = set()
         for what, prompts in forms:
-            encoded = encode_prompts(prompts, self.tokenizer, max_new_tokens=0, prompt_format=self.args.prompt_format)
+            encoded = encode_prompts(prompts, self.tokenizer, max_new_tokens=0, rendering=Rendering.of(self.args))
             for row, ids in enumerate(encoded.ids):
                 if limit is None or len(ids) + self.args.max_new_tokens <= limit:
                     continue

@@ -25,6 +25,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.parsing import dump_yaml
 from frugalign.base.wording import pluralize
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
+from frugalign.data.templating import Rendering
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.psle.config import PSLEConfig
@@ -320,7 +321,7 @@ class PSLETrainer:
             done,
             self.processing_class,
             row_weights=list(dataset["weight"]) if "weight" in dataset.column_names else None,
-            prompt_format=self.args.prompt_format,
+            rendering=Rendering.of(self.args),
         )
         if not len(couples):
             _log.warning("Round %d has nothing to learn from, so the policy stays as it is.", number)

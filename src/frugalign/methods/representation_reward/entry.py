@@ -30,7 +30,7 @@ def fit(job: Job, pairs: str, folder: Path) -> None:
             n_shuffles=1,
             cache_dir=str(folder / "states"),
             seed=job.seed,
-            **job.shared("prompt_format"),
+            **job.shared("prompt_format", "chat_template_kwargs"),
         )
     )
     spent = Ledger()

@@ -11,6 +11,7 @@ import torch
 from frugalign.base.errors import FrugalignError
 from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.data.splits import content_key, count_shared, split_for, training_name
+from frugalign.data.templating import Rendering
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.loading import LoadedModel
 from frugalign.methods.representation_reward.options import RewardOptions
@@ -88,7 +89,7 @@ def sequence_ids(preferences: PreferenceData, base: LoadedModel, options: Reward
         preferences.prompts,
         preferences.answers,
         max_length=options.max_length,
-        prompt_format=options.prompt_format,
+        rendering=Rendering.of(options),
     )
     return encoded.ids
 

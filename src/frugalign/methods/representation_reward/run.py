@@ -115,6 +115,7 @@ def _describe(probes: RepresentationModel, base: LoadedModel, split: Split, opti
         base.model, base.tokenizer, name=base.name, revision=options.revision, adapter=options.adapter
     ).to_dict()
     config.max_length, config.prompt_format = options.max_length, options.prompt_format
+    config.chat_template_kwargs = options.chat_template_kwargs
     config.trained_on = {"name": options.dataset_name, "examples": len(split.train)}
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from frugalign.base.errors import FrugalignError
+from frugalign.data.templating import Rendering
 from frugalign.engines.encode import tokenize_pairs
 
 COLUMNS = ("confidence", "weight")
@@ -29,7 +30,7 @@ def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Datas
     for row, gamma in enumerate(pairs["confidence"] if "confidence" in pairs.column_names else []):
         if gamma is not None and not (0 <= gamma <= 1 or math.isnan(gamma)):
             raise FrugalignError(f"Row {row + 1} has the confidence {gamma}; it lies in [0, 1].")
-    columns = tokenize_pairs(pairs, model, tokenizer, max_length=args.max_length, prompt_format=args.prompt_format)
+    columns = tokenize_pairs(pairs, model, tokenizer, max_length=args.max_length, rendering=Rendering.of(args))
     return Dataset.from_dict(columns | {name: pairs[name] for name in COLUMNS if name in pairs.column_names})
 
 

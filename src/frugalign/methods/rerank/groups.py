@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
+from frugalign.data.templating import Rendering
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.states import endpoint_states
 from frugalign.engines.transformers import end_token_ids
@@ -68,7 +69,7 @@ def rank_groups(
             [texts[row] for row in mine],
             completion_ids=None if given_ids is None else [given_ids[row] for row in mine],
             max_length=options.max_length,
-            prompt_format=options.prompt_format,
+            rendering=Rendering.of(options),
         )
         states = endpoint_states(model, encoded.ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()

@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from frugalign.base.files import write_json_atomic
 from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups, read_groups, save_groups
+from frugalign.data.templating import Rendering
 from frugalign.decoding.log_probs import sequence_log_probs
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
@@ -148,7 +149,7 @@ class ShiftMonitor(TrainerCallback):
             texts,
             completion_ids=ids,
             max_length=args.max_length,
-            prompt_format=args.prompt_format,
+            rendering=Rendering.of(args),
         )
         each = sequence_log_probs(
             model,
@@ -171,7 +172,7 @@ class ShiftMonitor(TrainerCallback):
             self.size,
             SamplingParams(args.max_new_tokens, args.temperature),
             GroupOptions(
-                seed=args.seed, epoch=epoch, batch_size=args.sampling_batch_size, prompt_format=args.prompt_format
+                seed=args.seed, epoch=epoch, batch_size=args.sampling_batch_size, rendering=Rendering.of(args)
             ),
             ledger=trainer.ledger,
         )

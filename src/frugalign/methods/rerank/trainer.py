@@ -285,3 +285,8 @@ def _check_probes(
             f"The representation reward was fitted with prompt_format {probes.config.prompt_format}, not {args.prompt_format}: "
             "use the same format here."
         )
+    if (probes.config.chat_template_kwargs or {}) != (args.chat_template_kwargs or {}):
+        raise FrugalignError(
+            f"The representation reward was fitted with chat_template_kwargs {probes.config.chat_template_kwargs}, not "
+            f"{args.chat_template_kwargs}: use the same here."
+        )

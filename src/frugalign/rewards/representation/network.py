@@ -19,6 +19,7 @@ from transformers import initialization as init
 
 from frugalign.base.files import MODEL_CONFIG_FILE, hash_weights, load_config, load_weights
 from frugalign.data.encode import answer_text
+from frugalign.data.templating import Rendering
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import LoadedModel, load_stored_base
@@ -38,6 +39,7 @@ class RepresentationConfig(PreTrainedConfig):
     scale: float = 1.0
     max_length: int | None = None
     prompt_format: str = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
     base: dict[str, Any] | None = None
     trained_on: dict[str, Any] | None = None
     weights_sha256: str | None = None
@@ -157,7 +159,7 @@ class RepresentationReward:
             completions,
             completion_ids=completion_ids,
             max_length=config.max_length,
-            prompt_format=config.prompt_format,
+            rendering=Rendering.of(config),
         )
         return endpoint_states(self.base.model, encoded.ids, self.layers)
 

@@ -1,0 +1,393 @@
+"""Stored and sampled answers to the templates of public models: one encoding, which is what the template renders."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from tests.data.chat_models import (
+    BY_NAME,
+    CHAT_MODELS,
+    GEMMA_2,
+    GPT2_WORDS,
+    LLAMA3_WORDS,
+    MISTRAL_V3,
+    ChatModel,
+    model_ending_with,
+)
+from tokenizers import processors
+from transformers import ByT5Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
+
+from frugalign.base.errors import FrugalignError
+from frugalign.data.encode import encode_completions
+from frugalign.data.templating import AUTO, Rendering, encode_prompts
+from frugalign.engines.encode import encode_for_model, tokenize_pairs
+from frugalign.engines.transformers import end_token_ids
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+HISTORY = [{"role": "user", "content": "Is it cold?"}, {"role": "assistant", "content": "Yes."}]
+ASKED = {"role": "user", "content": "How is the weather today?"}
+PROMPTS: dict[str, Any] = {
+    "a string": "How is the weather today?",
+    "one turn": [ASKED],
+    "several turns": [*HISTORY, ASKED],
+    "a system message": [SYSTEM, ASKED],
+    "both": [SYSTEM, *HISTORY, ASKED],
+}
+THINKING_OFF = Rendering(chat_template_kwargs={"enable_thinking": False})
+
+
+def as_turns(prompt: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def rendered(chat: ChatModel, tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]], **more: Any) -> str:
+    """The whole conversation by transformers, cut after its last end token."""
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
+    return text[: text.rindex(chat.end) + len(chat.end)]
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("words", [LLAMA3_WORDS, GPT2_WORDS], ids=["llama", "gpt2"])
+def test_training_scoring_and_sampling_read_one_encoding(name: str, kind: str, words: str) -> None:
+    """A stored answer is the template's own rendering. Its prompt is what sampling reads, except where the template opens a
+    thought for new answers only."""
+    chat, prompt = BY_NAME[name], PROMPTS[kind]
+    rendering = THINKING_OFF if name == "Qwen 3" and kind != "one turn" else AUTO
+    arguments = dict(rendering.chat_template_kwargs)
+    tokenizer = chat.tokenizer(words)
+    model, turns = chat.model(tokenizer), as_turns(prompt)
+    answer = "Hello there. It is cold outside."
+    scored = encode_for_model(model, tokenizer, [prompt], [answer], rendering=rendering)
+    whole = rendered(chat, tokenizer, [*turns, {"role": "assistant", "content": answer}], **arguments)
+    assert tokenizer.decode(scored.ids[0]) == whole
+    assert scored.ids[0] == ids_of(tokenizer, whole) or words == GPT2_WORDS
+    assert scored.ids[0].count(tokenizer.convert_tokens_to_ids(chat.end)) == whole.count(chat.end)
+
+    sampled = encode_prompts([prompt], tokenizer, max_new_tokens=8, rendering=rendering).ids[0]
+    opened = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
+    assert sampled == ids_of(tokenizer, opened)
+    thought = ids_of(tokenizer, "<think>\n") if "R1" in name else []
+    assert scored.prompt_ids[0] + thought == sampled
+
+    other = [{"role": "assistant", "content": "No."}]
+    pairs = Dataset.from_dict(
+        {"prompt": [prompt], "chosen": [[{"role": "assistant", "content": answer}]], "rejected": [other]}
+    )
+    trained = tokenize_pairs(pairs, model, tokenizer, rendering=rendering)
+    assert trained["prompt_ids"] == scored.prompt_ids and trained["chosen_ids"] == scored.completion_ids
+    assert trained["rejected_ids"][0][-1] == scored.completion_ids[0][-1]
+
+    generated = encode_for_model(model, tokenizer, [prompt], [""], completion_ids=[[5, 6]], rendering=rendering)
+    assert (generated.prompt_ids, generated.completion_ids) == ([sampled], [[5, 6]])
+
+
+@pytest.mark.parametrize("chat", CHAT_MODELS, ids=lambda chat: chat.name)
+def test_an_answer_of_several_turns_is_rendered_as_turns(chat: ChatModel) -> None:
+    tokenizer = chat.tokenizer()
+    answer = [{"role": "assistant", "content": "Yes."}, ASKED, {"role": "assistant", "content": "It is cold."}]
+    found = encode_for_model(chat.model(tokenizer), tokenizer, ["Hello there."], [answer])
+    whole = rendered(chat, tokenizer, [{"role": "user", "content": "Hello there."}, *answer])
+    assert tokenizer.decode(found.ids[0]) == whole
+    assert "Hello there." not in tokenizer.decode(found.completion_ids[0])
+
+
+@pytest.mark.parametrize("chat", CHAT_MODELS, ids=lambda chat: chat.name)
+def test_an_answer_ends_with_the_templates_token_once(chat: ChatModel) -> None:
+    """Not with the first of the model's end tokens. An answer that has the end token already gets no second one."""
+    tokenizer = chat.tokenizer()
+    end, model = tokenizer.convert_tokens_to_ids(chat.end), chat.model(tokenizer)
+    answers = [
+        "Hello.",
+        f"Hello.{chat.end}",
+        f"Hello.{chat.end}\n",
+        [{"role": "assistant", "content": f"Hello.{chat.end}"}],
+    ]
+    found = encode_for_model(model, tokenizer, ["Hi!"] * 4, answers)
+    assert found.completion_ids[0][-1] == end and found.completion_ids[0].count(end) == 1
+    assert found.completion_ids == [found.completion_ids[0]] * 4
+    assert end in end_token_ids(model, tokenizer)
+    # Sampling stops at it even if the generation config does not list it.
+    assert end_token_ids(model_ending_with(0), tokenizer) == (0, end)
+
+
+def test_qwen_keeps_an_empty_thought_in_the_answer_unless_thinking_is_off() -> None:
+    tokenizer = BY_NAME["Qwen 3"].tokenizer()
+    texts = [
+        tokenizer.decode(encode_completions(["Hi!"], ["Hello."], tokenizer, rendering=rendering).completion_ids[0])
+        for rendering in (AUTO, THINKING_OFF)
+    ]
+    assert texts == ["<think>\n\n</think>\n\nHello.<|im_end|>", "Hello.<|im_end|>"]
+
+
+def test_a_stored_answer_to_r1_stands_outside_the_opened_thought() -> None:
+    tokenizer = BY_NAME["DeepSeek-R1-Distill"].tokenizer()
+    found = encode_completions(["Hi!"], ["Hello."], tokenizer)
+    assert tokenizer.decode(found.prompt_ids[0]).endswith("<｜User｜>Hi!<｜Assistant｜>")
+    assert tokenizer.decode(found.completion_ids[0]) == "Hello.<｜end▁of▁sentence｜>"
+
+
+@pytest.mark.parametrize(("thought", "opening"), [("", "<think>\n"), ("<think>\n\n</think>\n\n", "")])
+def test_a_thought_in_plain_text_is_no_other_matter(thought: str, opening: str) -> None:
+    """The tags need not be tokens of the vocabulary."""
+    tokenizer = BY_NAME["ChatML"].tokenizer(GPT2_WORDS)
+    tokenizer.chat_template = (
+        (
+            "{% for m in messages %}<|im_start|>{{ m.role }} {% if m.role == 'assistant' %}THOUGHT{% endif %}{{ m.content }}"
+            "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant OPENING{% endif %}"
+        )
+        .replace("THOUGHT", thought)
+        .replace("OPENING", opening)
+    )
+    found = encode_completions(["Hi!"], ["Hello."], tokenizer)
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}], tokenize=False
+    )
+    assert tokenizer.decode(found.ids[0]) == whole
+    assert tokenizer.decode(found.completion_ids[0]).strip() == f"{thought}Hello.<|im_end|>".strip()
+
+
+def test_a_thought_that_the_template_leaves_out_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    answer = "<think>\nIt rains.\n</think>\n\nNo."
+    kept, lost = BY_NAME["Qwen 3"].tokenizer(), BY_NAME["DeepSeek-R1-Distill"].tokenizer()
+    found = encode_completions(["Hi!"], [answer], kept)
+    assert kept.decode(found.completion_ids[0]) == f"{answer}<|im_end|>" and not caplog.text
+    for _ in range(2):
+        found = encode_completions(["Hi!", "Hi!"], ["Yes.", answer], lost)
+    assert lost.decode(found.completion_ids[1]) == "\n\nNo.<｜end▁of▁sentence｜>"
+    assert caplog.text.count("1 of 2 answers, such as answer 2") == 1
+
+
+@pytest.mark.parametrize("chat", CHAT_MODELS, ids=lambda chat: chat.name)
+def test_an_answer_that_its_prompt_begins(chat: ChatModel) -> None:
+    """A final assistant message of the prompt is one turn with the answer."""
+    tokenizer = chat.tokenizer()
+    prompt = [ASKED, {"role": "assistant", "content": "The sky"}]
+    found = encode_completions([prompt], [" is blue."], tokenizer)
+    whole = rendered(chat, tokenizer, [ASKED, {"role": "assistant", "content": "The sky is blue."}])
+    assert tokenizer.decode(found.ids[0]) == whole
+    assert tokenizer.decode(found.completion_ids[0]) == f" is blue.{chat.end}"
+
+
+# -- system messages, prompts that are rendered already, arguments of the template ------------------------------------------------
+
+
+def test_a_template_without_a_system_message_is_refused_in_a_sentence() -> None:
+    """Gemma 2 raises; another template leaves the message out in silence."""
+    dropping = BY_NAME["ChatML"].tokenizer()
+    dropping.chat_template = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    for tokenizer in (GEMMA_2.tokenizer(), dropping):
+        with pytest.raises(FrugalignError, match=r"^Prompt 2: .*no place for a system message; begin the first user"):
+            encode_completions([[ASKED], [SYSTEM, ASKED]], ["a", "b"], tokenizer)
+
+
+def test_a_prompt_that_changes_when_the_answer_follows_is_refused() -> None:
+    """Mistral 7B v0.3 leaves the system message out as soon as an answer follows. Sampling has it, and is not refused."""
+    tokenizer = BY_NAME["Mistral"].tokenizer()
+    tokenizer.chat_template = MISTRAL_V3
+    assert encode_completions([[ASKED]], ["Yes."], tokenizer).completion_ids
+    with pytest.raises(FrugalignError, match=r"^Answer 2: .*writes its prompt differently once the answer follows"):
+        encode_completions([[ASKED], [SYSTEM, ASKED]], ["Yes.", "Yes."], tokenizer)
+    found = encode_completions([[SYSTEM, ASKED]], [""], tokenizer, completion_ids=[[5]])
+    assert "Be brief." in tokenizer.decode(found.prompt_ids[0])
+
+
+@pytest.mark.parametrize("chat", [*CHAT_MODELS, GEMMA_2], ids=lambda chat: chat.name)
+def test_a_prompt_that_is_rendered_already_is_warned_about_once(
+    chat: ChatModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = chat.tokenizer()
+    twice = str(tokenizer.apply_chat_template([ASKED], tokenize=False, add_generation_prompt=True))
+    encode_prompts(["Is it cold?", [ASKED]], tokenizer, max_new_tokens=1)
+    assert not caplog.text
+    encode_prompts([twice], tokenizer, max_new_tokens=1, rendering=Rendering("raw"))
+    assert not caplog.text
+    for _ in range(2):
+        encode_prompts(["Is it cold?", twice, [{"role": "user", "content": twice}]], tokenizer, max_new_tokens=1)
+    assert caplog.text.count("2 of 3 prompts hold") == 1 and "prompt_format raw" in caplog.text
+
+
+def test_a_plain_text_opening_is_recognised_too(caplog: pytest.LogCaptureFixture) -> None:
+    """A template of plain words writes no special token."""
+    tokenizer = BY_NAME["ChatML"].tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}\n### {{ m.role }}:\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}\n### assistant:\n{% endif %}"
+    with caplog.at_level(logging.WARNING):
+        encode_prompts(["### user:\nHi!\n\n### assistant:\n"], tokenizer, max_new_tokens=1)
+    assert "'### assistant:'" in caplog.text
+
+
+def test_an_argument_that_the_template_does_not_read_is_refused() -> None:
+    misspelt = Rendering(chat_template_kwargs={"enable_thinkin": False})
+    with pytest.raises(FrugalignError, match="sets enable_thinkin, which the chat template does not read"):
+        encode_prompts(["Hi!"], BY_NAME["Qwen 3"].tokenizer(), max_new_tokens=1, rendering=misspelt)
+    with pytest.raises(FrugalignError, match="sets enable_thinking, which the chat template does not read"):
+        encode_prompts(["Hi!"], BY_NAME["ChatML"].tokenizer(), max_new_tokens=1, rendering=THINKING_OFF)
+
+
+def test_an_answer_must_end_with_the_assistant() -> None:
+    tokenizer = BY_NAME["ChatML"].tokenizer()
+    for answer in ([{"role": "assistant", "content": "Yes."}, ASKED], []):
+        with pytest.raises(FrugalignError, match=r"^Answer 2: The answer does not end with the assistant's message"):
+            encode_completions(["Hi!", "Hi!"], ["Yes.", answer], tokenizer)
+
+
+def test_a_template_without_an_end_token_gets_the_tokenizers() -> None:
+    """What the template writes after the answer is left out, as it is not part of it."""
+    tokenizer = BY_NAME["Llama 3"].tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    found = encode_for_model(model_ending_with([3, tokenizer.eos_token_id]), tokenizer, ["Hi!"], ["Hello."])
+    assert tokenizer.decode(found.ids[0]) == "user: Hi!\nassistant: Hello.<|eot_id|>"
+
+
+# -- base models without a template --------------------------------------------------------------------------------------------
+
+
+def base_tokenizer(name: str = "Llama 3") -> PreTrainedTokenizerFast:
+    tokenizer = BY_NAME[name].tokenizer()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+RAW = [
+    ("How is the weather today?", " It is cold."),  # the space belongs to the answer
+    ("How is the weather today? ", "It is cold."),  # and here to the prompt
+    ("Hello there.\n", "\nIt is cold."),  # "\n\n" is one token
+    ("It is co", "ld outside."),
+    ("", "It is cold."),
+    ("<|begin_of_text|>It is", " cold."),
+]
+
+
+@pytest.mark.parametrize(("prompt", "answer"), RAW)
+def test_text_is_tokenised_with_its_answer(prompt: str, answer: str) -> None:
+    """The ids are those of the whole text: one BOS, no lost space, one end token."""
+    tokenizer = base_tokenizer()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    found = encode_completions([prompt], [answer], tokenizer, end_ids=[eos])
+    text = (prompt + answer).removeprefix("<|begin_of_text|>")
+    assert found.ids[0] == [bos, *ids_of(tokenizer, text), eos]
+    assert found.completion_ids[0][-1] == eos
+    sampled = encode_prompts([prompt], tokenizer, max_new_tokens=1).ids[0]
+    assert found.prompt_ids[0] == sampled[: len(found.prompt_ids[0])]
+
+
+def test_a_token_across_the_border_belongs_to_the_answer() -> None:
+    """ " co" and "ld" are " cold", which the prompt alone does not have. Both answers of a pair get the same prompt."""
+    tokenizer = base_tokenizer()
+    asked, cold = ids_of(tokenizer, "It is"), ids_of(tokenizer, " cold")
+    assert len(cold) == 1 and ids_of(tokenizer, "It is co")[: len(asked)] == asked
+    found = encode_completions(["It is co"], ["ld."], tokenizer)
+    assert found.prompt_ids[0] == [tokenizer.bos_token_id, *asked]
+    assert found.completion_ids[0] == [*cold, *ids_of(tokenizer, ".")]
+    pairs = Dataset.from_dict({"prompt": ["It is co"], "chosen": ["ld."], "rejected": [" No."]})
+    columns = tokenize_pairs(pairs, model_ending_with([3]), tokenizer)
+    assert columns["prompt_ids"] == found.prompt_ids
+    assert columns["chosen_ids"] == [[*found.completion_ids[0], 3]]
+    assert columns["rejected_ids"] == [[*ids_of(tokenizer, " co No."), 3]]
+
+
+def test_a_rendered_prompt_keeps_the_ids_that_sampling_reads() -> None:
+    """Even where the tokenizer would join its last line break with that of the answer."""
+    tokenizer = BY_NAME["ChatML"].tokenizer()
+    assert len(ids_of(tokenizer, "\n\n")) == 1
+    found = encode_completions(["Hi!"], ["\nHello."], tokenizer)
+    assert found.prompt_ids == encode_prompts(["Hi!"], tokenizer, max_new_tokens=1).ids
+    assert found.completion_ids[0] == ids_of(tokenizer, "\n") + ids_of(tokenizer, "Hello.<|im_end|>")
+
+
+def test_a_pair_too_long_keeps_the_ends_of_its_answers() -> None:
+    """Both sides get the prompt that is left beside the longer answer."""
+    tokenizer = base_tokenizer()
+    pairs = Dataset.from_dict({"prompt": ["abcdefgh"], "chosen": ["ijklmnop"], "rejected": ["ij"]})
+    whole = tokenize_pairs(pairs, model_ending_with([3]), tokenizer)
+    size = len(whole["prompt_ids"][0]) + len(whole["chosen_ids"][0])
+    cut = tokenize_pairs(pairs, model_ending_with([3]), tokenizer, max_length=size - 2)
+    assert cut["prompt_ids"] == [whole["prompt_ids"][0][2:]]
+    assert (cut["chosen_ids"], cut["rejected_ids"]) == (whole["chosen_ids"], whole["rejected_ids"])
+
+
+@pytest.mark.parametrize("ends", [[3, "eos"], ["eos", 3], ["eos"], "eos", None])
+def test_text_is_closed_by_the_tokenizers_end_token(ends: Any) -> None:
+    """Wherever it stands among several."""
+    tokenizer = base_tokenizer()
+    eos = tokenizer.eos_token_id
+    listed = [eos if each == "eos" else each for each in ends] if isinstance(ends, list) else eos if ends else None
+    model = model_ending_with(listed)
+    assert end_token_ids(model, tokenizer)[0] == eos
+    assert encode_for_model(model, tokenizer, ["Hi!"], ["Hello."]).completion_ids[0][-1] == eos
+    closed = encode_for_model(model, tokenizer, ["Hi!"], ["Hello.<|eot_id|>"]).completion_ids[0]
+    assert closed.count(eos) == 1
+    # Where the model never samples it, its own end token closes the answer.
+    assert encode_for_model(model_ending_with([3]), tokenizer, ["Hi!"], ["Hello."]).completion_ids[0][-1] == 3
+
+
+def test_no_end_token_stands_between_prompt_and_answer() -> None:
+    """A tokenizer that puts one after every text (`add_eos_token`), fast or slow."""
+    fast = base_tokenizer()
+    bos, eos = fast.bos_token_id, fast.eos_token_id
+    single = f"{fast.bos_token} $A {fast.eos_token}"
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(fast.bos_token, bos), (fast.eos_token, eos)]
+    )
+    assert fast("Hi!")["input_ids"][-1] == eos
+    assert encode_completions(["Hi!"], [" Hello."], fast, end_ids=[eos]).ids[0].count(eos) == 1
+    assert encode_prompts(["Hi!", ""], fast, max_new_tokens=1).ids == [[bos, *ids_of(fast, "Hi!")], [bos]]
+    slow = ByT5Tokenizer()
+    found = encode_completions(["Hé"], [" é"], slow, end_ids=[1])
+    assert found.prompt_ids == [[byte + 3 for byte in "Hé".encode()]]
+    assert found.completion_ids == [[*(byte + 3 for byte in " é".encode()), 1]]
+
+
+class LongestMatch(PreTrainedTokenizer):
+    """A slow tokenizer without offsets: the longest piece of its vocabulary, character by character."""
+
+    PIECES = ("<s>", "</s>", "a", "b", "c", " ", "ab", "abc", " c")
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(bos_token="<s>", eos_token="</s>", unk_token="</s>", **more)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.PIECES)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {piece: number for number, piece in enumerate(self.PIECES)}
+
+    def _tokenize(self, text: str, **more: Any) -> list[str]:
+        found = []
+        while text:
+            piece = max((piece for piece in self.PIECES if text.startswith(piece)), key=len)
+            found.append(piece)
+            text = text[len(piece) :]
+        return found
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.PIECES.index(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.PIECES[index]
+
+
+def test_a_slow_tokenizer_divides_where_its_tokens_differ() -> None:
+    tokenizer = LongestMatch()
+    found = encode_completions(["a ab", "a "], ["c", "c"], tokenizer, end_ids=[1])
+    assert found.prompt_ids == [[2, 5], [2]]
+    assert found.completion_ids == [[7, 1], [8, 1]]
+
+
+def test_several_turns_need_a_template() -> None:
+    turns = [{"role": "assistant", "content": "a"}, ASKED, {"role": "assistant", "content": "b"}]
+    tokenizer = base_tokenizer()
+    with pytest.raises(FrugalignError, match=r"^Answer 1: It has several messages, which need a chat template"):
+        encode_completions(["Hi!"], [turns], tokenizer)
+    assert encode_completions(["Hi!"], [turns[:1]], tokenizer).ids == encode_completions(["Hi!"], ["a"], tokenizer).ids
