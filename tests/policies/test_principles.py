@@ -309,7 +309,7 @@ def test_in_raw_format_everything_is_one_text(template: str | None, prompt_forma
 
 def test_raw_format_is_for_strings_alone() -> None:
     """Messages go through the template all the same, as without principles."""
-    found = under_principles(TOLD, ["a", [turn("user", "b")]], tokenizer(TURNS), "raw")
+    found = under_principles(TOLD, ["a", [turn("user", "b")]], tokenizer(TURNS), Rendering("raw"))
     assert found == [f"{TEXT}\n\na", [turn("system", TEXT), turn("user", "b")]]
 
 
@@ -343,7 +343,7 @@ def test_messages_without_a_template() -> None:
     with pytest.raises(FrugalignError, match="no chat template"):
         under_principles(TOLD, [[turn("user", "a")]], tokenizer(None))
     with pytest.raises(FrugalignError, match="no chat template"):
-        under_principles(TOLD, ["a"], tokenizer(None), "chat")
+        under_principles(TOLD, ["a"], tokenizer(None), Rendering("chat"))
 
 
 # -- the fingerprint ------------------------------------------------------------------------------------------------------
