@@ -21,7 +21,7 @@ from tokenizers import processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.encode import encode_completions
+from frugalign.data.encode import EncodedCompletions, encode_completions
 from frugalign.data.templating import AUTO, Rendering, encode_prompts
 from frugalign.engines.encode import encode_for_model, tokenize_pairs
 from frugalign.engines.transformers import end_token_ids
@@ -29,18 +29,15 @@ from frugalign.engines.transformers import end_token_ids
 SYSTEM = {"role": "system", "content": "Be brief."}
 HISTORY = [{"role": "user", "content": "Is it cold?"}, {"role": "assistant", "content": "Yes."}]
 ASKED = {"role": "user", "content": "How is the weather today?"}
-PROMPTS: dict[str, Any] = {
-    "a string": "How is the weather today?",
-    "one turn": [ASKED],
-    "several turns": [*HISTORY, ASKED],
-    "a system message": [SYSTEM, ASKED],
-    "both": [SYSTEM, *HISTORY, ASKED],
-}
+PROMPTS: list[Any] = [
+    "How is the weather today?",
+    [ASKED],
+    [*HISTORY, ASKED],
+    [SYSTEM, ASKED],
+    [SYSTEM, *HISTORY, ASKED],
+]
+ANSWER = "Hello there. It is cold outside."
 THINKING_OFF = Rendering(chat_template_kwargs={"enable_thinking": False})
-
-
-def as_turns(prompt: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -54,40 +51,47 @@ def rendered(chat: ChatModel, tokenizer: PreTrainedTokenizerFast, turns: list[di
     return text[: text.rindex(chat.end) + len(chat.end)]
 
 
-@pytest.mark.parametrize("kind", PROMPTS)
-@pytest.mark.parametrize("name", BY_NAME)
 @pytest.mark.parametrize("words", [LLAMA3_WORDS, GPT2_WORDS], ids=["llama", "gpt2"])
-def test_training_scoring_and_sampling_read_one_encoding(name: str, kind: str, words: str) -> None:
+@pytest.mark.parametrize("name", BY_NAME)
+def test_training_scoring_and_sampling_read_one_encoding(name: str, words: str) -> None:
     """A stored answer is the template's own rendering. Its prompt is what sampling reads, except where the template opens a
     thought for new answers only."""
-    chat, prompt = BY_NAME[name], PROMPTS[kind]
-    rendering = THINKING_OFF if name == "Qwen 3" and kind != "one turn" else AUTO
-    arguments = dict(rendering.chat_template_kwargs)
+    chat = BY_NAME[name]
     tokenizer = chat.tokenizer(words)
-    model, turns = chat.model(tokenizer), as_turns(prompt)
-    answer = "Hello there. It is cold outside."
-    scored = encode_for_model(model, tokenizer, [prompt], [answer], rendering=rendering)
-    whole = rendered(chat, tokenizer, [*turns, {"role": "assistant", "content": answer}], **arguments)
-    assert tokenizer.decode(scored.ids[0]) == whole
-    assert scored.ids[0] == ids_of(tokenizer, whole) or words == GPT2_WORDS
-    assert scored.ids[0].count(tokenizer.convert_tokens_to_ids(chat.end)) == whole.count(chat.end)
-
-    sampled = encode_prompts([prompt], tokenizer, max_new_tokens=8, rendering=rendering).ids[0]
-    opened = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
-    assert sampled == ids_of(tokenizer, opened)
     thought = ids_of(tokenizer, "<think>\n") if "R1" in name else []
-    assert scored.prompt_ids[0] + thought == sampled
+    for prompt in PROMPTS:
+        for rendering in (AUTO, THINKING_OFF) if name == "Qwen 3" else (AUTO,):
+            scored, sampled, whole = scored_and_sampled(chat, tokenizer, prompt, rendering)
+            assert tokenizer.decode(scored.ids[0]) == whole
+            # This tokenizer divides line breaks by what follows, so the opening's keep the ids that sampling reads.
+            assert scored.ids[0] == ids_of(tokenizer, whole) or words == GPT2_WORDS
+            assert scored.prompt_ids[0] + thought == sampled
+
+
+def scored_and_sampled(
+    chat: ChatModel, tokenizer: PreTrainedTokenizerFast, prompt: Any, rendering: Rendering
+) -> tuple[EncodedCompletions, list[int], str]:
+    """A stored answer as scoring reads it, the prompt as sampling does, and transformers' text of the conversation.
+
+    Training must read the same as scoring, and scoring of a sampled answer the same as sampling."""
+    model, arguments = chat.model(tokenizer), dict(rendering.chat_template_kwargs)
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    answer = [{"role": "assistant", "content": ANSWER}]
+    whole = rendered(chat, tokenizer, [*turns, *answer], **arguments)
+    scored = encode_for_model(model, tokenizer, [prompt], [ANSWER], rendering=rendering)
 
     other = [{"role": "assistant", "content": "No."}]
-    pairs = Dataset.from_dict(
-        {"prompt": [prompt], "chosen": [[{"role": "assistant", "content": answer}]], "rejected": [other]}
-    )
+    pairs = Dataset.from_dict({"prompt": [prompt], "chosen": [answer], "rejected": [other]})
     trained = tokenize_pairs(pairs, model, tokenizer, rendering=rendering)
     assert trained["prompt_ids"] == scored.prompt_ids and trained["chosen_ids"] == scored.completion_ids
     assert trained["rejected_ids"][0][-1] == scored.completion_ids[0][-1]
 
+    sampled = encode_prompts([prompt], tokenizer, max_new_tokens=8, rendering=rendering).ids[0]
+    opened = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
+    assert sampled == ids_of(tokenizer, opened)
     generated = encode_for_model(model, tokenizer, [prompt], [""], completion_ids=[[5, 6]], rendering=rendering)
     assert (generated.prompt_ids, generated.completion_ids) == ([sampled], [[5, 6]])
+    return scored, sampled, whole
 
 
 @pytest.mark.parametrize("chat", CHAT_MODELS, ids=lambda chat: chat.name)
