@@ -35,24 +35,21 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Convert, and print what was done and what was left out."""
     options: ConvertOptions = parse(COMMAND, argv)
+    from frugalign.base.wording import pluralize
     from frugalign.data.convert import convert
     from frugalign.data.rows import printable
 
     found, files = convert(options.dataset_name, options.out, prefer=options.prefer)
     for done, file in zip(found, files, strict=True):
         says = f"; {done.says}" if done.says else ""
-        print(f"{done.split}: {done.format}, {_rows(done.n_read)} read{says}.")
-        print(f"  {_rows(done.n_written)} of {done.kind} in {printable(str(file))}.")
+        print(f"{done.split}: {done.format}, {pluralize(done.n_read, 'row')} read{says}.")
+        print(f"  {pluralize(done.n_written, 'row')} of {done.kind} in {printable(str(file))}.")
         left_out = done.left_out.most_common(_SHOWN)
         for reason, number in left_out:
-            print(f"  Left out: {_rows(number)}, as {printable(reason)}.")
+            print(f"  Left out: {pluralize(number, 'row')}, as {printable(reason)}.")
         if more := sum(done.left_out.values()) - sum(number for _, number in left_out):
             print(f"  Left out: {more:,} more for other reasons.")
         if done.dropped_columns:
             print(f"  Columns that are not written: {printable(', '.join(done.dropped_columns))}.")
     print(f"Next: frugalign validate {printable(options.out)}")
     return 0
-
-
-def _rows(number: int) -> str:
-    return f"{number:,} row{'' if number == 1 else 's'}"

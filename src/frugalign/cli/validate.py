@@ -33,6 +33,7 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Print the problems and return the exit status: 0 without problems, else 2."""
     options: ValidateOptions = parse(COMMAND, argv)
+    from frugalign.base.wording import pluralize
     from frugalign.data.validate import validate_files
 
     report = validate_files(options.dataset_name, options.kind)
@@ -43,10 +44,6 @@ def run(argv: list[str]) -> int:
     for warning in report.warnings:
         print(f"Warning: {warning}")
     kinds = ", ".join(f"{kind} ({n} file{'s' if n > 1 else ''})" for kind, n in Counter(report.kinds.values()).items())
-    bad = (
-        f"{len(report.problems):,} problem{'' if len(report.problems) == 1 else 's'}"
-        if report.problems
-        else "no problem"
-    )
-    print(f"{report.n_rows:,} row{'' if report.n_rows == 1 else 's'}, {kinds}: {bad}.")
+    bad = pluralize(len(report.problems), "problem") if report.problems else "no problem"
+    print(f"{pluralize(report.n_rows, 'row')}, {kinds}: {bad}.")
     return 2 if report.problems else 0

@@ -225,7 +225,7 @@ def _checked(found: Row, raw: Mapping[str, Any], kind: str) -> Row:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise Misfit("the row holds half a character") from error
-    return row | {name: raw[name] for name in _KEPT if raw.get(name) is not None}
+    return row | {name: raw[name] for name in _KEPT if type(raw.get(name)) in (int, float)}
 
 
 def _make_messages(path: Path, kind: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from frugalign.base.wording import visible
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -77,10 +79,8 @@ def json_type(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with control characters and halves of characters written as escapes, for a terminal or a log."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    """The text on one line, with control characters and halves of characters written as escapes."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.wording import pluralize
 from frugalign.data.load_files import all_files, load_files
 from frugalign.data.rows import Problem, printable
 from frugalign.data.standard import KINDS
@@ -54,7 +55,7 @@ def raise_first_problem(problems: Sequence[Problem], name: str) -> None:
     if not problems:
         return
     more = len(problems) - 1
-    rest = f" and {more:,} more problem{'s' if more > 1 else ''}" if more else ""
+    rest = f" and {pluralize(more, 'more problem')}" if more else ""
     raise FrugalignError(
         f"{problems[0]}{rest} (`frugalign validate {printable(name)}` lists {'all' if more else 'it'})."
     )

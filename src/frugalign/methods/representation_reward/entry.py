@@ -58,7 +58,7 @@ def headline(report: dict[str, Any]) -> list[str]:
         f"length alone {100 * report['length_only']:.1f} %, words alone {100 * report['bag_of_words']:.1f} %."
     ]
     for name, other in report["elsewhere"].items():
-        found.append(f"On {name}: {100 * other['accuracy']['mean']:.1f} %.")
+        found.append(f"On {name}: {100 * other['accuracy']['mean']:.1f} %{_of_prompts(other.get('shared_prompts'))}.")
     return found
 
 

@@ -20,13 +20,11 @@ from frugalign.rewards.representation.fit import Examples
 
 @dataclass(frozen=True)
 class Split:
-    """The numbers of the examples in each split. `shared`: how many of the test prompts are also trained on or
-    validated with, and how many test prompts there are."""
+    """The numbers of the examples in each split."""
 
     train: list[int]
     validation: list[int]
     test: list[int]
-    shared: tuple[int, int] = (0, 0)
 
 
 def read_examples(name: str, options: RewardOptions) -> tuple[PreferenceData, Split]:
@@ -46,8 +44,19 @@ def read_examples(name: str, options: RewardOptions) -> tuple[PreferenceData, Sp
         rest, test = split_by_prompt(preferences, rest, options.test_fraction, options.seed)
     if not validation:
         rest, validation = split_by_prompt(preferences, rest, options.validation_fraction, options.seed + 1)
-    shared = count_shared(map(preferences.prompt_of, test), map(preferences.prompt_of, [*rest, *validation]))
-    return preferences, Split(rest, validation, test, shared)
+    return preferences, Split(rest, validation, test)
+
+
+def shared_prompts(preferences: PreferenceData, split: Split, other: PreferenceData | None = None) -> dict[str, int]:
+    """How many test prompts are also trained on or validated with, and how many there are. `other`: the test data, where
+    it is not this split's."""
+    trained = map(preferences.prompt_of, [*split.train, *split.validation])
+    if other is None:
+        tested = map(preferences.prompt_of, split.test)
+    else:
+        tested = map(other.prompt_of, range(len(other)))
+    shared, total = count_shared(tested, trained)
+    return {"trained_on": shared, "test": total}
 
 
 def split_by_prompt(

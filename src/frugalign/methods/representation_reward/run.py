@@ -20,7 +20,14 @@ from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, has_classifier, load_model
 from frugalign.engines.states import resolve_layers
-from frugalign.methods.representation_reward.examples import Split, examples_of, joined, read_examples, sequence_ids
+from frugalign.methods.representation_reward.examples import (
+    Split,
+    examples_of,
+    joined,
+    read_examples,
+    sequence_ids,
+    shared_prompts,
+)
 from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
 from frugalign.methods.representation_reward.measures import fit_options, measure, measure_accuracy
 from frugalign.methods.representation_reward.options import RewardOptions
@@ -78,7 +85,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
         report = {
             "settings": asdict(options) | {"layers": layers, "chosen_weight_decay": penalty},
             "examples": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
-            "shared_prompts": {"trained_on": split.shared[0], "test": split.shared[1]},
+            "shared_prompts": shared_prompts(preferences, split),
             "answers": len(preferences.answers),
             "paired": preferences.is_paired,
             "dropped_equal_pairs": preferences.n_dropped,
@@ -86,6 +93,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
             **measure(probes, preferences, features, split, layers, options, penalty),
             "elsewhere": {
                 name: measure_accuracy(probes, other, states_of(other, base, layers, options, store, ledger))
+                | {"shared_prompts": shared_prompts(preferences, split, other)}
                 for name, other in elsewhere.items()
             },
         }
