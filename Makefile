@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: venv demo check resolve format test test-fast bench docs clean
+.PHONY: venv demo check resolve format test test-fast kill bench docs clean
 
 venv: $(STAMP)
 
@@ -41,6 +41,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+
+# Kill every command 50 times, resume it, and compare: hours, or `make kill MOMENTS=5`. The table goes into the docs.
+kill: $(STAMP)
+	$(BIN)/python -m tools.kill --moments $(or $(MOMENTS),50) --write
 
 bench: $(STAMP)
 	$(BIN)/python -m experiments.speed

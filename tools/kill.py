@@ -76,8 +76,8 @@ def commands(data: Path) -> dict[str, list[str]]:
     proxy |= {"save_steps": 4, "logging_steps": 3, "eval_steps": 4, "target_kl": 0.5, "save_total_limit": 2}
     proxy |= {"log_completions": "true"}
     rerank = {"reward": data / "reward", "dataset_name": data / "prompts", "sample": 4, "resample": "true"}
-    rerank |= {"sampling_batch_size": 4, "per_device_train_batch_size": 4, "num_train_epochs": 2, "save_steps": 4}
-    rerank |= {"logging_steps": 3, "shift_reward": "frugalign.sandbox:rude", "shift_prompts": 4, "shift_steps": 3}
+    rerank |= {"sampling_batch_size": 8, "per_device_train_batch_size": 6, "num_train_epochs": 2, "save_steps": 2}
+    rerank |= {"logging_steps": 3, "shift_reward": "frugalign.sandbox:rude", "shift_prompts": 2, "shift_steps": 5}
     psle = {"principles": "frugalign.sandbox:PRINCIPLES", "rounds": 2, "num_generations": 2, "eval_prompts": 4}
     psle |= {"per_device_train_batch_size": 4, "logging_steps": 3, "save_steps": 2, "sampling_batch_size": 4}
     reward = {"dataset_name": data / "pairs", "n_shuffles": 1, "max_iterations": 10, "cache_dir": "states"}
@@ -101,8 +101,8 @@ def study_in(data: Path) -> None:
     study = {
         "model_name_or_path": "frugalign.sandbox:model",
         "dataset_name": str(data / "prompts"),
-        "reward": ["frugalign.sandbox:gold"],
-        "judges": ["frugalign.sandbox:rude"],
+        "reward": ["frugalign.sandbox:learned"],
+        "judges": ["frugalign.sandbox:gold"],
         "principles": "frugalign.sandbox:PRINCIPLES",
         "seeds": [1],
         "budget": {"generated_tokens": 800, "optimizer_steps": 4},
@@ -153,7 +153,10 @@ class Ended:
 class ForkedCell:
     """Takes the place of `subprocess.Popen` in a study's runner: the cell is forked, which saves the import of the libraries."""
 
-    def __init__(self, words: list[str], stdout: Any, env: Any = None, **_: Any) -> None:
+    def __class_getitem__(cls, _: Any) -> Any:
+        return cls
+
+    def __init__(self, words: list[str], stdout: Any, **_: Any) -> None:
         from frugalign.study import cell
 
         self.returncode: int | None = None
@@ -226,10 +229,12 @@ def run(words: list[str], folder: Path, moment: Moment) -> Ended:
             return Ended(os.waitstatus_to_exitcode(status), seconds, counter.value)
         if moment.seconds is not None and seconds >= moment.seconds:
             os.killpg(child, signal.SIGKILL)
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 class _Subprocess:
+    """What a study's runner uses of `subprocess`."""
+
     Popen, DEVNULL, STDOUT = ForkedCell, subprocess.DEVNULL, subprocess.STDOUT
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runs.damages import DAMAGES
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.runs.checkpoints import (
     check_settings,
+    check_whole,
     checkpoint_state,
+    checkpoint_to_resume,
     clear_earlier_run,
     find_checkpoint,
     publish_checkpoint,
@@ -117,3 +121,60 @@ def test_other_settings_are_named() -> None:
     check_settings("checkpoint-4", {"beta": 0.1, "old": 1}, {"beta": 0.1, "new": 2})
     with pytest.raises(FrugalignError, match=r"checkpoint-4 was made with beta 0\.1, not 0\.5; seed 0, not 1: resume"):
         check_settings("checkpoint-4", {"beta": 0.1, "seed": 0}, {"beta": 0.5, "seed": 1})
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "frugalign.json", "hashes.json"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(name: str, tmp_path: Path) -> None:
+    """Three files in fifteen ways, and a file that changed without a sign of it."""
+    for step in (4, 8):
+        stage(tmp_path, step)
+        publish_checkpoint(tmp_path, step, {"beta": float("nan"), "settings": {"seed": 0}}, keep=None)
+    check_whole(tmp_path / "checkpoint-8")
+    changed = {"changed": lambda path: path.write_bytes(path.read_bytes().replace(b"8", b"9").replace(b"0", b"1"))}
+    whole = (tmp_path / "checkpoint-8" / name).read_bytes()
+    for damage, act in (DAMAGES | changed).items():
+        path = tmp_path / "checkpoint-8" / name
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(whole)
+        act(path)
+        if name == "hashes.json" and damage in ("NaN", "numbers as text", "huge numbers"):
+            continue  # it holds no number
+        with pytest.raises(FrugalignError) as raised:
+            check_whole(tmp_path / "checkpoint-8")
+        assert str(tmp_path / "checkpoint-8") in str(raised.value), damage
+    with pytest.raises(FrugalignError, match=r"Start again \(overwrite_output_dir\)"):
+        shutil.rmtree(tmp_path / "checkpoint-4")
+        (tmp_path / "checkpoint-8" / "model.safetensors").unlink(missing_ok=True)
+        check_whole(tmp_path / "checkpoint-8")
+
+
+def test_the_same_command_resumes_an_unfinished_run_only(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert checkpoint_to_resume(folder, None, False) is None
+    for step in (4, 12):
+        stage(tmp_path, step)
+        publish_checkpoint(tmp_path, step, {}, keep=None)
+    newest = str(tmp_path / "checkpoint-12")
+    assert checkpoint_to_resume(folder, None, False) == checkpoint_to_resume(folder, "true", False) == newest
+    assert checkpoint_to_resume(folder, None, True) is None
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FrugalignError, match="holds an earlier run"):
+        checkpoint_to_resume(folder, None, False)
+    assert checkpoint_to_resume(folder, "true", False) == newest
+
+
+def test_a_checkpoint_leaves_its_place_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped while the old checkpoint is being deleted: no part of it is left where one looks for checkpoints."""
+    stage(tmp_path, 4)
+    publish_checkpoint(tmp_path, 4, {}, keep=1)
+    stage(tmp_path, 8)
+
+    def stop(path: Any, **_: Any) -> None:
+        if Path(path).name == "old-checkpoint-4" and Path(path).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", stop)
+        publish_checkpoint(tmp_path, 8, {}, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".saving", "checkpoint-8"]

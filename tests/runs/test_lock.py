@@ -1,6 +1,7 @@
 """One command at a time in a run folder: two processes, one process twice, and a process that was killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.files import write_atomic
 from frugalign.cli.main import main
 from frugalign.runs.lock import in_use
 
@@ -94,6 +96,34 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FrugalignError, match="Cannot write"), in_use(tmp_path / "file"):
         raise AssertionError
+
+
+def test_what_a_killed_process_left_half_written_is_deleted(tmp_path: Path) -> None:
+    """Here and below; not in a folder with a lock of its own, and nothing of the user's."""
+    (tmp_path / "start").mkdir()
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell" / ".lock").touch()
+    (tmp_path / ".saving" / "checkpoint-4").mkdir(parents=True)
+    half = [".costs.json.ab12_xyz.tmp", "start/.evaluation.json.abcdefgh.tmp"]
+    kept = ["cell/.cell.json.abcdefgh.tmp", "notes.tmp", ".mine.tmp", ".plain-0.partial"]
+    for name in half + kept:
+        (tmp_path / name).touch()
+    with in_use(tmp_path):
+        pass
+    assert all(not (tmp_path / name).exists() for name in [*half, ".saving"])
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_a_folder_deleted_meanwhile_is_one_sentence(tmp_path: Path) -> None:
+    """Whether a write fails then, or a later one makes the folder again."""
+    words = "run was deleted while this command was using it, so its result is incomplete."
+    folder = tmp_path / "run"
+    with pytest.raises(FrugalignError, match=words), in_use(folder):
+        shutil.rmtree(folder)
+        (folder / "a").write_text("")
+    with pytest.raises(FrugalignError, match=words), in_use(folder):
+        shutil.rmtree(folder)
+        write_atomic(folder / "costs.json", "{}")
 
 
 COMMON = ["--model_name_or_path", "frugalign.sandbox:model", "--dataset_name", "frugalign.sandbox:prompts"]
