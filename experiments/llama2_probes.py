@@ -71,7 +71,12 @@ def probes(
 
 
 def regression(
-    states: torch.Tensor, y: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray
+    states: torch.Tensor,
+    y: np.ndarray,
+    groups: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    cs: tuple[float, ...] = CS,
 ) -> np.ndarray:
     """Log-odds of the test rows by logistic regression on one layer. Layer and C are chosen on the training rows."""
 
@@ -85,7 +90,7 @@ def regression(
     scores: dict[tuple[int, float], list[float]] = {}
     for a, b in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(train, y[train], groups[train]):
         for layer in range(len(LAYERS)):
-            for c in CS:
+            for c in cs:
                 log_odds = fitted(layer, c, train[a], train[b])
                 sign = np.where(y[train[b]] == 1, 1, -1)
                 scores.setdefault((layer, c), []).append(float(np.logaddexp(0, -sign * log_odds).mean()))
@@ -107,14 +112,15 @@ def within_ids(score: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[in
 def main() -> None:
     """Run, write and print."""
     is_smoke = script_options(__doc__).smoke
+    penalties, cs = (PENALTIES[:1], CS[:1]) if is_smoke else (PENALTIES, CS)
     states, y, groups = data()
     folds: list[dict[str, float]] = []
     ranked = np.zeros(2, dtype=int)
     for repeat in range(1 if is_smoke else REPEATS):
         shuffled = np.random.default_rng(repeat).permutation(y)
         for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=repeat).split(states, y, groups):
-            ours = probes(states, y, groups, train, test)
-            theirs = regression(states, y, groups, train, test)
+            ours = probes(states, y, groups, train, test, penalties)
+            theirs = regression(states, y, groups, train, test, cs)
             control = probes(states, shuffled, groups, train, test, penalties=(1.0,))
             ranked += within_ids(ours, y[test], groups[test])
             folds.append(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -85,3 +88,15 @@ def test_a_tracker_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.Monke
         Config(report_to=["trackio", "wandb"])
     with pytest.raises(FrugalignError, match=r"^report_to names 'wandbb', which transformers does not know; it knows "):
         Config(report_to="wandbb")
+
+
+@pytest.mark.parametrize(
+    "name", ["proxy_rlhf.config:ProxyConfig", "psle.config:PSLEConfig", "rerank.config:RerankConfig"]
+)
+def test_the_defaults_raise_no_warning_of_a_library(name: str, tmp_path: Path) -> None:
+    """Nothing that a user did not set: deprecated names, or pinned memory without an accelerator."""
+    module, _, config = name.partition(":")
+    made = getattr(import_module(f"frugalign.methods.{module}"), config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert made(output_dir=str(tmp_path), use_cpu=True).dataloader_pin_memory is False

@@ -11,6 +11,7 @@ import errno
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -93,6 +94,8 @@ def _prepare() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # They tell a library's authors what to change, and a user cannot.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\b")
     # The console script's path starts at its own folder, but `my_module:reward` means the current one.
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:

@@ -37,10 +37,15 @@ class TrainingConfig:
         Raises:
             FrugalignError: a value breaks its rule, or transformers rejects it.
         """
+        import torch
+
         check_options(self)
         check_packages(self)
         self.prepare()
         arguments: Any = super()
+        # Without an accelerator, torch would warn about pinned memory in every training.
+        pinned = getattr(self, "dataloader_pin_memory", False) and not getattr(self, "use_cpu", False)
+        self.dataloader_pin_memory = pinned and torch.cuda.is_available()
         try:
             arguments.__post_init__()
         except Exception as error:  # transformers and accelerate raise any kind for settings that do not fit

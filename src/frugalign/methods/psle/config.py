@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
@@ -56,8 +55,6 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
         if self.output_dir is None:
             self.output_dir = "runs/psle"
         self.remove_unused_columns = False
-        # Without an accelerator, torch would warn about pinned memory in every round.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu and torch.cuda.is_available()
 
     def check(self) -> None:
         """Check what values mean together."""

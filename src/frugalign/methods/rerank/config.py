@@ -37,7 +37,6 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
     own_may_change: ClassVar[frozenset[str]] = frozenset({"num_train_epochs"})
 
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
 
     precompute_ref_log_probs: bool | None = field(
         default=None,

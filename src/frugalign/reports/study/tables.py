@@ -80,7 +80,7 @@ def cost_table(summary: Summary) -> Table:
                 f"{line['label']} †" if _observers(line) else line["label"],
                 *(f"{line['costs'][name]:,.0f}" for _, name in _COSTS),
                 f"{line['trainable_parameters'] or 0:,}",
-                "—" if share is None else f"{share:.2%}",
+                "—" if share is None else f"{100 * share:.2f} %",
                 *(f"{factor * line['decoding'].get(name, 0.0):,.0f}" for _, name, factor in _DECODING),
                 _speed(line),
             ]
