@@ -51,10 +51,10 @@ def test_who_refuses_what_is_safe_is_named() -> None:
         line_of("mute", 0.9, 0.01, 10.0, others=refusing(0.98)),
     ]
     summary: dict[str, Any] = {"judge": "gold", "lines": lines, "options": {}}
-    said = "Refuse more of the prompts that are labelled safe: mute 98%, afraid 75%; the base refuses 10%."
+    said = "Refuse more of the prompts that are labelled safe: mute 98 %, afraid 75 %; the base refuses 10 %."
     assert said in headline(summary)
     compared = {"reference": "afraid"}
-    said = "Refuse more of the prompts that are labelled safe: mute 98%; afraid refuses 75%."
+    said = "Refuse more of the prompts that are labelled safe: mute 98 %; afraid refuses 75 %."
     assert said in headline(summary | {"options": compared})
     unlabelled = [line | {"others": {"kl_per_sequence": None}} for line in lines]
     assert not any("labelled safe" in sentence for sentence in headline(summary | {"lines": unlabelled}))

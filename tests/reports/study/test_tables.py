@@ -67,7 +67,7 @@ def test_wins_and_distance() -> None:
     head, rows = wins_table(SUMMARY)
     assert head[3] == "preferred by llm" and len(head) == len(rows[0]) == len(rows[1]) == 8
     assert rows[0][1:5] == ["—"] * 4 and rows[0][-1] == "0.25 [0.15, 0.35]"
-    assert rows[1][1:5] == ["0.75 [0.65, 0.85]", "—", "0.60 [0.50, 0.70]", "12%, 1,200"]
+    assert rows[1][1:5] == ["0.75 [0.65, 0.85]", "—", "0.60 [0.50, 0.70]", "12 %, 1,200"]
 
 
 def test_costs() -> None:
@@ -75,6 +75,6 @@ def test_costs() -> None:
     head, rows = cost_table(SUMMARY)
     assert len(head) == len(rows[0])
     assert rows[0] == ["base", "1,234", "5,678", "9", "4", "2", "1,000", "0", "—", "30", "4", "50", "400"]
-    assert rows[1][0] == "proxy †" and rows[1][7:9] == ["9,569", "0.87%"]
+    assert rows[1][0] == "proxy †" and rows[1][7:9] == ["9,569", "0.87 %"]
     assert cost_note(SUMMARY).startswith("†")
     assert cost_note(SUMMARY | {"lines": SUMMARY["lines"][:1]}) == ""

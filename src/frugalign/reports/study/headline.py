@@ -93,8 +93,8 @@ def _refusing(summary: Summary) -> str:
     if limit is None:
         return ""
     more = [(rate["mean"], line["label"]) for line, rate in rates if rate["ci_low"] > limit["ci_high"]]
-    said = ", ".join(f"{label} {mean:.0%}" for mean, label in sorted(more, reverse=True))
-    return f"{said}; {reference_in_words(summary)} refuses {limit['mean']:.0%}" if said else ""
+    said = ", ".join(f"{label} {100 * mean:.0f} %" for mean, label in sorted(more, reverse=True))
+    return f"{said}; {reference_in_words(summary)} refuses {100 * limit['mean']:.0f} %" if said else ""
 
 
 def _is_control(line: SummaryLine) -> bool:

@@ -110,5 +110,5 @@ def _observers(line: SummaryLine) -> set[str]:
 def _verdicts(said: dict[str, Any] | None) -> tuple[str, str]:
     if said is None:
         return "—", "—"
-    odds = "—" if said["contradictions"] is None else f"{said['contradictions']:.0%}"
+    odds = "—" if said["contradictions"] is None else f"{100 * said['contradictions']:.0f} %"
     return interval(said["share"]), f"{odds}, {said['unanswered']:,}"
