@@ -40,7 +40,7 @@ class Size:
 
 
 FULL = Size(128, (1, 16, 64), 5, 32)
-SMOKE = Size(4, (1,), 1, 8)
+SMOKE = Size(4, (1,), 1, 16)
 # At T = 1 a random GPT-2 is nearly uniform and has one candidate. At this temperature it has about as many as a trained model.
 RANDOM_TEMPERATURE = 0.11
 
