@@ -41,6 +41,9 @@ def test_a_prompt_that_the_answers_repeat_is_read_once() -> None:
     assert pair(None, [q, yes], [q, no]) == right
     assert pair([q], "Yes.", "No.") == right
     assert pair("Is tea hot?", [SYSTEM, q, yes], [SYSTEM, q, no]) == expected([SYSTEM, q], [yes], [no])
+    # Answers that are whole conversations in one text.
+    texts = [f"\n\nHuman: Is tea hot?\n\nAssistant: {answer}" for answer in ("Yes.", "No.")]
+    assert pair("Is tea hot?", *texts) == right
     # The prompt is the first turn only; both answers go on alike before they part.
     more = [assistant("What tea?"), user("Mint.")]
     assert pair("Is tea hot?", [q, *more, yes], [q, *more, no]) == expected([q, *more], [yes], [no])

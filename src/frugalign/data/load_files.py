@@ -18,6 +18,7 @@ from frugalign.data.standard import (
     ANSWERS,
     KINDS,
     UNREAD,
+    EmptyAnswer,
     Misfit,
     NoSharedPrompt,
     Row,
@@ -198,6 +199,8 @@ class _Reader:
             self._n_repeating += all(each.startswith(prompt) and each[len(prompt) :].strip() for each in answers)
 
     def _explain(self, misfit: Misfit, number: int) -> str:
+        if isinstance(misfit, EmptyAnswer):
+            return f"{misfit} (`frugalign convert` leaves such rows out)"
         if not isinstance(misfit, NoSharedPrompt):
             return str(misfit)
         reason = f"there is no column `prompt`, and {misfit} in row {number}"

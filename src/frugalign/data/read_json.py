@@ -33,6 +33,16 @@ def _finite(text: str) -> float:
 
 
 _STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _unique(items: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in items]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the row has the key {twice!r} twice")
+
+
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)
 _LENIENT = json.JSONDecoder()
 
 
@@ -106,10 +116,22 @@ def _row(line: bytes) -> Any:
         return ValueError("the row is not UTF-8 text")
     try:
         value = _STRICT.decode(text)
+        return _checked(value, text)
     except (ValueError, RecursionError) as error:
         return _reason(error)
+
+
+def _checked(value: Any, text: str) -> Any:
+    """The value, if it is not nested too deeply and no object in it has a key twice. `text`: its JSON.
+
+    Raises:
+        ValueError: it is, or it has.
+    """
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(value):
-        return _too_deep()
+        raise _too_deep()
+    # Only a row with inner objects, or with a key twice, has more keys in its text than the row has columns.
+    if isinstance(value, dict) and text.count('":') > len(value):
+        _UNIQUE.decode(text)
     return value
 
 
@@ -178,8 +200,7 @@ def _array(text: str) -> Iterator[Entry]:
         number += 1
         try:
             value, end = _STRICT.raw_decode(text, place)
-            if text.count("[", place, end) + text.count("{", place, end) > MAX_DEPTH and _is_too_deep(value):
-                value = _too_deep()
+            _checked(value, text[place:end])
         except (ValueError, RecursionError) as error:
             value = _reason(error)
             try:

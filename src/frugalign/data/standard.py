@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frugalign.data.rows import json_type
-from frugalign.data.turns import is_answer, repeated, split_messages, split_texts
+from frugalign.data.turns import is_answer, repeated, split_messages, split_texts, text_turns
 
 KINDS: dict[str, tuple[str, ...]] = {
     "prompt-only": ("prompt",),
@@ -34,11 +34,17 @@ UNREAD = (
 """Columns that change what a row means and that nothing reads. They are named in a warning."""
 Row = dict[str, Any]
 _WRITTEN_MESSAGES = re.compile(r"\s*(?:array\()?\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
+_LONGEST_MARK = 60
+"""Characters within which the mark of a first turn ends."""
 _BOOLEANS = {"true": True, "false": False}
 
 
 class Misfit(ValueError):
     """Why a row cannot be used."""
+
+
+class EmptyAnswer(Misfit):
+    """An answer that holds its prompt and nothing else."""
 
 
 class NoSharedPrompt(Misfit):
@@ -178,11 +184,13 @@ def _separate(row: Row, answers: Sequence[str]) -> None:
         raise Misfit(f"`{one}` is {json_type(row[one])}, but `{other}` is {json_type(row[other])}")
     if "prompt" not in row:
         _find_prompt(row)
-    elif not kinds.pop():
-        _drop_repeated(row, answers)
+    else:
+        _read_transcripts(row, answers)
+        if not isinstance(row[answers[0]], str):
+            _drop_repeated(row, answers)
     for name in answers:
         if not (row[name] if not isinstance(row[name], str) else row[name].strip()):
-            raise Misfit(f"`{name}` is empty after the prompt that it begins with")
+            raise EmptyAnswer(f"`{name}` is empty after the prompt that it begins with")
 
 
 def _find_prompt(row: Row) -> None:
@@ -197,6 +205,19 @@ def _find_prompt(row: Row) -> None:
     if not shared:
         raise NoSharedPrompt("chosen and rejected share no prompt")
     row["prompt"], row["chosen"], row["rejected"] = chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _read_transcripts(row: Row, answers: Sequence[str]) -> None:
+    """Text answers that are whole conversations with marked turns and begin with the prompt, as messages (in place)."""
+    prompt, texts = row["prompt"], [row[name] for name in answers]
+    if not isinstance(prompt, str) or not isinstance(texts[0], str):
+        return
+    said = prompt.strip()
+    if any(text.startswith(said) or said not in text[: len(said) + _LONGEST_MARK] for text in texts):
+        return
+    turns = [text_turns(text) for text in texts]
+    if all(each is not None and each[0] == {"role": "user", "content": said} for each in turns):
+        row |= dict(zip(answers, turns, strict=True))
 
 
 def _drop_repeated(row: Row, answers: Sequence[str]) -> None:
