@@ -143,7 +143,12 @@ def test_hh_is_read_as_text_and_converted_to_turns(tmp_path: Path) -> None:
     found = load_preference_data(str(FORMATS / "hh_rlhf.jsonl"))["train"]
     assert found.prompts[2] == "\n\nHuman: Hi\n\nAssistant: Hello. What can I do?\n\nHuman: Boil an egg\n\nAssistant: "
     assert found.answers[:2] == ["Camomile and mint, for example.", "Coffee."]
+    with pytest.raises(
+        FrugalignError, match="`frugalign convert` writes the prompt that chosen and rejected begin with"
+    ):
+        load_splits(str(FORMATS / "hh_rlhf.jsonl"))
     rows = converted("hh_rlhf", tmp_path)
+    assert load_splits(str(tmp_path / "out.jsonl"))["train"]["prompt"][0] == rows[0]["prompt"]
     assert rows[1]["prompt"] == [user("Hi"), assistant("Hello. What can I do?"), user("Boil an egg")]
     assert rows[2]["rejected"] == [assistant("No")]
 

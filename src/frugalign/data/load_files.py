@@ -210,7 +210,10 @@ class _Reader:
         return f"{reason} (there are: {', '.join(self._names[:12])}){self._hint()}"
 
     def _hint(self) -> str:
-        return conversion_hint(self._names, self.source.file)
+        found = conversion_hint(self._names, self.source.file)
+        if not found and "prompt" not in self._names and self.kind == "prompt-only" and "chosen" in self._names:
+            found = "; `frugalign convert` writes the prompt that chosen and rejected begin with"
+        return found
 
     def write_messages(self) -> None:
         """Turn text into messages, as another file or row of the data set has a system prompt."""
