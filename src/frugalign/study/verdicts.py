@@ -36,7 +36,7 @@ def judges_of(options: StudyOptions) -> list[tuple[str, dict[str, Any]]]:
     found: list[tuple[str, dict[str, Any]]] = []
     if options.llm_judge is not None:
         known = {each.name for each in fields(LLMJudgeOptions)}
-        unknown = sorted(set(options.llm_judge) - known)
+        unknown = sorted(map(str, set(options.llm_judge) - known))
         if unknown or not {"base_url", "model"} <= set(options.llm_judge):
             what = f"not {', '.join(unknown)}" if unknown else "base_url and model at least"
             raise FrugalignError(f"llm_judge takes {', '.join(sorted(known))}; {what}.")

@@ -8,38 +8,29 @@ given. Left out on purpose: streaming, batch endpoints, persistent connections, 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import logging
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import writing
+from frugalign.base.parsing import parse_json
+from frugalign.base.wording import shown
 from frugalign.data.templating import Prompt
+from frugalign.evaluation.judges.chat_request import ChatServer, Failure, check_address
 from frugalign.evaluation.judges.pairwise import CRITERION, VERDICT_REQUEST, comparison, parse_verdict
 from frugalign.options.check import check_value
-from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NAME, NON_NEGATIVE, TEXT, Kind
 
 _log = logging.getLogger(__name__)
 
-_USER_ERRORS = {
-    401: "refuses the key",
-    402: "asks for payment",
-    403: "refuses the key",
-    404: "knows no such model, or has no chat at this address",
-    405: "has no chat at this address",
-}
-_RETRIED = {408, 409, 425, 429}
 _MAX_WAIT = 60.0
 """Seconds; the longest pause before a request is sent again."""
 _GIVE_UP = 20
@@ -47,13 +38,18 @@ _GIVE_UP = 20
 _TEMPLATE_TOKENS = 100
 """An upper bound on the tokens that a server's chat template adds to one message."""
 
-_KINDS = {
-    **dict.fromkeys(("concurrency", "max_tokens"), COUNT),
-    **dict.fromkeys(("retries", "max_requests"), COUNT_OR_ZERO),
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("model", "api_key_env", "cache_path"), NAME),
+    "criterion": TEXT,
+    "max_tokens": COUNT,
+    "concurrency": Kind("at least 1", lambda x: x >= 1, whole=True, largest=256),
+    "retries": Kind("at least 0", lambda x: x >= 0, whole=True, largest=100),
+    "max_requests": COUNT_OR_ZERO,
     **dict.fromkeys(("temperature", "prompt_price", "completion_price", "max_cost"), NON_NEGATIVE),
-    "timeout": POSITIVE,
+    "timeout": Kind("above 0", lambda x: x > 0, largest=86_400),
 }
-"""Valid ranges of the numbers in `LLMJudgeOptions`."""
+"""The rules for the fields of `LLMJudgeOptions`."""
+_MAY_BE_NONE = {"api_key_env", "cache_path", "max_requests", "max_cost"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class LLMJudgeOptions:
         max_tokens: maximum length of a reply.
         retries: how often a request is repeated after 408, 409, 425, 429, 5xx, a timeout or a lost connection. The waits are
             1, 2, 4, … seconds, or as long as the server asks for, at most 60.
-        timeout: seconds without any response from the server.
+        timeout: seconds until the whole reply must be here.
         concurrency: simultaneous requests.
         max_requests: maximum number of requests, including retries.
         max_cost: maximum cost, in the currency of the prices. Before it is sent, a request reserves its highest possible cost: one
@@ -97,11 +93,14 @@ class LLMJudgeOptions:
     criterion: str = CRITERION
 
     def __post_init__(self) -> None:
-        if not _is_address(self.base_url):
-            raise FrugalignError("base_url must be http:// or https:// and a host, with no user or key in it.")
+        if (wrong := check_address(self.base_url)) is not None:
+            raise FrugalignError(f"base_url {wrong}.")
         for name, kind in _KINDS.items():
-            if getattr(self, name) is not None:
-                check_value(name, getattr(self, name), kind)
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)):
+                raise FrugalignError(f"{name} is {shown(value)}; it must be one value.")
+            if value is not None or name not in _MAY_BE_NONE:
+                check_value(name, value, kind)
         if self.max_cost is not None and self.prompt_price == self.completion_price == 0:
             raise FrugalignError("max_cost needs prompt_price or completion_price: without them every request is free.")
 
@@ -136,7 +135,7 @@ class LLMJudge:
         if options.api_key_env and not (self._key.isascii() and self._key.isprintable() and self._key):
             raise FrugalignError(f"The environment variable {options.api_key_env}, named by api_key_env, holds no key.")
         self._replies = _Replies(Path(options.cache_path) if options.cache_path else None)
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._server = ChatServer(options.url, options.model, self._key, options.timeout)
         self._counts = dict.fromkeys(
             ("requests", "cached", "failed", "unparsed", "prompt_tokens", "completion_tokens"), 0
         )
@@ -144,7 +143,7 @@ class LLMJudge:
         self._cost = self._reserved = 0.0
         self._under_way = self._failed_in_a_row = 0
         self._capped = self._cancelled = self._has_answered = False
-        self._failure: _Failure | None = None
+        self._failure: Failure | None = None
 
     @property
     def counts(self) -> dict[str, float]:
@@ -198,7 +197,7 @@ class LLMJudge:
     def _request(self, key: str, body: bytes) -> None:
         """Send the request, with retries, and cache the reply."""
         dearest = self.options.price(len(body) + _TEMPLATE_TOKENS, self.options.max_tokens)
-        failure: _Failure | None = None
+        failure: Failure | None = None
         for attempt in range(self.options.retries + 1):
             if failure is not None:
                 self._sleep(min(_MAX_WAIT, max(2.0 ** (attempt - 1), failure.wait)))
@@ -206,12 +205,12 @@ class LLMJudge:
                 return
             cost, usage = 0.0, (0, 0)
             try:
-                text, usage = _read_reply(self._post(body))
+                text, usage = self._server.ask(body)
                 cost = self.options.price(*usage) if any(usage) else dearest
                 self._replies.add(key, text)
                 self._has_answered, self._failed_in_a_row = True, 0
                 return
-            except _Failure as error:
+            except Failure as error:
                 failure, cost = error, dearest if error.may_be_billed else 0.0
             except FrugalignError:
                 self._cancelled = True  # before the next one is taken up
@@ -259,92 +258,6 @@ class LLMJudge:
             self._counts["completion_tokens"] += usage[1]
             self._turn.notify_all()
 
-    def _post(self, body: bytes) -> bytes:
-        """The server's response. Raises `_Failure` for this request, or FrugalignError if all requests would fail."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        try:
-            request = urllib.request.Request(self.options.url, body, headers)
-            with self._opener.open(request, timeout=self.options.timeout) as response:
-                content: bytes = response.read()
-                return content
-        except urllib.error.HTTPError as error:
-            with error:
-                said = self._server_message(error)
-            if what := "moved, and is not followed" if 300 <= error.code < 400 else _USER_ERRORS.get(error.code):
-                if error.code in (401, 403) and not self._key:
-                    what = "asks for a key (api_key_env names the environment variable that holds it)"
-                raise FrugalignError(
-                    f"The judge at {self.options.url} {what}; asked for the model {self.options.model!r}: {said}."
-                ) from error
-            again = error.code in _RETRIED or error.code >= 500
-            raise _Failure(said, again=again, wait=_seconds(error.headers.get("Retry-After"))) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            if isinstance(reason, TimeoutError):
-                said = f"no answer in {self.options.timeout:g} s"
-                raise _Failure(said, again=True, may_be_billed=True) from error
-            said = f"{type(reason).__name__}: {reason}".rstrip(".: ")
-            raise _Failure(said, again=True, no_server=isinstance(error, urllib.error.URLError)) from error
-
-    def _server_message(self, error: urllib.error.HTTPError) -> str:
-        """The server's error message, shortened and without the key, which some servers repeat."""
-        try:
-            text = error.read(10_000).decode(errors="replace")
-            found = json.loads(text)["error"]
-            text = str(found["message"] if isinstance(found, dict) else found)
-        except (OSError, http.client.HTTPException):
-            text = ""
-        except (ValueError, TypeError, KeyError):
-            pass  # not OpenAI's form: the text as it is
-        text = " ".join((text.replace(self._key, "…") if self._key else text).split())[:200].rstrip(". ")
-        return f"HTTP {error.code}, {text}" if text else f"HTTP {error.code}"
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
-        )
-    except ValueError:  # the port is not a number
-        return False
-
-
-class _Failure(Exception):
-    """A failed request. `again`: a retry may help, after `wait` seconds if the server asks for them."""
-
-    def __init__(
-        self, why: str, *, again: bool, wait: float = 0.0, no_server: bool = False, may_be_billed: bool = False
-    ) -> None:
-        super().__init__(why)
-        self.again, self.wait, self.no_server, self.may_be_billed = again, wait, no_server, may_be_billed
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects: following one would turn the POST into a GET and send the key to another server."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def _read_reply(content: bytes) -> tuple[str, tuple[int, int]]:
-    """The text of a chat completion (empty if missing), and its prompt and completion tokens (0 if missing)."""
-    try:
-        answer = json.loads(content)
-        text, usage = answer["choices"][0]["message"]["content"], answer.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise _Failure("its reply is not a chat completion", again=False, may_be_billed=True) from error
-    return text if isinstance(text, str) else "", tokens
-
-
-def _seconds(header: str | None) -> float:
-    """The seconds in a Retry-After header; 0 for a date or a missing header."""
-    try:
-        return max(0.0, float(header or 0))
-    except ValueError:
-        return 0.0
-
 
 class _Replies:
     """Cached replies: `texts` maps a request's hash to its reply. A file receives each reply as it arrives."""
@@ -361,7 +274,7 @@ class _Replies:
         # Split bytes: a kill may truncate a line within a character, and a reply may contain Unicode line breaks.
         for line in content.split(b"\n"):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 self.texts[str(row["key"])] = str(row["reply"])
             except (ValueError, TypeError, KeyError):
                 continue  # truncated by a kill
