@@ -145,7 +145,7 @@ def _read(path: Path) -> str:
         raise FrugalignError(f"Cannot read {path}: {error.strerror or error}.") from error
     if len(content) > MAX_BYTES:
         raise FrugalignError(f"{path} is larger than {MAX_BYTES // 1024} KiB, which no model reads as principles.")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _something(found: Principles, name: str) -> Principles:

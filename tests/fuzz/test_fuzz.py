@@ -1,0 +1,40 @@
+"""A bounded part of the fuzzer, the same cases every time. `make fuzz` goes on for an hour with others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tests.fuzz.classes import CLASSES, prepare
+
+_CASES = {"data files": 60, "YAML and flags": 120, "artefacts": 50, "run folders": 15, "plans": 60, "principles": 150, "judge answers": 150}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    prepare()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_traceback_no_hang_no_silent_change(name: str) -> None:
+    make, check = CLASSES[name]
+
+    @settings(
+        max_examples=_CASES[name],
+        database=None,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(make())
+    def run(case: Any) -> None:
+        check(case)
+
+    run()
