@@ -10,7 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from tests.fuzz.classes import CLASSES, prepare
 
-_CASES = {"data files": 60, "YAML and flags": 120, "artefacts": 50, "run folders": 15, "plans": 60, "principles": 150, "judge answers": 150}  # fmt: skip
+_CASES = {
+    "data files": 40,
+    "YAML and flags": 60,
+    "artefacts": 40,
+    "run folders": 6,
+    "plans": 30,
+    "principles": 120,
+    "judge answers": 80,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,6 +16,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "generate": {"model_name_or_path": "m", "prompt": "p"},
     "chat": {"model_name_or_path": "m"},
     "validate": {"dataset_name": "d"},
+    "convert": {"dataset_name": "d", "out": "o.jsonl"},
     "report": {"run": "r"},
 }
 
