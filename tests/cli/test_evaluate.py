@@ -23,6 +23,7 @@ def test_best_of_n(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*words, "--best_of_n", "2", "--selection_reward", "frugalign.sandbox:gold"]) == 0
     printed = capsys.readouterr().out
     assert "best of 2 by frugalign.sandbox:gold on" in printed and "kl_per_sequence (at most)" in printed
+    assert "2 few" in printed and "few: below 50 prompts, little evidence" in printed
     settings = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]
     assert settings["best_of_n"] == 2 and settings["kl_is_bound"] is True
 
@@ -62,3 +63,10 @@ def test_only_a_bounded_kl_is_marked() -> None:
         "kl_per_token (at most)",
     ]
     assert [row[0] for row in rows(metrics | {"settings": {"kl_is_bound": False}})] == list(metrics)
+
+
+def test_only_an_n_of_few_prompts_is_marked() -> None:
+    estimate = {"mean": 1.0, "ci_low": 1.0, "ci_high": 1.0, "n": 60}
+    metrics = {"reward": estimate, "over_refusal_rate": estimate | {"n": 6}, "rewards": {"gold": estimate}}
+    assert [row[3] for row in rows(metrics)] == ["60", "6 few", "60"]
+    assert [row[3] for row in rows(metrics | {"settings": {"num_samples": 2}})] == ["60 few", "6 few", "60 few"]

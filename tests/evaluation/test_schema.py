@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from frugalign.evaluation.schema import MEASURES, Response, against, estimates, perplexity
+from frugalign.evaluation.schema import (
+    FEW_PROMPTS,
+    MEASURES,
+    Response,
+    against,
+    estimates,
+    few_prompts,
+    is_few,
+    perplexity,
+)
 
 PROMPTS = [0, 0, 1, 1]
 
@@ -84,3 +93,16 @@ def test_a_line_keeps_what_is_measured() -> None:
     lines = [json.loads(json.dumps(each.to_line())) for each in POLICY]
     assert "ids" not in lines[0] and lines[2]["length"] == 4
     assert estimates([Response.from_line(line) for line in lines], PROMPTS) == estimates(POLICY, PROMPTS)
+
+
+def test_few_prompts_are_warned_of() -> None:
+    assert few_prompts(FEW_PROMPTS) is None
+    assert str(few_prompts(6)).startswith("Measured on 6 prompts: with fewer than 50,")
+    assert str(few_prompts(1, "test example", "Fitted on")).startswith("Fitted on 1 test example: with")
+
+
+def test_few_counts_prompts_and_not_their_samples() -> None:
+    """60 responses are enough for 60 prompts, and few for 6 prompts of ten responses each."""
+    estimate = {"mean": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 60}
+    assert not is_few(estimate) and is_few(estimate, 10)
+    assert is_few(estimate | {"n": 49}) and not is_few(estimate | {"n": 50}) and not is_few(None)

@@ -27,6 +27,9 @@ def test_intervals() -> None:
     assert interval(estimate) == "−0.50 [−1.00, 0.12]"
     assert interval(estimate, with_sign=True) == "−0.50 [−1.00, +0.12]"
     assert precise_interval({"mean": 0.01234, "ci_low": 0.01134, "ci_high": 0.01334}) == "0.012 [0.011, 0.013]"
+    assert precise_interval(estimate | {"n": 50}) == "−0.50 [−1.00, 0.12]"
+    assert precise_interval(estimate) == "−0.50 [−1.00, 0.12], n = 8"
+    assert precise_interval(estimate | {"n": 60}, num_samples=2) == "−0.50 [−1.00, 0.12], n = 60"
     assert interval(None) == precise_interval(None) == "—"
 
 

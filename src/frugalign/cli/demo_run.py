@@ -19,6 +19,7 @@ from frugalign.reports.render import check_libraries
 from frugalign.reports.run_page import evenly_spread, write_report
 from frugalign.runs.layout import Sample, read_costs, read_samples, read_settings
 from frugalign.runs.lock import in_use
+from frugalign.runs.progress import showing
 
 BASE, PROMPTS = "frugalign.sandbox:model", "frugalign.sandbox:prompts"
 SETTINGS: dict[str, Any] = {
@@ -70,7 +71,7 @@ def run_demo(output_dir: str, *, seed: int = 0, max_steps: int | None = None, us
     }
     if max_steps is not None:
         options["max_steps"] = max_steps
-    with in_use(output_dir):
+    with in_use(output_dir), showing():
         return _run(Path(output_dir), options)
 
 

@@ -50,6 +50,7 @@ class EvaluateOptions(
     )
 
 
+_FEW = " few"
 COMMAND = Command(
     "evaluate",
     "Compare a policy with its base: rewards, win rate, exact KL, diversity and refusals, each with a 95 % interval, and the cost.",
@@ -69,8 +70,10 @@ def run(argv: list[str]) -> int:
     spec = PolicySpec.from_dict(options.policy_values())
     settings = EvaluationSettings(**{name: getattr(options, name) for name in EvaluationSettings.__dataclass_fields__})
     from frugalign.evaluation import evaluate
+    from frugalign.runs.progress import showing
 
-    metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)
+    with showing():
+        metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)
     print_table(metrics, title=f"{spec.title()} on {options.dataset_name}")
     print(f"Written to {output_dir}: metrics.json, costs.json.")
     return 0
@@ -81,8 +84,11 @@ def print_table(metrics: Mapping[str, Any], title: str) -> None:
     from rich.table import Table
 
     from frugalign.base.terminal import console
+    from frugalign.evaluation.schema import FEW_PROMPTS
 
-    table = Table(title=title, title_justify="left")
+    marked = any(row[-1].endswith(_FEW) for row in rows(metrics))
+    note = f"few: below {FEW_PROMPTS} prompts, little evidence" if marked else None
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     for heading in ("metric", "mean", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for row in rows(metrics):
@@ -90,19 +96,25 @@ def print_table(metrics: Mapping[str, Any], title: str) -> None:
     console().print(table)
 
 
-def rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def rows(
+    metrics: Mapping[str, Any], prefix: str = "", num_samples: int | None = None
+) -> Iterator[tuple[str, str, str, str]]:
     """Name, mean, interval and n of every metric, with dashes for one that does not apply.
 
-    Texts and settings are left out. A KL that is only an upper bound is marked.
+    Texts and settings are left out. A KL that is only an upper bound is marked, and so is an n of few prompts.
     """
+    from frugalign.evaluation.schema import is_few
+
     bounded = metrics.get("settings", {}).get("kl_is_bound", False)
+    num_samples = num_samples or metrics.get("settings", {}).get("num_samples", 1)
     for key, value in metrics.items():
         name = f"{key} (at most)" if bounded and key in ("kl_per_sequence", "kl_per_token") else key
         if isinstance(value, Mapping) and {"mean", "ci_low", "ci_high", "n"} <= set(value):
             interval = f"{value['ci_low']:.4g} … {value['ci_high']:.4g}" if value["ci_low"] is not None else "—"
-            yield prefix + name, f"{value['mean']:.4g}", interval, str(value["n"])
+            n = f"{value['n']}{_FEW if is_few(value, num_samples) else ''}"
+            yield prefix + name, f"{value['mean']:.4g}", interval, n
         elif isinstance(value, Mapping) and name == "rewards":
-            yield from rows(value, f"{prefix}{name}.")
+            yield from rows(value, f"{prefix}{name}.", num_samples)
         elif value is None:
             yield prefix + name, "—", "—", "—"
         elif isinstance(value, (int, float)) and not isinstance(value, bool):

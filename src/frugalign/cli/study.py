@@ -24,6 +24,7 @@ def run(argv: list[str]) -> int:
     recipe, flags = _recipe(argv)
     from frugalign.reports.render import check_libraries
     from frugalign.reports.study.page import write_study
+    from frugalign.runs.progress import showing
     from frugalign.study.runner import run_study
     from frugalign.study.verdicts import judge_study, judges_of
 
@@ -32,7 +33,8 @@ def run(argv: list[str]) -> int:
     # On SIGTERM the runner stops its cells too.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        found = run_study(options)
+        with showing():
+            found = run_study(options)
     finally:
         signal.signal(signal.SIGTERM, before)
     try:

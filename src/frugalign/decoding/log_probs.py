@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import FED, advance
 from frugalign.engines.transformers import Forward, device_of, evaluating
 
 
@@ -104,7 +105,9 @@ def _completion_logits(
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         keep = max(len(completion_ids[row]) for row in rows)
         output = forward(input_ids, attention_mask=mask, position_ids=positions, use_cache=False, keep=keep)
+        n_tokens = sum(len(text) for text in texts)
+        advance(FED, n_tokens)
         if ledger is not None:
-            ledger.count(lm_forward_tokens=sum(len(text) for text in texts))
+            ledger.count(lm_forward_tokens=n_tokens)
         for index, row in enumerate(rows):
             yield row, output.logits[index, -len(completion_ids[row]) :]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import SAMPLED, advance
 from frugalign.decoding.chooser import BaseGuide, Chooser, Emission, TokenTrace
 from frugalign.decoding.noise import Noise, row_keys
 from frugalign.engines.engine import Engine, Sequences, StepOutput
@@ -172,6 +173,7 @@ def _decode(
 ) -> None:
     """Complete one batch from the `output` of its prefill."""
     ends = torch.tensor(batch.engine.end_token_ids, device=batch.engine.device)
+    n_alive = len(batch.rows)
     for position in range(params.max_new_tokens):
         if position > 0:
             output = batch.step(options.state_layers, result)
@@ -183,12 +185,13 @@ def _decode(
         if options.observer is not None:
             options.observer(batch.seen(position, output.hidden, emission))
         if batch.ledger is not None:
-            batch.ledger.count(generated_tokens=int(batch.alive.sum()))
+            batch.ledger.count(generated_tokens=n_alive)
         if options.state_layers:
             batch.pending = batch.alive & (ended | (position + 1 == params.max_new_tokens))
         batch.token = emission.token
         batch.alive = batch.alive & ~ended
-        n_alive = int(batch.alive.sum())
+        before, n_alive = n_alive, int(batch.alive.sum())
+        advance(SAMPLED, before + (before - n_alive) * (params.max_new_tokens - position - 1))
         if n_alive == 0:
             break
         if n_alive < _COMPACT_BELOW * len(batch.rows):

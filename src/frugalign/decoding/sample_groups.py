@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from frugalign.base import progress
 from frugalign.base.ledger import Ledger
 from frugalign.base.partial_files import PartialWork
 from frugalign.data.groups import Groups
@@ -72,20 +73,22 @@ def sample_groups(
     ledger = ledger or Ledger()
     ledger.add(finished.spent)
     per_chunk = max(1, _CHUNK * batch_size // size)
-    for start in range(len(finished.rows), len(prompts), per_chunk):
-        rows, spent = range(start, min(start + per_chunk, len(prompts))), Ledger()
-        generation = generate(
-            engine,
-            [prompt_ids[row] for row in rows for _ in range(size)],
-            params,
-            keys=row_keys(
-                seed, epoch, [numbers[row] for row in rows for _ in range(size)], list(range(size)) * len(rows)
-            ),
-            options=LoopOptions(batch_size=batch_size, shared_prefix=shared),
-            ledger=spent,
-        )
-        ledger.add(spent)
-        texts = tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)
-        parts = [slice(place * size, (place + 1) * size) for place in range(len(rows))]
-        finished.add(([texts[part], generation.completion_ids[part]] for part in parts), spent)
+    left = len(prompts) - len(finished.rows)
+    with progress.work("sampling", left * size * params.max_new_tokens, progress.SAMPLED):
+        for start in range(len(finished.rows), len(prompts), per_chunk):
+            rows, spent = range(start, min(start + per_chunk, len(prompts))), Ledger()
+            generation = generate(
+                engine,
+                [prompt_ids[row] for row in rows for _ in range(size)],
+                params,
+                keys=row_keys(
+                    seed, epoch, [numbers[row] for row in rows for _ in range(size)], list(range(size)) * len(rows)
+                ),
+                options=LoopOptions(batch_size=batch_size, shared_prefix=shared),
+                ledger=spent,
+            )
+            ledger.add(spent)
+            texts = tokenizer.batch_decode(generation.completion_ids, skip_special_tokens=True)
+            parts = [slice(place * size, (place + 1) * size) for place in range(len(rows))]
+            finished.add(([texts[part], generation.completion_ids[part]] for part in parts), spent)
     return Groups(list(prompts), [texts for texts, _ in finished.rows], [ids for _, ids in finished.rows])

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import FED, advance
 from frugalign.engines.transformers import causal_lm, device_of, evaluating
 
 _TOKENS = 8192
@@ -85,8 +86,10 @@ def endpoint_states(
             ids[place, : len(text)], mask[place, : len(text)] = text, 1
         with evaluating(model):
             output = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        n_tokens = sum(len(sequences[row]) for row in rows)
+        advance(FED, n_tokens)
         if ledger is not None:
-            ledger.count(lm_forward_tokens=int(mask.sum()))
+            ledger.count(lm_forward_tokens=n_tokens)
         end = mask.sum(-1) - 1
         place_of = torch.arange(len(rows), device=device)
         for column, layer in enumerate(layers):

@@ -6,6 +6,7 @@ Left out on purpose: model judges (a reward can be one), and any choice of which
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -15,21 +16,27 @@ from typing import TYPE_CHECKING, Any
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic, write_json_atomic, writing
 from frugalign.base.ledger import Ledger
+from frugalign.base.wording import pluralize
 from frugalign.data import load_prompts
+from frugalign.data.encode import as_completions
 from frugalign.engines.transformers import device_of
 from frugalign.evaluation.responses import measure_responses
-from frugalign.evaluation.schema import MEASURES, Response, against, estimates, perplexity
+from frugalign.evaluation.schema import MEASURES, Response, against, by_name, estimates, few_prompts, perplexity
 from frugalign.evaluation.settings import EvaluationSettings
 from frugalign.policies.policy import Policy, load, load_base
-from frugalign.policies.prompt_rows import PromptRows, Scoring
+from frugalign.policies.prompt_rows import PromptBatch, PromptRows, Scoring
 from frugalign.policies.spec import PolicySpec
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
+from frugalign.rewards.check_scores import reads_states, warn_of_cut_responses, warn_of_useless_rewards
 from frugalign.runs.layout import METRICS_FILE, SAMPLES_FILE, evaluation_costs_file
 from frugalign.runs.lock import in_use
+from frugalign.runs.progress import say_size
 from frugalign.runs.save_policy import trained_on_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -78,6 +85,8 @@ def _evaluate(
             rows = load_prompts(rows, split=settings.split, trained_on=_trained_on(policy))
         if len(rows) == 0:
             raise FrugalignError("There are no prompts to evaluate on.")
+        if few := few_prompts(len(rows)):
+            _log.warning(few)
     settled = policy.with_defaults(settings)
     assert isinstance(settled, EvaluationSettings)
     after, before, decoding, metrics = _sample_and_measure(policy, PromptRows.of(rows), rewards, settled, ledger)
@@ -120,6 +129,7 @@ def _sample_and_measure(
     """The policy's responses, the base's responses, the cost of one response of the policy, and the estimates."""
     num_samples, size = settings.num_samples, settings.batch_size
     batch = policy.encode(rows, settings, num_samples=num_samples)
+    _say_size(policy, batch, settings)
     # A prompt's samples stay in one reward call.
     scoring = Scoring(rewards, batch_size=size // num_samples * num_samples or num_samples)
     spent = Ledger()
@@ -139,6 +149,7 @@ def _sample_and_measure(
         replace(each, kl_per_sequence=nats, kl_restriction=part)
         for each, nats, part in zip(after, kl, restriction, strict=True)
     ]
+    _warn_of_scores(policy, rewards, after, before, settings)
     clusters = batch.prompt_numbers
     own, others = estimates(after, clusters), estimates(before, clusters)
     own |= against(after, before, clusters) | {"perplexity_base": perplexity(after, log_probs, clusters)}
@@ -148,6 +159,38 @@ def _sample_and_measure(
         if measure.of_base:
             metrics[f"base_{name}"] = others[name]
     return after, before, decoding, metrics
+
+
+def _say_size(policy: Policy, batch: PromptBatch, settings: EvaluationSettings) -> None:
+    """Say how many tokens the evaluation samples and feeds."""
+    size, longest = len(batch.ids), settings.params().max_new_tokens
+    own = sum(map(len, batch.ids)) + size * longest
+    base = sum(map(len, batch.base_ids)) + size * longest
+    sampled, fed = size * policy.draws * longest, own * policy.draws + base
+    how = f"{pluralize(size, 'response')}"
+    if policy.draws > 1:
+        how += f", each the best of {policy.draws}"
+    if policy.kind != "base":
+        sampled, fed = sampled + size * longest, fed + base
+        how += " and as many of the base"
+    if policy.needs_kl_pass:
+        fed += own + base
+    say_size(sampled, fed, f"{how}, at most {longest} tokens each")
+
+
+def _warn_of_scores(
+    policy: Policy,
+    rewards: Sequence[NamedReward],
+    after: Sequence[Response],
+    before: Sequence[Response],
+    settings: EvaluationSettings,
+) -> None:
+    """Warn of rewards that tell no response from another, and of probes that read cut responses."""
+    both = [*after, *(before if before is not after else ())]
+    kind = [each.prompt for each in both], [each.completion for each in both]
+    warn_of_useless_rewards(rewards, by_name(both), as_completions(*kind))
+    if reads_states([*rewards, *(policy.best_of_n.rewards if policy.best_of_n is not None else ())]):
+        warn_of_cut_responses(sum(not each.ended for each in after) / len(after), settings.params().max_new_tokens)
 
 
 def _with_main_reward(responses: list[Response]) -> list[Response]:

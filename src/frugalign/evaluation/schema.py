@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from frugalign.base.wording import pluralize
 from frugalign.metrics import (
     Estimate,
     distinct_n,
@@ -56,6 +57,23 @@ MEASURES: Mapping[str, Measure] = {
 
 The prefix `base_` marks the base's value. To add a measure, add a line here and its value in `estimates`. To show it, add it
 to `_KEPT` in `study/table.py` and to `_TABLE` in `reports/run_page.py`."""
+
+
+FEW_PROMPTS = 50
+"""Measures on fewer prompts are marked in every table and on every page, with a warning."""
+
+
+def few_prompts(number: int, noun: str = "prompt", said: str = "Measured on") -> str | None:
+    """The warning for measures on this many prompts; None where they are enough. `said`: its first words."""
+    if number >= FEW_PROMPTS:
+        return None
+    return f"{said} {pluralize(number, noun)}: with fewer than {FEW_PROMPTS}, a mean, its interval or a win rate is little evidence."
+
+
+def is_few(estimate: Mapping[str, Any] | None, num_samples: int = 1) -> bool:
+    """Whether an estimate is of fewer prompts. `num_samples`: responses per prompt, which its `n` counts."""
+    n = (estimate or {}).get("n")
+    return isinstance(n, int) and n < FEW_PROMPTS * num_samples
 
 
 @dataclass(frozen=True)

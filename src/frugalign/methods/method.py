@@ -59,6 +59,7 @@ class Method:
         reward_options: options whose value names a reward.
         problem: an error in a line's setting, phrased to complete "The line …"; else None.
         is_control: whether a line with this setting is a control that others should beat.
+        draws: responses that the line samples for each one that it returns.
         is_trained: False for methods that only change the decoding.
         role: "base": the default reference of comparisons. "imitation": supervised learning, drawn in a sweep's background.
         note: a sentence for a study's page that has a line of this method.
@@ -78,6 +79,7 @@ class Method:
     reward_options: tuple[str, ...] = ()
     problem: Callable[[Mapping[str, Any]], str | None] = field(default=lambda setting: None)
     is_control: Callable[[Mapping[str, Any]], bool] = field(default=lambda setting: False)
+    draws: Callable[[Mapping[str, Any]], int] = field(default=lambda setting: 1)
     is_trained: bool = True
     role: Literal["base", "imitation"] | None = None
     note: str | None = None

@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from frugalign.base.ledger import Ledger
+from frugalign.data.encode import as_completions
 from frugalign.decoding.loop import Generation
 from frugalign.decoding.noise import alternative_keys
 from frugalign.options.check import check_value
 from frugalign.options.kinds import COUNT
 from frugalign.policies.prompt_rows import PromptBatch, Scoring
 from frugalign.rewards import NamedReward
+from frugalign.rewards.check_scores import warn_of_useless_rewards
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class BestOfN:
         scoring = Scoring(self.rewards, self.weights, batch_size=max(1, batch_size // self.n) * self.n)
         texts = tokenizer.batch_decode(drawn.completion_ids, skip_special_tokens=True)
         scores = batch.rows.take(rows).score(scoring, texts, drawn.completion_ids, ledger)
+        if len(batch.ids) > 1:  # the draws for a single prompt may well be equally good
+            completions = as_completions([batch.rows.prompts[row] for row in rows], texts)
+            warn_of_useless_rewards(self.rewards, scores.by_name, completions)
         ranks = [-math.inf if total is None else total for total in scores.total]
         kept = [max(range(start, start + self.n), key=ranks.__getitem__) for start in range(0, len(rows), self.n)]
         return Generation(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import load_config
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import FED, SAMPLED, work
 from frugalign.data.templating import AUTO, Prompt, Rendering, encode_prompts
 from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
@@ -202,9 +203,10 @@ class Policy:
                 ledger=ledger,
             )
 
-        if self.best_of_n is None:
-            return draw(batch.ids, batch.keys)
-        return self.best_of_n.sample(draw, batch, self.base.tokenizer, batch_size, ledger)
+        with work("sampling", len(batch.ids) * self.draws * params.max_new_tokens, SAMPLED):
+            if self.best_of_n is None:
+                return draw(batch.ids, batch.keys)
+            return self.best_of_n.sample(draw, batch, self.base.tokenizer, batch_size, ledger)
 
     def sample_base(
         self,
@@ -215,11 +217,13 @@ class Policy:
         ledger: Ledger | None = None,
     ) -> Generation:
         """The base's completions of the same prompts on the same noise, without principles."""
-        with self.base_context():
+        params = settings.params()
+        total = len(batch.base_ids) * params.max_new_tokens
+        with self.base_context(), work("sampling the base", total, SAMPLED):
             return generate(
                 self._engine(self.base_model),
                 batch.base_ids,
-                settings.params(),
+                params,
                 keys=batch.keys,
                 options=LoopOptions(batch_size=batch_size),
                 ledger=ledger,
@@ -236,7 +240,7 @@ class Policy:
         """
         if not batch.ids:
             return Divergence([], None)
-        moved = self._weights_differ or self.principles is not None
+        moved = self.needs_kl_pass
         guided = self.guide is not None or self.guidance is not None
         if not settings.do_sample or (self.best_of_n is not None and (moved or guided)) or (moved and guided):
             return Divergence(None, None)
@@ -246,21 +250,33 @@ class Policy:
             kl = (restriction + sampled.kl_choice.double()).tolist()
             return Divergence(kl, restriction.tolist() if guided else None)
         params = settings.params()
-        exact = sequence_kl(
-            self.model,
-            Reference(self.base_model, self.base_context, batch.base_ids),
-            batch.ids,
-            sampled.completion_ids,
-            temperature=params.temperature,
-            ledger=ledger,
-        )
+        ids = sampled.completion_ids
+        with work("KL", _tokens(batch.ids, ids) + _tokens(batch.base_ids, ids), FED):
+            exact = sequence_kl(
+                self.model,
+                Reference(self.base_model, self.base_context, batch.base_ids),
+                batch.ids,
+                ids,
+                temperature=params.temperature,
+                ledger=ledger,
+            )
         return Divergence(exact.tolist(), None)
 
     def base_log_probs(self, batch: PromptBatch, sampled: Generation, ledger: Ledger | None = None) -> list[float]:
         """The base's log-probability of each completion at temperature 1, in nats."""
-        with self.base_context():
+        with self.base_context(), work("perplexity", _tokens(batch.base_ids, sampled.completion_ids), FED):
             found = sequence_log_probs(self.base_model, batch.base_ids, sampled.completion_ids, ledger=ledger)
         return [float(values.sum()) for values in found]
+
+    @property
+    def draws(self) -> int:
+        """Responses sampled for each one that is kept."""
+        return 1 if self.best_of_n is None else self.best_of_n.n
+
+    @property
+    def needs_kl_pass(self) -> bool:
+        """Whether the KL to the base takes a pass of both models, since sampling does not give it."""
+        return self._weights_differ or self.principles is not None
 
     def _engine(self, model: PreTrainedModel) -> Engine:
         """What samples from the model. Another engine for policies begins here."""
@@ -342,6 +358,13 @@ def _with_weights(plain: Policy) -> Policy:
             )
         return replace(plain, model=whole.model, trainable_parameters=whole.model.num_parameters())
     return plain
+
+
+def _tokens(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> int:
+    """The tokens of a teacher-forced pass. The last token of a completion is not fed."""
+    return sum(
+        len(prompt) + len(ids) - 1 for prompt, ids in zip(prompt_ids, completion_ids, strict=True) if len(ids) > 0
+    )
 
 
 def _loaded_once(given: Sequence[RewardSpec], loaded: Sequence[NamedReward]) -> list[RewardSpec]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import SCORED, work
 from frugalign.data.encode import as_completions
 from frugalign.rewards import CompletionBatch, NamedReward, Scores, TrainerHooks, score
 
@@ -82,7 +83,7 @@ class PromptRows:
         total: list[float | None] = []
         by_name: dict[str, list[float | None]] = {named.name: [] for named in scoring.rewards}
         n_skipped = 0
-        with ledger.phase("reward"):
+        with ledger.phase("reward"), work("reward", len(texts), SCORED):
             for number, start in enumerate(range(0, len(texts), size)):
                 part = slice(start, start + size)
                 scores = score(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from frugalign.base.parsing import dump_yaml
+from frugalign.evaluation.schema import is_few
 
 
 def written(value: float, form: str) -> str:
@@ -39,15 +40,16 @@ def interval(estimate: Mapping[str, Any] | None, *, with_sign: bool = False) -> 
     return f"{write(estimate['mean'])} [{write(estimate['ci_low'])}, {write(estimate['ci_high'])}]"
 
 
-def precise_interval(estimate: Mapping[str, Any] | None) -> str:
-    """The same with as many decimals as the interval's width needs, at least two."""
+def precise_interval(estimate: Mapping[str, Any] | None, num_samples: int = 1) -> str:
+    """The same with as many decimals as the interval's width needs, at least two. It has its n if that is small."""
     if not estimate:
         return "—"
     mean, low, high = (float(estimate[key]) for key in ("mean", "ci_low", "ci_high"))
     width = high - low
     decimals = min(6, max(2, -math.floor(math.log10(width)))) if width > 0 else 2
     said, lowest, highest = (written(each, f".{decimals}f") for each in (mean, low, high))
-    return f"{said} [{lowest}, {highest}]"
+    few = f", n = {estimate['n']}" if is_few(estimate, num_samples) else ""
+    return f"{said} [{lowest}, {highest}]{few}"
 
 
 def prompt_in_words(prompt: Any) -> str:

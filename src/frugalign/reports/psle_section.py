@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frugalign.base.wording import pluralize
+from frugalign.evaluation.schema import FEW_PROMPTS, few_prompts
 from frugalign.methods.psle.report_data import (
     Points,
     Rounds,
@@ -66,7 +67,7 @@ def section(rounds: Rounds) -> RoundsSection:
     groups = [
         (
             "Held-out prompts",
-            "Answered without the principles, and with the same noise at every evaluation. Round 0 is the start. Bands are 95 % intervals.",
+            _held_out_caption(rounds),
             held_out_figures(rounds),
         ),
         (
@@ -92,6 +93,12 @@ def section(rounds: Rounds) -> RoundsSection:
     ]
     rows = [[true_minus(cell) for cell in row] for row in rows]
     return RoundsSection(len(rounds.done), rounds.incomplete, head, rows, [group for group in groups if group[2]])
+
+
+def _held_out_caption(rounds: Rounds) -> str:
+    number = max((len(each.samples) for each in rounds.evaluations), default=FEW_PROMPTS)
+    few = few_prompts(number) or f"{pluralize(number, 'prompt')}."
+    return f"{few} Answered without the principles, and with the same noise at every evaluation. Round 0 is the start. Bands are 95 % intervals."
 
 
 def held_out_figures(rounds: Rounds) -> list[Figure]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
+from frugalign.evaluation.schema import few_prompts
 from frugalign.reports import figures
 from frugalign.reports.render import render
 from frugalign.runs.layout import REPORT_FILE, REWARD_REPORT_FILE, read_reward_report
@@ -28,6 +29,7 @@ def write_reward_report(folder: str | Path) -> Path:
         settings=report["settings"],
         examples=report["examples"],
         shared=report.get("shared_prompts"),
+        few=few_prompts(report["examples"]["test"], "test example"),
         rows=_rows(report),
         costs=_costs(report),
         figures=_figures(report),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
 from frugalign.base.ledger import Costs, Ledger
+from frugalign.evaluation.schema import few_prompts
 from frugalign.methods.psle.report_data import Rounds, read_rounds, side_by_side
 from frugalign.reports import figures
 from frugalign.reports.in_words import precise_interval, prompt_in_words, scores_in_words
@@ -133,6 +134,7 @@ def _write(folder: Path) -> Path:
         distributions=_distributions(run.samples),
         rows=_rows(run.metrics),
         metrics=run.metrics,
+        few=few_prompts(run.metrics["settings"]["prompts"]) if run.metrics.get("settings") else None,
         costs=run.costs,
         samples=[_shown(sample) for sample in evenly_spread(run.samples)],
         n_samples=len(run.samples),
@@ -208,17 +210,16 @@ def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(measure, base, policy): the rows of the quality table, with a dash where a number does not apply."""
     if not metrics:
         return []
-    rows = [
-        (name, precise_interval(metrics.get(base)) if base else "—", precise_interval(metrics.get(own)))
-        for name, own, base in _TABLE
-    ]
+    num_samples = metrics.get("settings", {}).get("num_samples", 1)
+
+    def cell(estimate: Any) -> str:
+        return precise_interval(estimate, num_samples)
+
+    rows = [(name, cell(metrics.get(base)) if base else "—", cell(metrics.get(own))) for name, own, base in _TABLE]
     named = metrics.get("rewards", {})
     if len(named) > 1:  # the first of them is the main one
         before = metrics.get("base_rewards", {})
-        rows[:1] = [
-            (f"Reward {name}", precise_interval(before.get(name)), precise_interval(value))
-            for name, value in named.items()
-        ]
+        rows[:1] = [(f"Reward {name}", cell(before.get(name)), cell(value)) for name, value in named.items()]
     return rows
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import SCORED, advance
 from frugalign.rewards.loading import NamedReward
 from frugalign.rewards.protocols import StateReward
 
@@ -145,6 +146,7 @@ def score(
                 raise _error(reward, call, failure) from failure.__cause__
             by_name[reward.name], lost = _without_failing_rows(reward, call)
             failed |= lost
+    advance(SCORED, call.size)
     factors = list(weights) if weights is not None else [1.0] * len(rewards)
     total = [None if row in failed else _sum(row, by_name, names, factors) for row in range(call.size)]
     return Scores(total, by_name, len(failed))

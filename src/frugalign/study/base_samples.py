@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.splits import column, distinct
 from frugalign.data.templating import Rendering
@@ -20,6 +21,7 @@ from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.rewards import load_rewards
+from frugalign.rewards.check_scores import warn_of_equal_groups, warn_of_useless_rewards
 from frugalign.runs.layout import COSTS_FILE, LOCK_FILE, read_costs
 from frugalign.runs.lock import delete_leftovers
 from frugalign.study.layout import GROUPS_FILE, ONLINE_FOLDER, PAIRS_FOLDER, SAMPLES_FOLDER
@@ -86,7 +88,7 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
                 ),
                 ledger=ledger,
             )
-        found.append(_ranked(task, groups, rows.select(places), ledger))
+        found.append(_ranked(task, groups, rows.select(places), ledger, check=start == 0))
         if time.perf_counter() >= until:
             break
     every = _joined(found)
@@ -95,14 +97,20 @@ def _sample(task: Task, size: int, ledger: Ledger) -> Groups:
     return every
 
 
-def _ranked(task: Task, groups: Groups, rows: Dataset, ledger: Ledger) -> Groups:
-    """The groups with their training reward. A group with an unscored response is left out."""
+def _ranked(task: Task, groups: Groups, rows: Dataset, ledger: Ledger, *, check: bool) -> Groups:
+    """The groups with their training reward. A group with an unscored response is left out.
+
+    `check`: warn of a reward that tells no response from another.
+    """
     _, texts, ids = groups.flat()
     size = len(texts) // len(groups)
     repeated = PromptRows.of(rows).take([row for row in range(len(rows)) for _ in range(size)])
     scoring = Scoring(load_rewards(task.request["reward"]), task.request.get("reward_weights"))
-    total = repeated.score(scoring, texts, ids or [], ledger).total
-    ranked = groups.ranked([float("nan") if value is None else value for value in total])
+    scores = repeated.score(scoring, texts, ids or [], ledger)
+    if check:
+        warn_of_useless_rewards(scoring.rewards, scores.by_name, as_completions(repeated.prompts, texts))
+        warn_of_equal_groups(scores.total, size)
+    ranked = groups.ranked([float("nan") if value is None else value for value in scores.total])
     rewards = ranked.rewards or []
     known = [place for place, values in enumerate(rewards) if all(value == value for value in values)]
     return Groups(

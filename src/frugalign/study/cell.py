@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +71,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         FrugalignError: a user error, or another process that runs this cell.
     """
     request = read_request(folder)
-    with in_use(folder, wait=_DYING):
+    with in_use(folder, wait=_DYING), _warnings() as warnings:
         if changed := [
             name for name, digest in hashes_of(request["contents"]).items() if digest != request["contents"][name]
         ]:
@@ -87,10 +90,32 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             "evaluation_costs": read_costs(evaluation_folder(folder)),
             "machine": machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs),
             "training_machine": trained.get("machine"),
+            "warnings": list(dict.fromkeys(warnings)),
         }
         write_json_atomic(folder / RESULT_FILE, result)
         (folder / FAILED_FILE).unlink(missing_ok=True)
     return result
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """The warnings that frugalign logs inside the block."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, handler = logging.getLogger("frugalign"), Keep(logging.WARNING)
+    # Logging's own last resort is off once there is a handler.
+    handlers = [handler] if logger.hasHandlers() else [handler, logging.StreamHandler()]
+    for each in handlers:
+        logger.addHandler(each)
+    try:
+        yield found
+    finally:
+        for each in handlers:
+            logger.removeHandler(each)
 
 
 def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_size: int) -> dict[str, Any]:
@@ -270,7 +295,10 @@ def main(folder: str, start: str, trainings: str, batch_size: str, jobs: str) ->
     began = time.perf_counter()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        run_cell(Path(folder), Path(start), Path(trainings), batch_size=int(batch_size), jobs=int(jobs))
+        from frugalign.runs.progress import showing
+
+        with showing():
+            run_cell(Path(folder), Path(start), Path(trainings), batch_size=int(batch_size), jobs=int(jobs))
     except Exception as error:
         traceback.print_exc()
         said = str(error) if isinstance(error, FrugalignError) else f"{type(error).__name__}: {error}"

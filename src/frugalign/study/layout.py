@@ -57,7 +57,10 @@ GROUPS_FILE = "groups.jsonl"
 
 
 class CellResult(TypedDict):
-    """What a finished cell measured and cost. `request`: everything that the result depends on; `costs`: of the training."""
+    """What a finished cell measured and cost.
+
+    `request`: everything that the result depends on; `costs`: of the training; `warnings`: what it warned of, in its log too.
+    """
 
     request: dict[str, Any]
     metrics: dict[str, Any]
@@ -65,6 +68,7 @@ class CellResult(TypedDict):
     evaluation_costs: Costs
     machine: dict[str, Any]
     training_machine: dict[str, Any] | None
+    warnings: list[str]
 
 
 class TracePiece(TypedDict):

@@ -14,8 +14,12 @@ from typing import Any
 
 from frugalign.base.files import write_json_atomic
 from frugalign.base.json_files import read_json
+from frugalign.base.progress import STEPS, Part, close_part, is_shown, open_part, set_done
+from frugalign.base.quantities import in_short
+from frugalign.base.wording import pluralize
 from frugalign.methods import registry
 from frugalign.runs.lock import in_use
+from frugalign.runs.progress import Pace, say_size
 from frugalign.study.checks import check_study
 from frugalign.study.layout import (
     CHOSEN_FILE,
@@ -31,8 +35,10 @@ from frugalign.study.layout import (
 )
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
+from frugalign.study.task import prompt_splits
 
 _POLL = 0.2
+_TAIL = 400
 _log = logging.getLogger(__name__)
 
 
@@ -202,7 +208,11 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     trained = sum(read_trained(each.training) is not None for each in to_train)
     if trained or (to_train and options.trainings_dir is not None):
         print(f"{trained} of {len(to_train)} trainings of the other cells are finished already.", flush=True)
+    _say_size(left, options)
     waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
+    said: set[str] = set()
+    pace, part = Pace("cell", options.jobs), Part("cells", len(left), STEPS)
+    open_part(part)
     try:
         while waiting or running:
             while waiting and len(running) < options.jobs:
@@ -213,11 +223,45 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
                 running.remove(entry)
                 done += 1
                 _report(entry[0], options, entry[1].returncode, time.perf_counter() - entry[2], f"{done}/{len(left)}")
+                _repeat_warnings(entry[0], options, said)
+                pace.finished("The first cell", len(left) - done)
+            if is_shown():
+                set_done(part, done, "; ".join(_last_line(cell, options) for cell, _, _ in running))
     finally:  # also when the runner is told to stop
+        close_part(part)
         for _, process, _ in running:
             process.terminate()
         for _, process, _ in running:
             process.wait()
+
+
+def _say_size(cells: Sequence[Cell], options: StudyOptions) -> None:
+    """Say how many tokens the tests sample, and what the trainings may spend."""
+    if not cells or not is_shown():
+        return
+    splits = prompt_splits(cells[0].request)
+    sampled = 0
+    for cell in cells:
+        request = cell.request
+        prompts = len(splits["validation" if cell.kind == "choosing" else "test"])
+        prompts = min(prompts, request.get("eval_prompts") or prompts)
+        method = registry.get(cell.line.method)
+        draws = 1 if method.role == "base" else 1 + method.draws(cell.line.setting)  # the base answers, too
+        sampled += prompts * options.eval_samples * draws * options.max_new_tokens
+    to_train = sum(registry.get(cell.line.method).is_trained for cell in cells)
+    budget = ", ".join(f"{in_short(value)} {name.replace('_', ' ')}" for name, value in (options.budget or {}).items())
+    trainings = f", and {pluralize(to_train, 'training')} of {budget or 'their own size'}" if to_train else ""
+    say_size(sampled, 0, f"the tests of {pluralize(len(cells), 'cell')}{trainings}")
+
+
+def _last_line(cell: Cell, options: StudyOptions) -> str:
+    """The cell's name and the last line of its log."""
+    log = cell.folder(Path(options.output_dir)) / LOG_FILE
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    said = next((line for line in reversed(lines) if line.strip()), "")
+    return f"{cell.name}: {said.strip()}"
 
 
 def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
@@ -254,6 +298,15 @@ def _report(cell: Cell, options: StudyOptions, status: int, seconds: float, plac
     _log.warning(
         "%s %s failed: %s; see %s.", place, cell.name, outcome_of(cell, options).error, found.folder / LOG_FILE
     )
+
+
+def _repeat_warnings(cell: Cell, options: StudyOptions, said: set[str]) -> None:
+    """Repeat what the cell warned of in its log, unless another cell has said the same."""
+    result = outcome_of(cell, options).result
+    for warning in [] if result is None else result.get("warnings", []):
+        if warning not in said:
+            said.add(warning)
+            _log.warning("%s: %s", cell.name, warning)
 
 
 def main_judge(result: CellResult) -> float | None:

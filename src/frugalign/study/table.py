@@ -60,6 +60,7 @@ class Row:
 
     Attributes:
         judge: name of the main judge.
+        prompts: test prompts.
         others: KL, length and so on, by their names in metrics.json.
         costs: of the training, medians over the seeds.
         decoding: costs of one response, medians over the seeds.
@@ -67,6 +68,7 @@ class Row:
 
     line: Line
     judge: str
+    prompts: int
     outcomes: list[Outcome]
     measures: dict[str, Measured]
     win_rate: Estimate | None
@@ -125,6 +127,7 @@ def _row(line: Line, done: list[Outcome], judges: list[tuple[str, dict[str, Any]
     return Row(
         line,
         main,
+        len(samples[0]) // size,
         done,
         measures,
         None if wins is None else wins.estimate,

@@ -518,3 +518,31 @@ def test_options_of_a_base_reach_a_named_one(tmp_path: Path) -> None:
     args = ProxyConfig(output_dir=str(tmp_path), use_cpu=True, adapter=str(tmp_path / "absent"))
     with pytest.raises(FrugalignError, match="Cannot load the adapter"):
         ProxyTrainer(sandbox.model, short, args, dataset())
+
+
+def test_a_reward_that_cannot_see_the_text_is_warned_of_once(
+    base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`len` of a message list is 1: a function for strings gives every answer to messages the same reward."""
+    messages = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in ORDERS]})
+    trainer(base, tmp_path, reward=short, data=messages).train()
+    said = [text for text in caplog.messages if "the same value" in text]
+    assert len(said) == 1 and "'short' gave all 16 responses" in said[0] and "message lists" in said[0]
+
+
+def test_a_reward_of_the_prompt_alone_is_warned_of(
+    base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def of_the_prompt(prompts: list[str], **_: Any) -> list[float]:
+        return [float(len(prompt)) for prompt in prompts]
+
+    trainer(base, tmp_path, reward=of_the_prompt).train()
+    said = [text for text in caplog.messages if "equal rewards for 4 of 4 prompts" in text]
+    assert len(said) == 1
+
+
+def test_a_reward_with_something_to_learn_from_is_not_warned_of(
+    base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(base, tmp_path, reward=vowels).train()
+    assert not [text for text in caplog.messages if "reward" in text]

@@ -442,7 +442,7 @@ def up(completions, **kwargs):
 @pytest.mark.parametrize(
     ("flags", "words", "branches"),
     [
-        ({"reward": "odd.py:flat"}, "all equal", {"ranked": 0, "imitated": 2 * N}),
+        ({"reward": "odd.py:flat"}, "the same value, ", {"ranked": 0, "imitated": 2 * N}),
         ({"reward": "odd.py:down"}, "no couple to rank", {"ranked": 0, "imitated": 2 * N}),
         ({"reward": "odd.py:up"}, "", {"ranked": 2 * N, "imitated": 0}),
         ({"reward": "odd.py:down", "method": "dpo"}, "nothing to learn from", {"dropped": 2 * N}),

@@ -24,7 +24,13 @@ from frugalign.methods.proxy_rlhf.rollout import Rollout
 from frugalign.policies.prompt_rows import Scoring
 from frugalign.proxy.network import ProxyModel
 from frugalign.proxy.overseer import Objective
-from frugalign.rewards import CompletionBatch, TrainerHooks, score
+from frugalign.rewards import CompletionBatch, NamedReward, TrainerHooks, score
+from frugalign.rewards.check_scores import (
+    reads_states,
+    warn_of_cut_responses,
+    warn_of_equal_groups,
+    warn_of_useless_rewards,
+)
 from frugalign.runs.layout import COMPLETIONS_FILE
 
 _LOGGED_COMPLETIONS = 4
@@ -69,11 +75,14 @@ class Prompts:
 class ScoredRollout:
     """The rewards of a rollout.
 
-    `rewards [S]`: totals, NaN if skipped or not applicable. `n_skipped`: rows on which a reward failed. `means`: the mean of
-    each reward where it applies. `metrics`, `extra`: what the rewards logged through TRL's `log_metric` and `log_extra`.
+    `rewards [S]`: totals, NaN if skipped or not applicable. `by_name`: the values of each reward for `completions`, as it
+    received them. `n_skipped`: rows on which a reward failed. `means`: the mean of each reward where it applies. `metrics`,
+    `extra`: what the rewards logged through TRL's `log_metric` and `log_extra`.
     """
 
     rewards: Tensor
+    completions: list[Any]
+    by_name: dict[str, list[float | None]]
     n_skipped: int
     means: dict[str, float]
     metrics: list[tuple[str, float]]
@@ -92,6 +101,7 @@ def score_rollout(
 ) -> ScoredRollout:
     """Score a rollout's completions. Rewards also receive the data set's other columns and the stored hidden states."""
     rows = prompts.dataset[indices]
+    completions = as_completions(rows["prompt"], prompts.texts(rollout))
     metrics: list[tuple[str, float]] = []
     extra: dict[str, list[Any]] = {}
 
@@ -105,7 +115,7 @@ def score_rollout(
         scoring.rewards,
         CompletionBatch(
             rows["prompt"],
-            as_completions(rows["prompt"], prompts.texts(rollout)),
+            completions,
             rollout.generation.completion_ids,
             columns={name: list(values) for name, values in rows.items() if name != "prompt"},
             states=rollout.generation.states,
@@ -123,7 +133,18 @@ def score_rollout(
         [float("nan") if value is None else float(value) for value in scored.total], dtype=torch.float64
     )
     cut = torch.tensor([not ended for ended in rollout.generation.ended])
-    return ScoredRollout(values + missing_eos_penalty * cut, scored.n_skipped, means, metrics, extra)
+    rewards = values + missing_eos_penalty * cut
+    return ScoredRollout(rewards, completions, scored.by_name, scored.n_skipped, means, metrics, extra)
+
+
+def check_first_rollout(
+    rewards: Sequence[NamedReward], rollout: Rollout, scored: ScoredRollout, args: ProxyConfig
+) -> None:
+    """Warn of scores that the proxy cannot learn from."""
+    warn_of_useless_rewards(rewards, scored.by_name, scored.completions)
+    warn_of_equal_groups(scored.rewards.tolist(), args.num_generations)
+    if reads_states(rewards) and not args.missing_eos_penalty:
+        warn_of_cut_responses(rollout.statistics["cut_share"], args.max_new_tokens, may_penalise=True)
 
 
 @dataclass

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
 from frugalign.base.ledger import Ledger
+from frugalign.base.wording import pluralize
 from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
+from frugalign.evaluation.schema import few_prompts
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 from frugalign.options.loading import model_arguments
@@ -20,8 +24,9 @@ from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import TrainingProgress
+from frugalign.runs.progress import TrainingProgress, say_size, showing
 
+_log = logging.getLogger(__name__)
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl_per_sequence")
 
 
@@ -38,7 +43,8 @@ def train_proxy(config: ProxyConfig, callbacks: Sequence[TrainerCallback] = ()) 
         if not getattr(config, name):
             raise FrugalignError(f"--{name} is missing.")
     assert config.model_name_or_path is not None and config.dataset_name is not None and config.output_dir is not None
-    with in_use(config.output_dir, main_process=config.process_index == 0):
+    is_main = config.process_index == 0
+    with in_use(config.output_dir, main_process=is_main), showing(is_main, bars=not config.disable_tqdm):
         return _train(config, callbacks)
 
 
@@ -55,10 +61,31 @@ def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTr
     trainer = ProxyTrainer(loaded, rewards, config, train, eval_dataset=held_out, callbacks=list(callbacks))
     trainer.ledger.add(ledger, wall_clock=seconds_before)
     trainer.accelerator.unwrap_model(trainer.model).config.trained_on = trained_on
-    TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
+    TrainingProgress("training the proxy", _SHOWN, "rollout", config.steps_per_rollout).replace_defaults(trainer)
+    _say_size(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_artefact(trainer, folder)
     return trainer
+
+
+def _say_size(trainer: ProxyTrainer) -> None:
+    """Say how many tokens the whole run samples and feeds."""
+    args, ids = trainer.args, trainer.prompt_ids
+    rollouts, size = args.max_steps // args.steps_per_rollout, args.per_device_train_batch_size * args.world_size
+    how = f"{pluralize(rollouts, 'rollout')} of {size} responses of at most {args.max_new_tokens} tokens"
+    responses = rollouts * size
+    if args.eval_steps and trainer.eval_dataset is not None:
+        held_out: Any = trainer.eval_dataset
+        if few := few_prompts(len(held_out), said="eval_steps measures on"):
+            _log.warning(few)
+        times, each = args.max_steps // int(args.eval_steps), len(held_out)
+        responses += times * each
+        how += f", {pluralize(times, 'evaluation')} on {pluralize(each, 'prompt')}"
+    prompt = sum(map(len, ids)) / len(ids)
+    # With lookahead, every candidate of a position is fed as well.
+    per_token = 1 + (args.network()["max_candidates"] if args.candidate_features == "lookahead" else 0)
+    sampled = responses * args.max_new_tokens
+    say_size(sampled, responses * prompt + sampled * per_token, how)
 
 
 def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import SAMPLED, SCORED, work
 from frugalign.data import encode_prompts
 from frugalign.data.splits import rows_fingerprint
 from frugalign.data.templating import Rendering
@@ -34,7 +35,13 @@ from frugalign.engines.transformers import TransformersEngine, causal_lm, contex
 from frugalign.methods.proxy_rlhf.advantages import adapt_beta
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.evaluate_proxy import evaluate_proxy
-from frugalign.methods.proxy_rlhf.experience import Experience, Prompts, ScoredRollout, score_rollout
+from frugalign.methods.proxy_rlhf.experience import (
+    Experience,
+    Prompts,
+    ScoredRollout,
+    check_first_rollout,
+    score_rollout,
+)
 from frugalign.methods.proxy_rlhf.inputs import load_base, prepare_proxy
 from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
@@ -139,6 +146,11 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         )
         return Prompts(dataset, encoded.ids, tokenizer)
 
+    @property
+    def prompt_ids(self) -> list[list[int]]:
+        """The token ids of the training prompts."""
+        return self._train_prompts.ids
+
     def _roll_out(self, indices: list[int], epoch: int, numbers: list[int]) -> Rollout | None:
         args, prompts = self.args, self._train_prompts
         proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
@@ -149,7 +161,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             keep_all=args.advantage == "gae",
             state_layers=self._state_layers,
         )
-        with self.ledger.phase("rollout"):
+        with self.ledger.phase("rollout"), work("rollout", len(indices) * args.max_new_tokens, SAMPLED):
             return roll_out(
                 TransformersEngine(self.lm, self.processing_class),
                 guide,
@@ -171,7 +183,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     def _score(self, indices: list[int], rollout: Rollout) -> ScoredRollout:
         args = self.args
-        with self.ledger.phase("reward"):
+        with self.ledger.phase("reward"), work("reward", len(indices), SCORED):
             scored = score_rollout(
                 self._scoring(),
                 self._train_prompts,
@@ -213,6 +225,8 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             )
         scored = self._score(indices[mine], rollout)
         rewards = scored.rewards
+        if self._round == -1 and self.is_world_process_zero():
+            check_first_rollout(self.rewards, rollout, scored, args)
         self._count()
         with self.ledger.phase("optimise"), torch.no_grad():
             experience = Experience.build(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.partial_files import PartialWork
+from frugalign.base.progress import SCORED, work
 from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups
 from frugalign.data.templating import Rendering, encode_prompts
@@ -28,6 +29,8 @@ from frugalign.runs.folder import saving
 from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 from frugalign.runs.shared_sampling import GroupRequest, local_partial, sample_on_all_processes
 
+_MEASURED = 256
+"""Prompts whose length stands for that of all."""
 _CHUNK = 256
 """Responses scored between two writes to disk."""
 
@@ -75,6 +78,19 @@ class Sampler:
             raise FrugalignError("No prompt fits into the model's context beside the principles and max_new_tokens.")
         return [row for row in rows if row not in too_long]
 
+    def mean_prompt_lengths(self, rows: Sequence[int]) -> tuple[float, float]:
+        """Mean tokens of a plain prompt, and of what a response is sampled from, over some of the rows."""
+        some = list(rows[:_MEASURED])
+        forms = [list(self.dataset[some]["prompt"])]
+        if self.principles is not None:
+            forms.append(self.guided(some))
+        lengths = []
+        for prompts in forms:
+            ids = encode_prompts(prompts, self.tokenizer, max_new_tokens=0, rendering=Rendering.of(self.args)).ids
+            lengths.append(sum(map(len, ids)) / len(ids))
+        # A shared prefix is fed once.
+        return lengths[0], lengths[0] if self.args.share_prefix else sum(lengths) / len(lengths)
+
     def sample(self, model: PreTrainedModel, rows: Sequence[int], number: int, folder: Path, ledger: Ledger) -> Groups:
         """Sample `2k` responses per row for round `number`: `k` plain and `k` under the principles, or all plain without any."""
         k, plain = self.args.num_generations, self.dataset[list(rows)]["prompt"]
@@ -110,7 +126,8 @@ class Sampler:
         mine = local_rows(len(rows))
         partial = local_partial(folder / ".rewards")
         counted = Ledger()
-        with ledger.phase("reward"), saving(partial):
+        n_responses = sum(len(groups.completions[place]) for place in mine)
+        with ledger.phase("reward"), saving(partial), work("reward", n_responses, SCORED):
             found = self._score(rewards, groups, rows, partial, counted, state)
         add_all_counts(ledger, counted)
         every = gather_rows(list(zip(mine, found, strict=True)))

@@ -23,7 +23,6 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.parsing import dump_yaml
-from frugalign.base.wording import pluralize
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.data.templating import Rendering
 from frugalign.engines.fingerprints import fingerprint
@@ -43,8 +42,9 @@ from frugalign.methods.psle.inputs import check_row_weights, load_policy, princi
 from frugalign.methods.psle.responses import Round, ScoredResponses, assign_branches, read_round, save_round
 from frugalign.methods.psle.round_eval import RoundEvaluation, StartingModel
 from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
-from frugalign.methods.psle.rules import RANKED, reward_scale, threshold
+from frugalign.methods.psle.rules import reward_scale, threshold
 from frugalign.methods.psle.sampling import Sampler
+from frugalign.methods.psle.sampling_summary import describe_sampling, say_rounds, warn_of_few
 from frugalign.options.resuming import is_resuming
 from frugalign.policies.principles import Principles
 from frugalign.rewards.loading import RewardSpec, load_rewards
@@ -66,7 +66,7 @@ from frugalign.runs.layout import (
     round_folder,
 )
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import TrainingProgress
+from frugalign.runs.progress import Pace, TrainingProgress, showing
 from frugalign.runs.save_policy import lora_of
 
 _SHOWN = ("loss", "ranked_in_order", "log_likelihood/ranked_guided", "log_likelihood/ranked_plain")
@@ -144,12 +144,7 @@ class PSLETrainer:
         extra_rewards = load_rewards(rewards, device=str(model.device)) if rewards else []
         load_rewards([*self.rewards, *extra_rewards])  # refuses two rewards of the same name
         rows = Sampler(prompts, tokenizer, None, args).fitting(model)[: args.eval_prompts]
-        if len(rows) < args.eval_prompts:
-            _log.warning(
-                "Rounds are measured on %s, not on eval_prompts = %s: there are no more.",
-                pluralize(len(rows), "held-out prompt"),
-                args.eval_prompts,
-            )
+        warn_of_few(len(rows), args.eval_prompts)
         return RoundEvaluation(prompts.select(rows), tokenizer, self.rewards, extra_rewards, args)
 
     def _principles_hash(self) -> str | None:
@@ -166,7 +161,7 @@ class PSLETrainer:
             FrugalignError: a run folder that another command is using, or that holds an earlier run (unless resumed or
                 `overwrite_output_dir`); settings other than the resumed run's; or an error in sampling, scoring or training.
         """
-        with in_use(str(self.args.output_dir), main_process=self._is_main):
+        with in_use(str(self.args.output_dir), main_process=self._is_main), showing(self._is_main):
             return self._run(resume_from_checkpoint)
 
     def _run(self, resume_from_checkpoint: str | bool | None) -> list[Manifest]:
@@ -184,6 +179,8 @@ class PSLETrainer:
         self._wait()
         self._evaluate_start(folder / START_FOLDER)
         manifests: list[Manifest] = []
+        say_rounds(self.sampler, self.fitting, self.round_evaluation)
+        pace = Pace("round")
         for number in range(self.args.rounds):
             there = round_folder(folder, number)
             manifest = manifest_of(there)
@@ -191,6 +188,7 @@ class PSLETrainer:
                 if number:
                     restore_policy(self.model, round_folder(folder, number - 1), manifests[-1])
                 manifest = self._round(number, there, manifests)
+                pace.finished(f"Round {number}", self.args.rounds - number - 1)
             else:
                 if self._is_main:
                     tidy_round(there)
@@ -227,17 +225,8 @@ class PSLETrainer:
         tau = threshold(args.tau, args.tau_decay, number)
         done = self._responses(number, folder, tau, before, ledger)
         scale = self._scale(done.scored, folder.parent)
-        if len({reward for reward in done.scored.rewards.flatten().tolist() if reward == reward}) == 1:
-            _log.warning(
-                "The rewards of round %d are all equal, so no couple is ranked and all demonstrations weigh the same.",
-                number,
-            )
-        elif args.method in ("psle", "dpo", "rejection") and args.use_ranking and not done.counts()[RANKED]:
-            _log.warning(
-                "Round %d has no couple to rank: no gain is above %.3g.",
-                number,
-                tau * scale,
-            )
+        if self._is_main:
+            describe_sampling(done, self.rewards, args, number, tau * scale)
         steps = self._train(number, folder, done, ledger)
         self._evaluate(folder, folder.parent / START_FOLDER, ledger, ROUND_METRICS_COSTS_FILE)
         manifest: Manifest = {
@@ -335,7 +324,7 @@ class PSLETrainer:
         trainer = RoundTrainer(
             self.model, args, couples, self.processing_class, ledger, self.start, list(self.callbacks)
         )
-        TrainingProgress(f"round {number}", _SHOWN).replace_defaults(trainer)
+        TrainingProgress(f"round {number}", _SHOWN, unit=None).replace_defaults(trainer)
         found = checkpoints_in(folder)
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
         trainer.release(self.model)

@@ -25,11 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import check_safetensors, write_atomic, writing
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import FED, work
+from frugalign.base.wording import pluralize
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.states import endpoint_states
 from frugalign.engines.transformers import causal_lm
 from frugalign.runs.layout import LOCK_FILE
 from frugalign.runs.lock import delete_leftovers
+from frugalign.runs.progress import say_size
 
 _SHARD_BYTES = 64 * 2**20
 _SHARD_TOKENS = 8192
@@ -137,14 +140,17 @@ class FeatureStore:
         ledger: Ledger | None,
     ) -> list[Path]:
         """The shards of a key. Those that are missing or damaged are computed."""
-        shards = []
-        for start in range(0, len(sequences), per_shard):
-            shard = place / f"shard-{start // per_shard:05d}.safetensors"
-            shards.append(shard)
-            if _is_whole(shard):
-                continue
-            states = endpoint_states(model, sequences[start : start + per_shard], layers, ledger=ledger)
-            write_atomic(shard, save({"states": states}))
+        starts = range(0, len(sequences), per_shard)
+        shards = [place / f"shard-{start // per_shard:05d}.safetensors" for start in starts]
+        missing = [(start, shard) for start, shard in zip(starts, shards, strict=True) if not _is_whole(shard)]
+        texts = [sequences[start : start + per_shard] for start, _ in missing]
+        tokens = sum(len(text) for part in texts for text in part)
+        n_missing = sum(map(len, texts))
+        others = "" if n_missing == len(sequences) else f" of {len(sequences):,}, the others are stored"
+        say_size(0, tokens, f"the hidden states of {pluralize(n_missing, 'answer')}{others}")
+        with work("hidden states", tokens, FED):
+            for (_, shard), part in zip(missing, texts, strict=True):
+                write_atomic(shard, save({"states": endpoint_states(model, part, layers, ledger=ledger)}))
         return shards
 
     def _make_room(self, keep: Path, needed: int) -> None:

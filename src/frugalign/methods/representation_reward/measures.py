@@ -21,7 +21,8 @@ from frugalign.metrics.calibration import reliability
 from frugalign.rewards.representation.fit import Examples, FitOptions, ReadStates, fit, raw_rewards
 from frugalign.rewards.representation.network import RepresentationModel
 
-_CURVE = (0.125, 0.25, 0.5, 1.0)
+CURVE = (0.125, 0.25, 0.5, 1.0)
+"""Shares of the training examples in the learning curve. The last one is the fit itself."""
 
 
 def measure(
@@ -51,7 +52,7 @@ def measure(
         shuffled.append(_accuracy(refit(split.train, flips), preferences, features, test))
     curve = []
     order = [split.train[place] for place in rng.permutation(len(split.train))]
-    for share in _CURVE:
+    for share in CURVE:
         part = order[: max(2, round(share * len(order)))]
         learned = probes if len(part) == len(order) else refit(part)
         curve.append({"examples": len(part), "accuracy": _accuracy(learned, preferences, features, test)})

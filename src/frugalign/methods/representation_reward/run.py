@@ -6,6 +6,7 @@ used once, for the report.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ import torch
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import FITTED, work
 from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, has_classifier, load_model
 from frugalign.engines.states import resolve_layers
+from frugalign.evaluation.schema import few_prompts
 from frugalign.methods.representation_reward.examples import (
     Split,
     examples_of,
@@ -29,7 +32,7 @@ from frugalign.methods.representation_reward.examples import (
     shared_prompts,
 )
 from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
-from frugalign.methods.representation_reward.measures import fit_options, measure, measure_accuracy
+from frugalign.methods.representation_reward.measures import CURVE, fit_options, measure, measure_accuracy
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.options.loading import model_arguments
 from frugalign.rewards.representation.fit import FitResult, calibrate, fit, raw_rewards
@@ -38,6 +41,9 @@ from frugalign.runs.checkpoints import refuse_earlier_run
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE, REWARD_REPORT_FILE
 from frugalign.runs.lock import in_use
+from frugalign.runs.progress import showing
+
+_log = logging.getLogger(__name__)
 
 
 def train_reward(options: RewardOptions) -> dict[str, Any]:
@@ -53,7 +59,7 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
         if not getattr(options, name):
             raise FrugalignError(f"--{name} is missing.")
     folder = str(options.output_dir)
-    with in_use(folder):
+    with in_use(folder), showing():
         return _train(options, open_run_folder(folder))
 
 
@@ -81,7 +87,9 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     set_calibration(probes, preferences, features, split)
     _describe(probes, base, split, options)
     ledger.set_parameters(trainable=sum(p.numel() for p in probes.parameters()), base=base.model.num_parameters())
-    with ledger.phase("evaluate"):
+    # The controls refit the probes: on shuffled labels, on parts of the data, on each layer.
+    refits = options.n_shuffles + len(CURVE) - 1 + len(layers)
+    with ledger.phase("evaluate"), work("controls", refits * options.max_iterations, FITTED):
         report = {
             "settings": asdict(options) | {"layers": layers, "chosen_weight_decay": penalty},
             "examples": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
@@ -101,6 +109,8 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
             from frugalign.methods.representation_reward.full_model_baseline import train_full_model
 
             report["full_model"] = train_full_model(preferences, base, split, options)
+    if few := few_prompts(len(split.test), "test example"):
+        _log.warning(few)
     report["cost"] = _cost(ledger, preferences, base, tokens)
     _save(folder, probes, report, options, ledger)
     return report
@@ -178,10 +188,14 @@ def fit_best(
     width = features.shape[2]
     train, validation = examples_of(preferences, split.train), examples_of(preferences, split.validation)
     settings = fit_options(options)
-    found = [
-        (fit(features.__getitem__, train, validation, layers, width, replace(settings, weight_decay=penalty)), penalty)
-        for penalty in options.weight_decay
-    ]
+    with work("fit", len(options.weight_decay) * options.max_iterations, FITTED):
+        found = [
+            (
+                fit(features.__getitem__, train, validation, layers, width, replace(settings, weight_decay=penalty)),
+                penalty,
+            )
+            for penalty in options.weight_decay
+        ]
     return min(found, key=lambda each: each[0].validation_loss)
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import FED, work
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.templating import Rendering
 from frugalign.engines.encode import encode_for_model
@@ -71,7 +72,8 @@ def rank_groups(
             max_length=options.max_length,
             rendering=Rendering.of(options),
         )
-        states = endpoint_states(model, encoded.ids, probes.config.layers, ledger=counted)
+        with work("ranking", sum(map(len, encoded.ids)), FED):
+            states = endpoint_states(model, encoded.ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
     counted.count(reward_calls=len(mine))
     add_all_counts(ledger, counted)

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress import SCORED, advance, work
 from frugalign.methods.rerank.collator import REFERENCE
 from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 
@@ -80,10 +81,13 @@ def with_reference(
 def _fill(trainer: Any, pairs: Dataset, batches: Iterable[list[int]], table: torch.Tensor, counted: Ledger) -> None:
     """Write the log-probabilities of all processes' batches into the table."""
     found: list[tuple[int, float, float]] = []
-    for rows in batches:
-        batch = trainer._prepare_inputs(trainer.data_collator([pairs[row] for row in rows]))
-        chosen, rejected = trainer.score_reference(batch).chunk(2)
-        found += zip(rows, chosen.tolist(), rejected.tolist(), strict=True)
-        counted.count(lm_forward_tokens=int(batch["attention_mask"].sum()))
+    batches = list(batches)
+    with work("reference", sum(map(len, batches)), SCORED):
+        for rows in batches:
+            batch = trainer._prepare_inputs(trainer.data_collator([pairs[row] for row in rows]))
+            chosen, rejected = trainer.score_reference(batch).chunk(2)
+            found += zip(rows, chosen.tolist(), rejected.tolist(), strict=True)
+            counted.count(lm_forward_tokens=int(batch["attention_mask"].sum()))
+            advance(SCORED, len(rows))
     for row, *values in gather_rows(found):
         table[row] = torch.tensor(values, dtype=torch.float64)

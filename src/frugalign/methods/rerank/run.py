@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.base.wording import pluralize
 from frugalign.data import load_splits
 from frugalign.data.groups import Groups, groups_from_dataset, read_groups
 from frugalign.data.load_files import columns_of
@@ -29,11 +32,13 @@ from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder
 from frugalign.runs.layout import ranking_file
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import TrainingProgress
+from frugalign.runs.progress import TrainingProgress, say_size, showing
 from frugalign.runs.save_policy import save_policy
 
 _SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "confidence/mean")
 _SHIFT_SIZE = 8
+_MEASURED = 256
+"""Pairs whose length stands for that of all."""
 
 
 def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = ()) -> RerankTrainer:
@@ -49,7 +54,8 @@ def train_reranked(config: RerankConfig, callbacks: Sequence[TrainerCallback] = 
             raise FrugalignError(f"--{name} is missing.")
     if config.reward is None and config.confidence != "constant":
         raise FrugalignError("--reward is missing: a representation reward of this model, or --confidence constant.")
-    with in_use(str(config.output_dir), main_process=config.process_index == 0):
+    is_main = config.process_index == 0
+    with in_use(str(config.output_dir), main_process=is_main), showing(is_main, bars=not config.disable_tqdm):
         return _train(config, callbacks)
 
 
@@ -96,6 +102,7 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     if shift_reward is not None:
         trainer.add_callback(shift_monitor(config, trainer, shift_reward))
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
+    _say_size(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_policy(
@@ -108,6 +115,19 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
             description="DPO with label confidence from the model's own hidden states (arXiv 2503.10093).",
         )
     return trainer
+
+
+def _say_size(trainer: RerankTrainer) -> None:
+    """Say how many tokens the training feeds."""
+    pairs: Any = trainer.train_dataset
+    args = trainer.args
+    some = [pairs[row] for row in range(min(len(pairs), _MEASURED))]
+    sides = [2 * len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"]) for pair in some]
+    a_pair = sum(sides) / len(sides)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = args.max_steps * batch / len(pairs) if args.max_steps > 0 else args.num_train_epochs
+    # Every pair goes through the policy and through the reference.
+    say_size(0, 2 * epochs * len(pairs) * a_pair, f"{pluralize(len(pairs), 'pair')} for {epochs:.3g} epochs")
 
 
 def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:
@@ -164,7 +184,14 @@ def first_groups(config: RerankConfig, loaded: LoadedModel, ledger: Ledger, *, r
         if found.completion_ids is not None and not _ids_match_texts(found, loaded):
             found = replace(found, completion_ids=None)
         return found if config.reward is None else replace(found, rewards=None)
-    return sample_for(distinct(column(rows, "prompt")), loaded.model, loaded.tokenizer, config, 0, ledger)
+    prompts = distinct(column(rows, "prompt"))
+    passes = math.ceil(config.num_train_epochs) if config.resample else 1
+    how = (
+        f"{pluralize(len(prompts), 'prompt')} with {config.sample} responses of at most {config.max_new_tokens} tokens"
+    )
+    again = f", in each of {passes} epochs" if passes > 1 else ""
+    say_size(passes * len(prompts) * config.sample * config.max_new_tokens, 0, how + again)
+    return sample_for(prompts, loaded.model, loaded.tokenizer, config, 0, ledger)
 
 
 def prompts_in(name: str) -> Dataset:

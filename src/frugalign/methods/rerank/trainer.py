@@ -7,7 +7,6 @@ that are ranked again during training, and their state in checkpoints.
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,12 +33,10 @@ from frugalign.methods.rerank.preference_trainer import Pairs, PreferenceTrainer
 from frugalign.methods.rerank.probe_tracking import ProbeTracker, ProbeTracking
 from frugalign.methods.rerank.running_means import mean_of
 from frugalign.options.loading import policy_arguments
+from frugalign.rewards.check_scores import warn_of_cut_responses
 from frugalign.rewards.representation.network import RepresentationModel, load_probes
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
-
-_MANY_CUT = 0.1
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -139,7 +136,8 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         ranked = rank_groups(
             *(groups, model, tokenizer, self.probes, args, self.ledger), missing_eos_penalty=args.missing_eos_penalty
         )
-        _warn_of_cut_responses(cut_share(ranked, model, tokenizer), args)
+        if not args.missing_eos_penalty:
+            warn_of_cut_responses(cut_share(ranked, model, tokenizer), args.max_new_tokens, may_penalise=True)
         return ranked
 
     def _track_probes(self, train: Dataset, labelled: Dataset | None, *, is_labelled: bool) -> None:
@@ -249,17 +247,6 @@ def _data_hashes(
     if isinstance(data, Groups):
         return found | {"prompts": rows_fingerprint(Dataset.from_dict({"prompt": data.prompts}))}
     return found | {"pairs": pairs_fingerprint(data)}
-
-
-def _warn_of_cut_responses(share: float, args: RerankConfig) -> None:
-    """Warn if many responses are truncated. The probes read the last token, and were fitted on complete answers."""
-    if share > _MANY_CUT and args.missing_eos_penalty == 0:
-        _log.warning(
-            "%.0f %% of the sampled responses are cut at max_new_tokens (%s). Rewards of cut responses are unreliable: raise "
-            "max_new_tokens, or give missing_eos_penalty (say -10).",
-            100 * share,
-            args.max_new_tokens,
-        )
 
 
 def _check_probes(

@@ -35,6 +35,7 @@ ENTRIES = (
         best_of_n,
         needs=("reward",),
         options=("n",),
+        draws=lambda setting: int(setting.get("n", GROUP_SIZE)),
         is_trained=False,
     ),
     Method(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.files import write_atomic, write_json_atomic
+from frugalign.evaluation.schema import few_prompts
 from frugalign.methods import registry
 from frugalign.reports.in_words import prompt_in_words, scores_in_words
 from frugalign.reports.render import drawing, render
@@ -41,7 +42,7 @@ def _write(folder: Path, found: StudyState, recipe: str, flags: Sequence[str]) -
         "study.html",
         title=summary["name"],
         summary=summary,
-        headline=headline(summary),
+        headline=_headline(summary),
         reference=reference,
         table=quality_table(summary),
         wins=wins_table(summary),
@@ -56,9 +57,15 @@ def _write(folder: Path, found: StudyState, recipe: str, flags: Sequence[str]) -
     return folder / REPORT_FILE
 
 
+def _headline(summary: Summary) -> list[str]:
+    """The sentences at the top, with a warning if the test has few prompts."""
+    few = few_prompts(summary["prompts"]) if summary["lines"] else None
+    return [*([few] if few else []), *headline(summary)]
+
+
 def markdown(summary: Summary) -> str:
     """The study as Markdown: headline, tables, missing cells and the command."""
-    parts = [f"# {summary['name']}", *headline(summary)]
+    parts = [f"# {summary['name']}", *_headline(summary)]
     shown = {"Quality": quality_table(summary), "Wins and distance": wins_table(summary), "Cost": cost_table(summary)}
     for title, (head, rows) in shown.items():
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]

@@ -13,7 +13,7 @@ from frugalign.study.runner import StudyState
 from frugalign.study.table import Row
 
 Summary = dict[str, Any]
-"""name, command, judge, lines, chosen, undecided, missing, machines, options: see `summary_of`."""
+"""name, command, judge, prompts, lines, chosen, undecided, missing, machines, options: see `summary_of`."""
 SummaryLine = dict[str, Any]
 """One line of the study; see `_line`."""
 
@@ -38,6 +38,7 @@ def summary_of(found: StudyState, rows: Sequence[Row], recipe: str, flags: Seque
         "name": Path(recipe).stem,
         "command": shlex.join(["frugalign", "study", recipe, *flags]),
         "judge": rows[0].judge if rows else None,
+        "prompts": min((row.prompts for row in rows), default=0),
         "lines": [_line(row) for row in rows],
         "chosen": found.chosen,
         "undecided": [label for label, what in found.chosen.items() if what["setting"] is None],

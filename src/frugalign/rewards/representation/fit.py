@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, so
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.progress import FITTED, advance
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 
 ReadStates = Callable[[Tensor], Tensor]
@@ -155,6 +156,7 @@ def fit(
         vector_to_parameters(torch.from_numpy(flat), model.parameters())
         held_out = _mean_loss(model, read, standard, validation, options)
         history.append((last_loss, held_out))
+        advance(FITTED)
         if held_out < best - 1e-7:
             best, best_iteration = held_out, len(history) - 1
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -165,6 +167,7 @@ def fit(
     minimize(
         objective, start, jac=True, method="L-BFGS-B", callback=evaluate, options={"maxiter": options.max_iterations}
     )
+    advance(FITTED, max(0, options.max_iterations - len(history)))
     if not math.isfinite(best):
         raise FrugalignError("The probes' validation loss was never finite.")
     model.load_state_dict(best_state)
