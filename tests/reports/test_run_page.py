@@ -54,7 +54,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "evaluation")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     for mean, interval in (("0.25", "[0.15, 0.35]"), ("0.75", "[0.65, 0.85]")):
-        assert f'{mean}<br><span class="interval">{interval}</span>' in page
+        assert f'{mean}<br><span class="interval">{interval}, n = 8</span>' in page
+    assert "Measured on 8 prompts: with fewer than 50," in page
     assert "Reward gold" in page
     assert "2,600" in page and "1.00 %" in page and "<h3>Training</h3>" in page and "<h3>Evaluation</h3>" in page
     assert "better words" in page and "marginal" in page

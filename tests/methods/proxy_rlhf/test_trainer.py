@@ -331,7 +331,6 @@ def test_every_method_of_trainer_that_is_overridden_has_its_signature() -> None:
         "log": ["logs", "start_time"],
         "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
         "get_train_dataloader": [],
-        "create_scheduler": ["num_training_steps", "optimizer"],
         "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
         "_get_output_dir": ["trial"],
         "_save_checkpoint": ["model", "trial"],
