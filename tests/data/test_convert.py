@@ -196,6 +196,40 @@ def test_what_is_done_and_left_out_is_said(tmp_path: Path, capsys: pytest.Captur
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_broken_row_does_not_change_what_a_format_is(tmp_path: Path) -> None:
+    """One of three rows of marked turns is empty; pairs without marks that share a line are text, not turns."""
+    rows = [{"chosen": f"\n\nHuman: {q}\n\nAssistant: a", "rejected": f"\n\nHuman: {q}\n\nAssistant: b"} for q in "xy"]
+    broken = {"chosen": "\n\nHuman: z\n\nAssistant:", "rejected": ""}
+    lines = [{"chosen": "Write.\nRoses", "rejected": "Write.\nThorns"}] * 2
+    for name, given, n_turns in (("marked", [broken, *rows], 2), ("lines", lines, None)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+        convert(str(tmp_path / f"{name}.jsonl"), str(tmp_path / f"{name}-out.jsonl"))
+        found = [json.loads(line) for line in (tmp_path / f"{name}-out.jsonl").read_text().splitlines()]
+        assert len(found) == 2
+        assert found[0]["prompt"] == ([user("x")] if n_turns else "Write.\n")
+
+
+def test_choices_and_labels_in_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,response_0,response_1,safer_response_id\nq,x,y,1\n")
+    (tmp_path / "b.csv").write_text("prompt,completion,label\nq,x,1\nq,y,0\n")
+    (tmp_path / "c.csv").write_text("prompt,completion,label\nq,x,True\nq,y,False\n")
+    found = {}
+    for name in "abc":
+        convert(str(tmp_path / f"{name}.csv"), str(tmp_path / f"{name}.jsonl"))
+        found[name] = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+    assert found["a"] == [{"prompt": "q", "chosen": "y", "rejected": "x"}]
+    labels = [{"prompt": "q", "completion": "x", "label": True}, {"prompt": "q", "completion": "y", "label": False}]
+    assert found["b"] == found["c"] == labels
+    assert load_splits(str(tmp_path / "c.csv"), kind="unpaired-preference")["train"].to_list() == labels
+
+
+@pytest.mark.parametrize("out", ["a\0b.jsonl", "x" * 300 + ".jsonl", "d.txt"])
+def test_what_cannot_be_written_is_one_sentence(out: str, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError) as caught:
+        convert(str(FORMATS / "alpaca.jsonl"), str(tmp_path / out))
+    assert "\0" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_splits_become_a_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for split in ("train", "test"):

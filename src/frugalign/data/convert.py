@@ -21,11 +21,12 @@ from frugalign.data.formats import (
     Format,
     messages_of,
     recognise,
+    zero_or_one,
 )
 from frugalign.data.read_files import read_splits
 from frugalign.data.rows import Batch, Source, printable
-from frugalign.data.standard import ANSWERS, KINDS, Misfit, Row, as_messages, detect_kind, standard_row
-from frugalign.data.turns import split_texts
+from frugalign.data.standard import ANSWERS, KINDS, Misfit, Row, as_messages, detect_kind, read_boolean, standard_row
+from frugalign.data.turns import text_turns
 
 _KEPT = ("weight", "confidence")
 """Columns of ours that are written beside those of the type."""
@@ -67,8 +68,11 @@ def convert(name: str, out: str, *, prefer: str | None = None) -> tuple[list[Con
         FrugalignError: the data cannot be read or recognised, or `out` exists.
     """
     target = Path(out).expanduser()
-    if target.exists():
-        raise FrugalignError(f"{printable(out)} exists already; nothing is written over.")
+    if "\0" in out:
+        raise FrugalignError(f"{printable(out)} cannot be the name of a file.")
+    with writing(target):
+        if target.exists():
+            raise FrugalignError(f"{printable(out)} exists already; nothing is written over.")
     splits = read_splits(name)
     single = len(splits) == 1
     if single is not (target.suffix.lower() == ".jsonl"):
@@ -132,11 +136,10 @@ def _format_of(batch: Batch) -> Format:
     if found is not None:
         return found
     records = batch.records(["prompt", "chosen", "rejected", "completion", "label"])
-    labels = [row.get("label") for row in records]
-    if "completion" in columns and "label" in columns and all(label in (0, 1) for label in labels):
-        return NUMBERED_LABELS
     kind = detect_kind(columns, records)
-    if kind == "preference" and "prompt" not in columns and all(map(_is_marked, records)):
+    if kind == "prompt-completion" and any(zero_or_one(row.get("label")) is not None for row in records):
+        return NUMBERED_LABELS
+    if kind == "preference" and "prompt" not in columns and 2 * sum(map(_is_marked, records)) > len(records):
         return MARKED_TEXTS
     if not set(KINDS[kind]) <= set(columns):
         has = printable(", ".join(columns[:12]))
@@ -145,13 +148,12 @@ def _format_of(batch: Batch) -> Format:
 
 
 def _is_marked(row: Mapping[str, Any]) -> bool:
-    texts = (row.get("chosen"), row.get("rejected"))
-    return all(isinstance(text, str) for text in texts) and split_texts(*map(str, texts)) is not None
+    return isinstance(row.get("chosen"), str) and text_turns(row["chosen"]) is not None
 
 
 def _as_it_is(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
     names = [name for name in ("prompt", "chosen", "rejected", "completion", "label", "system") if name in row]
-    yield {name: _read(row[name]) if name != "label" else row[name] for name in names}
+    yield {name: _read(row[name]) if name != "label" else read_boolean(row[name]) for name in names}
 
 
 def _read(value: Any) -> Any:

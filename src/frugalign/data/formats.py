@@ -167,13 +167,20 @@ def _marked_texts(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
     yield pair
 
 
+def zero_or_one(value: Any) -> int | None:
+    """A choice or label as 0 or 1, also where a text file spells it out; None for anything else."""
+    if isinstance(value, str):
+        return {"0": 0, "1": 1, "false": 0, "true": 1}.get(value.strip().lower())
+    return int(value) if value in (0, 1) else None
+
+
 def _choice(first: str, second: str) -> Callable[[Mapping[str, Any], str | None], Iterator[Row]]:
     """Rows with two answers and a column that holds 0 where the first is better, 1 where the second is."""
 
     def rows(row: Mapping[str, Any], prefer: str | None) -> Iterator[Row]:
         assert prefer is not None
-        better = row.get(prefer)
-        if better not in (0, 1):
+        better = zero_or_one(row.get(prefer))
+        if better is None:
             raise Misfit(f"`{prefer}` is neither 0 nor 1")
         chosen, rejected = (first, second) if better == 0 else (second, first)
         yield {"prompt": _prompt_of(row), "chosen": row.get(chosen), "rejected": row.get(rejected)}
@@ -182,10 +189,11 @@ def _choice(first: str, second: str) -> Callable[[Mapping[str, Any], str | None]
 
 
 def _stanford(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
-    if row.get("labels") not in (0, 1):
+    better = zero_or_one(row.get("labels"))
+    if better is None:
         raise Misfit("`labels` is neither 0 nor 1")
     first, second = row.get("human_ref_A"), row.get("human_ref_B")
-    chosen, rejected = (first, second) if row["labels"] == 1 else (second, first)
+    chosen, rejected = (first, second) if better == 1 else (second, first)
     yield {"prompt": row.get("history"), "chosen": chosen, "rejected": rejected}
 
 
@@ -203,8 +211,8 @@ def _web_gpt(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
 
 
 def _summaries(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
-    info, summaries, choice = row["info"], row["summaries"], row["choice"]
-    if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2 or choice not in (0, 1):
+    info, summaries, choice = row["info"], row["summaries"], zero_or_one(row["choice"])
+    if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2 or choice is None:
         raise Misfit("the row is not a post with two summaries and a choice of 0 or 1")
     if info.get("post"):
         prompt = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {info.get('title')}\n\nPOST: {info['post']}\n\nTL;DR:"
@@ -215,8 +223,8 @@ def _summaries(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
 
 
 def _numbered_labels(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
-    label = row["label"]
-    if label not in (0, 1):
+    label = zero_or_one(row["label"])
+    if label is None:
         raise Misfit("`label` is neither 0 nor 1")
     yield {"prompt": _prompt_of(row), **_system_of(row), "completion": row["completion"], "label": bool(label)}
 
