@@ -2,6 +2,7 @@
 
     python -m tools.kill                                   # 50 moments for every command
     python -m tools.kill --only psle study --moments 10 --seed 3
+    python -m tools.kill --how full                        # the disk is full instead; or deleted: the run folder is
 
 Half of the moments are spread evenly over a run's time, the other half lie right before or after a change of a file. A moment
 ends the whole process group by SIGKILL. A resumed run may be killed again. Everything that a run leaves is compared: weights,
@@ -16,24 +17,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import mmap
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tools.forked_run import Ended, Moment, run
 
 PAGE = Path(__file__).parents[1] / "docs/how-to/resume.md"
 MARKS = ("<!-- kills -->", "<!-- /kills -->")
@@ -97,7 +95,7 @@ def _flags(values: dict[str, Any]) -> Iterator[str]:
 
 
 def study_in(data: Path) -> None:
-    """Write a study of four lines, one of which learns from samples that the study draws."""
+    """Write a study of three lines, one of which learns from samples that the study draws."""
     study = {
         "model_name_or_path": "frugalign.sandbox:model",
         "dataset_name": str(data / "prompts"),
@@ -109,133 +107,9 @@ def study_in(data: Path) -> None:
         "max_new_tokens": 12,
         "use_cpu": True,
         "jobs": 1,
-        "methods": {"base": None, "proxy": None, "psle": {"rounds": 2}, "rerank": None},
+        "methods": {"base": None, "proxy": None, "rerank": None},
     }
     (data / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-
-
-# -- one run, forked -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When a run is killed: after `seconds`, or at the `change`-th announced change of a file. Neither: never."""
-
-    seconds: float | None = None
-    change: int | None = None
-
-
-class Counter:
-    """The number of changes of files so far, shared by the processes of a run."""
-
-    def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, 8)
-
-    @property
-    def value(self) -> int:
-        return int.from_bytes(self.memory[:8], "little")
-
-    def up(self) -> int:
-        """Count one, and return the number so far."""
-        self.memory[:8] = (self.value + 1).to_bytes(8, "little")
-        return self.value
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a run ended: its status (−9 after SIGKILL), its seconds, and its number of changes of files."""
-
-    status: int
-    seconds: float
-    changes: int
-
-
-class ForkedCell:
-    """Takes the place of `subprocess.Popen` in a study's runner: the cell is forked, which saves the import of the libraries."""
-
-    def __class_getitem__(cls, _: Any) -> Any:
-        return cls
-
-    def __init__(self, words: list[str], stdout: Any, **_: Any) -> None:
-        from frugalign.study import cell
-
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            _child(lambda: cell.main(*words[3:]), stdout.fileno())
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-    def wait(self) -> int:
-        while self.poll() is None:
-            time.sleep(0.01)
-        return self.returncode or 0
-
-    def terminate(self) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGTERM)
-
-
-def _child(act: Callable[[], int], output: int) -> None:
-    """In a forked process: act, with the output in a file, and end without what the parent would do at its end."""
-    status = 1
-    try:
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        status = act()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def run(words: list[str], folder: Path, moment: Moment) -> Ended:
-    """Run a command in `folder`, in a process group of its own, until it ends or the moment comes."""
-    from frugalign.base import files
-    from frugalign.cli.main import main
-    from frugalign.study import runner
-
-    counter = Counter()
-
-    def announced(_name: str, _path: Path) -> None:
-        if counter.up() == moment.change:
-            os.killpg(0, signal.SIGKILL)
-
-    def act() -> int:
-        os.chdir(folder)
-        files.on_change = announced
-        runner.subprocess = _Subprocess  # type: ignore[attr-defined]
-        return main(words)
-
-    began = time.monotonic()
-    with (folder / "output.txt").open("ab") as output:
-        child = os.fork()
-        if child == 0:
-            os.setpgid(0, 0)
-            _child(act, output.fileno())
-    with suppress(OSError):  # it has done so itself
-        os.setpgid(child, child)
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        seconds = time.monotonic() - began
-        if pid:
-            return Ended(os.waitstatus_to_exitcode(status), seconds, counter.value)
-        if moment.seconds is not None and seconds >= moment.seconds:
-            os.killpg(child, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-class _Subprocess:
-    """What a study's runner uses of `subprocess`."""
-
-    Popen, DEVNULL, STDOUT = ForkedCell, subprocess.DEVNULL, subprocess.STDOUT
 
 
 # -- what a run leaves -------------------------------------------------------------------------------------------------------
@@ -244,7 +118,9 @@ class _Subprocess:
 def left_in(folder: Path) -> dict[str, str]:
     """A hash of every file, by its path, without what depends on the clock."""
     files = [path for name in ("run", "states") for path in sorted((folder / name).rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): _digest(path) for path in files if not _IGNORED.fullmatch(path.name)}
+    # A training that finds the study's samples finished does not copy the prompts for itself again.
+    kept = [path for path in files if not _IGNORED.fullmatch(path.name) and path.parent.name != "prompts"]
+    return {str(path.relative_to(folder)): _digest(path) for path in kept}
 
 
 def _digest(path: Path) -> str:
@@ -290,31 +166,33 @@ class Result:
     wrong: list[str] = field(default_factory=list)
 
 
-def moment_of(rng: random.Random, whole: Ended) -> Moment:
+def moment_of(rng: random.Random, whole: Ended, how: str) -> Moment:
     """A moment within a run as long as `whole`."""
-    if rng.random() < 0.5:
+    if how == "kill" and rng.random() < 0.5:
         return Moment(seconds=rng.uniform(0, whole.seconds))
-    return Moment(change=rng.randint(1, max(1, whole.changes)))
+    return Moment(change=rng.randint(1, max(1, whole.changes)), how=how)
 
 
-def trial(words: list[str], folder: Path, whole: Ended, rng: random.Random) -> tuple[int, int, str]:
-    """Kill and resume until the run gets through. Returns the kills, those at a change, and what went wrong, or nothing."""
-    kills = at_change = 0
+def trial(words: list[str], folder: Path, whole: Ended, rng: random.Random, how: str) -> tuple[int, int, str]:
+    """Stop and resume until the run gets through. Returns the stops, those at a change, and what went wrong, or nothing."""
+    stops = at_change = 0
     for attempt in range(_MOST_KILLS + 1):
         again = attempt == 0 or (attempt < _MOST_KILLS and rng.random() < 0.3)
-        moment = moment_of(rng, whole) if again else Moment()
+        moment = moment_of(rng, whole, how) if again else Moment()
+        (folder / "output.txt").unlink(missing_ok=True)
         ended = run(words, folder, moment)
-        if ended.status == -signal.SIGKILL:
-            kills, at_change = kills + 1, at_change + (moment.change is not None)
-            continue
-        said = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
-        is_finished = ended.status == 2 and kills and "holds an earlier run" in "".join(said)
-        wrong = "" if ended.status == 0 or is_finished else f"status {ended.status}: {''.join(said)}"
-        return kills, at_change, wrong
-    return kills, at_change, "was killed in every attempt"
+        output = (folder / "output.txt").read_text(errors="replace")
+        said = "".join(output.strip().splitlines()[-1:])
+        if ended.status == 0 or (ended.status == 2 and stops and "holds an earlier run" in said):
+            return stops, at_change, ""
+        refused = ended.status == 2 and "Traceback" not in output
+        if moment == Moment() or not (ended.status == -signal.SIGKILL if how == "kill" else refused):
+            return stops, at_change, f"status {ended.status}: {said}"
+        stops, at_change = stops + 1, at_change + (moment.change is not None)
+    return stops, at_change, "was stopped in every attempt"
 
 
-def try_command(name: str, data: Path, place: Path, moments: int, seed: int) -> Result:
+def try_command(name: str, data: Path, place: Path, options: argparse.Namespace) -> Result:
     """The trials of one command."""
     words = commands(data)[name]
     whole_folder, found = place / "whole", Result()
@@ -324,11 +202,11 @@ def try_command(name: str, data: Path, place: Path, moments: int, seed: int) -> 
         raise SystemExit(f"{name} failed:\n{(whole_folder / 'output.txt').read_text()}")
     whole = left_in(whole_folder)
     found.files = len(whole)
-    rng = random.Random(f"{seed} {name}")
-    while found.trials < moments:
+    rng = random.Random(f"{options.seed} {name}")
+    while found.trials < options.moments:
         folder = place / f"trial-{found.trials}"
         folder.mkdir()
-        kills, at_change, wrong = trial(words, folder, ended, rng)
+        kills, at_change, wrong = trial(words, folder, ended, rng, options.how)
         if not kills and not wrong:  # the moment came after the end
             shutil.rmtree(folder)
             continue
@@ -376,6 +254,9 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=50, help="Runs to kill, for each command (default: 50).")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--how", choices=["kill", "full", "deleted"], default="kill", help="What happens (default: kill)."
+    )
     parser.add_argument("--keep", type=Path, help="A folder for the runs; those that differ stay there.")
     parser.add_argument("--write", action="store_true", help=f"Write the table into {PAGE.name}.")
     options = parser.parse_args()
@@ -389,7 +270,7 @@ def main() -> int:
             reward = [word if word != "run" else "reward" for word in commands(data)["reward"]]
             if run(reward, data, Moment()).status:
                 raise SystemExit((data / "output.txt").read_text())
-        results = {name: try_command(name, data, place / name, options.moments, options.seed) for name in options.only}
+        results = {name: try_command(name, data, place / name, options) for name in options.only}
     print(table(results))
     if options.write:
         text = PAGE.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.engines.states import endpoint_states, resolve_layers
+from frugalign.engines.states import affordable_tokens, endpoint_states, resolve_layers
 
 TEXTS = [[3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13, 14, 15, 16, 17, 18, 19], [3, 4, 5]]
 
@@ -45,3 +45,17 @@ def test_layers_are_counted_from_either_end() -> None:
 def test_an_empty_text_is_named() -> None:
     with pytest.raises(FrugalignError, match="Text 2 has no token"):
         endpoint_states(build("llama"), [[3], []], [1])
+
+
+@pytest.mark.parametrize(("layers", "width", "expected"), [(4, 64, 8192), (30, 576, None), (32, 4096, None)])
+def test_the_activations_of_a_batch_take_a_quarter_of_the_model(layers: int, width: int, expected: int | None) -> None:
+    """A small model always gets 64 MiB. Counted in bytes: every layer's states, as `hidden_states` returns them."""
+    with torch.device("meta"):
+        config = LlamaConfig(vocab_size=1000, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers)
+        model = LlamaForCausalLM(config)
+    tokens = affordable_tokens(model)
+    if expected is not None:
+        assert tokens == expected
+        return
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    assert (layers + 1) * width * 4 * tokens <= size / 4 and 256 <= tokens <= 8192

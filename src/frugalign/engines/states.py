@@ -77,7 +77,7 @@ def endpoint_states(
     # Skip the LM head if possible: the logits of a long text are larger than all its states.
     lm = causal_lm(model)
     body: Any = getattr(lm, lm.base_model_prefix, None) or lm
-    for rows in _batches(sequences, max_tokens or _affordable_tokens(lm)):
+    for rows in _batches(sequences, max_tokens or affordable_tokens(lm)):
         longest = max(len(sequences[row]) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
         mask = torch.zeros_like(ids)
@@ -98,7 +98,7 @@ def endpoint_states(
     return states
 
 
-def _affordable_tokens(lm: Any) -> int:
+def affordable_tokens(lm: Any) -> int:
     """Padded tokens whose activations take a quarter of the model's size: all layers' states, and one layer's inner ones."""
     text = lm.config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size

@@ -54,6 +54,15 @@ def test_states_are_stored_once_and_read_row_by_row(
     assert again.lm_forward_tokens == 0
 
 
+def test_a_shard_holds_few_tokens(base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.5 tokens a text, and five a shard: two texts."""
+    monkeypatch.setattr(module, "_SHARD_TOKENS", 5)
+    found = FeatureStore(tmp_path).features(base.model, base.tokenizer, TEXTS, [1])
+    assert len(found.shards) == 3 and found.rows_per_shard == 2
+    direct = endpoint_states(base.model, TEXTS, [1])
+    torch.testing.assert_close(found[range(6)], direct, atol=1e-5, rtol=1e-5)
+
+
 def test_another_layer_text_or_weight_is_another_key(base: LoadedModel, tmp_path: Path) -> None:
     store, ledger = FeatureStore(tmp_path), Ledger()
     states(store, base)
