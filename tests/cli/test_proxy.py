@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from frugalign import sandbox
 from frugalign.cli.main import main
 
 ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A balm for my horse.", "Curse him!"]
@@ -77,7 +78,7 @@ def test_a_run_leaves_its_folder_and_says_what_comes_next(capsys: pytest.Capture
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert any("eval_reward" in line for line in lines) and any("reward" in line for line in lines)
     config = json.loads(Path("run/config.json").read_text())
-    assert config["base"]["name"] == "frugalign.sandbox:model" and config["trained_on"]["held_out_fraction"] == 0.1
+    assert config["base"]["name"] == sandbox.model and config["trained_on"]["held_out_fraction"] == 0.1
     assert stat.S_IMODE(Path("run/config.yaml").stat().st_mode) & 0o444
 
 
@@ -260,5 +261,5 @@ def test_what_was_trained_with_an_adapter_and_a_cut_is_used_with_them(capsys: py
     assert main(["evaluate", *base, *data]) == 0
     assert json.loads(Path("seen/metrics.json").read_text())["settings"]["max_prompt_length"] == 40
     assert main(["generate", *base, "--prompt", ORDERS[0] * 20]) == 0
-    assert GuidedModel.from_pretrained("run").proxy.config.base["adapter"] == "lora"
+    assert GuidedModel.from_pretrained("run").proxy.config.base["adapter"] == str(Path("lora").absolute())
     capsys.readouterr()

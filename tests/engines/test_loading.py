@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from frugalign import sandbox
 from frugalign.base.errors import FrugalignError
-from frugalign.engines.loading import attach_adapter, load_model, prepare_tokenizer, resolve_dtype
+from frugalign.engines.adapters import attach_adapter
+from frugalign.engines.loading import load_model, prepare_tokenizer, resolve_dtype
 from frugalign.engines.transformers import end_token_ids
 
 
@@ -166,7 +167,7 @@ def test_a_truncated_adapter(folder: Path, tmp_path: Path) -> None:
     path = adapter(tmp_path / "lora")
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    assert f"Cannot load the adapter {path!r}" in refusal(str(folder), device_map="cpu", adapter=path)
+    assert f"{path}/adapter_model.safetensors is truncated" in refusal(str(folder), device_map="cpu", adapter=path)
 
 
 def test_no_adapter_there(folder: Path, tmp_path: Path) -> None:
@@ -212,3 +213,62 @@ def test_a_pickled_adapter_is_refused(folder: Path, tmp_path: Path) -> None:
     torch.save(load_file(weights), tmp_path / "lora" / "adapter_model.bin")
     weights.unlink()
     assert "no adapter_model.safetensors" in refusal(str(folder), device_map="cpu", adapter=path)
+
+
+def damaged_tokenizer(**more: Any) -> PreTrainedTokenizerFast:
+    found = tokenizer()
+    for kind, tokens in more.items():
+        found.add_tokens(tokens, special_tokens=kind == "special")
+    return found
+
+
+def test_a_tokenizer_with_words_beyond_the_embedding(folder: Path) -> None:
+    """An added word, a special token of the template, a pad token. A special token that no text has is allowed."""
+    for made, token in (
+        (damaged_tokenizer(plain=["new"]), "new"),
+        (damaged_tokenizer(special=["<turn>"]), "<turn>"),
+        (damaged_tokenizer(special=["<pad>"]), "<pad>"),
+    ):
+        if token == "<turn>":
+            made.chat_template = "{% for m in messages %}<turn>{{ m.content }}{% endfor %}"
+        if token == "<pad>":
+            made.pad_token = token
+        made.save_pretrained(folder)
+        message = refusal(str(folder), device_map="cpu")
+        assert f"the token {token!r} has number 64, and the embedding has 64 rows" in message
+    damaged_tokenizer(special=["<image>"]).save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    assert load_model(str(folder), device_map="cpu").tokenizer.convert_tokens_to_ids("<image>") == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"vocab_size": 32}, {"hidden_size": 32}, {"hidden_size": 0}, {"num_attention_heads": 0}, {"hidden_size": "16"}),
+        *({"num_hidden_layers": -1}, {"num_hidden_layers": 9}, {"num_hidden_layers": 1}, {"vocab_size": None}, {"rope_parameters": {"rope_type": "x"}}),
+        *({"hidden_act": "nonsense"}, {"quantization_config": {"quant_method": "nonsense"}}, {"architectures": 3}),
+    ],
+)  # fmt: skip
+def test_a_config_that_does_not_match_the_tensors(folder: Path, change: dict[str, Any]) -> None:
+    """It is refused in a sentence, or has no effect."""
+    config = json.loads((folder / "config.json").read_text())
+    wanted = load_model(str(folder), device_map="cpu").model(torch.tensor([[5, 6]])).logits
+    (folder / "config.json").write_text(json.dumps(config | change))
+    try:
+        found = load_model(str(folder), device_map="cpu")
+    except FrugalignError as error:
+        assert str(folder) in str(error) and "\n" not in str(error)
+    else:
+        assert torch.equal(found.model(torch.tensor([[5, 6]])).logits, wanted)
+
+
+def test_attention_code_that_a_config_names_is_not_fetched(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("attn_implementation", "experts_implementation", "_attn_implementation"):
+        (folder / "config.json").write_text(json.dumps(config | {name: "evil/kernel"}))
+        assert load_model(str(folder), device_map="cpu").model.config._attn_implementation == "sdpa"
+
+
+def test_an_adapter_in_a_models_place(folder: Path, tmp_path: Path) -> None:
+    path = adapter(tmp_path / "lora")
+    assert "it is an adapter, so give it as adapter" in refusal(path, device_map="cpu")

@@ -162,8 +162,8 @@ def artefacts() -> dict[str, Artefact]:
     from peft import LoraConfig, get_peft_model
     from tests.proxy.test_artefact import llama, tokenizer
 
+    from frugalign.engines.adapters import attach_adapter
     from frugalign.engines.fingerprints import fingerprint
-    from frugalign.engines.loading import attach_adapter
     from frugalign.proxy.network import load_proxy, new_proxy
     from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel, load_probes
 

@@ -93,7 +93,7 @@ def test_changed_bytes_under_a_sound_header_are_noticed(folder: Path) -> None:
         tensors["bias"] += 1e-6
 
     rewrite(folder, nudge)
-    with pytest.raises(FrugalignError, match="have been changed since they were saved"):
+    with pytest.raises(FrugalignError, match="has been changed since it was saved"):
         load_proxy(folder)
 
 
@@ -149,7 +149,7 @@ def test_another_kind_of_model(tmp_path: Path) -> None:
 def test_the_config_says_what_the_base_is(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert {"name", "revision", "width", "vocabulary", "tokenizer"} <= set(config["base"])
-    assert config["objective"] == "marginal" and config["weights_sha256"]
+    assert config["objective"] == "marginal" and config["sha256"]
 
 
 @pytest.mark.parametrize(

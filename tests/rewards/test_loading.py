@@ -64,7 +64,7 @@ def test_a_function_in_a_package() -> None:
         ("/missing", "no reward at /missing"),
         ("no.such.module:reward", "Cannot import 'no.such.module'"),
         ("frugalign.sandbox:nonsense", "has no 'nonsense'"),
-        ("name=", "Cannot load the reward model"),
+        ("name=", "no reward at name="),
         ("math:pi", "is a float, which cannot be called"),
         ("decimal:Decimal", "is a class; name a function, or an instance"),
     ],

@@ -126,7 +126,7 @@ def test_another_base_and_damaged_files(folder: Path, base: LoadedModel, tmp_pat
     weights = load_file(tmp_path / "model.safetensors")
     weights["bias"] += 1
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(FrugalignError, match="have been changed"):
+    with pytest.raises(FrugalignError, match="has been changed"):
         load_reward(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-8])
     with pytest.raises(FrugalignError, match="truncated"):

@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.specs import local_path
 
 MODEL_CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_RECORD_FILE = "frugalign_adapter.json"
 CARD_FILE = "README.md"
+STAGING_FOLDER = ".saving"
+"""Where an artefact or a checkpoint is written before it is moved up, into place."""
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
@@ -197,10 +201,10 @@ def model_card(
 
     The hub rejects metadata that names a local folder, so a local base model is named in the text instead.
     """
-    is_hub_id, tables = _is_hub_id(base_model), tables or CardTables()
+    is_hub_id, tables = local_path(base_model) is None, tables or CardTables()
     if base_model and not is_hub_id:
         description = f"{description.rstrip()}\n\nBase model: `{base_model}`."
-    names = [name for name in datasets if _is_hub_id(name)]
+    names = [name for name in datasets if local_path(name) is None]
     parts = [
         "---",
         "library_name: frugalign",
@@ -228,17 +232,6 @@ def _table(title: str, head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -
     return ["", f"## {title}", "", f"| {head[0]} | {head[1]} |", "|---|---|", *lines]
 
 
-def _is_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    plain = all(part and not part.startswith((".", "~")) and ":" not in part and " " not in part for part in parts)
-    return (
-        plain
-        and len(parts) <= 2
-        and not Path(name).exists()
-        and not name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz"))
-    )
-
-
 def _cell(value: Any) -> str:
     """A value in a Markdown table: one line, pipes escaped, floats short."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -252,63 +245,3 @@ def hash_file(path: Path) -> str:
         while piece := file.read(2**20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def hash_weights(model: Any) -> str:
-    """SHA-256 over names, shapes and float32 values of a module's weights. It detects changed bytes, which a
-    safetensors header cannot."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_config(folder: str | Path, config_class: Any, what: str) -> Any:
-    """The config of a frugalign artefact. In a local folder, the weights' header is checked first.
-
-    Raises:
-        FrugalignError: the artefact is missing, of another kind, or damaged.
-    """
-    path = Path(folder)
-    if path.is_dir() or str(folder).startswith((".", "/", "~")):
-        path = path.expanduser()
-        if not (path / MODEL_CONFIG_FILE).is_file():
-            raise FrugalignError(f"No {what} in {folder}: the folder has no {MODEL_CONFIG_FILE}.")
-        check_safetensors(path / WEIGHTS_FILE)
-    try:
-        config = config_class.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FrugalignError(f"Cannot load the {what} in {folder}: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(config.base, dict) or config.to_dict().get("model_type") != config_class.model_type:
-        raise FrugalignError(f"{folder} is not a frugalign {what}: its config.json names no base.")
-    return config
-
-
-def load_weights(folder: str | Path, model_class: Any, config: Any, what: str) -> Any:
-    """An artefact's network in float32. No weight may be missing, unexpected or changed.
-
-    Raises:
-        FrugalignError: a file cannot be read, does not fit `config`, or was changed.
-    """
-    import torch
-
-    try:
-        model, info = model_class.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise FrugalignError(f"Cannot load the {what} in {folder}: {' '.join(str(error).split())[:300]}") from error
-    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value and key != "error_msgs"}
-    if wrong or info.get("error_msgs"):
-        raise FrugalignError(f"The weights in {folder} do not fit its config.json: {wrong or info['error_msgs']}.")
-    if config.weights_sha256 not in (None, hash_weights(model)):
-        raise FrugalignError(
-            f"The weights in {folder} have been changed since they were saved: their hash is not the one in config.json."
-        )
-    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,12 +13,26 @@ from typing import Any
 
 from frugalign.base.errors import FrugalignError
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml", ".yml", ".txt", ".md", ".py", ".safetensors", ".bin")
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_attribute(spec: str) -> bool:
     """Whether `spec` has the form `package.module:attribute` and is not an existing path."""
-    return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
+    return _SPEC.fullmatch(spec) is not None and not os.path.exists(spec)
+
+
+def local_path(name: str) -> Path | None:
+    """The path that a name stands for, whether or not it exists. None for a hub id, `model` or `owner/model`.
+
+    A name in a folder that exists here is a path, so that a misspelt path is never looked up on the hub.
+    """
+    expanded = os.path.expanduser(name)
+    here = name.split("/")[0] if "/" in name else ""
+    if os.path.exists(expanded) or not _HUB_ID.fullmatch(name) or (here and os.path.isdir(here)):
+        return Path(expanded)
+    return Path(expanded) if name.lower().endswith(_FILES) else None
 
 
 def names_code(text: str) -> bool:

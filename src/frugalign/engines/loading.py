@@ -8,21 +8,22 @@ run. A base that needs either is refused.
 from __future__ import annotations
 
 import os
-import warnings
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MODEL_CONFIG_FILE
-from frugalign.base.specs import is_attribute, resolve_name
+from frugalign.base.files import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
+from frugalign.base.specs import is_attribute, local_path, resolve_name
+from frugalign.engines.adapters import attach_adapter, refused
 from frugalign.engines.transformers import causal_lm
+
+_DIGITS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,13 @@ def load_stored_base(stored: Mapping[str, Any], what: str, **arguments: Any) -> 
             raise FrugalignError(
                 f"{what} names {value!r} as the {key} of its base. A stored name must be a folder or a hub id, and code is never run."
             )
-    return _load(str(found.pop("name")), **(found | arguments))
+    name = str(found.pop("name"))
+    path = local_path(name)
+    if path is not None and not os.path.isdir(path):
+        raise FrugalignError(
+            f"{what} belongs to the model in {name}, which is not there. Put it back, or name it yourself."
+        )
+    return _load(name, **(found | arguments))
 
 
 def _load(
@@ -97,9 +104,10 @@ def _load(
     load_in_4bit: bool = False,
     adapter: str | None = None,
 ) -> LoadedModel:
-    path = _checked(name_or_path, revision)
+    path, config = _checked(name_or_path, revision)
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
     arguments: dict[str, Any] = {
+        "config": config,
         "revision": revision,
         "dtype": resolve_dtype(dtype, on_gpu),
         "use_safetensors": True,
@@ -112,20 +120,25 @@ def _load(
         from transformers import BitsAndBytesConfig
 
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    try:
+    with refused(f"Cannot load the model {name_or_path!r}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left", trust_remote_code=False)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         # transformers would continue with random weights in their place.
         raise FrugalignError(
             f"The model {name_or_path!r} is incomplete: its files lack {len(missing)} weights, such as {missing[0]}."
         )
-    if adapter is not None:
-        model = attach_adapter(model, adapter)
+    own = {_DIGITS.sub("#", key) for key in model.state_dict()}
+    if surplus := sorted(key for key in report["unexpected_keys"] if _DIGITS.sub("#", key) in own):
+        # transformers would leave out the last layers.
+        raise FrugalignError(
+            f"The config of the model {name_or_path!r} does not match its weights: the files hold {surplus[0]} as well."
+        )
     prepare_tokenizer(tokenizer)
+    _check_fits(model, tokenizer, name_or_path)
+    if adapter is not None:
+        model = attach_adapter(model, adapter, tokenizer)
     model.eval().requires_grad_(False)
     return LoadedModel(model=model, tokenizer=tokenizer, name=name_or_path, revision=revision)
 
@@ -136,53 +149,47 @@ def check_model(name_or_path: str, *, revision: str | None = None) -> str:
     Raises:
         FrugalignError: there is no config.
     """
-    return _checked(resolve_name(name_or_path), revision)
+    return _checked(resolve_name(name_or_path), revision)[0]
 
 
-def _checked(path: str, revision: str | None) -> str:
-    name_or_path = path
-    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
-    if looks_local:
-        path = str(Path(path).expanduser())
-    if looks_local and not Path(path).joinpath(MODEL_CONFIG_FILE).is_file():
-        raise FrugalignError(f"No model in {name_or_path}: the folder has no {MODEL_CONFIG_FILE}.")
-    try:
-        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise FrugalignError(f"Cannot load the model {name_or_path!r}: {_first_sentence(error)}") from error
-    return path
+def _checked(name: str, revision: str | None) -> tuple[str, Any]:
+    """A model's folder or hub id, and its config without an implementation that would be fetched and run."""
+    path = local_path(name)
+    if path is not None and not os.path.isfile(path / MODEL_CONFIG_FILE):
+        is_adapter = os.path.isfile(path / ADAPTER_CONFIG_FILE)
+        hint = "; it is an adapter, so give it as adapter" if is_adapter else ""
+        raise FrugalignError(f"No model in {name}: the folder has no {MODEL_CONFIG_FILE}{hint}.")
+    found = name if path is None else str(path)
+    with refused(f"Cannot load the model {name!r}"):
+        config: Any = AutoConfig.from_pretrained(found, revision=revision, trust_remote_code=False)
+        # A config may name attention kernels on the hub, which are code.
+        config._attn_implementation = config._experts_implementation = None
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+    if not isinstance(layers, int) or layers < 1:
+        raise FrugalignError(f"The config of the model {name!r} is damaged: num_hidden_layers is {layers!r}.")
+    return found, config
 
 
-def attach_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """The model with a frozen PEFT adapter from a local folder or the hub.
+def _check_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Check that every token that a text can contain has a row in the embedding.
+
+    A special token without one is allowed unless it opens, closes or pads a text, or is part of the chat template: real
+    models have some for images.
 
     Raises:
-        FrugalignError: the adapter is missing or does not fit the model.
+        FrugalignError: a token has no row.
     """
-    from huggingface_hub import snapshot_download
-    from peft import PeftModel
-
-    try:
-        folder = adapter
-        if not Path(adapter).is_dir():
-            # Without safetensors, PEFT would fall back to another format.
-            folder = snapshot_download(adapter, allow_patterns=[ADAPTER_CONFIG_FILE, "*.safetensors"])
-        if not Path(folder).joinpath(ADAPTER_WEIGHTS_FILE).is_file():
-            raise FrugalignError(f"No adapter in {adapter}: it has no {ADAPTER_WEIGHTS_FILE}.")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
-            adapted: Any = PeftModel.from_pretrained(model, folder)
-            # Loaded again to get the report that `from_pretrained` does not return.
-            report = adapted.load_adapter(folder, "default")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise FrugalignError(f"Cannot load the adapter {adapter!r}: {_first_sentence(error)}") from error
-    if odd := sorted(report.missing_keys) + sorted(report.unexpected_keys):
-        raise FrugalignError(
-            f"The adapter {adapter!r} does not fit this model: {len(odd)} weights of one have no counterpart in the other, such as {odd[0]}."
-        )
-    adapted.eval().requires_grad_(False)
-    frozen: PreTrainedModel = adapted
-    return frozen
+    embedding: Any = model.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    used = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    template = str(tokenizer.chat_template or "")
+    for token, number in beyond.items():
+        if token in used or token in template or token not in special:
+            raise FrugalignError(
+                f"The tokenizer and the weights in {name} do not belong together: the token {token!r} has number {number}, and the embedding has {rows} rows."
+            )
 
 
 def default_device(use_cpu: bool = False) -> str:
@@ -207,11 +214,6 @@ def resolve_dtype(dtype: str | None, on_gpu: bool) -> torch.dtype | str:
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise FrugalignError(f"--dtype {dtype} is not a floating-point type; use float32, bfloat16, float16 or auto.")
     return resolved
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"
 
 
 def has_classifier(model: PreTrainedModel) -> bool:

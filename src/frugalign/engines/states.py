@@ -69,7 +69,7 @@ def endpoint_states(
             quarter of the model's size, but at most 8192.
 
     Raises:
-        FrugalignError: an empty text.
+        FrugalignError: an empty text, or a layer whose states have another width than `hidden_size`.
     """
     device = device_of(model)
     width: int = causal_lm(model).config.get_text_config().hidden_size
@@ -94,6 +94,10 @@ def endpoint_states(
         place_of = torch.arange(len(rows), device=device)
         for column, layer in enumerate(layers):
             found = output.hidden_states[layer]  # a model may be spread over devices
+            if found.shape[-1] != width:
+                raise FrugalignError(
+                    f"The states of layer {layer} have width {found.shape[-1]}, and hidden_size is {width}: choose other layers."
+                )
             states[rows, column] = found[place_of.to(found.device), end.to(found.device)].float().cpu()
     return states
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import load_config
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, SAMPLED, work
 from frugalign.data.templating import AUTO, Prompt, Rendering, encode_prompts
@@ -23,8 +22,10 @@ from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
 from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
 from frugalign.decoding.noise import row_keys
+from frugalign.engines.adapters import attach_adapter
 from frugalign.engines.engine import Engine
-from frugalign.engines.loading import LoadedModel, attach_adapter, load_model
+from frugalign.engines.fingerprints import check_base, fingerprint
+from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine, context_length, device_of, embedding_rows
 from frugalign.policies.best_of_n import BestOfN
 from frugalign.policies.principles import Principles, load_principles, under_principles
@@ -32,7 +33,7 @@ from frugalign.policies.prompt_rows import PromptBatch, PromptRows
 from frugalign.policies.reward_guided import RewardGuidance
 from frugalign.policies.spec import PolicySpec, SamplingSettings
 from frugalign.proxy.guide import ProxyGuide
-from frugalign.proxy.network import ProxyModelConfig, load_proxy
+from frugalign.proxy.network import load_proxy
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
 DEFAULT_NEW_TOKENS = 128
@@ -320,7 +321,7 @@ def load_base(spec: PolicySpec) -> LoadedModel:
     """
     if spec.model_name_or_path is None:
         raise FrugalignError("model_name_or_path is missing: the base of the policy.")
-    stored = (load_config(spec.proxy[0].path, ProxyModelConfig, "proxy").base or {}) if spec.proxy else {}
+    stored = load_proxy(spec.proxy[0].path).config.base if spec.proxy else {}
     return load_model(
         spec.model_name_or_path,
         revision=spec.revision or stored.get("revision"),
@@ -335,7 +336,10 @@ def _with_weights(plain: Policy) -> Policy:
     """The base under its proxies, with its adapter, or replaced by a whole model."""
     spec, base = plain.spec, plain.base
     if spec.proxy:
-        networks = [load_proxy(each.path, base.model, base.tokenizer, name=base.name) for each in spec.proxy]
+        networks, found = [], fingerprint(base.model, base.tokenizer, name=base.name)
+        for each in spec.proxy:
+            networks.append(load_proxy(each.path))
+            check_base(networks[-1].config.base, found, f"The proxy in {each.path}")
         return replace(
             plain,
             trainable_parameters=sum(network.num_parameters() for network in networks),
@@ -343,7 +347,7 @@ def _with_weights(plain: Policy) -> Policy:
             artefact=networks[0].config,
         )
     if spec.adapter is not None:
-        adapted: Any = attach_adapter(base.model, spec.adapter)
+        adapted: Any = attach_adapter(base.model, spec.adapter, base.tokenizer)
         added = sum(parameter.numel() for parameter in adapted.parameters()) - plain.base_parameters
         return replace(
             plain, model=adapted, base_model=adapted, trainable_parameters=added, base_context=adapted.disable_adapter

@@ -7,10 +7,10 @@ changes the weights or the logits. At most one of best-of-n or a guiding reward 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
@@ -49,7 +49,7 @@ class ProxySpec:
     def parse(cls, text: str, strength: float = 1.0) -> ProxySpec:
         """Parse `DIR`, `DIR@0.7` or `name=DIR@0.7`. A path that exists is used verbatim. `strength` is the default."""
         found = _PROXY.fullmatch(text)
-        if found is None or Path(text).exists():
+        if found is None or os.path.exists(text):
             return cls(text, strength)
         own = found["strength"]
         return cls(found["path"], strength if own is None else float(own), found["name"])

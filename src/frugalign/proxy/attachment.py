@@ -3,15 +3,17 @@
 A pre-hook captures the LM head's input. A forward hook on the causal LM replaces `out.logits [B, T, V]` by the
 normalised log π at every position, −inf outside the candidates. This happens after soft-capping and scaling.
 Sampling, beams, streamers, `pipeline`, prompt lookup and assistants see an ordinary model. While attached, the
-warpers of the generation config are neutral. One that a caller passes acts on π. Several proxies attached to one
-model compose.
+warpers of the generation config are neutral. One that a caller passes acts on π. A model has one guidance at a time:
+what would change that of an open block is refused.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,14 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import load_config
+from frugalign.engines.artefacts import content_hash
+from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import load_model, load_stored_base
 from frugalign.engines.transformers import Forward, causal_lm, embedding_rows, look_ahead, output_embeddings
+from frugalign.options.check import check_value
+from frugalign.options.kinds import NON_NEGATIVE
 from frugalign.proxy.guide import ProxyGuide
-from frugalign.proxy.network import ProxyModel, ProxyModelConfig, load_proxy
+from frugalign.proxy.network import PROXY, ProxyModel, load_proxy
 
 _NEUTRAL = {
     "temperature": 1.0,
@@ -36,16 +41,36 @@ _NEUTRAL = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
+_FLAGS_LOG = logging.getLogger("transformers.generation.configuration_utils")
 _LOCK = threading.RLock()
 _ATTACHED: dict[int, _Attachment] = {}
 
 
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Whether a warning is not about our neutral `top_k`, which greedy decoding would ignore."""
+    return "are not valid and may be ignored: ['top_k']" not in record.getMessage()
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An open block: its proxy, known by its content, its strength, and its thread."""
+
+    proxy: ProxyModel
+    content: str
+    strength: float
+    thread: int
+
+    @property
+    def guidance(self) -> tuple[str, float]:
+        return self.content, self.strength
+
+
 class _Attachment:
-    """The hooks on one model, and the proxies that use them."""
+    """The hooks on one model, and the open blocks that use them."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = causal_lm(model)
-        self.members: list[tuple[ProxyModel, float]] = []
+        self.members: list[_Member] = []
         self.guide: ProxyGuide | None = None
         self._local = threading.local()
         self._handles = [
@@ -59,12 +84,32 @@ class _Attachment:
         for key, value in _NEUTRAL.items():
             if key in self._saved:
                 setattr(config, key, value)
+        _FLAGS_LOG.addFilter(_is_not_ours)
+
+    def check(self, new: _Member) -> None:
+        """Refuse a block that would change what an open one sees, or would not see what it asks for.
+
+        Raises:
+            FrugalignError: another strength of the same proxy, or another proxy in another thread.
+        """
+        open_ones = {each.guidance: each for each in self.members}
+        for each in self.members:
+            if each.content == new.content and each.strength != new.strength:
+                raise FrugalignError(
+                    f"This model is guided by the proxy at strength {each.strength:g} already, so not at {new.strength:g}: "
+                    "a model has one strength at a time. Leave the other block first, or load the model twice."
+                )
+        if set(open_ones) != {new.guidance} and any(each.thread != new.thread for each in self.members):
+            raise FrugalignError(
+                "This model is guided by another proxy in another thread, which this one would change. "
+                "Leave the other block first, or load the model twice."
+            )
 
     def rebuild(self) -> None:
-        # A proxy attached twice with the same strength (re-entry) acts once.
-        unique = list({(id(proxy), strength): (proxy, strength) for proxy, strength in self.members}.values())
+        # A proxy attached twice (re-entry) acts once.
+        unique = list({each.content: each for each in self.members}.values())
         self.guide = ProxyGuide.build(
-            [proxy for proxy, _ in unique], embedding_rows(self.model), [strength for _, strength in unique]
+            [each.proxy for each in unique], embedding_rows(self.model), [each.strength for each in unique]
         )
 
     def detach(self) -> None:
@@ -72,6 +117,8 @@ class _Attachment:
             handle.remove()
         for key, value in self._saved.items():
             setattr(self.model.generation_config, key, value)
+        if len(_ATTACHED) <= 1:  # no other model
+            _FLAGS_LOG.removeFilter(_is_not_ours)
 
     def _catch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._local.hidden = inputs[0]
@@ -133,18 +180,34 @@ class _Attachment:
 
 
 @contextmanager
-def attach(model: PreTrainedModel, proxy: ProxyModel, *, strength: float = 1.0) -> Iterator[PreTrainedModel]:
+def attach(
+    model: PreTrainedModel, proxy: ProxyModel | str | Path, *, strength: float = 1.0
+) -> Iterator[PreTrainedModel]:
     """Guide `model` with `proxy` inside the block: `with attach(model, proxy): model.generate(…)`.
 
-    Re-entrant and thread-safe. While any block is open, the model is guided in every thread. Each thread's passes
-    keep their own state. Two different proxies compose.
+    While any block is open, the model is guided in every thread, so that streamers and schedulers see it too. Threads
+    may share a proxy at one strength; each thread's passes keep their own state. In one thread, two different proxies
+    compose.
+
+    Args:
+        proxy: a proxy, or the folder or hub id of one, which is loaded and checked against the model.
+        strength: λ, at least 0.
 
     Raises:
-        FrugalignError: the proxy is for another width or vocabulary, or the proxies do not compose.
+        FrugalignError: the proxy is for another model, the proxies do not compose, or an open block guides this model
+            at another strength, or in another thread by another proxy.
     """
-    key, member = id(causal_lm(model)), (proxy, float(strength))
+    check_value("strength", strength, NON_NEGATIVE)
+    if not isinstance(proxy, ProxyModel):
+        proxy = load_proxy(proxy, model)
+    key = id(causal_lm(model))
+    member = _Member(proxy, content_hash(PROXY, proxy), float(strength), threading.get_ident())
     with _LOCK:
-        attachment = _ATTACHED.get(key) or _Attachment(model)
+        attachment = _ATTACHED.get(key)
+        if attachment is None:
+            attachment = _Attachment(model)
+        else:
+            attachment.check(member)
         attachment.members.append(member)
         try:
             attachment.rebuild()
@@ -159,11 +222,8 @@ def attach(model: PreTrainedModel, proxy: ProxyModel, *, strength: float = 1.0) 
             _release(key, attachment, member)
 
 
-def _release(key: int, attachment: _Attachment, member: tuple[ProxyModel, float]) -> None:
-    index = next(
-        i for i, (proxy, strength) in enumerate(attachment.members) if proxy is member[0] and strength == member[1]
-    )
-    del attachment.members[index]
+def _release(key: int, attachment: _Attachment, member: _Member) -> None:
+    del attachment.members[next(place for place, each in enumerate(attachment.members) if each is member)]
     if attachment.members:
         attachment.rebuild()
     else:
@@ -187,14 +247,14 @@ class GuidedModel:
         cls, folder: str | Path, *, strength: float = 1.0, base: str | None = None, **model_arguments: Any
     ) -> GuidedModel:
         """Load the proxy in `folder` and the base it names (or `base`), and check that they belong together."""
-        stored = load_config(folder, ProxyModelConfig, "proxy").base
-        what = f"The proxy in {folder}"
-        loaded = (
-            load_stored_base(stored, what, **model_arguments)
-            if base is None
-            else load_model(base, **({key: stored.get(key) for key in ("revision", "adapter")} | model_arguments))
-        )
-        proxy = load_proxy(folder, loaded.model, loaded.tokenizer, name=loaded.name)
+        proxy, what = load_proxy(folder), f"The proxy in {folder}"
+        stored = proxy.config.base
+        if base is None:
+            loaded = load_stored_base(stored, what, **model_arguments)
+        else:
+            own = {key: stored.get(key) for key in ("revision", "adapter")}
+            loaded = load_model(base, **(own | model_arguments))
+        check_base(stored, fingerprint(loaded.model, loaded.tokenizer, name=loaded.name), what)
         return cls(loaded.model, loaded.tokenizer, proxy, strength)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -232,6 +292,7 @@ class ProxyLogitsProcessor(LogitsProcessor):
             raise FrugalignError(
                 "A lookahead proxy needs the KV cache, which a LogitsProcessor is not given: use attach instead."
             )
+        self._model = causal_lm(model)
         self._local = threading.local()
         self._handle = output_embeddings(model).register_forward_pre_hook(self._catch)
 
@@ -239,6 +300,8 @@ class ProxyLogitsProcessor(LogitsProcessor):
         self._local.hidden = inputs[0]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if id(self._model) in _ATTACHED:
+            raise FrugalignError("A proxy is attached to this model, so a ProxyLogitsProcessor would guide it twice.")
         ids, log_pi = self._guide.log_probs(self._local.hidden[:, -1].float(), scores.float())
         return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter_reduce_(-1, ids, log_pi, "amax")
 

@@ -18,9 +18,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers import initialization as init
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import hash_weights, load_config, load_weights
+from frugalign.engines.artefacts import ArtefactKind, load_artefact, seal
 from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerprint
 from frugalign.engines.transformers import embedding_rows
+from frugalign.options.kinds import BELOW_ONE, COUNT, POSITIVE
 from frugalign.proxy.overseer import Objective
 
 CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
@@ -53,7 +54,7 @@ class ProxyModelConfig(PreTrainedConfig):
     chat_template_kwargs: dict[str, Any] | None = None
     base: dict[str, Any] | None = None
     trained_on: dict[str, Any] | None = None
-    weights_sha256: str | None = None
+    sha256: str | None = None
 
     def _get_generation_parameters(self) -> dict[str, Any]:
         # transformers refuses to save a config with the field `temperature`, taking it for a stray generation setting.
@@ -191,9 +192,23 @@ class ProxyModel(PreTrainedModel):
         return torch.addmm(self.bias, self.query(h), transposed_keys)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers. The weights' hash goes into `config.json`, so that loading detects changed bytes."""
-        self.config.weights_sha256 = hash_weights(self)
+        """As in transformers. A hash of weights and config goes into `config.json`, so that loading detects a change."""
+        seal(PROXY, self, args[0] if args else kwargs["save_directory"])
         super().save_pretrained(*args, **kwargs)
+
+
+PROXY = ArtefactKind(
+    "proxy",
+    ProxyModelConfig,
+    ProxyModel,
+    kinds=dict.fromkeys(("width", "vocabulary", "hidden", "dim", "max_candidates", "max_new_tokens"), COUNT)
+    | {"max_prompt_length": COUNT, "temperature": POSITIVE, "embedding_scale": POSITIVE, "p_t": BELOW_ONE},
+    words={
+        "objective": get_args(Objective),
+        "candidate_features": get_args(CandidateFeatures),
+        "prompt_format": ("auto", "chat", "raw"),
+    },
+)
 
 
 def network_size(width: int, budget: int, features: str = "embedding") -> int:
@@ -251,21 +266,18 @@ def load_proxy(
 ) -> ProxyModel:
     """Load a trained proxy strictly, and check that it fits `model` and `objective` if given.
 
+    Args:
+        folder: a folder or a hub id.
+        tokenizer: of `model`. Without it the tokenizer is not compared.
+
     Raises:
         FrugalignError: a file is missing, truncated or damaged, or the base or the objective differs.
     """
-    config = load_config(folder, ProxyModelConfig, "proxy")
-    numbers = all(isinstance(value, (int, float)) for value in (config.p_t, config.temperature))
-    if config.objective not in get_args(Objective) or not (numbers and 0 <= config.p_t < 1 and config.temperature > 0):
+    proxy: ProxyModel = load_artefact(PROXY, folder)
+    if objective not in (None, proxy.config.objective):
         raise FrugalignError(
-            f"The config.json in {folder} is damaged: objective, p_t or temperature is not one that a proxy can have."
+            f"The proxy in {folder} was trained under objective {proxy.config.objective!r}, not {objective!r}."
         )
-    if objective is not None and objective != config.objective:
-        raise FrugalignError(
-            f"The proxy in {folder} was trained under objective {config.objective!r}, not {objective!r}."
-        )
-    if model is not None and tokenizer is not None:
-        check_base(config.base, fingerprint(model, tokenizer, name=name), f"The proxy in {folder}")
-    proxy: ProxyModel = load_weights(folder, ProxyModel, config, "proxy")
-    proxy.eval()
+    if model is not None:
+        check_base(proxy.config.base, fingerprint(model, tokenizer, name=name), f"The proxy in {folder}")
     return proxy

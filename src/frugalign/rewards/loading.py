@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.specs import is_attribute, load_attribute
+from frugalign.base.specs import is_attribute, load_attribute, local_path
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<spec>.+)", re.DOTALL)
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>\w+)")
@@ -66,7 +67,7 @@ def load_reward(spec: str, *, device: str = "cpu") -> NamedReward:
         FrugalignError: the file, module or attribute is missing, the object is not callable, or the folder holds no
             usable model.
     """
-    named = _NAMED.fullmatch(spec) if not Path(spec).exists() else None
+    named = _NAMED.fullmatch(spec) if not os.path.exists(spec) else None
     name, what = (named["name"], named["spec"]) if named else (None, spec)
     if not what.strip():
         raise FrugalignError("A reward's name is empty.")
@@ -89,17 +90,17 @@ def load_reward(spec: str, *, device: str = "cpu") -> NamedReward:
 
 
 def _classifier(name: str, device: str) -> Callable[..., Any]:
-    path = Path(name).expanduser()
     if name.endswith(".py"):
         raise FrugalignError(f"The reward {name!r} needs the name of a function: {name}:FUNCTION.")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    path = local_path(name)
+    if path is not None and not os.path.exists(path):
         raise FrugalignError(f"There is no reward at {name}.")
     from frugalign.rewards.classifier import ClassifierReward
     from frugalign.rewards.representation.network import RepresentationReward, is_representation_reward
 
-    if is_representation_reward(name):
+    if path is not None and is_representation_reward(path):
         return RepresentationReward.from_pretrained(path, device=device)
-    return ClassifierReward.from_pretrained(str(path) if path.exists() else name, device=device)
+    return ClassifierReward.from_pretrained(name if path is None else str(path), device=device)
 
 
 def _attribute_of_file(path: Path, attribute: str) -> Any:

@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_RECORD_FILE,
     ADAPTER_WEIGHTS_FILE,
     CARD_FILE,
     MODEL_CONFIG_FILE,
@@ -63,7 +64,7 @@ from frugalign.runs.lock import in_use
 _log = logging.getLogger(__name__)
 _RUN_FILES = (
     *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, TRAINING_ARGUMENTS_FILE, SHIFT_FILE),
-    *(WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, CARD_FILE),
+    *(WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, ADAPTER_RECORD_FILE, MODEL_CONFIG_FILE, CARD_FILE),
     *(METRICS_FILE, SAMPLES_FILE, EVALUATION_COSTS_FILE, REPORT_FILE),
 )
 """The files that a training or an evaluation writes into a run folder, and that overwriting deletes."""

@@ -36,6 +36,7 @@ from typing import Any, TypedDict, cast
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import ADAPTER_WEIGHTS_FILE, WEIGHTS_FILE
+from frugalign.base.files import STAGING_FOLDER as STAGING_FOLDER
 from frugalign.base.json_files import read_json, read_lines
 from frugalign.base.ledger import Costs
 from frugalign.base.parsing import read_yaml
@@ -43,7 +44,6 @@ from frugalign.base.parsing import read_yaml
 FINISHED_MARKS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", ADAPTER_WEIGHTS_FILE)
 """The files of weights. One of them is written last, so a run folder with one is finished."""
 LOCK_FILE = ".lock"
-STAGING_FOLDER = ".saving"
 CONFIG_FILE = "config.yaml"
 LOG_FILE = "metrics.jsonl"
 COSTS_FILE = "costs.json"

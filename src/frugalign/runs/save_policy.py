@@ -9,6 +9,8 @@ from peft import LoraConfig
 
 from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
+from frugalign.engines.adapters import record_adapter
+from frugalign.engines.fingerprints import fingerprint
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
@@ -54,6 +56,8 @@ def save_policy(
     def save(staged: Path) -> None:
         policy.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
+        if args.use_peft:
+            record_adapter(staged, fingerprint(policy, tokenizer, without_adapter=True))
         write_atomic(staged / CARD_FILE, card)  # in place of PEFT's template
 
     publish(folder, save)

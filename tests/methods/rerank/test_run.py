@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.methods.rerank.random_reward import random_probes
 
 from frugalign.cli.main import main
+from frugalign.rewards.representation.network import load_probes
 from frugalign.sandbox.cached import sample_pairs
 
 
@@ -128,9 +129,9 @@ def test_a_mistake_is_one_sentence(flags: dict[str, Any], words: str, capsys: py
 
 
 def test_a_reward_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    config = json.loads(Path("reward/config.json").read_text())
-    config["base"]["weights"] = "another"
-    Path("reward/config.json").write_text(json.dumps(config))
+    probes = load_probes("reward")
+    probes.config.base["weights"] = "another"
+    probes.save_pretrained("reward")
     assert main(command()) == 2
     assert "was trained on" in capsys.readouterr().err
 

@@ -22,7 +22,9 @@ from frugalign.base.files import WEIGHTS_FILE
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import answer_text
 from frugalign.data.templating import Rendering, as_messages, is_chat
+from frugalign.engines.adapters import record_adapter
 from frugalign.engines.encode import tokenize_pairs
+from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import base_parameters, causal_lm
 from frugalign.methods.peers.configs import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
@@ -266,4 +268,6 @@ def _train(trainer: Any, run: PeerRun, base: LoadedModel, *, adapted: bool) -> s
         whole = trainer.accelerator.unwrap_model(trainer.model)
         whole.save_pretrained(run.folder)
         base.tokenizer.save_pretrained(run.folder)
+        if adapted:
+            record_adapter(run.folder, fingerprint(whole, base.tokenizer, name=base.name, without_adapter=True))
     return "adapter" if adapted else "policy"

@@ -25,6 +25,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.parsing import dump_yaml
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.data.templating import Rendering
+from frugalign.engines.adapters import record_adapter
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.psle.config import PSLEConfig
@@ -370,7 +371,9 @@ class PSLETrainer:
     def _save(self, folder: Path) -> None:
         def save(staged: Path) -> None:
             self.model.save_pretrained(staged)
-            if not isinstance(self.model, PeftModel):  # a whole model
+            if isinstance(self.model, PeftModel):
+                record_adapter(staged, self.base)
+            else:
                 self.processing_class.save_pretrained(staged)
             (staged / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template; the run folder has the card
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import hash_weights
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Dropped, Groups, pair_groups
 from frugalign.data.splits import pairs_fingerprint, rows_fingerprint
+from frugalign.engines.artefacts import content_hash
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
 from frugalign.engines.transformers import causal_lm
@@ -34,7 +34,7 @@ from frugalign.methods.rerank.probe_tracking import ProbeTracker, ProbeTracking
 from frugalign.methods.rerank.running_means import mean_of
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.check_scores import warn_of_cut_responses
-from frugalign.rewards.representation.network import RepresentationModel, load_probes
+from frugalign.rewards.representation.network import PROBES, RepresentationModel, load_probes
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
 
@@ -243,7 +243,7 @@ def _data_hashes(
     probes: RepresentationModel | None, data: Dataset | Groups, base: str | dict[str, Any]
 ) -> dict[str, Any]:
     """Hashes of what a resumed run must find unchanged. For groups these are the prompts, since responses may be sampled again."""
-    found = {"base": base, "probes": None if probes is None else hash_weights(probes)}
+    found = {"base": base, "probes": None if probes is None else content_hash(PROBES, probes)}
     if isinstance(data, Groups):
         return found | {"prompts": rows_fingerprint(Dataset.from_dict({"prompt": data.prompts}))}
     return found | {"pairs": pairs_fingerprint(data)}

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from frugalign.base.files import MODEL_CONFIG_FILE, hash_weights, load_config, load_weights
+from frugalign.base.files import MODEL_CONFIG_FILE
 from frugalign.data.encode import answer_text
 from frugalign.data.templating import Rendering
+from frugalign.engines.artefacts import ArtefactKind, load_artefact, seal
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import LoadedModel, load_stored_base
 from frugalign.engines.states import endpoint_states
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, POSITIVE
 
 MODEL_TYPE = "frugalign_representation_reward"
 
@@ -42,7 +44,7 @@ class RepresentationConfig(PreTrainedConfig):
     chat_template_kwargs: dict[str, Any] | None = None
     base: dict[str, Any] | None = None
     trained_on: dict[str, Any] | None = None
-    weights_sha256: str | None = None
+    sha256: str | None = None
 
 
 class RepresentationModel(PreTrainedModel):
@@ -84,9 +86,18 @@ class RepresentationModel(PreTrainedModel):
         return found
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers. The weights' hash goes into `config.json`, so that loading detects changed bytes."""
-        self.config.weights_sha256 = hash_weights(self)
+        """As in transformers. A hash of weights and config goes into `config.json`, so that loading detects a change."""
+        seal(PROBES, self, args[0] if args else kwargs["save_directory"])
         super().save_pretrained(*args, **kwargs)
+
+
+PROBES = ArtefactKind(
+    "representation reward",
+    RepresentationConfig,
+    RepresentationModel,
+    kinds={"width": COUNT, "layers": COUNT_OR_ZERO, "scale": POSITIVE, "max_length": COUNT},
+    words={"prompt_format": ("auto", "chat", "raw")},
+)
 
 
 class RepresentationReward:
@@ -205,10 +216,8 @@ def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: s
 
 
 def state_fingerprint(base: dict[str, Any]) -> str:
-    """A hash of the model whose states are read. Equal for equal weights, tokenizer and adapter."""
-    parts = (
-        base.get(key) for key in ("architecture", "width", "vocabulary", "tokenizer", "weights", "layers", "adapter")
-    )
+    """A hash of the model whose states are read. Equal for equal weights, adapter included, and tokenizer."""
+    parts = (base.get(key) for key in ("architecture", "width", "vocabulary", "tokenizer", "weights", "layers"))
     return hashlib.sha256("\t".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
@@ -218,12 +227,11 @@ def load_probes(folder: str | Path) -> RepresentationModel:
     Raises:
         FrugalignError: a file is missing, truncated or damaged.
     """
-    config = load_config(folder, RepresentationConfig, "representation reward")
-    probes: RepresentationModel = load_weights(folder, RepresentationModel, config, "representation reward")
+    probes: RepresentationModel = load_artefact(PROBES, folder)
     return probes
 
 
 def is_representation_reward(folder: str | Path) -> bool:
     """Whether a local folder holds a representation reward, by its config.json."""
-    path = Path(folder).expanduser() / MODEL_CONFIG_FILE
+    path = Path(folder) / MODEL_CONFIG_FILE
     return path.is_file() and MODEL_TYPE in path.read_text(encoding="utf-8", errors="replace")
