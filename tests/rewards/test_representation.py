@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import frugalign.sandbox as sandbox
 from frugalign.base.errors import FrugalignError
+from frugalign.data.templating import AUTO, Rendering
 from frugalign.decoding import SamplingParams, generate
 from frugalign.decoding.loop import LoopOptions
 from frugalign.engines.fingerprints import fingerprint
@@ -107,11 +108,17 @@ def test_one_model_in_memory(folder: Path, base: LoadedModel, monkeypatch: pytes
     """A trainer's own model is used where it is the one; nothing is loaded. Another model is left alone, and loads its own."""
     rewards: list[Any] = [RepresentationReward.from_pretrained(folder), len]
     own = state_fingerprint(fingerprint(base.model, base.tokenizer).to_dict())
-    assert share_base(rewards, base, "another") == []
+    assert share_base(rewards, base, "another", AUTO) == []
     monkeypatch.setattr(
         "frugalign.rewards.representation.network.load_stored_base", lambda *_, **__: pytest.fail("loaded again")
     )
-    assert share_base(rewards, base, own) == [2, 5] and rewards[0].base is base
+    for other, words in (
+        (Rendering("raw"), "prompt_format auto, not raw"),
+        (Rendering("chat", {"a": 1}), "None, not {'a': 1}"),
+    ):
+        with pytest.raises(FrugalignError, match=f"was fitted with .*{words}"):
+            share_base(rewards, base, own, other)
+    assert share_base(rewards, base, own, Rendering("chat")) == [2, 5] and rewards[0].base is base
     assert len(rewards[0](prompts=PROMPTS, completions=ANSWERS)) == 3
 
 

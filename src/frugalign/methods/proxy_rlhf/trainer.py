@@ -102,7 +102,10 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         }
         # A reward that reads this model's states gets those of the rollout, so the model is in memory once.
         self._state_layers = share_base(
-            [reward.function for reward in self.rewards], self._base, state_fingerprint(base.to_dict())
+            [reward.function for reward in self.rewards],
+            self._base,
+            state_fingerprint(base.to_dict()),
+            Rendering.of(proxy.config),
         )
         self._embeddings = embedding_rows(self.lm) if proxy.config.candidate_features == "embedding" else None
         self._train_prompts = self._encode(train_dataset, tokenizer, args, proxy)

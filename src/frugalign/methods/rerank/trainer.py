@@ -19,6 +19,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Dropped, Groups, pair_groups
 from frugalign.data.splits import pairs_fingerprint, rows_fingerprint
+from frugalign.data.templating import Rendering
 from frugalign.engines.artefacts import content_hash
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
@@ -34,7 +35,7 @@ from frugalign.methods.rerank.probe_tracking import ProbeTracker, ProbeTracking
 from frugalign.methods.rerank.running_means import mean_of
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.check_scores import warn_of_cut_responses
-from frugalign.rewards.representation.network import PROBES, RepresentationModel, load_probes
+from frugalign.rewards.representation.network import PROBES, RepresentationModel, check_rendering, load_probes
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
 
@@ -262,18 +263,4 @@ def _check_probes(
     if probes.config.base is not None:
         found = fingerprint(model, tokenizer, name=str(args.model_name_or_path or ""))
         check_base(probes.config.base, found, "The representation reward")
-    chat = getattr(tokenizer, "chat_template", None) is not None
-    fitted, here = (
-        {"auto": "chat" if chat else "raw"}.get(name, name)
-        for name in (probes.config.prompt_format, args.prompt_format)
-    )
-    if fitted != here:
-        raise FrugalignError(
-            f"The representation reward was fitted with prompt_format {probes.config.prompt_format}, not {args.prompt_format}: "
-            "use the same format here."
-        )
-    if (probes.config.chat_template_kwargs or {}) != (args.chat_template_kwargs or {}):
-        raise FrugalignError(
-            f"The representation reward was fitted with chat_template_kwargs {probes.config.chat_template_kwargs}, not "
-            f"{args.chat_template_kwargs}: use the same here."
-        )
+    check_rendering(probes.config, Rendering.of(args), tokenizer)

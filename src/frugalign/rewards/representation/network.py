@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
+from frugalign.base.errors import FrugalignError
 from frugalign.base.files import MODEL_CONFIG_FILE
 from frugalign.data.encode import answer_text
-from frugalign.data.templating import Rendering
+from frugalign.data.templating import Rendering, is_chat
 from frugalign.engines.artefacts import ArtefactKind, load_artefact, seal
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
@@ -203,14 +204,39 @@ class RepresentationReward:
         return found
 
 
-def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: str) -> list[int]:
-    """Let all state rewards among `rewards` that read this model share it. Returns the layers that they read."""
+def check_rendering(
+    config: PreTrainedConfig, rendering: Rendering, tokenizer: PreTrainedTokenizerBase, name: str = ""
+) -> None:
+    """Check that probes were fitted on prompts that became text in this way.
+
+    Raises:
+        FrugalignError: they were not, so their states are of other texts.
+    """
+    fitted, whose = Rendering.of(config), f"The representation reward{f' {name!r}' if name else ''} was fitted with"
+    if is_chat("", tokenizer, fitted) != is_chat("", tokenizer, rendering):
+        raise FrugalignError(
+            f"{whose} prompt_format {fitted.prompt_format}, not {rendering.prompt_format}: use the same format here."
+        )
+    if dict(fitted.chat_template_kwargs) != dict(rendering.chat_template_kwargs):
+        raise FrugalignError(
+            f"{whose} chat_template_kwargs {dict(fitted.chat_template_kwargs) or None}, not {dict(rendering.chat_template_kwargs) or None}: "
+            "use the same here."
+        )
+
+
+def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: str, rendering: Rendering) -> list[int]:
+    """Let all state rewards among `rewards` that read this model share it. Returns the layers that they read.
+
+    Raises:
+        FrugalignError: one of them was fitted on prompts that became text in another way.
+    """
     mine = [
         reward
         for reward in rewards
         if isinstance(reward, RepresentationReward) and reward.fingerprint == fingerprint_of_base
     ]
     for reward in mine:
+        check_rendering(reward.probes.config, rendering, base.tokenizer, reward.__name__)
         reward.base = base
     return sorted({layer for reward in mine for layer in reward.layers})
 
