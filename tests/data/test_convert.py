@@ -209,6 +209,13 @@ def test_a_broken_row_does_not_change_what_a_format_is(tmp_path: Path) -> None:
         assert found[0]["prompt"] == ([user("x")] if n_turns else "Write.\n")
 
 
+def test_what_evaluate_needs_beside_a_prompt_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "q", "label": "safe", "weight": 2, "type": "x"}))
+    done, _ = convert(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {"prompt": "q", "label": "safe", "weight": 2}
+    assert done[0].dropped_columns == ["type"]
+
+
 def test_choices_and_labels_in_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,response_0,response_1,safer_response_id\nq,x,y,1\n")
     (tmp_path / "b.csv").write_text("prompt,completion,label\nq,x,1\nq,y,0\n")

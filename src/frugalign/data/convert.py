@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,12 @@ def _convert(split: str, files: Sequence[Source], path: Path, prefer: str | None
     if others:
         done.says += f" (--prefer {' or '.join(others)} follows the other)"
     columns: dict[str, bool] = {}
-    types = set()
+    types: set[type] = set()
+    written: set[str] = set()
     with path.open("w", encoding="utf-8") as stream:
         for row in _standard_rows(chain([first], batches), form, preference, done, columns):
             types.add(type(row["prompt"]))
+            written.update(row)
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             done.n_written += 1
     if len(types) > 1:
@@ -121,7 +124,7 @@ def _convert(split: str, files: Sequence[Source], path: Path, prefer: str | None
     if not done.n_written:
         why = "; ".join(f"{reason} ({n:,})" for reason, n in done.left_out.most_common(3))
         raise FrugalignError(f"No row of the split {split} can be converted: {why}.")
-    done.dropped_columns = [name for name, used in columns.items() if not used and name not in _KEPT]
+    done.dropped_columns = [name for name, used in columns.items() if not used and name not in written]
     return done
 
 
@@ -144,15 +147,15 @@ def _format_of(batch: Batch) -> Format:
     if not set(KINDS[kind]) <= set(columns):
         has = printable(", ".join(columns[:12]))
         raise FrugalignError(f"The format is not recognised by its columns (there are: {has}); rename them to TRL's.")
-    return Format(f"TRL's {kind} type", frozenset(), kind, _as_it_is)
+    return Format(f"TRL's {kind} type", frozenset(), kind, partial(_as_it_is, kind=kind))
 
 
 def _is_marked(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("chosen"), str) and text_turns(row["chosen"]) is not None
 
 
-def _as_it_is(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
-    names = [name for name in ("prompt", "chosen", "rejected", "completion", "label", "system") if name in row]
+def _as_it_is(row: Mapping[str, Any], _: str | None, *, kind: str) -> Iterator[Row]:
+    names = [name for name in dict.fromkeys(("prompt", *KINDS[kind], "system")) if name in row]
     yield {name: _read(row[name]) if name != "label" else read_boolean(row[name]) for name in names}
 
 
@@ -227,7 +230,10 @@ def _checked(found: Row, raw: Mapping[str, Any], kind: str) -> Row:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise Misfit("the row holds half a character") from error
-    return row | {name: raw[name] for name in _KEPT if type(raw.get(name)) in (int, float)}
+    kept = {name: raw[name] for name in _KEPT if type(raw.get(name)) in (int, float)}
+    if "label" not in KINDS[kind] and isinstance(raw.get("label"), str):
+        kept["label"] = raw["label"]  # safe or unsafe, by which `evaluate` counts refusals
+    return row | kept
 
 
 def _make_messages(path: Path, kind: str) -> None:

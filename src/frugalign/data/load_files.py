@@ -239,10 +239,12 @@ class _Reader:
             found.table = self._table(kind)
             found.problems = list(self.columns.problems)
         found.problems.sort(key=lambda problem: problem.row or 0)
-        if found.problems and not any("frugalign convert" in problem.reason for problem in found.problems):
+        if found.problems:
             first = found.problems[0]
-            found.problems[0] = replace(first, reason=first.reason + self._hint())
-        found.warnings += self._unread(kind, hint=not found.problems)
+            if not any("frugalign convert" in problem.reason for problem in found.problems):
+                found.problems[0] = replace(first, reason=first.reason + self._hint())
+        else:
+            found.warnings += self._unread(kind)
         return found
 
     def _missing(self, kind: str) -> list[str]:
@@ -262,10 +264,10 @@ class _Reader:
         names = " and ".join(f"`{name}`" for name in ANSWERS[kind])
         found.warnings.append(f"{found.file}: {names} begin with the prompt in every row; it is read once.")
 
-    def _unread(self, kind: str, *, hint: bool) -> list[str]:
+    def _unread(self, kind: str) -> list[str]:
         """Warnings of columns that change what a row means and that are not read."""
         names = [name for name in UNREAD if name in self._names and name not in wanted_columns(kind)]
-        said, more = ", ".join(f"`{name}`" for name in names), self._hint() if hint else ""
+        said, more = ", ".join(f"`{name}`" for name in names), self._hint()
         if not names:
             return [f"{self.source.file}: only the prompts are read{more}."] if more else []
         return [f"{self.source.file}: {said} {'is' if len(names) == 1 else 'are'} not read{more}."]
