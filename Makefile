@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # One thread per process: the models are small, and more threads than cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Compiled modules are kept, for the tests start many interpreters.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: venv demo check resolve format test test-fast fuzz kill bench docs clean
 

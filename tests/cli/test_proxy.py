@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.two_layers import two_layers
 
 from frugalign import sandbox
 from frugalign.cli.main import main
@@ -38,7 +39,7 @@ def write_prompts(name: str, rows: list[dict[str, Any]]) -> None:
 
 def command(**flags: Any) -> list[str]:
     given = {
-        "model_name_or_path": "frugalign.sandbox:model",
+        "model_name_or_path": two_layers(),
         "dataset_name": "prompts.jsonl",
         "reward": "my.py:short",
         "output_dir": "run",
@@ -59,7 +60,7 @@ def command(**flags: Any) -> list[str]:
 
 def test_a_run_leaves_its_folder_and_says_what_comes_next(capsys: pytest.CaptureFixture[str]) -> None:
     """Artefact, card, config, metrics, costs and checkpoint; the next command names the same model, data and reward."""
-    assert main(command(eval_steps=2, save_steps=2)) == 0
+    assert main(command(model_name_or_path="frugalign.sandbox:model", eval_steps=2, save_steps=2)) == 0
     said = capsys.readouterr().out
     assert "% of its base" in said and "is in run." in said
     expected = (
@@ -199,6 +200,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(
     assert not Path("run/.saving").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_write_over_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     """Refused with the ways out; deleted when asked for, down to its metrics."""
     assert main(command(save_steps=2)) == 0
@@ -243,6 +245,7 @@ def test_a_test_split_is_not_trained_on(capsys: pytest.CaptureFixture[str]) -> N
     assert "a test split only" in refused(command(dataset_name="data"), capsys)
 
 
+@pytest.mark.slow
 def test_what_was_trained_with_an_adapter_and_a_cut_is_used_with_them(capsys: pytest.CaptureFixture[str]) -> None:
     """The next commands name neither: the artefact brings the base's adapter and the length of prompts."""
     import torch
@@ -253,10 +256,10 @@ def test_what_was_trained_with_an_adapter_and_a_cut_is_used_with_them(capsys: py
 
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     torch.manual_seed(0)
-    get_peft_model(load_model("frugalign.sandbox:model").model, config).save_pretrained("lora")
+    get_peft_model(load_model(two_layers()).model, config).save_pretrained("lora")
     write_prompts("prompts.jsonl", [{"prompt": order * 20} for order in ORDERS * 3])
     assert main(command(adapter="lora", max_prompt_length=40)) == 0
-    base = ["--model_name_or_path", "frugalign.sandbox:model", "--proxy", "run"]
+    base = ["--model_name_or_path", two_layers(), "--proxy", "run"]
     data = ["--dataset_name", "prompts.jsonl", "--reward", "my.py:short", "--output_dir", "seen"]
     assert main(["evaluate", *base, *data]) == 0
     assert json.loads(Path("seen/metrics.json").read_text())["settings"]["max_prompt_length"] == 40

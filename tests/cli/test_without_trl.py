@@ -1,57 +1,70 @@
 """Every method of ours, evaluation and generation without TRL installed; what needs it names the extra that brings it."""
 
-import os
-import subprocess
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.forked import Forked
+from tests.two_layers import two_layers
 
-BLOCKED = "import sys; sys.modules['trl'] = None\n"
-BASE = "['--model_name_or_path', 'frugalign.sandbox:model']"
-PROMPTS = "['--dataset_name', 'prompts.jsonl', '--reward', 'mine.py:letters', '--max_new_tokens', '4']"
-SMALL = "['--use_cpu', '--max_steps', '1', '--per_device_train_batch_size', '4', '--save_strategy', 'no']"
+from frugalign.base.errors import FrugalignError
+from frugalign.sandbox.cached import sample_pairs
 
-
-def blocked(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python that cannot import trl."""
-    return subprocess.run(
-        [sys.executable, "-c", BLOCKED + code], cwd=folder, capture_output=True, text=True, env=dict(os.environ), check=False
-    )  # fmt: skip
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-def test_every_verb_runs(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+def without_trl(function: Callable[[], int | None], log: Path) -> None:
+    """Run it in a child that cannot import trl and has not imported anything of ours."""
+
+    def forgetful() -> int | None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("trl", "frugalign")]:
+            del sys.modules[name]
+        sys.modules["trl"] = None  # type: ignore[assignment]
+        return function()
+
+    assert Forked(forgetful, log).wait() == 0, log.read_text()[-3000:]
+
+
+def test_every_verb_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
         "def letters(completions, **_):\n    return [float(len(text)) for text in completions]\n"
     )
-    code = f"""
-import json
-from pathlib import Path
-from frugalign.cli.main import main
-from frugalign.sandbox.cached import sample_pairs
-rows = sample_pairs("train", 60)
-Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-Path("prompts.jsonl").write_text("".join(json.dumps({{"prompt": row["prompt"]}}) + "\\n" for row in rows[:8]))
-pairs = ["--dataset_name", "pairs.jsonl"]
-lines = {{
-    "proxy": [*{PROMPTS}, *{SMALL}, "--num_generations", "2", "--output_dir", "proxy"],
-    "reward": [*pairs, "--n_shuffles", "1", "--output_dir", "reward"],
-    "rerank": [*pairs, *{SMALL}, "--reward", "reward", "--output_dir", "rerank"],
-    "psle": [*{PROMPTS}, "--principles", "frugalign.sandbox:PRINCIPLES", "--rounds", "1", "--prompts_per_round", "4",
-             "--output_dir", "psle"],
-    "evaluate": [*{PROMPTS}, "--adapter", "rerank", "--output_dir", "seen"],
-    "generate": ["--prompt", "A balm.", "--max_new_tokens", "4"],
-}}
-for verb, words in lines.items():
-    assert main([verb, *{BASE}, *words]) == 0, verb
-assert sys.modules["trl"] is None
-"""
-    done = blocked(code, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    rows = sample_pairs("train", 60)
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows[:8]))
+    pairs = ["--dataset_name", "pairs.jsonl"]
+    prompts = ["--dataset_name", "prompts.jsonl", "--reward", "mine.py:letters", "--max_new_tokens", "4"]
+    small = ["--use_cpu", "--max_steps", "1", "--per_device_train_batch_size", "4", "--save_strategy", "no"]
+    told = ["--principles", "frugalign.sandbox:PRINCIPLES", "--rounds", "1", "--prompts_per_round", "4"]
+    lines = {
+        "proxy": [*prompts, *small, "--num_generations", "2", "--output_dir", "proxy"],
+        "reward": [*pairs, "--n_shuffles", "1", "--output_dir", "reward"],
+        "rerank": [*pairs, *small, "--reward", "reward", "--output_dir", "rerank"],
+        "psle": [*prompts, *told, "--output_dir", "psle"],
+        "evaluate": [*prompts, "--adapter", "rerank", "--output_dir", "seen"],
+        "generate": ["--prompt", "A balm.", "--max_new_tokens", "4"],
+    }
+
+    def every_verb() -> None:
+        from frugalign.cli.main import main
+
+        for verb, words in lines.items():
+            assert main([verb, "--model_name_or_path", two_layers(), *words]) == 0, verb
+        assert sys.modules["trl"] is None
+
+    without_trl(every_verb, tmp_path / "log.txt")
 
 
-@pytest.mark.slow
 def test_what_needs_it_says_so_in_one_sentence(tmp_path: Path) -> None:
-    code = "from frugalign.base.errors import FrugalignError\ntry:\n    import frugalign.methods.peers.trl\nexcept FrugalignError as error:\n    print(error)\n"
-    assert blocked(code, tmp_path).stdout.strip().endswith("need TRL: pip install 'frugalign[peers]'.")
+    def compare() -> None:
+        try:
+            import frugalign.methods.peers.trl  # noqa: F401
+        except Exception as error:
+            assert type(error).__name__ == FrugalignError.__name__
+            print(error)
+
+    without_trl(compare, tmp_path / "log.txt")
+    assert (tmp_path / "log.txt").read_text().strip().endswith("need TRL: pip install 'frugalign[peers]'.")

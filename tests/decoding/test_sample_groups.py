@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tests.two_layers import two_layers
 
 import frugalign.decoding.sample_groups as module
 import frugalign.sandbox as sandbox
@@ -22,7 +23,7 @@ PARAMS = SamplingParams(max_new_tokens=6)
 
 
 def test_a_group_is_its_own(tmp_path: Path) -> None:
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     whole = sample_groups(TransformersEngine(loaded.model, loaded.tokenizer), loaded.tokenizer, PROMPTS, 3, PARAMS)
     assert [len(group) for group in whole.completions] == [3, 3, 3] and len(set(whole.completions[0])) > 1
     alone = sample_groups(
@@ -42,7 +43,7 @@ def test_a_group_is_its_own(tmp_path: Path) -> None:
 
 def test_an_interrupted_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three prompts are on the disk, and half a line of the third: only the third is sampled, and all are as without."""
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     whole = sample_groups(TransformersEngine(loaded.model, loaded.tokenizer), loaded.tokenizer, PROMPTS, 3, PARAMS)
     monkeypatch.setattr(module, "_CHUNK", 1)
     partial = tmp_path / "x.partial"
@@ -94,7 +95,7 @@ def told(prompt: str) -> list[dict[str, str]]:
 
 def test_sharing_what_all_prompts_begin_with_changes_no_response_and_feeds_it_once() -> None:
     """Nine responses under the same system message: eight times the tokens that the prompts share are saved, whatever a batch holds."""
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     prompts = [told(prompt) for prompt in PROMPTS]
     shared = common_prefix(encode_prompts(prompts, loaded.tokenizer, max_new_tokens=6).ids)
     assert shared > 15, "the principles, and the opening of the user's turn"
@@ -128,7 +129,7 @@ def test_sharing_what_all_prompts_begin_with_changes_no_response_and_feeds_it_on
 
 def test_a_shared_prefix_is_fed_once_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of one prompt each: three times instead of nine, the same length in each though one prompt alone shares more with itself."""
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     prompts = [told(prompt) for prompt in PROMPTS]
     shared = common_prefix(encode_prompts(prompts, loaded.tokenizer, max_new_tokens=6).ids)
     expected = sample_groups(TransformersEngine(loaded.model, loaded.tokenizer), loaded.tokenizer, prompts, 3, PARAMS)
@@ -156,7 +157,7 @@ def test_a_shared_prefix_is_fed_once_a_chunk(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_prompts_that_share_nothing_and_no_prompts_at_all_may_be_asked_to_share() -> None:
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     # Raw text, so that not even the template's first token is common to all.
     raw = GroupOptions(rendering=Rendering("raw"), share_prefix=True)
     few = ["Mix me a powder.", "A balm."]

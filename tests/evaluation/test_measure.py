@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tests.evaluation.evaluated import evaluated
+from tests.two_layers import two_layers
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.specs import resolve_name
 from frugalign.decoding import Reference, SamplingParams, generate, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
@@ -45,7 +45,7 @@ def labelled(label: list[str], completions: list[str], **_: Any) -> list[float |
 
 @pytest.fixture(scope="module")
 def base() -> LoadedModel:
-    return load_model(resolve_name("frugalign.sandbox:model"))
+    return load_model(two_layers())
 
 
 @pytest.fixture
@@ -110,13 +110,13 @@ def test_results_do_not_depend_on_the_batch(base: LoadedModel, rows: Dataset, pr
 
 def test_an_adapter_against_the_model_without_it(rows: Dataset, tmp_path: Path) -> None:
     """The base's numbers are those of the plain base although both are one model in memory, the KL is exact."""
-    loaded = load_model(resolve_name("frugalign.sandbox:model"))
+    loaded = load_model(two_layers())
     plain = evaluated(loaded, rows, shortness, max_new_tokens=8)
     adapted = get_peft_model(
         loaded.model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     )
     adapted.save_pretrained(tmp_path / "adapter")
-    fresh = load_model(resolve_name("frugalign.sandbox:model"))
+    fresh = load_model(two_layers())
     n_base = fresh.model.num_parameters()
     metrics = evaluated(fresh, rows, shortness, adapter=str(tmp_path / "adapter"), max_new_tokens=8)
     assert metrics["base_reward"] == plain["reward"]
@@ -128,7 +128,7 @@ def test_an_adapter_against_the_model_without_it(rows: Dataset, tmp_path: Path) 
 
 def test_a_whole_policy(base: LoadedModel, rows: Dataset, tmp_path: Path) -> None:
     """The KL is that of `sequence_kl`, at the sampling temperature, along the policy's own samples."""
-    tuned = load_model(resolve_name("frugalign.sandbox:model"))
+    tuned = load_model(two_layers())
     with torch.no_grad():
         for parameter in tuned.model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))

@@ -1,6 +1,7 @@
 """Single answers: a conversation that outgrows the context."""
 
-from frugalign import sandbox
+from tests.two_layers import two_layers
+
 from frugalign.engines.transformers import context_length
 from frugalign.policies import PolicySpec, SamplingSettings, load
 from frugalign.policies.answer import answer, fitting
@@ -8,7 +9,7 @@ from frugalign.policies.answer import answer, fitting
 
 def test_a_conversation_that_outgrows_the_context_loses_its_oldest_turns() -> None:
     """The system message and the last question stay, an eighth of the context is left for the answer, and a short one is left alone."""
-    policy = load(PolicySpec(sandbox.model))
+    policy = load(PolicySpec(two_layers()))
     context = context_length(policy.base.model)
     assert context is not None
     system = {"role": "system", "content": "Be kind."}

@@ -197,6 +197,7 @@ def test_results_do_not_depend_on_the_batch() -> None:
     assert first["reward"] == second["reward"] and first["distinct_2"] == second["distinct_2"]
 
 
+@pytest.mark.slow
 def test_best_of_eight_by_gold_is_better_gold() -> None:
     """The whole interval of the gain is above 0; a selection without a preference gains exactly nothing (see the pairing)."""
     lines = (Path(sandbox.prompts) / "test.jsonl").read_text().splitlines()[:24]

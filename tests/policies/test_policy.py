@@ -10,8 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 from tests.evaluation.evaluated import evaluated
+from tests.two_layers import two_layers
 
-from frugalign import sandbox
 from frugalign.base.errors import FrugalignError
 from frugalign.decoding import Reference, SamplingParams, generate, row_keys, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
@@ -34,7 +34,7 @@ def shortness(completions: list[str], **_: Any) -> list[float]:
 
 @cache
 def base() -> LoadedModel:
-    return load_model(sandbox.model)
+    return load_model(two_layers())
 
 
 @pytest.fixture(scope="module")

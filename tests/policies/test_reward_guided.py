@@ -324,6 +324,7 @@ def test_evaluate_takes_it_as_a_policy() -> None:
     assert greedy["kl_per_sequence"] is greedy["kl_restriction"] is None
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_whole_replies_steers_by_what_it_says_of_parts() -> None:
     lines = [{"prompt": prompt} for prompt in PROMPTS[:4]]
     metrics = evaluated(

@@ -178,6 +178,7 @@ def emitted(objective: str, n: int, do_sample: bool = True) -> tuple[ProxyGuide,
     return found, found.emit(torch.zeros(n, 2), P[:1].expand(n, 4).log(), noise, do_sample=do_sample), noise
 
 
+@pytest.mark.slow
 def test_the_marginal_trace_rejects_as_often_as_it_should() -> None:
     """Mean of the geometric number 1/Σ p·ã − 1, here .95/(.5·.2 + .15·.6 + .3·.4)·.6 − 1 = 0.839, cut at 8."""
     found, made, noise = emitted("marginal", 6000)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.two_layers import two_layers
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.json_files import read_lines
@@ -63,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(data: Path, study: Path, **given: Any) -> StudyOptions:
     common: dict[str, Any] = {
-        "model_name_or_path": "frugalign.sandbox:model",
+        "model_name_or_path": two_layers(),
         "dataset_name": str(data / "prompts"),
         "reward": ["frugalign.sandbox:gold"],
         "judges": ["frugalign.sandbox:gold", "frugalign.sandbox:over_refusal"],

@@ -1,4 +1,4 @@
-"""A method that the library has never heard of runs through a whole study: plan, cells in their processes, table and page."""
+"""A method that the library has never heard of runs through a whole study: plan, cells, table and page."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from frugalign.cli.main import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_cells")]
 
 METHOD = '''
 from frugalign.methods.method import Method

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special  # stats has the same numbers, at twenty times the cost a call
 
 from frugalign.metrics.intervals import Estimate
 
@@ -58,14 +58,14 @@ def two_way_mean(
     width, freedom = _width(terms, (1 + level) / 2)
     if width == 0:
         return TwoWayMean(Estimate(mean, mean, mean, n), 1.0 if mean == 0 else None)
-    t = float(stats.t.ppf((1 + level) / 2, freedom))
+    t = float(special.stdtrit(freedom, (1 + level) / 2))
     if share and 0 < mean < 1:
         return TwoWayMean(_wilson(mean, mean * (1 - mean) / (width / t) ** 2, t, n), None)
     return TwoWayMean(Estimate(mean, mean - width, mean + width, n), _p_value(abs(mean), terms))
 
 
 def _z(level: float) -> float:
-    return float(stats.norm.ppf((1 + level) / 2))
+    return float(special.ndtri((1 + level) / 2))
 
 
 def _terms(table: NDArray[np.float64]) -> list[tuple[float, float]]:
@@ -88,13 +88,17 @@ def _terms(table: NDArray[np.float64]) -> list[tuple[float, float]]:
 
 def _width(terms: Sequence[tuple[float, float]], quantile: float) -> tuple[float, float]:
     """The widest half-width, and its degrees of freedom."""
-    return max((float(stats.t.ppf(quantile, freedom)) * math.sqrt(variance), freedom) for variance, freedom in terms)
+    return max(
+        (float(special.stdtrit(freedom, quantile)) * math.sqrt(variance), freedom) for variance, freedom in terms
+    )
 
 
 def _p_value(distance: float, terms: Sequence[tuple[float, float]]) -> float:
     """Two-sided p-value, the largest over the terms. Exactly the intervals of a level below 1 − p exclude 0."""
     return max(
-        2 * float(stats.t.sf(distance / math.sqrt(variance), freedom)) for variance, freedom in terms if variance > 0
+        2 * float(special.stdtr(freedom, -distance / math.sqrt(variance)))
+        for variance, freedom in terms
+        if variance > 0
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.two_layers import two_layers
 from torch import Tensor
 
-import frugalign.sandbox as sandbox
 from frugalign.decoding import row_keys
 from frugalign.decoding.loop import LoopOptions, SamplingParams, Step, generate
 from frugalign.engines.loading import LoadedModel, load_model
@@ -28,7 +28,7 @@ ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A
 
 @pytest.fixture(scope="module")
 def base() -> LoadedModel:
-    return load_model(sandbox.model)
+    return load_model(two_layers())
 
 
 def config(tmp_path: Path, **options: Any) -> ProxyConfig:

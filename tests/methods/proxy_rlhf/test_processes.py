@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.forked import two_processes
+from tests.methods.proxy_rlhf import two_processes as script
 
 from frugalign.runs.layout import read_log
 
 pytestmark = pytest.mark.slow
-
-SCRIPT = Path(__file__).with_name("two_processes.py")
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def curve(folder: Path, name: str = "reward") -> torch.Tensor:
@@ -38,12 +27,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     folder = tmp_path_factory.mktemp("processes")
     two = folder / "two"
     two.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, two]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(partial(script.rank, two), folder)
     ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-    return folder, script().train(folder / "one-0", completions=16), ranks
+    return folder, script.train(folder / "one-0", completions=16), ranks
 
 
 def test_two_processes_roll_out_what_one_does(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
@@ -91,7 +77,7 @@ def test_the_reward_curve_is_inside_the_spread_of_seeds(
     """Ten logged rounds: between the lowest and the highest of three seeds at every one, and the first round's KL is one process's."""
     folder, _, _ = runs
     for seed in (1, 2):
-        script().train(folder / f"one-{seed}", completions=16, seed=seed)
+        script.train(folder / f"one-{seed}", completions=16, seed=seed)
     two = curve(folder / "two")
     seeds = torch.stack([curve(folder / f"one-{seed}") for seed in range(3)])
     assert two.shape == (10,) and seeds.shape == (3, 10)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forked import Forked
+from tests.two_layers import two_layers
 
+from frugalign.cli.main import main
 from frugalign.runs.layout import read_log
 
 pytestmark = pytest.mark.slow
 
-RUNS = Path(__file__).with_name("forked_runs.py")
 TIMES = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime"}
 
 REWARD = '''
@@ -76,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     orders = [f"I seek a {what}, keeper." for what in ("draught", "poison", "balm", "curse", "salve", "book", "tea")]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": order}) + "\n" for order in orders * 3))
     flags = {
-        "model_name_or_path": "frugalign.sandbox:model",
+        "model_name_or_path": two_layers(),
         "dataset_name": folder / "prompts.jsonl",
         "reward": f"{folder / 'killing.py'}:reward",
         "max_steps": 12,
@@ -93,20 +94,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     kills = {"whole": "", "between": "round:6", "staged": "staged:8", "torn": "torn:8", "first": "round:2"}
-    plan = []
+    statuses: dict[str, list[int]] = {}
     for name, kill in kills.items():
         argv = ["proxy", *words, "--output_dir", str(folder / name)]
-        plan.append({"argv": argv, "env": {"KILL": kill}, "log": str(folder / f"{name}.log")})
+        statuses[name] = [Forked(partial(main, argv), folder / f"{name}.log", {"KILL": kill}).wait()]
         if kill:
             again = [*argv, "--resume_from_checkpoint", "true"]
-            plan.append({"argv": again, "env": {"KILL": ""}, "log": str(folder / f"{name}-again.log")})
-    (folder / "plan.json").write_text(json.dumps(plan))
-    done = subprocess.run(
-        [sys.executable, str(RUNS), str(folder / "plan.json")], capture_output=True, text=True, check=True
-    )
-    statuses: dict[str, list[int]] = {name: [] for name in kills}
-    for run, status in zip(plan, json.loads(done.stdout.splitlines()[-1]), strict=True):
-        statuses[Path(run["log"]).stem.removesuffix("-again")].append(status)
+            statuses[name].append(Forked(partial(main, again), folder / f"{name}-again.log", {"KILL": ""}).wait())
     return folder, statuses
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.two_layers import two_layers
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
@@ -19,7 +20,7 @@ from frugalign.runs.layout import read_log
 
 def config(tmp_path: Path, **options: Any) -> ProxyConfig:
     given = {
-        "model_name_or_path": "frugalign.sandbox:model",
+        "model_name_or_path": two_layers(),
         "dataset_name": "frugalign.sandbox:prompts",
         "reward": ["frugalign.sandbox:gold"],
         "output_dir": str(tmp_path / "run"),

@@ -1,14 +1,16 @@
-"""Not a test: `torchrun --nproc_per_node 2 two_processes.py FOLDER` trains on two processes and leaves what a test compares.
-
-`settings` and `Spy` are shared with the test, which runs them on one process.
-"""
+"""Not a test: trains a proxy, on one process or as one of two, and returns what a test compares."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from datasets import Dataset
+from tests.two_layers import two_layers
+from transformers import TrainerCallback
+
+from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 
 ORDERS = [
     f"{who} I seek a {what}." for who in ("Keeper!", "Good day.", "Quick,") for what in ("balm", "poison", "draught")
@@ -39,13 +41,6 @@ def settings(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
 
 def train(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
     """Train; returns this process's completions of the first round and the gradients of the first step."""
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
-
-    import frugalign.sandbox as sandbox
-    from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
-
     seen: dict[str, Any] = {}
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -63,7 +58,7 @@ def train(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
                 }
 
     args = ProxyConfig(**(settings(folder, completions, seed) | {"max_grad_norm": 1e9}))
-    trainer = ProxyTrainer(sandbox.model, reward, args, Dataset.from_dict({"prompt": ORDERS}), callbacks=[Spy()])
+    trainer = ProxyTrainer(two_layers(), reward, args, Dataset.from_dict({"prompt": ORDERS}), callbacks=[Spy()])
     trainer.train()
     seen["evaluation"] = trainer.evaluate(Dataset.from_dict({"prompt": ORDERS[:1]}))
     seen["world_size"] = trainer.accelerator.num_processes
@@ -72,19 +67,11 @@ def train(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
         name: value.flatten().tolist()
         for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
     }
-    assert torch.is_grad_enabled()
     return seen
 
 
-def main() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def rank(folder: Path) -> None:
+    """One of two processes: half of the completions, and what it saw in `rank-0.json` or `rank-1.json`."""
     seen = train(folder, completions=8)
     assert seen["world_size"] == 2, f"{seen['world_size']} processes, not 2"
     (folder / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,21 +1,21 @@
 """Two processes on one machine against one with twice the batch: the same responses and rewards, the same run."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.forked import two_processes
+from tests.two_layers import two_layers
 
 from frugalign.cli.main import main
 from frugalign.methods.psle.responses import read_round
 from frugalign.sandbox.world import make_prompts
 
 FLAGS = {
-    "model_name_or_path": "frugalign.sandbox:model",
+    "model_name_or_path": two_layers(),
     "dataset_name": "prompts.jsonl",
     "principles": "frugalign.sandbox:PRINCIPLES",
     "reward": "frugalign.sandbox:gold",
@@ -37,13 +37,8 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     rows = make_prompts("train", 19, 0)
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     words = [*WORDS, "--output_dir", "two", "--per_device_train_batch_size", "4"]
-    done = subprocess.run(
-        [*launch, "frugalign.cli", *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(partial(main, words), tmp_path)
     assert main([*WORDS, "--output_dir", "one", "--per_device_train_batch_size", "8"]) == 0
     for number in range(2):
         one, two = (json.loads(Path(f"{run}/round-00{number}/manifest.json").read_text()) for run in ("one", "two"))

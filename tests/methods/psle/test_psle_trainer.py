@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tests.two_layers import two_layers
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import frugalign.sandbox as sandbox
 from frugalign import PSLEConfig, PSLETrainer
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import load_model
@@ -36,7 +36,7 @@ def by_length(completions: list[str], **_: Any) -> list[float]:
 
 @pytest.mark.slow
 def test_in_a_notebook(tmp_path: Path) -> None:
-    trainer = PSLETrainer(sandbox.model, by_length, settings(tmp_path, rounds=2), prompts(), principles=TOLD)
+    trainer = PSLETrainer(two_layers(), by_length, settings(tmp_path, rounds=2), prompts(), principles=TOLD)
     manifests = trainer.train()
     assert [each["round"] for each in manifests] == [0, 1] and trainer.ledger.optimizer_steps == 2
     with pytest.raises(FrugalignError, match="has trained already"):
@@ -49,20 +49,20 @@ def _again(trainer: PSLETrainer, folder: Path) -> PSLETrainer:
 
 
 def test_every_weight_where_the_config_says_so(tmp_path: Path) -> None:
-    trainer = PSLETrainer(sandbox.model, by_length, settings(tmp_path, use_peft=False), prompts(), principles=TOLD)
+    trainer = PSLETrainer(two_layers(), by_length, settings(tmp_path, use_peft=False), prompts(), principles=TOLD)
     assert not hasattr(trainer.model, "peft_config")
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     args = settings(tmp_path)
     with pytest.raises(FrugalignError, match="needs processing_class"):
         PSLETrainer(loaded.model, by_length, args, prompts(), principles=TOLD)
     with pytest.raises(FrugalignError, match="no prompts"):
-        PSLETrainer(sandbox.model, by_length, args, prompts().select([]), principles=TOLD)
+        PSLETrainer(two_layers(), by_length, args, prompts().select([]), principles=TOLD)
     with pytest.raises(FrugalignError, match="principles is missing"):
-        PSLETrainer(sandbox.model, by_length, args, prompts())
+        PSLETrainer(two_layers(), by_length, args, prompts())
     first = PSLETrainer(loaded.model, by_length, args, prompts(), principles=TOLD, processing_class=loaded.tokenizer)
     with pytest.raises(FrugalignError, match="has an adapter already"):
         PSLETrainer(first.model, by_length, args, prompts(), principles=TOLD, processing_class=loaded.tokenizer)
@@ -70,7 +70,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 
 def test_a_model_with_dropout_is_its_own_start(tmp_path: Path) -> None:
     """At a learning rate of nothing the KL to the start is 0 and DPO's loss log 2, whatever dropout the model was built with."""
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(loaded.tokenizer), n_positions=192, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.3, embd_pdrop=0.3,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
+from tests.two_layers import two_layers
 
-import frugalign.sandbox as sandbox
 from frugalign.base.ledger import Ledger
 from frugalign.data import encode_prompts
 from frugalign.decoding.log_probs import sequence_log_probs
@@ -31,7 +31,7 @@ ANSWERS = [
 
 def couples(**columns: list[Any]) -> Dataset:
     """The first two ranked, the last one imitated, with weights 0.5 (plain) and 2 (guided)."""
-    tokenizer = load_model(sandbox.model).tokenizer
+    tokenizer = load_model(two_layers()).tokenizer
     prompts = encode_prompts(PROMPTS, tokenizer, max_new_tokens=0).ids
     ids = [[[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in pair] for pair in ANSWERS]
     return Dataset.from_dict(
@@ -58,7 +58,7 @@ def trainer(folder: Path, rows: Dataset, *, lora: bool = True, start: Any = None
         "disable_tqdm": True,
     }
     args = PSLEConfig(output_dir=str(folder), **(given | options))
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     model: Any = loaded.model
     if lora:
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ def trainer(folder: Path, rows: Dataset, *, lora: bool = True, start: Any = None
 
 def likelihoods(rows: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-likelihoods and lengths `[2, B]` of the untrained model, the plain side first, one response at a time."""
-    model = load_model(sandbox.model).model
+    model = load_model(two_layers()).model
     found = [
         [sequence_log_probs(model, [row["prompt_ids"]], [row[f"{side}_ids"]])[0] for row in rows]  # type: ignore[index]
         for side in ("plain", "guided")
@@ -136,7 +136,7 @@ def test_dpo_is_trls(tmp_path: Path) -> None:
     """On the same pairs, from the same weights, one step apart from the reference: TRL's loss and gradients to 1e-6."""
     from trl import DPOConfig, DPOTrainer
 
-    rows = with_reference(couples(is_ranked=[True] * 3), load_model(sandbox.model).model, Ledger(), batch_size=2)
+    rows = with_reference(couples(is_ranked=[True] * 3), load_model(two_layers()).model, Ledger(), batch_size=2)
     run = trainer(tmp_path / "a", rows, method="dpo", beta=0.3, lora=False)
     moved = {name: parameter + 0.01 * torch.sin(torch.arange(parameter.numel())).reshape(parameter.shape)
              for name, parameter in run.model.state_dict().items()}  # fmt: skip
@@ -155,14 +155,14 @@ def test_dpo_is_trls(tmp_path: Path) -> None:
         {"prompt": turn("user", prompt), "chosen": turn("assistant", pair[1]), "rejected": turn("assistant", pair[0])}
         for prompt, pair in zip(PROMPTS, ANSWERS, strict=True)
     ]
-    base = load_model(sandbox.model)
+    base = load_model(two_layers())
     base.model.requires_grad_(True)
     args = DPOConfig(
         output_dir=str(tmp_path / "b"), beta=0.3, use_cpu=True, bf16=False, per_device_train_batch_size=3, report_to="none",
         gradient_checkpointing=False, disable_dropout=True,
     )  # fmt: skip
     theirs = Quiet(
-        base.model, ref_model=load_model(sandbox.model).model, args=args, train_dataset=Dataset.from_list(data),
+        base.model, ref_model=load_model(two_layers()).model, args=args, train_dataset=Dataset.from_list(data),
         processing_class=base.tokenizer,
     )  # fmt: skip
     theirs.model.load_state_dict(moved)
@@ -181,7 +181,7 @@ def test_dpo_is_trls(tmp_path: Path) -> None:
 def test_the_kl_to_the_start_is_zero_there_and_counted_once_moved(tmp_path: Path, lora: bool) -> None:
     """Mean over completion tokens of KL(π‖π_0), against the sum over the vocabulary of each response alone."""
     rows = couples()
-    start = None if lora else load_model(sandbox.model).model
+    start = None if lora else load_model(two_layers()).model
     plain = first_loss(trainer(tmp_path, rows, lora=lora, start=start))
     run = trainer(tmp_path, rows, lora=lora, start=start, kl_weight=2.0)
     assert first_loss(run) == pytest.approx(plain, abs=1e-6)
@@ -191,7 +191,7 @@ def test_the_kl_to_the_start_is_zero_there_and_counted_once_moved(tmp_path: Path
                 parameter += 0.05
     batch = batch_of(run)
     loss, expected = first_loss(run), 0.0
-    before = load_model(sandbox.model).model
+    before = load_model(two_layers()).model
     for row, mask in enumerate(batch["completion_mask"]):
         ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
         with torch.no_grad():
@@ -204,6 +204,7 @@ def test_the_kl_to_the_start_is_zero_there_and_counted_once_moved(tmp_path: Path
     assert (loss - first_loss(run)) / 2.0 == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ledger_counts_what_ran(tmp_path: Path) -> None:
     rows = couples()
     run = trainer(tmp_path, rows, max_steps=2)
@@ -215,6 +216,7 @@ def test_the_ledger_counts_what_ran(tmp_path: Path) -> None:
     assert run.ledger.lm_forward_tokens == 4 * tokens
 
 
+@pytest.mark.slow
 def test_an_accumulated_step_is_one_of_the_whole_batch(tmp_path: Path) -> None:
     """Three couples at once, or one after the other in one step: the same gradient."""
     found = []

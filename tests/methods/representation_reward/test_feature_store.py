@@ -1,13 +1,13 @@
 """The feature store: computed once, whole shards only, another key for another model, and a bound that holds."""
 
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.forked import Forked
 
 import frugalign.sandbox as sandbox
 from frugalign.base.errors import FrugalignError
@@ -100,33 +100,24 @@ def test_a_killed_extraction_goes_on_and_half_a_shard_is_never_read(
     assert calls == [2, 2, 2, 2, 2]
 
 
-KILLED = """
-import sys, time
-from frugalign.engines.loading import load_model
-from frugalign.methods.representation_reward import feature_store as features
-reading = features.endpoint_states
-def slow(*args, **kwargs):
-    print("shard", flush=True)
-    time.sleep(0.3)
-    return reading(*args, **kwargs)
-features.endpoint_states = slow
-base = load_model("frugalign.sandbox:model")
-store = features.FeatureStore(sys.argv[1])
-store.features(base.model, base.tokenizer, eval(sys.argv[2]), [1, 3], shard_bytes=2 * 2 * base.model.config.hidden_size * 4)
-"""
-
-
-@pytest.mark.slow
 def test_sigkill_in_an_extraction_costs_a_shard_at_most(base: LoadedModel, tmp_path: Path) -> None:
     """Killed while it works on the second of three shards, then gone on with: one is read, two computed, all as in one go."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path / "a"), repr(TEXTS)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for _ in range(2):
-        assert process.stdout.readline() == "shard\n"
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    def slow(model: Any, sequences: Any, *args: Any, **kwargs: Any) -> Any:
+        (begun / str(sequences)).touch()
+        time.sleep(0.3)
+        return endpoint_states(model, sequences, *args, **kwargs)
+
+    def extract() -> None:
+        module.endpoint_states = slow  # in the child only
+        states(FeatureStore(tmp_path / "a"), base)
+
+    process = Forked(extract, tmp_path / "log.txt")
+    process.wait_for(lambda: len(list(begun.iterdir())) == 2)
     process.kill()
-    process.wait()
+    assert process.poll() == -9, process.log.read_text()
     ledger = Ledger()
     found = states(FeatureStore(tmp_path / "a"), base, ledger)
     assert ledger.lm_forward_tokens == sum(map(len, TEXTS[2:]))

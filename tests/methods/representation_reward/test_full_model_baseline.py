@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from tests.methods.representation_reward.test_run import command, home
+from tests.two_layers import two_layers
 from transformers import TrainingArguments
 
-import frugalign.sandbox as sandbox
 from frugalign.cli.main import main
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model
@@ -19,7 +19,7 @@ __all__ = ["home"]  # three hundred pairs to learn from
 
 
 def test_it_starts_as_the_base_and_leaves_it_alone() -> None:
-    base = load_model(sandbox.model)
+    base = load_model(two_layers())
     before = fingerprint(base.model, base.tokenizer, name="x")
     found = classifier_of(base)
     ids = torch.tensor([[5, 6, 7]])
@@ -55,7 +55,7 @@ def test_its_loss_is_trls(tmp_path: Path) -> None:
         def _send_telemetry(self) -> None:
             """Nothing is sent."""
 
-    base = load_model(sandbox.model)
+    base = load_model(two_layers())
     rows = Dataset.from_list(
         [{"chosen_ids": [5, 6, 7], "rejected_ids": [5, 8]}, {"chosen_ids": [9], "rejected_ids": [4, 4, 4, 4]}]
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.two_layers import two_layers
 
 from frugalign.cli.main import main
 from frugalign.rewards import load_reward
@@ -22,11 +23,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def command(**flags: Any) -> list[str]:
     given = {
-        "model_name_or_path": "frugalign.sandbox:model",
+        "model_name_or_path": two_layers(),
         "dataset_name": "data",
         "output_dir": "reward",
         "cache_dir": "states",
-        "layers": "2 4",
+        "layers": "1 2",
         "n_shuffles": 3,
         "max_iterations": 30,
     } | flags
@@ -44,7 +45,7 @@ def test_pairs_become_a_reward_with_its_report(capsys: pytest.CaptureFixture[str
     accuracy = report["test"]["accuracy"]["mean"]
     assert accuracy > 0.6 > report["shuffled"]["mean"]
     assert report["elsewhere"]["data/test.jsonl"]["accuracy"]["mean"] == pytest.approx(accuracy)
-    assert [each["layer"] for each in report["per_layer"]] == [each["layer"] for each in report["gates"]] == [2, 4]
+    assert [each["layer"] for each in report["per_layer"]] == [each["layer"] for each in report["gates"]] == [1, 2]
     assert report["cost"]["tokens"] > 0 and len(report["learning_curve"]) == 4
     assert 0 <= report["test"]["calibration_after"]["ece"] < 0.3
     page = Path("reward/report.html").read_text()
@@ -113,7 +114,7 @@ def test_the_proxy_learns_from_a_reward_on_its_own_model(capsys: pytest.CaptureF
         "--max_steps",
         "4",
     ]
-    base = ["--model_name_or_path", "frugalign.sandbox:model", "--dataset_name", "prompts.jsonl", "--use_cpu", "true"]
+    base = ["--model_name_or_path", two_layers(), "--dataset_name", "prompts.jsonl", "--use_cpu", "true"]
     tokens = {}
     for name, reward in (("states", "reward"), ("length", "my.py:short")):
         Path("my.py").write_text("def short(completions, **_):\n    return [-len(text) / 10 for text in completions]\n")

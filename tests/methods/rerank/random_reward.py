@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
+from tests.two_layers import two_layers
 
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 
-BASE = "frugalign.sandbox:model"
-
 
 def random_probes() -> RepresentationModel:
-    """Probes on layers 2 and 5, the same ones each time, that name the base."""
-    base = load_model(BASE)
-    config = RepresentationConfig(width=base.model.config.hidden_size, layers=[2, 5])
-    config.base = fingerprint(base.model, base.tokenizer, name=BASE).to_dict()
+    """Probes on layers 1 and 2, the same ones each time, that name the base."""
+    base = load_model(two_layers())
+    config = RepresentationConfig(width=base.model.config.hidden_size, layers=[1, 2])
+    config.base = fingerprint(base.model, base.tokenizer, name=two_layers()).to_dict()
     probes = RepresentationModel(config)
     torch.manual_seed(0)
     for parameter in probes.parameters():

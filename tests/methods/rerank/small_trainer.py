@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from tests.two_layers import two_layers
 
-import frugalign.sandbox as sandbox
 from frugalign.engines.loading import load_model
 from frugalign.methods.rerank.config import RerankConfig
 from frugalign.methods.rerank.trainer import RerankTrainer
@@ -17,8 +17,8 @@ from frugalign.sandbox.cached import sample_pairs
 
 
 def probes(scale: float = 1.0) -> RepresentationModel:
-    model = load_model(sandbox.model).model
-    found = RepresentationModel(RepresentationConfig(width=model.config.hidden_size, layers=[2, 5]))
+    model = load_model(two_layers()).model
+    found = RepresentationModel(RepresentationConfig(width=model.config.hidden_size, layers=[1, 2]))
     torch.manual_seed(0)
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter, std=0.2 * scale)
@@ -44,7 +44,7 @@ def trainer(
     data = Dataset.from_dict(
         {name: [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")} | (columns or {})
     )
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     loaded.model.requires_grad_(True)
     watched = Dataset.from_list(sample_pairs("train", 8 + held_out)[8:]) if held_out else None
     return RerankTrainer(loaded.model, reward, args, data, watched, processing_class=loaded.tokenizer)

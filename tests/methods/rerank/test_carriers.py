@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from tests.methods.rerank.small_trainer import batch_of, perturb, trainer
+from tests.two_layers import two_layers
 
-import frugalign.sandbox as sandbox
 from frugalign.engines.loading import load_model
 from frugalign.methods.rerank.carriers import GivenAdapter
 from frugalign.methods.rerank.config import RerankConfig
@@ -21,7 +21,7 @@ from frugalign.sandbox.cached import sample_pairs
 @pytest.mark.slow
 def test_an_adapter_that_was_there_before_is_its_own_reference(tmp_path: Path) -> None:
     """The start is the model with that adapter as it was; after steps it is still, and the saved adapter is the trained one alone."""
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     args = RerankConfig(
         output_dir=str(tmp_path), confidence="constant", max_steps=2, per_device_train_batch_size=4, use_cpu=True,
         save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
@@ -46,7 +46,7 @@ def test_an_adapter_that_was_there_before_is_its_own_reference(tmp_path: Path) -
 
 def test_a_reference_pass_between_forward_and_backward_leaves_the_gradient_alone(tmp_path: Path) -> None:
     """The given adapter's weights are lent while the policy's graph is alive."""
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     args = RerankConfig(output_dir=str(tmp_path), confidence="constant", use_cpu=True, save_strategy="no")
     torch.manual_seed(0)
     model = get_peft_model(loaded.model, lora_of(args))
@@ -68,7 +68,7 @@ def test_a_new_lora_starts_from_the_model_without_it(tmp_path: Path) -> None:
     found = trainer(tmp_path)
     perturb(found)
     batch = batch_of(found)
-    plain = load_model(sandbox.model).model(batch["input_ids"]).logits
+    plain = load_model(two_layers()).model(batch["input_ids"]).logits
     with found.starting_model() as start:
         torch.testing.assert_close(start(batch["input_ids"]).logits, plain)
     assert float((found.model(batch["input_ids"]).logits - plain).abs().max()) > 1e-3

@@ -2,17 +2,17 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.forked import Forked
 from tests.methods.rerank.random_reward import random_probes
+from tests.two_layers import two_layers
 
 from frugalign.cli.main import main
 from frugalign.data.groups import Groups, pair_groups, read_groups
@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def command(**flags: Any) -> list[str]:
     given = {
-        "model_name_or_path": "frugalign.sandbox:model",
+        "model_name_or_path": two_layers(),
         "dataset_name": "prompts.jsonl",
         "reward": "reward",
         "output_dir": "run",
@@ -102,7 +102,7 @@ def test_cut_responses_can_be_ranked_last(caplog: pytest.LogCaptureFixture) -> N
         for name in ("plain/groups/epoch-000.jsonl", "less/groups/epoch-000.jsonl", "less/groups/epoch-001.jsonl")
     )
     assert plain.completion_ids == less[0].completion_ids
-    end = load_model("frugalign.sandbox:model").tokenizer.eos_token_id
+    end = load_model(two_layers()).tokenizer.eos_token_id
     cut = [each[-1] != end for each in plain.flat()[2] or []]
     assert 0 < sum(cut) < len(cut), "some are cut and some end"
     flat = [[each for group in groups.rewards or [] for each in group] for groups in (plain, less[0])]
@@ -223,28 +223,25 @@ def test_pairs_with_the_prompt_within_both_answers_will_do(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_goes_on_and_ends_the_same() -> None:
+def test_killed_anywhere_it_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     """SIGKILL while it samples, while it ranks and while it trains, at moments that the clock chooses."""
-    flags = {"sample": 6, "max_new_tokens": 40, "sampling_batch_size": 4, "save_steps": 2}
+    flags = {"max_new_tokens": 20, "sampling_batch_size": 4, "save_steps": 2}
     assert main(command(**flags, output_dir="whole")) == 0
     whole = load_file("whole/adapter_model.safetensors")
     seen: set[str] = set()
+
+    def progress() -> set[str]:
+        return {path.name for path in (*Path("run").glob("groups/.*"), *Path("run").glob("checkpoint-*"))}
+
     for wait in (0.0, 0.8):
         resume = {"resume_from_checkpoint": "true"} if any(Path("run").glob("checkpoint-*")) else {}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "frugalign.cli", *command(**flags, **resume)], stdout=subprocess.DEVNULL
-        )
-        mark = list(Path("run").glob("groups/.*")), [path.name for path in Path("run").glob("checkpoint-*")]
-        started = time.monotonic()
-        # Not before it has done something new: importing takes most of the time.
-        while process.poll() is None and time.monotonic() - started < 60:
-            now = list(Path("run").glob("groups/.*")), [path.name for path in Path("run").glob("checkpoint-*")]
-            if now != mark:
-                break
-            time.sleep(0.02)
+        process = Forked(partial(main, command(**flags, **resume)), tmp_path / "log.txt")
+        mark = progress()
+        # Not before it has done something new.
+        process.wait_for(lambda mark=mark: progress() != mark)
         time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.poll() in (-9, 0), process.log.read_text()
         seen.add("trained" if any(Path("run").glob("checkpoint-*")) else "sampled")
         if Path("run/adapter_model.safetensors").is_file():
             break

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from tests.methods.rerank.small_trainer import batch_of, perturb, probes, trainer
+from tests.two_layers import two_layers
 from trl import DPOConfig, DPOTrainer
 
-import frugalign.sandbox as sandbox
 from frugalign.engines.loading import load_model
 from frugalign.methods.rerank.trainer import RerankTrainer
 from frugalign.runs.save_policy import lora_of
@@ -27,7 +27,7 @@ class Stock(DPOTrainer):
 def stock_of(found: RerankTrainer, folder: Path) -> Stock:
     """TRL's trainer of the same base, settings, pairs and weights."""
     lora = found.args.use_peft
-    base, reference = load_model(sandbox.model), None if lora else load_model(sandbox.model).model
+    base, reference = load_model(two_layers()), None if lora else load_model(two_layers()).model
     base.model.requires_grad_(True)
     args = DPOConfig(
         output_dir=str(folder), beta=found.args.beta, use_cpu=True, bf16=False, gradient_checkpointing=False,

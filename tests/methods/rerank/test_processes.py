@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tests.methods.rerank.two_processes import train
+from tests.forked import two_processes
+from tests.methods.rerank.two_processes import rank, train
 
 from frugalign.data.groups import read_groups
 from frugalign.runs.layout import read_log
 
 pytestmark = pytest.mark.slow
-
-SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 def apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
@@ -30,10 +27,7 @@ def apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float
 def test_two_processes_are_one(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    done = subprocess.run([*command, str(two)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(partial(rank, two), tmp_path)
     alone = train(one, pairs_per_process=8)
     assert alone["world_size"] == 1
     ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]

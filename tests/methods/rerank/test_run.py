@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tests.methods.rerank.random_reward import random_probes
+from tests.two_layers import two_layers
 
 from frugalign.cli.main import main
 from frugalign.rewards.representation.network import load_probes
@@ -26,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def command(**flags: Any) -> list[str]:
     given = {
-        "model_name_or_path": "frugalign.sandbox:model",
+        "model_name_or_path": two_layers(),
         "dataset_name": "pairs.jsonl",
         "reward": "reward",
         "output_dir": "run",
@@ -69,7 +70,7 @@ def test_pairs_become_an_adapter_that_evaluate_takes(capsys: pytest.CaptureFixtu
         "--max_new_tokens",
         "8",
     ]
-    assert main(["evaluate", "--model_name_or_path", "frugalign.sandbox:model", "--adapter", "run", *data]) == 0
+    assert main(["evaluate", "--model_name_or_path", two_layers(), "--adapter", "run", *data]) == 0
     assert json.loads(Path("seen/metrics.json").read_text())["kl_per_sequence"]["mean"] >= 0
     assert main(command()) == 2
     assert "holds an earlier run" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 from tests.methods.rerank.small_trainer import batch_of, perturb, probes, trainer
+from tests.two_layers import two_layers
 
-import frugalign.sandbox as sandbox
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import load_model
 from frugalign.methods.rerank.config import RerankConfig
@@ -31,7 +31,7 @@ def test_the_states_are_those_of_the_probes_own_definition(tmp_path: Path) -> No
     found.probes.calibrated = lambda states: seen.append(states) or calibrated(states)  # type: ignore[method-assign,func-returns-value]
     found.compute_loss(found.model, batch)
     texts = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    alone = endpoint_states(found.model, texts, [2, 5])
+    alone = endpoint_states(found.model, texts, [1, 2])
     torch.testing.assert_close(seen[0], alone, atol=1e-4, rtol=1e-4)
     gamma = torch.sigmoid(torch.sub(*calibrated(alone).chunk(2)))
     assert found.means.steps["train"]["confidence/mean"][-1] == pytest.approx(float(gamma.mean()), abs=1e-5)
@@ -69,7 +69,7 @@ def test_what_is_not_carried_over_says_so(tmp_path: Path) -> None:
 
 def test_the_reference_of_full_training_is_what_is_in_memory(tmp_path: Path) -> None:
     """A model changed since it was loaded is its own reference: at step 0 policy and reference agree."""
-    loaded = load_model(sandbox.model)
+    loaded = load_model(two_layers())
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             parameter.mul_(1.05)

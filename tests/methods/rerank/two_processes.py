@@ -1,30 +1,30 @@
-"""Not a test: `torchrun --nproc_per_node 2 two_processes.py FOLDER` samples, ranks and trains on two processes."""
+"""Not a test: samples, ranks and trains, on one process or as one of two."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+from datasets import Dataset
+from tests.two_layers import two_layers
+from transformers import TrainerCallback
+
+from frugalign.base.ledger import Ledger
+from frugalign.engines.loading import load_model
+from frugalign.methods.rerank.config import RerankConfig
+from frugalign.methods.rerank.groups import sample_for
+from frugalign.methods.rerank.trainer import RerankTrainer, TrackedReward
+from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
+from frugalign.sandbox.cached import sample_pairs
 
 
 def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     """Three epochs on sampled groups, ranked anew, the probes following; returns the first step's gradients and the weights."""
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
-
-    from frugalign.base.ledger import Ledger
-    from frugalign.engines.loading import load_model
-    from frugalign.methods.rerank.config import RerankConfig
-    from frugalign.methods.rerank.groups import sample_for
-    from frugalign.methods.rerank.trainer import RerankTrainer, TrackedReward
-    from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
-    from frugalign.sandbox.cached import sample_pairs
-
-    loaded = load_model("frugalign.sandbox:model")
+    loaded = load_model(two_layers())
     loaded.model.requires_grad_(False)
-    probes = RepresentationModel(RepresentationConfig(width=loaded.model.config.hidden_size, layers=[2, 5]))
+    probes = RepresentationModel(RepresentationConfig(width=loaded.model.config.hidden_size, layers=[1, 2]))
     torch.manual_seed(0)
     for parameter in probes.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -71,15 +71,8 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     return seen
 
 
-def main() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def rank(folder: Path) -> None:
+    """One of two processes: half of the pairs, and what it saw in `rank-0.json` or `rank-1.json`."""
     seen = train(folder, pairs_per_process=4)
     assert seen["world_size"] == 2, f"{seen['world_size']} processes, not 2"
     (folder / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main()

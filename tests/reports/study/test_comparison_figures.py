@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tests.study.written_cells import GOLD, finish, study
 
 from frugalign.reports.study.comparison_figures import figures_of, pareto
@@ -15,6 +16,7 @@ def test_the_front_is_what_nothing_beats_at_its_cost() -> None:
     assert pareto([(1, 1), (2, 3), (3, 2), (3, 4), (2, 3)]) == [0, 1, 3, 4]
 
 
+@pytest.mark.slow
 def test_figures_of_a_sweep(tmp_path: Path) -> None:
     """Three values of p_t make a curve, distributions beside SFT's, and no figure for what does not move."""
     methods = {"sft": {}, "proxy": {"p_t": [0.1, 0.01, 0.001], "beta": 0.4}}
