@@ -11,6 +11,7 @@ from tests.engines.toy_bases import save_artefact, save_base
 from frugalign.base.errors import FrugalignError
 from frugalign.base.specs import local_path
 from frugalign.cli.main import main
+from frugalign.data.read_files import read_splits
 from frugalign.engines.adapters import attach_adapter
 from frugalign.engines.loading import check_model, load_model
 from frugalign.proxy.network import load_proxy
@@ -66,7 +67,8 @@ def test_a_name_in_a_folder_that_exists_is_a_path(here: Path) -> None:
 @pytest.mark.parametrize("name", [*PATHS, "runs/misspelt"])
 def test_a_misspelt_path_is_refused_without_the_network(name: str, here: Path, no_network: None) -> None:
     (here / "runs").mkdir()
-    for load in (load_model, check_model, load_proxy, load_reward, lambda path: attach_adapter(None, path)):  # type: ignore[arg-type]
+    loads = (load_model, check_model, load_proxy, load_reward, read_splits, lambda path: attach_adapter(None, path))  # type: ignore[arg-type]
+    for load in loads:
         with pytest.raises(FrugalignError) as error:
             load(name)
         assert "\n" not in str(error.value) and "connect" not in str(error.value)

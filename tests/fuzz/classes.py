@@ -162,7 +162,7 @@ def artefacts() -> dict[str, Artefact]:
     from peft import LoraConfig, get_peft_model
     from tests.proxy.test_artefact import llama, tokenizer
 
-    from frugalign.engines.adapters import attach_adapter
+    from frugalign.engines.adapters import attach_adapter, record_adapter
     from frugalign.engines.fingerprints import fingerprint
     from frugalign.proxy.network import load_proxy, new_proxy
     from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel, load_probes
@@ -177,6 +177,7 @@ def artefacts() -> dict[str, Artefact]:
     RepresentationModel(config).save_pretrained(made["reward"])
     adapted = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     adapted.save_pretrained(made["adapter"])
+    record_adapter(made["adapter"], fingerprint(adapted, tokenizer(), without_adapter=True))
     states, ids = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)), torch.arange(6)[None]
 
     def proxied(loaded: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.specs import resolve_name
+from frugalign.base.specs import local_path, resolve_name
 from frugalign.data.read_json import read_json
 from frugalign.data.rows import Batch, Problem, Source, one_line, printable
 
@@ -30,7 +30,6 @@ _MAGIC = {
     b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
 }
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHARD = re.compile(r"[-_.]?\d+(?:[-_]of[-_]\d+)?$")
 _KINDS_OF_SPLIT = ("prefs", "sft", "gen", "dpo", "kto", "rm", "ppo", "rl")
 """Ends of names that mark different data, as in train_prefs and train_sft. Files with other ends are parts of one split."""
@@ -78,9 +77,7 @@ def read_splits(name: str) -> dict[str, list[Source]]:
 
 def _is_local(name: str, path: Path) -> bool:
     """Whether a name that does not exist was meant as a path."""
-    if name.startswith((".", "/", "~")) or _format(path) is not None or _unpacked_by(path) is not None:
-        return True
-    return _HUB_ID.fullmatch(name) is None or (len(path.parts) > 1 and path.parent.is_dir())
+    return local_path(name) is not None or _format(path) is not None or _unpacked_by(path) is not None
 
 
 def _format(path: Path) -> str | None:
