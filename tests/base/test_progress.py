@@ -67,6 +67,13 @@ def test_an_advance_counts_for_the_innermost_part_of_its_unit(told: Recorder) ->
     ]
 
 
+def test_an_advance_outside_every_part_is_not_told(told: Recorder) -> None:
+    """A display draws the parts, and there is none."""
+    advance(SAMPLED, 4)
+    set_done(Part("closed already", 3, STEPS), 1)
+    assert told.told == []
+
+
 def test_an_error_closes_the_part_and_those_inside(told: Recorder) -> None:
     with pytest.raises(KeyError), work("outer", 1, STEPS):
         open_part(Part("left open", 1, STEPS))

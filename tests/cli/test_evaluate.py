@@ -70,3 +70,25 @@ def test_only_an_n_of_few_prompts_is_marked() -> None:
     metrics = {"reward": estimate, "over_refusal_rate": estimate | {"n": 6}, "rewards": {"gold": estimate}}
     assert [row[3] for row in rows(metrics)] == ["60", "6 few", "60"]
     assert [row[3] for row in rows(metrics | {"settings": {"num_samples": 2}})] == ["60 few", "6 few", "60 few"]
+
+
+CONSTANT = """
+def short(completions, **kwargs):
+    return [-len(text) / 100 for text in completions]
+"""
+
+
+def test_a_constant_reward_few_prompts_and_the_size_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four prompts as messages, six tokens each, twice (policy and base): 2 · 4 · 2 · 6 = 96 tokens at most."""
+    (tmp_path / "rewards.py").write_text(CONSTANT)
+    orders = ["a curse", "a tea", "a balm for my horse", "poison"]
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in orders]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"--dataset_name {tmp_path}/prompts.jsonl --reward {tmp_path}/rewards.py:short --output_dir {tmp_path}/run"
+    sizes = "--max_new_tokens 6 --num_samples 2 --best_of_n 1 --selection_reward frugalign.sandbox:gold"
+    assert main(["evaluate", "--model_name_or_path", "frugalign.sandbox:model", *words.split(), *sizes.split()]) == 0
+    assert "At most 96 tokens to sample" in capsys.readouterr().err
+    assert "Measured on 4 prompts: with fewer than 50" in caplog.text
+    assert caplog.text.count("the same value, -0.01") == 1 and "message lists" in caplog.text

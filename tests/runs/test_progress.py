@@ -124,6 +124,7 @@ def test_a_pipe_gets_a_line_after_ten_seconds_and_then_every_thirty(
 
 def test_a_line_of_one_part() -> None:
     assert line_of([Part("hidden states", 10, SAMPLED)]) == "hidden states 0 %"
+    assert line_of([Part("cells", 3, STEPS, before=1)]) == "cells 1 of 3"
 
 
 def test_bars_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

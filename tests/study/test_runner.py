@@ -25,8 +25,9 @@ if setting.get("fails"):
     (folder / "failed.json").write_text(json.dumps({"error": "there is no reward at X."}))
     sys.exit(2)
 good = setting.get("good", 0)
+warnings = ["the reward is constant"] if setting.get("warns") else []
 value = None if good == "none" else {"mean": float(good), "ci_low": 0, "ci_high": 1, "n": 1}
-(folder / "cell.json").write_text(json.dumps({"request": request, "metrics": {"reward": value}, "costs": {}}))
+(folder / "cell.json").write_text(json.dumps({"request": request, "metrics": {"reward": value}, "costs": {}, "warnings": warnings}))
 """
 
 
@@ -279,3 +280,11 @@ def test_it_says_how_many_trainings_are_there(
     (dpo.training / "trained.json").write_text("{}")
     run_study(options)
     assert "1 of 2 trainings of the other cells are finished already" in capsys.readouterr().out
+
+
+def test_a_warning_of_several_cells_is_repeated_once(
+    tmp_path: Path, started: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_study(study(tmp_path, {"base": None, "dpo": {"warns": True}}))
+    assert len(started) == 4
+    assert len([text for text in caplog.messages if text.endswith(": the reward is constant")]) == 1

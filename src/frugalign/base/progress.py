@@ -109,7 +109,7 @@ def work(title: str, total: float, unit: str) -> Iterator[None]:
 
 def advance(unit: str, n: float = 1) -> None:
     """`n` more units are done, of the innermost part that counts them."""
-    if _display is None:
+    if _display is None or not _parts:
         return
     for part in reversed(_parts):
         if part.unit == unit:
@@ -123,5 +123,5 @@ def set_done(part: Part, done: float, note: str | None = None) -> None:
     part.done = done
     if note is not None:
         part.note = note
-    if _display is not None:
+    if _display is not None and part in _parts:
         _display.moved(_parts)

@@ -250,7 +250,8 @@ def _say_size(cells: Sequence[Cell], options: StudyOptions) -> None:
         sampled += prompts * options.eval_samples * draws * options.max_new_tokens
     to_train = sum(registry.get(cell.line.method).is_trained for cell in cells)
     budget = ", ".join(f"{in_short(value)} {name.replace('_', ' ')}" for name, value in (options.budget or {}).items())
-    trainings = f", and {pluralize(to_train, 'training')} of {budget or 'their own size'}" if to_train else ""
+    limit = f"up to {budget} each" if budget else "their own size"
+    trainings = f"; besides, {pluralize(to_train, 'training')} of {limit}" if to_train else ""
     say_size(sampled, 0, f"the tests of {pluralize(len(cells), 'cell')}{trainings}")
 
 

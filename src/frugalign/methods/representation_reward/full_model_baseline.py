@@ -28,6 +28,7 @@ from frugalign.methods.log_probs import disable_dropout
 from frugalign.methods.representation_reward.examples import Split, sequence_ids
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.metrics import mean_interval
+from frugalign.runs.progress import TrainingProgress
 
 _BATCH = 16
 
@@ -70,6 +71,7 @@ def train_full_model(
             data_collator=SideCollator(int(model.config.pad_token_id)),
             callbacks=[keep],
         )
+        TrainingProgress("whole reward model", ()).replace_defaults(trainer)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started - keep.seconds
