@@ -212,16 +212,15 @@ def check_rendering(
     Raises:
         FrugalignError: they were not, so their states are of other texts.
     """
-    fitted, whose = Rendering.of(config), f"The representation reward{f' {name!r}' if name else ''} was fitted with"
-    if is_chat("", tokenizer, fitted) != is_chat("", tokenizer, rendering):
+    own_rendering = Rendering.of(config)
+    whose = f"The representation reward{f' {name!r}' if name else ''} was fitted with"
+    if is_chat("", tokenizer, own_rendering) != is_chat("", tokenizer, rendering):
         raise FrugalignError(
-            f"{whose} prompt_format {fitted.prompt_format}, not {rendering.prompt_format}: use the same format here."
+            f"{whose} prompt_format {own_rendering.prompt_format}, not {rendering.prompt_format}: use the same format here."
         )
-    if dict(fitted.chat_template_kwargs) != dict(rendering.chat_template_kwargs):
-        raise FrugalignError(
-            f"{whose} chat_template_kwargs {dict(fitted.chat_template_kwargs) or None}, not {dict(rendering.chat_template_kwargs) or None}: "
-            "use the same here."
-        )
+    fitted, here = (dict(each.chat_template_kwargs) or None for each in (own_rendering, rendering))
+    if fitted != here:
+        raise FrugalignError(f"{whose} chat_template_kwargs {fitted}, not {here}: use the same here.")
 
 
 def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: str, rendering: Rendering) -> list[int]:
