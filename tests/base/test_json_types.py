@@ -33,6 +33,7 @@ class Line(TypedDict, total=False):
         ({"points": [{"x": 1, "label": 2}]}, Line, "points.0.label is not a text"),
         ({"widths": {"a": 1, "b": 2.0}}, Line, "widths.b is not a whole number"),
         ({"style": "dashed"}, Line, "style is 'dashed'"),
+        (10**400, float, "it is too large a number"),
         (None, dict[str, Any], "it is not an object"),
         (True, bool, None),
         (1, bool, "it is not true or false"),

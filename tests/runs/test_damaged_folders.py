@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from tests.runs.damages import DAMAGES
 from tests.study.written_cells import GOLD, METHODS, finish, study
 
+import frugalign.sandbox as sandbox
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.cli.main import main
+from frugalign.engines.loading import attach_adapter, load_model
 from frugalign.reports.study.page import write_study
+from frugalign.runs.save_policy import trained_on_of
 from frugalign.study.runner import read_study
 
 
@@ -180,6 +184,28 @@ def test_a_damaged_file_is_one_sentence_or_left_out(
             assert said.startswith("frugalign: ") and "\n" not in said and str(folder) in said, (damage, said)
         left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "report.html"}
         assert left == before, damage
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "trained_on.json"])
+def test_a_damaged_adapter_is_one_sentence(name: str, tmp_path: Path) -> None:
+    """As `evaluate --adapter` reads it."""
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(load_model(sandbox.model).model, lora).save_pretrained(tmp_path / "sound")
+    about = {"name": "data", "fingerprint": "hash", "held_out_fraction": 0.1, "seed": 0}
+    content(tmp_path / "sound" / "trained_on.json", about)
+    for damage, act in DAMAGES.items():
+        folder = tmp_path / damage.replace(" ", "-")
+        shutil.copytree(tmp_path / "sound", folder)
+        act(folder / name)
+        try:
+            trained_on_of(str(folder))
+            attach_adapter(load_model(sandbox.model).model, str(folder))
+        except FrugalignError as error:
+            assert "\n" not in str(error) and str(folder) in str(error), damage
+        else:
+            assert name == "trained_on.json", damage
 
 
 @pytest.mark.parametrize("name", ["cell.json", "evaluation/samples.jsonl"])

@@ -15,6 +15,8 @@ _WORDS = {
     bool: "true or false",
 }
 
+_LARGEST = 10**300
+
 
 def mismatch(value: Any, kind: Any, place: str = "") -> str | None:
     """The first place where `value` is not of type `kind`, in words; None if it is.
@@ -41,6 +43,8 @@ def mismatch(value: Any, kind: Any, place: str = "") -> str | None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and plain is not bool):
         return f"{place or 'it'} is not {_WORDS.get(plain, plain.__name__)}"
     content: Any = value
+    if plain is float and isinstance(value, int) and abs(value) > _LARGEST:
+        return f"{place or 'it'} is too large a number"
     if plain is dict and inner:
         return _first(mismatch(each, inner[1], _inside(place, name)) for name, each in content.items())
     if plain is list and inner:
