@@ -272,3 +272,32 @@ def test_attention_code_that_a_config_names_is_not_fetched(folder: Path) -> None
 def test_an_adapter_in_a_models_place(folder: Path, tmp_path: Path) -> None:
     path = adapter(tmp_path / "lora")
     assert "it is an adapter, so give it as adapter" in refusal(path, device_map="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("cuda", "device_map is cuda, which needs that GPU, and torch sees none here."),
+        ("cuda:7", "device_map is cuda:7, which needs that GPU, and torch sees none here."),
+        ("mps", "device_map is mps, and there is no Apple GPU here."),
+        ("gpu", "device_map is 'gpu'; it must be a device or a word such as cpu, cuda, "),
+        ("cuda:x", "device_map is 'cuda:x'; it must be a device"),
+        ("meta", "device_map is meta, where a model has no weights."),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused_before_anything_is_read(
+    device: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(FrugalignError) as raised:
+        load_model("./nowhere", device_map=device)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_four_bits_without_the_library_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frugalign.engines.loading.find_spec", lambda name: None)
+    with pytest.raises(
+        FrugalignError, match=r"^load_in_4bit needs the package bitsandbytes, which is not installed\.$"
+    ):
+        load_model(sandbox.model, load_in_4bit=True)

@@ -274,10 +274,14 @@ def run_folders(draw: st.DrawFn) -> dict[str, bytes | None]:
     return found
 
 
-def check_run_folder(case: dict[str, bytes | None]) -> None:
-    """`report` writes a page or says what is damaged."""
+def _report(folder: Path) -> Any:
     from frugalign.reports.run_page import write_report
 
+    return write_report(folder)
+
+
+def check_run_folder(case: dict[str, bytes | None]) -> None:
+    """`report` writes a page or says what is damaged."""
     folder = room() / "run"
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in (run_files() | case).items():
@@ -285,7 +289,7 @@ def check_run_folder(case: dict[str, bytes | None]) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
     folder.mkdir(exist_ok=True)
-    page = outcome(lambda: write_report(folder))
+    page = outcome(lambda: _report(folder))
     if page is not REFUSED:
         text = page.read_text(encoding="utf-8")
         assert text.rstrip().endswith("</html>") and "<script" not in text
@@ -458,4 +462,5 @@ def prepare() -> None:
         config_of(verb)
     for kind in artefacts():
         right_outputs(kind)
-    check_run_folder({})
+    run_files()
+    _report(room() / "whole-run")  # imports matplotlib, which takes seconds

@@ -42,6 +42,7 @@ _REASONS = {
     errno.EPERM: "permission is denied",
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a file stands in its place",
     errno.EISDIR: "a folder stands in its place",
     errno.ENOENT: "its folder is gone",
 }

@@ -90,7 +90,8 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
         options = target(**values)
     except (ValueError, TypeError) as error:  # raised by the config's own __post_init__
         raise FrugalignError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
-    check_options(options)
+    if command.full is None:  # a full config has checked itself, and then changed what transformers changes
+        check_options(options)
     return options
 
 

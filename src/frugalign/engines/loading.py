@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
 from frugalign.base.specs import is_attribute, local_path, resolve_name
+from frugalign.base.wording import shown
 from frugalign.engines.adapters import attach_adapter, refused
 from frugalign.engines.transformers import causal_lm
 
@@ -104,6 +106,7 @@ def _load(
     load_in_4bit: bool = False,
     adapter: str | None = None,
 ) -> LoadedModel:
+    check_device(device_map)
     path, config = _checked(name_or_path, revision)
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
     arguments: dict[str, Any] = {
@@ -117,6 +120,8 @@ def _load(
     if device_map is not None or on_gpu:
         arguments["device_map"] = device_map or default_device()
     if load_in_4bit:
+        if find_spec("bitsandbytes") is None:
+            raise FrugalignError("load_in_4bit needs the package bitsandbytes, which is not installed.")
         from transformers import BitsAndBytesConfig
 
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
@@ -190,6 +195,34 @@ def _check_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
             raise FrugalignError(
                 f"The tokenizer and the weights in {name} do not belong together: the token {token!r} has number {number}, and the embedding has {rows} rows."
             )
+
+
+_PLANS = {"auto", "balanced", "balanced_low_0", "sequential"}
+"""Words with which transformers places a model itself."""
+
+
+def check_device(device_map: str | None) -> None:
+    """Check that the device exists here, before anything is read.
+
+    Raises:
+        FrugalignError: it does not, or is no device.
+    """
+    if device_map is None or device_map in _PLANS:
+        return
+    try:
+        device = torch.device(device_map)
+    except RuntimeError as error:
+        known = f"cpu, cuda, cuda:0, mps, {', '.join(sorted(_PLANS))}"
+        raise FrugalignError(
+            f"device_map is {shown(device_map)}; it must be a device or a word such as {known}."
+        ) from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        has = f"torch sees {torch.cuda.device_count()} of them" if torch.cuda.is_available() else "torch sees none here"
+        raise FrugalignError(f"device_map is {device_map}, which needs that GPU, and {has}. Leave it out, or give cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise FrugalignError("device_map is mps, and there is no Apple GPU here. Leave it out, or give cpu.")
+    if device.type == "meta":
+        raise FrugalignError("device_map is meta, where a model has no weights.")
 
 
 def default_device(use_cpu: bool = False) -> str:

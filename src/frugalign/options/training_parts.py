@@ -11,8 +11,10 @@ from frugalign.base.wording import shown
 
 _NEVER_LISTED = ("azure_ml", "flyte")
 """Trackers that transformers may leave out of its list of those installed."""
-_OF_A_MODEL = ("apollo", "galore", "lomo", "adalomo")
-"""Optimisers that need the model itself."""
+_OPTIONS = {"deepspeed": "deepspeed", "use_liger_kernel": "liger_kernel"}
+"""Options and the packages that they need."""
+_OF_A_MODEL = {"apollo": "apollo_torch", "galore": "galore_torch", "lomo": "lomo_optim"}
+"""Words in the names of optimisers that need the model itself, and their packages."""
 _STEPS = 10
 _LONGEST = 400
 
@@ -33,10 +35,13 @@ def try_training_parts(args: Any) -> None:
         return
     if args.fp16 and args.device.type == "cpu":
         raise FrugalignError("fp16 needs a GPU. On a CPU, leave it out or use bf16.")
+    if args.fsdp and args.parallel_mode.value != "distributed":
+        raise FrugalignError("fsdp needs several processes; start them with accelerate launch.")
     for named, part in (
         (f"optim {_word(args.optim)}", _try_optimiser),
         (f"lr_scheduler_type {_word(args.lr_scheduler_type)}", _try_schedule),
         ("A data loader with these settings", _try_loader),
+        ("torch_compile with these settings", _try_compile),
     ):
         try:
             part(args)
@@ -52,8 +57,11 @@ def check_packages(args: Any) -> None:
     Raises:
         FrugalignError: one is not.
     """
-    for option, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
-        if getattr(args, option, None) and importlib.util.find_spec(package) is None:
+    needed = [(option, package) for option, package in _OPTIONS.items() if getattr(args, option, None)]
+    optimiser = _word(getattr(args, "optim", ""))
+    needed += [(f"optim {optimiser}", package) for word, package in _OF_A_MODEL.items() if word in optimiser]
+    for option, package in needed:
+        if importlib.util.find_spec(package) is None:
             raise FrugalignError(f"{option} needs the package {package}, which is not installed.")
 
 
@@ -92,6 +100,13 @@ def _try_loader(args: Any) -> None:
         persistent_workers=args.dataloader_persistent_workers,
         multiprocessing_context=args.dataloader_multiprocessing_context,
     )
+
+
+def _try_compile(args: Any) -> None:
+    from accelerate.utils import TorchDynamoPlugin
+
+    if args.torch_compile:  # a backend or a mode implies it
+        TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode or "default")
 
 
 def _check_hub(args: Any) -> None:
