@@ -289,7 +289,7 @@ def check_run_folder(case: dict[str, bytes | None]) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
     folder.mkdir(exist_ok=True)
-    page = outcome(lambda: _report(folder))
+    page = outcome(lambda: _report(folder), seconds=20)  # its figures take seconds
     if page is not REFUSED:
         text = page.read_text(encoding="utf-8")
         assert text.rstrip().endswith("</html>") and "<script" not in text

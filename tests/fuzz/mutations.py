@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -53,9 +54,9 @@ def in_time(seconds: float = SECONDS) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def outcome(call: Callable[[], Any]) -> Any:
+def outcome(call: Callable[[], Any], seconds: float = SECONDS) -> Any:
     """What a call returns, or `REFUSED` where it ends in one printable sentence. Anything else it raises is a fault."""
-    with in_time(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with in_time(seconds), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             return call()
         except FrugalignError as error:
@@ -116,9 +117,9 @@ def spoilt_value(draw: st.DrawFn, valid: Any) -> Any:
             case "leave out":
                 del holder[key]
             case "put in" if isinstance(holder, dict):
-                holder[draw(st.text(max_size=8))] = draw(absurd())
+                holder[draw(st.text(max_size=8))] = copy.deepcopy(draw(absurd()))
             case _:
-                holder[key] = draw(absurd())
+                holder[key] = copy.deepcopy(draw(absurd()))
     return found
 
 

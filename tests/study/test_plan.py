@@ -8,7 +8,7 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import parse_yaml
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, contents_of, lines_of, swept
+from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, contents_of, hashes_of, lines_of, swept
 
 
 def study(**options: Any) -> StudyOptions:
@@ -203,3 +203,13 @@ def test_choosing_reads_the_validation_split_with_a_seed_of_its_own() -> None:
 def test_a_mistake_is_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(FrugalignError, match=words):
         lines_of(study(**options))
+
+
+def test_a_folder_of_too_many_files_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that names `/` must not read the disk."""
+    for n in range(3):
+        (tmp_path / f"{n}.txt").write_text("x")
+    assert len(hashes_of([str(tmp_path)])) == 1
+    monkeypatch.setattr("frugalign.study.plan._MOST_FILES", 2)
+    with pytest.raises(FrugalignError, match=r"which the study names, is a folder of over 2 files\.$"):
+        hashes_of([str(tmp_path)])

@@ -26,6 +26,7 @@ from frugalign.study.options import StudyOptions
 BUDGETS = ("generated_tokens", "optimizer_steps", "wall_clock_seconds")
 _LARGE = 1 << 26
 _MOST_SETTINGS = 1000
+_MOST_FILES = 10_000
 _LONGEST_LABEL = 100
 """It names a folder, with a hash, and a sweep adds its values."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+,=-]*")
@@ -229,10 +230,21 @@ def hashes_of(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         path = _source_of(name)
         if path.exists():
-            files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-            states = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)
-            found[name] = _digest(states)
+            try:
+                found[name] = _digest(_states_of(path, name))
+            except OSError as error:  # a file that vanishes meanwhile, or may not be read
+                raise FrugalignError(f"Cannot read {shown(name)}, which the study names: {error.strerror}.") from error
     return found
+
+
+def _states_of(path: Path, name: str) -> tuple[tuple[str, int, int], ...]:
+    """(path, size, time) of a file, or of every file in a folder."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(itertools.islice((each for each in path.rglob("*") if each.is_file()), _MOST_FILES + 1))
+    if len(files) > _MOST_FILES:
+        raise FrugalignError(f"{shown(name)}, which the study names, is a folder of over {_MOST_FILES:,} files.")
+    return tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)
 
 
 def _source_of(name: str) -> Path:
