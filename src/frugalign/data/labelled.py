@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
@@ -21,7 +21,7 @@ class PreferenceData:
     """Answers with their preferences. `prompts[i]` and `answers[i]` belong together; duplicates are stored once.
 
     `pairs`: (row of the better answer, row of the worse one). `labels`: (row, 1.0 for good or 0.0 for bad). Only one
-    of the two is filled. `n_dropped`: pairs of equal texts.
+    of the two is filled. `n_dropped`: pairs of equal texts. `groups`: the group of each example, or empty.
     """
 
     prompts: list[Any]
@@ -29,6 +29,7 @@ class PreferenceData:
     pairs: list[tuple[int, int]]
     labels: list[tuple[int, float]]
     n_dropped: int = 0
+    groups: list[str] = field(default_factory=list)
 
     @property
     def is_paired(self) -> bool:
@@ -52,14 +53,16 @@ class PreferenceData:
         return prompt_key(self.prompts[row])
 
 
-def load_preference_data(name: str) -> dict[str, PreferenceData]:
+def load_preference_data(name: str, group_column: str | None = None) -> dict[str, PreferenceData]:
     """Every split of a data set of preference pairs or labelled answers (TRL's `preference` and `unpaired_preference`).
 
     Args:
         name: as for `load_splits`.
+        group_column: the column that names each example's group, such as the kind of its prompt.
 
     Raises:
-        FrugalignError: the data is missing, of another kind, has an unusable row, or holds no usable example.
+        FrugalignError: the data is missing, of another kind, has an unusable row, lacks the group column, or holds no
+            usable example.
     """
     files = load_files(name)
     kinds = {each.kind for each in all_files(files)}
@@ -74,7 +77,17 @@ def load_preference_data(name: str) -> dict[str, PreferenceData]:
             f"of true and false{hint}."
         )
     convert = _pairs if kind == "preference" else _labels
-    found = {split: convert(dataset) for split, dataset in as_datasets(files, name).items()}
+    found = {}
+    for split, dataset in as_datasets(files, name).items():
+        if group_column is not None and group_column not in dataset.column_names:
+            raise FrugalignError(
+                f"The split {split} of {name} has no column {group_column}, which would name the groups; its columns "
+                f"are {', '.join(dataset.column_names)}."
+            )
+        groups = (
+            None if group_column is None else ["—" if value is None else str(value) for value in dataset[group_column]]
+        )
+        found[split] = convert(dataset, groups)
     for split, preferences in found.items():
         if not len(preferences):
             raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
@@ -98,20 +111,21 @@ class _Answers:
         return self._rows[key]
 
 
-def _pairs(dataset: Dataset) -> PreferenceData:
-    kept, pairs, dropped = _Answers(), [], 0
+def _pairs(dataset: Dataset, groups: Sequence[str] | None) -> PreferenceData:
+    kept, pairs, dropped, kept_groups = _Answers(), [], 0, []
     columns = (column(dataset, name) for name in ("prompt", "chosen", "rejected"))
-    for prompt, chosen, rejected in zip(*columns, strict=True):
+    for place, (prompt, chosen, rejected) in enumerate(zip(*columns, strict=True)):
         better, worse = kept.row(prompt, chosen), kept.row(prompt, rejected)
         if better == worse:
             dropped += 1
         else:
             pairs.append((better, worse))
-    return PreferenceData(kept.prompts, kept.answers, pairs, [], dropped)
+            kept_groups += [] if groups is None else [groups[place]]
+    return PreferenceData(kept.prompts, kept.answers, pairs, [], dropped, kept_groups)
 
 
-def _labels(dataset: Dataset) -> PreferenceData:
+def _labels(dataset: Dataset, groups: Sequence[str] | None) -> PreferenceData:
     kept = _Answers()
     columns = (column(dataset, name) for name in ("prompt", "completion", "label"))
     labels = [(kept.row(prompt, answer), float(label)) for prompt, answer, label in zip(*columns, strict=True)]
-    return PreferenceData(kept.prompts, kept.answers, [], labels)
+    return PreferenceData(kept.prompts, kept.answers, [], labels, groups=list(groups or ()))

@@ -31,6 +31,12 @@ def write_reward_report(folder: str | Path) -> Path:
         shared=report.get("shared_prompts"),
         few=few_prompts(report["examples"]["test"], "test example"),
         rows=_rows(report),
+        groups=[
+            (name, group["group"], f"{group['good']:,}", f"{group['bad']:,}", _number(group["auroc"]))
+            for name, other in report["elsewhere"].items()
+            for group in other["groups"]
+        ],
+        group_note=report["group_note"],
         costs=_costs(report),
         figures=_figures(report),
     )

@@ -60,8 +60,10 @@ def test_prompts_are_called_unseen_only_if_they_are(tmp_path: Path, shared: int,
         "length_only": 0.5,
         "bag_of_words": 0.5,
         "shared_prompts": shared_prompts(preferences, split),
-        "elsewhere": {"itself": accuracy | {"shared_prompts": shared_prompts(preferences, split, other)}},
+        "elsewhere": {"itself": accuracy | {"shared_prompts": shared_prompts(preferences, split, other), "groups": []}},
+        "group_note": "Not measured.",
     }
-    first, second = headline(report)
+    first, second, last = headline(report)
+    assert last == "Not measured."
     assert said in first and ("unseen" in first) is not bool(shared)
     assert second == f"On itself: 100.0 % (20 of {26 - shared} test prompts are also trained on)."

@@ -37,19 +37,23 @@ def command(**flags: Any) -> list[str]:
 @pytest.mark.slow
 def test_pairs_become_a_reward_with_its_report(capsys: pytest.CaptureFixture[str]) -> None:
     """It beats its shuffled control on unseen prompts, says what it cost, loads again, and is not written over."""
-    assert main(command(eval_dataset_name="data/test.jsonl")) == 0
+    grouped = [row | {"kind": ("long", "short")[i % 2]} for i, row in enumerate(sample_pairs("test", 200))]
+    Path("grouped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in grouped))
+    assert main(command(eval_dataset_name="grouped.jsonl", eval_group_column="kind")) == 0
     said = capsys.readouterr().out
-    assert "Held-out accuracy" in said and "frugalign proxy" in said
+    assert "Held-out accuracy" in said and "frugalign proxy" in said and "AUROC by group on grouped.jsonl: long" in said
     report = json.loads(Path("reward/reward_report.json").read_text())
     assert report["examples"]["test"] == 200 and report["examples"]["train"] + report["examples"]["validation"] == 300
     accuracy = report["test"]["accuracy"]["mean"]
     assert accuracy > 0.6 > report["shuffled"]["mean"]
-    assert report["elsewhere"]["data/test.jsonl"]["accuracy"]["mean"] == pytest.approx(accuracy)
+    assert report["elsewhere"]["grouped.jsonl"]["accuracy"]["mean"] == pytest.approx(accuracy)
     assert [each["layer"] for each in report["per_layer"]] == [each["layer"] for each in report["gates"]] == [1, 2]
     assert report["cost"]["tokens"] > 0 and len(report["learning_curve"]) == 4
     assert 0 <= report["test"]["calibration_after"]["ece"] < 0.3
     page = Path("reward/report.html").read_text()
-    assert page.count("data:image/svg+xml") == 6 and "shuffled labels" in page
+    assert page.count("data:image/svg+xml") == 6 and "shuffled labels" in page and report["group_note"] in page
+    groups = report["elsewhere"]["grouped.jsonl"]["groups"]
+    assert [(each["group"], each["good"], each["bad"]) for each in groups] == [("long", 100, 100), ("short", 100, 100)]
     rows = sample_pairs("test", 60, seed=1)
     reward = load_reward("reward").function
     better, worse = (
@@ -90,6 +94,8 @@ def test_labelled_answers_become_a_reward_too(capsys: pytest.CaptureFixture[str]
         ),
         ({"model_name_or_path": "./nothing"}, "./nothing"),
         ({"output_dir": "data/train.jsonl"}, "data/train.jsonl"),
+        ({"eval_group_column": "kind"}, "eval_group_column needs --eval_dataset_name"),
+        ({"eval_dataset_name": "data/test.jsonl", "eval_group_column": "kind"}, "has no column kind"),
     ],
 )
 def test_a_mistake_is_one_sentence(flags: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,13 @@ def headline(report: dict[str, Any]) -> list[str]:
     ]
     for name, other in report["elsewhere"].items():
         found.append(f"On {name}: {100 * other['accuracy']['mean']:.1f} %{_of_prompts(other.get('shared_prompts'))}.")
-    return found
+        if other["groups"]:
+            each = ", ".join(
+                f"{group['group']} {'—' if group['auroc'] is None else format(group['auroc'], '.2f')}"
+                for group in other["groups"]
+            )
+            found.append(f"AUROC by group on {name}: {each}.")
+    return [*found, report["group_note"]]
 
 
 def _of_prompts(shared: dict[str, int] | None) -> str:

@@ -112,4 +112,5 @@ def joined(splits: dict[str, PreferenceData]) -> PreferenceData:
         joined.answers.extend(found.answers)
         joined.pairs.extend((a + start, b + start) for a, b in found.pairs)
         joined.labels.extend((row + start, label) for row, label in found.labels)
+        joined.groups.extend(found.groups)
     return replace(joined, n_dropped=sum(found.n_dropped for found in splits.values()))

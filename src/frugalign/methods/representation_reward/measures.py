@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -90,12 +91,10 @@ def measure_accuracy(
     right = baselines.outcomes(preferences, raw, numbers, threshold)
     estimate = mean_interval(right, [preferences.prompt_of(number) for number in numbers])
     assert estimate is not None
-    auroc = None
-    if good and bad:
-        auroc = float(roc_auc_score([1] * len(good) + [0] * len(bad), np.concatenate([raw[good], raw[bad]])))
     found: dict[str, Any] = {
         "accuracy": estimate.to_dict(),
-        "auroc": auroc,
+        "auroc": auroc(raw[good], raw[bad]),
+        "groups": groups_of(preferences, raw),
         "rewards": {"chosen": calibrated[good].tolist(), "rejected": calibrated[bad].tolist()},
     }
     if preferences.is_paired:
@@ -104,6 +103,37 @@ def measure_accuracy(
             confidence = 1 / (1 + np.exp(-np.abs(gap)))
             found[f"calibration_{name}"] = asdict(reliability(confidence.tolist(), (gap > 0).tolist()))
     return found
+
+
+def auroc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float | None:
+    """How often a good answer scores above a bad one, ties counted half. None if either kind is missing."""
+    if not (len(good) and len(bad)):
+        return None
+    return float(roc_auc_score([1] * len(good) + [0] * len(bad), np.concatenate([good, bad])))
+
+
+def groups_of(preferences: PreferenceData, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The AUROC within each group, with the number of good and bad answers, in the order of the groups' names."""
+    found = []
+    for group in sorted(set(preferences.groups)):
+        good, bad = preferences.better_and_worse([i for i, each in enumerate(preferences.groups) if each == group])
+        found.append({"group": group, "good": len(good), "bad": len(bad), "auroc": auroc(scores[good], scores[bad])})
+    return found
+
+
+def group_note(elsewhere: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the AUROC by group says, in words: the groups where bad answers score higher, or that it was not measured."""
+    measured = [(name, group) for name, other in elsewhere.items() for group in other["groups"]]
+    known = [(name, group) for name, group in measured if group["auroc"] is not None]
+    if not known:
+        return (
+            "The AUROC by group was not measured, so these probes may simply prefer refusals. Give labelled answers to safe and to "
+            "unsafe prompts as --eval_dataset_name, and the column that tells them apart as --eval_group_column."
+        )
+    wrong = [f"{group['group']} ({name})" for name, group in known if group["auroc"] < 0.5]
+    if wrong:
+        return f"Bad answers score above good ones, AUROC below 0.5, in: {', '.join(wrong)}. The probes misjudge these."
+    return "Good answers score above bad ones in every group."
 
 
 def _column(features: Features, column: int) -> ReadStates:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from frugalign.options import groups
 from frugalign.options.check import check_options
 from frugalign.options.declare import defaults, notes, option
-from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, NON_NEGATIVE, PART, PATH, POSITIVE
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, NON_NEGATIVE, PART, PATH, POSITIVE, TEXT
 
 
 @dataclass
@@ -34,6 +34,11 @@ class RewardOptions(
 
     eval_dataset_name: list[str] = option(
         [], "Labelled answers from elsewhere, repeatable: reported, never learned from."
+    )
+    eval_group_column: str | None = option(
+        None,
+        "Column of those sets that names each row's group, such as safe and unsafe prompts: the AUROC is reported for each group.",
+        TEXT,
     )
     layers: list[int] | None = option(
         None, "Layers to read, as indices into hidden_states (negative: from the end). Default: 1 to the last.", LAYER

@@ -32,7 +32,7 @@ from frugalign.methods.representation_reward.examples import (
     shared_prompts,
 )
 from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
-from frugalign.methods.representation_reward.measures import CURVE, fit_options, measure, measure_accuracy
+from frugalign.methods.representation_reward.measures import CURVE, fit_options, group_note, measure, measure_accuracy
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.options.loading import model_arguments
 from frugalign.rewards.representation.fit import FitResult, calibrate, fit, raw_rewards
@@ -69,7 +69,11 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     ledger = Ledger()
     preferences, split = read_examples(options.dataset_name, options)
     _check_full_model(options, preferences)
-    elsewhere = {name: joined(load_preference_data(name)) for name in options.eval_dataset_name}
+    if options.eval_group_column is not None and not options.eval_dataset_name:
+        raise FrugalignError("eval_group_column needs --eval_dataset_name: it is a column of that data.")
+    elsewhere = {
+        name: joined(load_preference_data(name, options.eval_group_column)) for name in options.eval_dataset_name
+    }
     with ledger.phase("load"):
         base = load_model(options.model_name_or_path, **model_arguments(options))
     if options.full_model and not has_classifier(base.model):
@@ -105,6 +109,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
                 for name, other in elsewhere.items()
             },
         }
+        report["group_note"] = group_note(report["elsewhere"])
         if options.full_model:
             from frugalign.methods.representation_reward.full_model_baseline import train_full_model
 
