@@ -192,8 +192,8 @@ def trial(words: list[str], folder: Path, whole: Ended, rng: random.Random, how:
     return stops, at_change, "was stopped in every attempt"
 
 
-def try_command(name: str, data: Path, place: Path, options: argparse.Namespace) -> Result:
-    """The trials of one command."""
+def try_command(name: str, data: Path, place: Path, options: argparse.Namespace, how: str) -> Result:
+    """The trials of one command, stopped in one way."""
     words = commands(data)[name]
     whole_folder, found = place / "whole", Result()
     whole_folder.mkdir(parents=True)
@@ -202,22 +202,27 @@ def try_command(name: str, data: Path, place: Path, options: argparse.Namespace)
         raise SystemExit(f"{name} failed:\n{(whole_folder / 'output.txt').read_text()}")
     whole = left_in(whole_folder)
     found.files = len(whole)
-    rng = random.Random(f"{options.seed} {name}")
+    rng = random.Random(f"{options.seed} {how} {name}")
     while found.trials < options.moments:
         folder = place / f"trial-{found.trials}"
         folder.mkdir()
-        kills, at_change, wrong = trial(words, folder, ended, rng, options.how)
+        kills, at_change, wrong = trial(words, folder, ended, rng, how)
         if not kills and not wrong:  # the moment came after the end
             shutil.rmtree(folder)
             continue
         different = [] if wrong else differences(whole, left_in(folder))
         found.trials, found.kills, found.by_change = found.trials + 1, found.kills + kills, found.by_change + at_change
         if wrong or different:
-            found.wrong.append(f"{name}, trial {found.trials - 1}: {wrong or 'other ' + ', '.join(different[:8])}")
+            found.wrong.append(
+                f"{name}, {how}, trial {found.trials - 1}: {wrong or 'other ' + ', '.join(different[:8])}"
+            )
             print(found.wrong[-1], flush=True)
         else:
             shutil.rmtree(folder)
-    print(f"{name}: {found.trials} runs, {found.kills} kills, {len(found.wrong)} not as they should be.", flush=True)
+    print(
+        f"{name}, {how}: {found.trials} runs, {found.kills} stops, {len(found.wrong)} not as they should be.",
+        flush=True,
+    )
     return found
 
 
@@ -254,9 +259,8 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=50, help="Runs to kill, for each command (default: 50).")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument(
-        "--how", choices=["kill", "full", "deleted"], default="kill", help="What happens (default: kill)."
-    )
+    ways = ["kill", "full", "deleted"]
+    parser.add_argument("--how", nargs="+", choices=ways, default=ways[:1], help="What happens (default: kill).")
     parser.add_argument("--keep", type=Path, help="A folder for the runs; those that differ stay there.")
     parser.add_argument("--write", action="store_true", help=f"Write the table into {PAGE.name}.")
     options = parser.parse_args()
@@ -270,13 +274,17 @@ def main() -> int:
             reward = [word if word != "run" else "reward" for word in commands(data)["reward"]]
             if run(reward, data, Moment()).status:
                 raise SystemExit((data / "output.txt").read_text())
-        results = {name: try_command(name, data, place / name, options) for name in options.only}
-    print(table(results))
-    if options.write:
-        text = PAGE.read_text(encoding="utf-8")
+        tried = {
+            how: {name: try_command(name, data, place / how / name, options, how) for name in options.only}
+            for how in options.how
+        }
+    for how, results in tried.items():
+        print(f"{how}:\n\n{table(results)}")
+    if options.write and "kill" in tried:
+        text, found = PAGE.read_text(encoding="utf-8"), table(tried["kill"])
         before, rest = text.split(MARKS[0])
-        PAGE.write_text(f"{before}{MARKS[0]}\n{table(results)}{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
-    return 1 if any(each.wrong for each in results.values()) else 0
+        PAGE.write_text(f"{before}{MARKS[0]}\n{found}{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    return 1 if any(each.wrong for results in tried.values() for each in results.values()) else 0
 
 
 if __name__ == "__main__":

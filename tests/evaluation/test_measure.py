@@ -175,7 +175,7 @@ def test_costs_of_a_training_are_not_overwritten(base: LoadedModel, rows: Datase
     [
         ({"proxy": "a", "policy": "b"}, "Give only one of proxy and policy"),
         ({"proxy": "./nowhere"}, r"No proxy in \./nowhere"),
-        ({"adapter": "./nowhere"}, "Cannot load the adapter"),
+        ({"adapter": "./nowhere"}, r"No adapter in \./nowhere"),
         ({"policy": "./nowhere"}, "No model in"),
         ({"temperature": 0.0}, "it must be above 0"),
         ({"num_samples": 0}, "must be at least 1"),

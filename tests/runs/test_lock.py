@@ -12,6 +12,8 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
 from frugalign.cli.main import main
+from frugalign.runs.folder import publish
+from frugalign.runs.layout import is_finished
 from frugalign.runs.lock import in_use
 
 HOLD = """
@@ -165,3 +167,16 @@ def test_a_study_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"Another command is using {study}." in capsys.readouterr().err
     first.communicate()
     assert [path.name for path in study.iterdir()] == [".lock"]
+
+
+def test_no_artefact_is_left_in_a_folder_that_was_deleted_meanwhile(tmp_path: Path) -> None:
+    """It would look like that of a finished run, and the same command again would refuse to train."""
+    folder = tmp_path / "run"
+
+    def save(staged: Path) -> None:
+        shutil.rmtree(folder)
+        write_atomic(staged / "model.safetensors", b"weights")
+
+    with pytest.raises(FrugalignError, match="was deleted while this command was using it"), in_use(folder):
+        publish(folder, save)
+    assert not is_finished(folder)

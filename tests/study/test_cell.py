@@ -33,7 +33,12 @@ from frugalign.study.table import rows_of
 from frugalign.study.task import Task
 
 LEFT = {
-    "rerank": ["rerank: probe layers", "rerank: calibration of the probes", "rerank: shift"],
+    "rerank": [
+        "rerank: probe layers",
+        "rerank: calibration of the probes",
+        "rerank: rank correlations of stored responses with the start, over training",
+        "rerank: distance of the policy's samples from the start's, over training",
+    ],
     "psle": [
         "psle: reward, over rounds",
         "psle: share of couples in each branch over rounds",
@@ -327,18 +332,19 @@ def test_the_command_runs_cells_in_processes_and_says_what_failed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.py").write_text("def reward(**_):\n    raise ZeroDivisionError('by zero')\n")
+    # Four test prompts are scored together, but guiding scores two candidates for each.
+    Path("few.py").write_text(
+        "def few(completions, **_):\n    return [1 / (len(completions) < 5)] * len(completions)\n"
+    )
     Path("study.yaml").write_text(
-        f"model_name_or_path: frugalign.sandbox:model\ndataset_name: {data / 'prompts'}\nreward: frugalign.sandbox:gold\n"
+        f"model_name_or_path: frugalign.sandbox:model\ndataset_name: {data / 'prompts'}\nreward: few.py:few\n"
         "judges: frugalign.sandbox:gold\nseeds: [1]\nmax_new_tokens: 16\neval_prompts: 4\nuse_cpu: true\njobs: 2\noutput_dir: out\n"
-        "methods:\n  base:\n  guided: {method: reward_guided, top_k: -1}\n"
+        "methods:\n  base:\n  guided: {method: reward_guided, top_k: 2}\n"
     )
     assert main(["study", "study.yaml"]) == 2
     said = capsys.readouterr()
-    assert (
-        "base, seed 1:" in said.out
-        and "Missing: guided, seed 1, guiding_top_k is -1; it must be at least 1." in said.out
-    )
-    assert "The page is out/report.html." in said.out and "guiding_top_k is -1" in Path("out/report.html").read_text()
+    assert "base, seed 1:" in said.out and "Missing: guided, seed 1, " in said.out and "division by zero" in said.out
+    assert "The page is out/report.html." in said.out and "by zero" in Path("out/report.html").read_text()
     assert main(["study", "study.yaml", "--only", "base:1"]) == 0, "the selected cell is finished"
     assert main(["study", "study.yaml", "--only", "base:1", "--judges", "broken.py:reward", "--jobs", "1"]) == 2
     assert "base, seed 1" in (said := capsys.readouterr().out) and "by zero" in said

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.wording import shown
+from frugalign.base.wording import shown, shown_path
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -61,7 +61,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     Raises:
         FrugalignError: the file cannot be read, or is not YAML of the kind above.
     """
-    named = f"the {what} {shown(str(path), quoted=False)}"
+    named = f"the {what} {shown_path(path)}"
     try:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(MAX_BYTES + 1)

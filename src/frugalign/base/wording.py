@@ -12,8 +12,8 @@ def pluralize(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def shown(value: object, *, quoted: bool = True) -> str:
-    """A value in a message: on one line, printable, and at most about 80 characters long.
+def shown(value: object, *, quoted: bool = True, longest: int = 80) -> str:
+    """A value in a message: on one line, printable, and at most `longest` characters long.
 
     `quoted`: with the quotes of a text. A value whose `repr` fails is named by its type.
     """
@@ -22,7 +22,12 @@ def shown(value: object, *, quoted: bool = True) -> str:
     except Exception:  # a foreign `__repr__`, an integer of too many digits, or nesting too deep
         text = f"a {type(value).__name__} that cannot be written out"
     text = visible(" ".join(text.split()))
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def shown_path(path: object) -> str:
+    """A path in a message: on one line, printable, and whole unless a name in it is absurdly long."""
+    return shown("/".join(shown(name, quoted=False) for name in str(path).split("/")), quoted=False, longest=500)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -104,5 +109,4 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-_LONGEST = 80
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -18,7 +18,7 @@ from importlib import import_module
 from frugalign import __version__
 from frugalign.base.errors import FrugalignError
 from frugalign.base.terminal import guarded, print_traceback
-from frugalign.base.wording import did_you_mean, shown
+from frugalign.base.wording import did_you_mean, shown, shown_path
 from frugalign.cli import method
 
 VERBS = {
@@ -119,7 +119,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, FrugalignError):
         return str(error)
     if isinstance(error, OSError):
-        where = f" ({shown(str(error.filename), quoted=False)})" if error.filename else ""
+        where = f" ({shown_path(error.filename)})" if error.filename else ""
         if error.errno in _DISK_FULL:
             return f"No space left on the disk{where}. Files written before are complete."
         if error.errno in _NOT_ALLOWED:

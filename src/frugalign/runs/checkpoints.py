@@ -59,7 +59,7 @@ from frugalign.runs.layout import (
     rankings_in,
     shift_responses_file,
 )
-from frugalign.runs.lock import in_use
+from frugalign.runs.lock import check_not_deleted, in_use
 
 _log = logging.getLogger(__name__)
 _RUN_FILES = (
@@ -243,6 +243,7 @@ def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: in
     hashes = {path.name: hash_file(path) for path in sorted(staged.iterdir()) if path.is_file()}
     write_json_atomic(staged / CHECKPOINT_HASHES_FILE, hashes)
     target = checkpoint_folder(run_dir, step)
+    check_not_deleted(run_dir)
     if target.exists():
         discard(target)
     announce("move", target)

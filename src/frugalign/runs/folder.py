@@ -28,6 +28,7 @@ from frugalign.runs.layout import (
     STAGING_FOLDER,
     read_log,
 )
+from frugalign.runs.lock import check_not_deleted
 
 _TIMED = re.compile(r".*(_runtime|_per_second)")
 _SUMMARY = "train_loss"
@@ -67,6 +68,7 @@ class RunFolder(TrainerCallback):
         if not state.is_world_process_zero or logs is None or _SUMMARY in logs:
             return
         folder = Path(str(args.output_dir))
+        check_not_deleted(folder)
         kept = {name: value for name, value in logs.items() if not _TIMED.fullmatch(name)}
         line = {"step": state.global_step, "epoch": state.epoch} | kept
         append_lines(folder / LOG_FILE, [json.dumps(line)])
@@ -111,6 +113,7 @@ def publish(folder: Path, save: Callable[[Path], None]) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         save(staged)
+        check_not_deleted(folder)
         for mark in FINISHED_MARKS:
             (folder / mark).unlink(missing_ok=True)
         for path in sorted(staged.iterdir(), key=lambda path: (path.name in FINISHED_MARKS, path.name)):

@@ -59,6 +59,18 @@ def in_use(folder: str | Path, *, main_process: bool = True, wait: float = 0) ->
         raise _gone(folder)
 
 
+def check_not_deleted(folder: str | Path) -> None:
+    """Stop a command that would write on into a folder that it holds no longer, and leave an artefact that looks whole.
+
+    Raises:
+        FrugalignError: `folder`, or one around it, was deleted while this process was holding it.
+    """
+    place = Path(folder).resolve()
+    for process, held in _held:
+        if process == os.getpid() and held in (place, *place.parents) and not (held / LOCK_FILE).exists():
+            raise _gone(held)
+
+
 def _gone(folder: str | Path) -> FrugalignError:
     return FrugalignError(f"{folder} was deleted while this command was using it, so its result is incomplete.")
 

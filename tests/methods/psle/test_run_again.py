@@ -68,7 +68,7 @@ def test_killed_in_a_phase_of_the_second_round_it_ends_the_same(
         "finishing": (module, "write_json_atomic"),
     }
     # How many calls of the round go well before the one that is killed.
-    well = {"sampling": 1, "scoring": 0, "training": 3, "saving": 0, "evaluating": 0, "finishing": 1}
+    well = {"sampling": 1, "scoring": 0, "training": 3, "saving": 0, "evaluating": 1, "finishing": 1}
     owner, name = at[phase]
     again = command(**KILLED, resume_from_checkpoint="true")
     with monkeypatch.context() as patch:
