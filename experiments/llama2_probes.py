@@ -1,4 +1,4 @@
-"""Probes at the width of a 7B model: gated probes against logistic regression, on hidden states of Llama-2-7B.
+"""Probes at the width of a 7B model: probes against logistic regression, on hidden states of Llama-2-7B.
 
     FRUGALIGN_TRIALS=folder python -m experiments.llama2_probes [--smoke]
 

@@ -28,17 +28,16 @@ def test_the_losses_by_hand() -> None:
     assert float(found) == pytest.approx((math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 2, abs=1e-6)
 
 
-def test_the_gated_reward_by_hand() -> None:
-    """s = (1·2 + 0.5, −1·3) = (2.5, −3); V = [[0, 1], [0, 0]]: g = (σ(−3), ½); r = 2.5·σ(−3) − 1.5."""
+def test_the_reward_by_hand() -> None:
+    """r = 1·2 − 1·3 + 0.5 = −0.5; calibrated with μ = −1 and t̂ = ½: 1."""
     model = RepresentationModel(RepresentationConfig(width=1, layers=[1, 2]))
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-        model.bias.copy_(torch.tensor([0.5, 0.0]))
-        model.gate.copy_(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        model.bias.fill_(0.5)
     states = torch.tensor([[[2.0], [3.0]]])
-    assert float(model(states)) == pytest.approx(2.5 / (1 + math.exp(3)) - 1.5, abs=1e-6)
+    assert float(model(states)) == pytest.approx(-0.5, abs=1e-6)
     model.config.mu, model.config.scale = -1.0, 0.5
-    assert float(model.calibrated(states)) == pytest.approx((2.5 / (1 + math.exp(3)) - 0.5) / 0.5, abs=1e-5)
+    assert float(model.calibrated(states)) == pytest.approx(1.0, abs=1e-6)
 
 
 def world(n: int = 400, layers: int = 3, width: int = 12) -> tuple[Tensor, Tensor]:
@@ -53,7 +52,7 @@ def world(n: int = 400, layers: int = 3, width: int = 12) -> tuple[Tensor, Tenso
 
 
 def test_a_fit_finds_the_direction_and_every_probe_learns() -> None:
-    """On labels and on pairs of them; a gradient reaches each probe, each bias and each gate."""
+    """On labels and on pairs of them; a gradient reaches each probe and the bias."""
     states, labels = world()
     rows = torch.arange(len(states))
 
@@ -65,7 +64,7 @@ def test_a_fit_finds_the_direction_and_every_probe_learns() -> None:
     found = fit(read, train, held_out, [1, 2, 3], 12, options)
     right = ((raw_rewards(found.model, read, rows[300:]) > 0).float() == labels[300:]).float().mean()
     assert float(right) > 0.85 and found.history[-1][0] < found.history[0][0]
-    for parameter in (found.model.weight, found.model.bias, found.model.gate):
+    for parameter in (found.model.weight, found.model.bias):
         assert bool((parameter.abs() > 0).any(-1).all())
     good, bad = rows[:300][labels[:300] == 1], rows[:300][labels[:300] == 0]
     n = min(len(good), len(bad))

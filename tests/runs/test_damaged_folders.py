@@ -119,7 +119,7 @@ def reward(folder: Path) -> None:
         "elsewhere": {},
         "group_note": "not measured",
         "per_layer": [{"layer": 1, "accuracy": 0.6}],
-        "gates": [{"layer": 1, "gate": 0.5}],
+        "layer_candidates": [{"layers": [layer], "weight_decay": 1.0, "validation_loss": 0.6} for layer in (1, 2)],
         "learning_curve": [{"examples": 10, "accuracy": 0.7}],
         "cost": {"seconds_extracting_per_1000": 1.0, "seconds_fitting_per_1000": 1.0, "flops_extracting_per_1000": 1e9, "tokens": 9},
     }  # fmt: skip

@@ -104,7 +104,7 @@ Figure = tuple[str, str]
 def layers_figure(report: Mapping[str, Any]) -> Figure:
     """The held-out accuracy of each layer's probe alone, beside that of all layers."""
     return (
-        "Held-out accuracy of each layer alone. The dashed line is all layers together, weighted by their gates.",
+        "Held-out accuracy of each layer alone. The dashed line is the reward, which sums its layers' probes.",
         figures.bars(
             [(str(each["layer"]), 100 * each["accuracy"]) for each in report["per_layer"]],
             "layer",
@@ -132,6 +132,20 @@ def reliability_figure(report: Mapping[str, Any]) -> Figure | None:
     )
 
 
+def _blocks_figure(report: Mapping[str, Any]) -> list[Figure]:
+    """The validation loss of each block of layers, where there was a choice."""
+    blocks = [(span(each["layers"]), each["validation_loss"]) for each in report["layer_candidates"]]
+    if len(blocks) < 2:
+        return []
+    caption = "Validation loss of each block of layers. The reward reads the block with the lowest."
+    return [(caption, figures.bars(blocks, "layers", "loss"))]
+
+
+def span(layers: Sequence[int]) -> str:
+    """A block of layers in words: its first and last."""
+    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}–{layers[-1]}"
+
+
 def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
     test, history = report["test"], report["fit"]["history"]
     reliability = reliability_figure(report)
@@ -148,10 +162,7 @@ def _figures(report: Mapping[str, Any]) -> Sequence[Figure]:
         ),
         *([] if reliability is None else [reliability]),
         layers_figure(report),
-        (
-            "Mean gate of each layer: the weight of its score.",
-            figures.bars([(str(each["layer"]), each["gate"]) for each in report["gates"]], "layer", "gate"),
-        ),
+        *_blocks_figure(report),
         (
             "Held-out accuracy against the number of training examples.",
             figures.curve(

@@ -12,6 +12,7 @@ import pytest
 from frugalign.data.labelled import load_preference_data
 from frugalign.methods.representation_reward.examples import joined
 from frugalign.methods.representation_reward.measures import group_note, groups_of
+from frugalign.methods.representation_reward.run import layer_blocks
 
 SCORES = np.array([3.0, 1.0, 2.0, 0.0, 5.0, 4.0])
 
@@ -25,6 +26,19 @@ def labelled(folder: Path, **changed: Any) -> str:
     rows[-1] |= changed
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [
+        (1, [[0]]),
+        (2, [[0], [1], [0, 1]]),
+        (5, [[0, 1], [2], [3, 4], [0, 1, 2, 3, 4]]),
+        (6, [[0, 1], [2, 3], [4, 5], [0, 1, 2, 3, 4, 5]]),
+    ],
+)
+def test_the_candidate_layers_are_each_third_and_all(depth: int, blocks: list[list[int]]) -> None:
+    assert layer_blocks(depth) == blocks
 
 
 def test_the_auroc_within_each_group_by_hand(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(**flags: Any) -> list[str]:
-    given = {
+    """The command with these flags; None leaves one out."""
+    given: dict[str, Any] = {
         "model_name_or_path": two_layers(),
         "dataset_name": "data",
         "output_dir": "reward",
@@ -31,7 +32,10 @@ def command(**flags: Any) -> list[str]:
         "n_shuffles": 3,
         "max_iterations": 30,
     } | flags
-    return ["reward", *(word for name, value in given.items() for word in (f"--{name}", *str(value).split()))]
+    return [
+        "reward",
+        *(word for name, value in given.items() if value is not None for word in (f"--{name}", *str(value).split())),
+    ]
 
 
 @pytest.mark.slow
@@ -47,11 +51,12 @@ def test_pairs_become_a_reward_with_its_report(capsys: pytest.CaptureFixture[str
     accuracy = report["test"]["accuracy"]["mean"]
     assert accuracy > 0.6 > report["shuffled"]["mean"]
     assert report["elsewhere"]["grouped.jsonl"]["accuracy"]["mean"] == pytest.approx(accuracy)
-    assert [each["layer"] for each in report["per_layer"]] == [each["layer"] for each in report["gates"]] == [1, 2]
+    assert [each["layer"] for each in report["per_layer"]] == [1, 2]
+    assert [each["layers"] for each in report["layer_candidates"]] == [[1, 2]]
     assert report["cost"]["tokens"] > 0 and len(report["learning_curve"]) == 4
     assert 0 <= report["test"]["calibration_after"]["ece"] < 0.3
     page = Path("reward/report.html").read_text()
-    assert page.count("data:image/svg+xml") == 6 and "shuffled labels" in page and report["group_note"] in page
+    assert page.count("data:image/svg+xml") == 5 and "shuffled labels" in page and report["group_note"] in page
     groups = report["elsewhere"]["grouped.jsonl"]["groups"]
     assert [(each["group"], each["good"], each["bad"]) for each in groups] == [("long", 100, 100), ("short", 100, 100)]
     rows = sample_pairs("test", 60, seed=1)
@@ -74,8 +79,14 @@ def test_labelled_answers_become_a_reward_too(capsys: pytest.CaptureFixture[str]
         for side in ("chosen", "rejected")
     ]
     Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(command(dataset_name="labels.jsonl", n_shuffles=1)) == 0
+    assert main(command(dataset_name="labels.jsonl", n_shuffles=1, layers=None)) == 0
     report = json.loads(Path("reward/reward_report.json").read_text())
+    candidates = report["layer_candidates"]
+    assert [each["layers"] for each in candidates] == [[1], [2], [1, 2]]
+    best = min(candidates, key=lambda each: each["validation_loss"])
+    assert report["settings"]["layers"] == best["layers"] and len(report["per_layer"]) == 2
+    assert load_reward("reward").function.layers == best["layers"]
+    assert "Validation loss of each block of layers" in Path("reward/report.html").read_text()
     assert not report["paired"] and report["test"]["auroc"] > 0.6
     assert "calibration_after" not in report["test"]
     capsys.readouterr()

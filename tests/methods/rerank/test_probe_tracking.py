@@ -22,9 +22,9 @@ def follower(model: RepresentationModel, n: int, **options: float) -> ProbeTrack
 
 
 def test_one_step_by_hand() -> None:
-    """One pair, states ±(1, 2): standardised (±1, ±1), Δx = (2, 2), |Δx|² = 8. w = 0 and V = 0: r = σ(0)·s = s/2, gap 0.
+    """One pair, states ±(1, 2): standardised (±1, ±1), Δx = (2, 2), |Δx|² = 8. w = 0: gap 0.
 
-    Loss −log σ(0 − 1), its slope in the gap −σ(1) = −0.7311; the gap's gradient in w is Δx/2 = (1, 1). Step 0.5/8: w = 0.0457·(1, 1) on
+    Loss −log σ(0 − 1), its slope in the gap −σ(1) = −0.7311; the gap's gradient in w is Δx = (2, 2). Step 0.5/8: w = 0.0914·(1, 1) on
     standardised states, over the scale (1, 2) on plain ones.
     """
     model = probes()
@@ -36,7 +36,7 @@ def test_one_step_by_hand() -> None:
     followed.window = [(1.0, 0.0)]
     found = followed.step(lambda numbers: (better, worse))
     step = 0.5 / 8 * float(torch.sigmoid(torch.tensor(1.0)))
-    torch.testing.assert_close(model.weight, torch.tensor([[step, step / 2]]), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(model.weight, torch.tensor([[2 * step, step]]), rtol=1e-5, atol=1e-7)
     assert found["probe/loss"] == pytest.approx(1.3132617) and found["probe/accuracy"] == 0.0
 
 
@@ -75,10 +75,10 @@ def test_the_calibration_starts_where_it_was_and_moves_with_the_scale() -> None:
     assert (model.config.mu, model.config.scale) == pytest.approx((0.25, 2.0), rel=1e-5)
     for _ in range(4):  # the window forgets
         followed.step(lambda numbers: (3 * better[list(numbers)] + 1, 3 * worse[list(numbers)] + 1))
-    # Gates of ½ and weights (1, ½): a shift of 1 in both features is 0.75.
+    # Weights (1, ½): a shift of 1 in both features is 1.5.
     mean = float((model(better).mean() + model(worse).mean()) / 2)
     assert model.config.scale == pytest.approx(6.0, rel=0.01)
-    assert model.config.mu == pytest.approx(0.25 + 2 * mean + 0.75, abs=0.02)
+    assert model.config.mu == pytest.approx(0.25 + 2 * mean + 1.5, abs=0.02)
 
 
 def test_every_pair_comes_before_one_comes_again_and_state_goes_on() -> None:

@@ -80,12 +80,12 @@ def _of_prompts(shared: dict[str, int] | None) -> str:
 ENTRIES = (
     Method(
         "representation_reward",
-        "gated linear probes on a model's own hidden states become a reward",
+        "linear probes on a model's own hidden states become a reward",
         fit=fit,
         verb=Verb(
             "reward",
             "train a reward on a model's own hidden states",
-            "Train a representation reward on preference data: gated linear probes on a frozen model's hidden states. The report compares it with controls.",
+            "Train a representation reward on preference data: linear probes on a frozen model's hidden states. The report compares it with controls.",
             options="frugalign.methods.representation_reward.options:RewardOptions",
             train="frugalign.methods.representation_reward.run:train_reward",
             closing=closing,

@@ -84,6 +84,23 @@ class Features:
         return torch.cat(parts) if parts else torch.empty(self.shape)
 
 
+@dataclass(frozen=True)
+class LayerColumns:
+    """Some of the layers of `features`, by their columns. It reads like `Features`."""
+
+    features: Features
+    columns: list[int]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: Sequence[int] | Tensor) -> Tensor:
+        return self.features[rows][:, self.columns]
+
+
+States = Features | LayerColumns
+
+
 class FeatureStore:
     """A store of states under `folder`.
 

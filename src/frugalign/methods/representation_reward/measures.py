@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,36 +15,45 @@ from torch import Tensor
 from frugalign.data.labelled import PreferenceData
 from frugalign.methods.representation_reward import text_baselines as baselines
 from frugalign.methods.representation_reward.examples import Split, examples_of
-from frugalign.methods.representation_reward.feature_store import Features
+from frugalign.methods.representation_reward.feature_store import Features, LayerColumns, States
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.metrics import mean_interval
 from frugalign.metrics.calibration import reliability
-from frugalign.rewards.representation.fit import Examples, FitOptions, ReadStates, fit, raw_rewards
+from frugalign.rewards.representation.fit import Examples, FitOptions, FitResult, fit, raw_rewards
 from frugalign.rewards.representation.network import RepresentationModel
 
 CURVE = (0.125, 0.25, 0.5, 1.0)
 """Shares of the training examples in the learning curve. The last one is the fit itself."""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The fit with the lowest validation loss: its states, layers and penalty."""
+
+    fitted: FitResult
+    read: LayerColumns
+    layers: list[int]
+    penalty: float
+
+
 def measure(
-    probes: RepresentationModel,
+    chosen: Chosen,
     preferences: PreferenceData,
-    features: Features,
     split: Split,
+    every: Features,
     layers: Sequence[int],
     options: RewardOptions,
-    penalty: float,
 ) -> dict[str, Any]:
-    """The report's measures on the test prompts, with controls and baselines."""
-    width, test = features.shape[2], split.test
-    settings = replace(fit_options(options), weight_decay=penalty)
+    """The report's measures on the test prompts, with controls and baselines. `every`: the states of all `layers`."""
+    probes, features, test, width = chosen.fitted.model, chosen.read, split.test, every.shape[2]
+    settings = replace(fit_options(options), weight_decay=chosen.penalty)
     validation = examples_of(preferences, split.validation)
 
     def refit(numbers: Sequence[int], flips: Tensor | None = None) -> RepresentationModel:
         train, held_out = examples_of(preferences, numbers), validation
         if flips is not None:
             train, held_out = _shuffled(train, flips[: len(train)]), _shuffled(held_out, flips[len(train) :])
-        return fit(features.__getitem__, train, held_out, layers, width, settings).model
+        return fit(features.__getitem__, train, held_out, chosen.layers, width, settings).model
 
     rng = np.random.default_rng(options.seed)
     shuffled = []
@@ -59,28 +68,24 @@ def measure(
         curve.append({"examples": len(part), "accuracy": _accuracy(learned, preferences, features, test)})
     per_layer = []
     for column, layer in enumerate(layers):
-        read = _column(features, column)
+        read = LayerColumns(every, [column]).__getitem__
         found = fit(read, examples_of(preferences, split.train), validation, [layer], width, settings)
         scores = raw_rewards(found.model, read, torch.arange(len(features)))
         per_layer.append({"layer": layer, "accuracy": baselines.accuracy(preferences, scores.double().numpy(), test)})
     lengths, words = baselines.length_scores(preferences, split.train), baselines.word_scores(preferences, split.train)
-    states = features[sorted({row for example in test for row in baselines.rows_of(preferences, example)})]
-    with torch.no_grad():
-        gates = probes.gates(probes.scores(states)).mean(0).tolist()
     return {
         "test": measure_accuracy(probes, preferences, features, test),
         "shuffled": {"mean": float(np.mean(shuffled)) if shuffled else None, "each": shuffled},
         "length_only": baselines.accuracy(preferences, lengths, test),
         "bag_of_words": baselines.accuracy(preferences, words, test),
         "per_layer": per_layer,
-        "gates": [{"layer": layer, "gate": gate} for layer, gate in zip(layers, gates, strict=True)],
         "learning_curve": curve,
         "calibration": {"mu": probes.config.mu, "scale": probes.config.scale},
     }
 
 
 def measure_accuracy(
-    probes: RepresentationModel, preferences: PreferenceData, features: Features, examples: Sequence[int] | None = None
+    probes: RepresentationModel, preferences: PreferenceData, features: States, examples: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """Accuracy with its interval (over prompts), AUROC, calibration before and after, and the rewards for a histogram."""
     numbers = list(range(len(preferences))) if examples is None else list(examples)
@@ -136,17 +141,8 @@ def group_note(elsewhere: Mapping[str, Mapping[str, Any]]) -> str:
     return "Good answers score above bad ones in every group."
 
 
-def _column(features: Features, column: int) -> ReadStates:
-    """Read a single layer of the features."""
-
-    def read(rows: Tensor) -> Tensor:
-        return features[rows][:, column : column + 1]
-
-    return read
-
-
 def _accuracy(
-    probes: RepresentationModel, preferences: PreferenceData, features: Features, examples: Sequence[int]
+    probes: RepresentationModel, preferences: PreferenceData, features: States, examples: Sequence[int]
 ) -> float:
     rows = sorted({row for example in examples for row in baselines.rows_of(preferences, example)})
     scores = np.zeros(len(features))

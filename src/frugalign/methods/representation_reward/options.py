@@ -41,7 +41,10 @@ class RewardOptions(
         TEXT,
     )
     layers: list[int] | None = option(
-        None, "Layers to read, as indices into hidden_states (negative: from the end). Default: 1 to the last.", LAYER
+        None,
+        "Layers to read, as indices into hidden_states (negative: from the end). Default: a third of the depth or all "
+        "layers, as the validation loss chooses.",
+        LAYER,
     )
     test_fraction: float = option(
         0.2, "Share of the prompts held out for the report, where there is no test split.", PART

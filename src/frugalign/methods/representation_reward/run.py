@@ -1,6 +1,6 @@
 """`frugalign reward`: train a representation reward on preference data, and measure it on held-out prompts.
 
-Data is split by prompt. The validation prompts stop the fit, choose the penalty and calibrate the reward. The test prompts are
+Data is split by prompt. The validation prompts stop the fit, choose the layers and the penalty, and calibrate the reward. The test prompts are
 used once, for the report.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,18 @@ from frugalign.methods.representation_reward.examples import (
     sequence_ids,
     shared_prompts,
 )
-from frugalign.methods.representation_reward.feature_store import Features, FeatureStore
-from frugalign.methods.representation_reward.measures import CURVE, fit_options, group_note, measure, measure_accuracy
+from frugalign.methods.representation_reward.feature_store import Features, FeatureStore, LayerColumns, States
+from frugalign.methods.representation_reward.measures import (
+    CURVE,
+    Chosen,
+    fit_options,
+    group_note,
+    measure,
+    measure_accuracy,
+)
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.options.loading import model_arguments
-from frugalign.rewards.representation.fit import FitResult, calibrate, fit, raw_rewards
+from frugalign.rewards.representation.fit import calibrate, fit, raw_rewards
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.checkpoints import refuse_earlier_run
 from frugalign.runs.folder import open_run_folder, publish
@@ -86,25 +94,26 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
         features = states_of(preferences, base, layers, options, store, ledger)
     tokens = ledger.lm_forward_tokens  # of these answers; the other data sets are read later
     with ledger.phase("optimise"):
-        fitted, penalty = fit_best(preferences, features, split, layers, options)
-    probes = fitted.model
-    set_calibration(probes, preferences, features, split)
+        chosen, candidates = fit_best(preferences, features, split, layers, options)
+    probes, read = chosen.fitted.model, chosen.read
+    set_calibration(probes, preferences, read, split)
     _describe(probes, base, split, options)
     ledger.set_parameters(trainable=sum(p.numel() for p in probes.parameters()), base=base.model.num_parameters())
     # The controls refit the probes: on shuffled labels, on parts of the data, on each layer.
     refits = options.n_shuffles + len(CURVE) - 1 + len(layers)
     with ledger.phase("evaluate"), work("controls", refits * options.max_iterations, FITTED):
         report = {
-            "settings": asdict(options) | {"layers": layers, "chosen_weight_decay": penalty},
+            "settings": asdict(options) | {"layers": chosen.layers, "chosen_weight_decay": chosen.penalty},
+            "layer_candidates": candidates,
             "examples": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
             "shared_prompts": shared_prompts(preferences, split),
             "answers": len(preferences.answers),
             "paired": preferences.is_paired,
             "dropped_equal_pairs": preferences.n_dropped,
-            "fit": {"history": fitted.history, "best_iteration": fitted.best_iteration},
-            **measure(probes, preferences, features, split, layers, options, penalty),
+            "fit": {"history": chosen.fitted.history, "best_iteration": chosen.fitted.best_iteration},
+            **measure(chosen, preferences, split, features, layers, options),
             "elsewhere": {
-                name: measure_accuracy(probes, other, states_of(other, base, layers, options, store, ledger))
+                name: measure_accuracy(probes, other, states_of(other, base, chosen.layers, options, store, ledger))
                 | {"shared_prompts": shared_prompts(preferences, split, other)}
                 for name, other in elsewhere.items()
             },
@@ -151,7 +160,7 @@ def _save(
     name = str(options.model_name_or_path)
     card = model_card(
         title=f"Representation reward for {name}",
-        description="Gated linear probes on the model's own hidden states (arXiv 2503.10093); the reward is calibrated to log-odds.",
+        description="Linear probes on the model's own hidden states (arXiv 2503.10093); the reward is calibrated to log-odds.",
         base_model=name,
         tables=CardTables(
             settings=asdict(options),
@@ -188,23 +197,36 @@ def states_of(
 
 def fit_best(
     preferences: PreferenceData, features: Features, split: Split, layers: Sequence[int], options: RewardOptions
-) -> tuple[FitResult, float]:
-    """Fit with every penalty. Returns the fit with the lowest validation loss, and its penalty."""
-    width = features.shape[2]
+) -> tuple[Chosen, list[dict[str, Any]]]:
+    """Fit every block of layers with every penalty. Returns the fit with the lowest validation loss, and the best of each block."""
+    blocks = layer_blocks(len(layers)) if options.layers is None else [list(range(len(layers)))]
     train, validation = examples_of(preferences, split.train), examples_of(preferences, split.validation)
-    settings = fit_options(options)
-    with work("fit", len(options.weight_decay) * options.max_iterations, FITTED):
-        found = [
-            (
-                fit(features.__getitem__, train, validation, layers, width, replace(settings, weight_decay=penalty)),
-                penalty,
-            )
-            for penalty in options.weight_decay
-        ]
-    return min(found, key=lambda each: each[0].validation_loss)
+    settings, best = fit_options(options), []
+    with work("fit", len(blocks) * len(options.weight_decay) * options.max_iterations, FITTED):
+        for columns in blocks:
+            read, block = LayerColumns(features, columns), [layers[column] for column in columns]
+            found = []
+            for penalty in options.weight_decay:
+                one = replace(settings, weight_decay=penalty)
+                fitted = fit(read.__getitem__, train, validation, block, features.shape[2], one)
+                found.append(Chosen(fitted, read, block, penalty))
+            best.append(min(found, key=lambda each: each.fitted.validation_loss))
+    candidates = [
+        {"layers": each.layers, "weight_decay": each.penalty, "validation_loss": each.fitted.validation_loss}
+        for each in best
+    ]
+    return min(best, key=lambda each: each.fitted.validation_loss), candidates
 
 
-def set_calibration(probes: RepresentationModel, preferences: PreferenceData, features: Features, split: Split) -> None:
+def layer_blocks(depth: int) -> list[list[int]]:
+    """The candidates among `depth` layers, as columns: each third of them, and all. The thirds are as equal as can be."""
+    parts = min(3, depth)
+    edges = [round(part * depth / parts) for part in range(parts + 1)]
+    thirds = [list(range(start, stop)) for start, stop in pairwise(edges)] if parts > 1 else []
+    return [*thirds, list(range(depth))]
+
+
+def set_calibration(probes: RepresentationModel, preferences: PreferenceData, features: States, split: Split) -> None:
     """Set `μ` and `t̂` from the validation examples. Single labelled answers are paired across labels."""
     if preferences.is_paired:
         pairs = [preferences.pairs[example] for example in split.validation]

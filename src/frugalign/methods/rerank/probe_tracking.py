@@ -93,7 +93,7 @@ class ProbeTracker:
         probes.zero_grad()
         pair_loss(probes(better), probes(worse), self.margin).backward()
         with torch.no_grad():
-            # A gate is at most 1, so a pair's gap moves by at most |Δx|² for a unit step along its own gradient.
+            # A unit step along a pair's own gradient moves its gap by at most |Δx|².
             step = self.learning_rate / float((better - worse).pow(2).sum((1, 2)).mean().clamp(min=1e-12))
             for parameter in probes.parameters():
                 assert parameter.grad is not None

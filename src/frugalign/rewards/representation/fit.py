@@ -95,12 +95,12 @@ class Standardiser:
         """Convert a model of standardised features to plain features, in place: `w·(h − m)/s + b = (w/s)·h + (b − (w/s)·m)`."""
         with torch.no_grad():
             model.weight.div_(self.scale)
-            model.bias.sub_((model.weight * self.mean).sum(-1))
+            model.bias.sub_((model.weight * self.mean).sum())
 
     def unfold(self, model: RepresentationModel) -> None:
         """The inverse of `fold`, in place."""
         with torch.no_grad():
-            model.bias.add_((model.weight * self.mean).sum(-1))
+            model.bias.add_((model.weight * self.mean).sum())
             model.weight.mul_(self.scale)
 
 
@@ -142,7 +142,7 @@ def fit(
         nonlocal last_loss
         vector_to_parameters(torch.from_numpy(flat), model.parameters())
         model.zero_grad()
-        penalty = options.weight_decay / 2 * (model.weight.pow(2).sum() + model.gate.pow(2).sum())
+        penalty = options.weight_decay / 2 * model.weight.pow(2).sum()
         penalty.backward()
         last_loss = float(penalty.detach()) + _mean_loss(model, read, standard, train, options, learn=True)
         gradient = torch.cat(

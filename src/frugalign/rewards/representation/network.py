@@ -1,8 +1,7 @@
-"""The representation reward: gated linear probes on a model's own hidden states at the end of an answer (`docs/methods/representation-reward.md#network-and-loss`).
+"""The representation reward: linear probes on a model's own hidden states at the end of an answer (`docs/methods/representation-reward.md#network-and-loss`).
 
-Per layer `s_l = w_l·h^l + b_l`; gates `g = σ(V s)` with `V` L×L; `r = Σ_l g_l·s_l`; calibrated `r̃ = (r − μ)/t̂`, so that the
-difference of two is the log-odds of being preferred. About `L·(D + L + 1)` numbers. The model itself is frozen and
-not in the file. This module holds the network and the scoring; `frugalign.methods.representation_reward` trains it.
+`r = Σ_l w_l·h^l + b` over the chosen layers; calibrated `r̃ = (r − μ)/t̂`, so that the difference of two is the log-odds
+of being preferred. That is `L·D + 1` numbers. The model itself is frozen and not in the file. This module holds the network and the scoring; `frugalign.methods.representation_reward` trains it.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class RepresentationConfig(PreTrainedConfig):
 
 
 class RepresentationModel(PreTrainedModel):
-    """The probes and their gates. `forward` takes `states [B, L, D]` and returns the raw reward `r [B]`."""
+    """One probe per layer. `forward` takes `states [B, L, D]` and returns the raw reward `r [B]`."""
 
     config_class = RepresentationConfig
     base_model_prefix = "representation"
@@ -58,27 +57,17 @@ class RepresentationModel(PreTrainedModel):
         super().__init__(config)
         n = len(config.layers)
         self.weight = nn.Parameter(torch.empty(n, config.width))
-        self.bias = nn.Parameter(torch.empty(n))
-        self.gate = nn.Parameter(torch.empty(n, n))
+        self.bias = nn.Parameter(torch.empty(1))
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self:
-            for parameter in (self.weight, self.bias, self.gate):
+            for parameter in (self.weight, self.bias):
                 init.zeros_(parameter)
 
-    def scores(self, states: Tensor) -> Tensor:
-        """`s [B, L]`, one score per layer."""
-        return torch.einsum("bld,ld->bl", states.to(self.weight.dtype), self.weight) + self.bias
-
-    def gates(self, scores: Tensor) -> Tensor:
-        """`g = σ(V s) [B, L]`."""
-        return torch.sigmoid(scores @ self.gate.T)
-
     def forward(self, states: Tensor) -> Tensor:
-        scores = self.scores(states)
-        return (self.gates(scores) * scores).sum(-1)
+        return torch.einsum("bld,ld->b", states.to(self.weight.dtype), self.weight) + self.bias
 
     def calibrated(self, states: Tensor) -> Tensor:
         """`r̃ = (r − μ)/t̂ [B]`."""
