@@ -1,5 +1,6 @@
 """Partial work: resumed by the same work only, without a cut line, and kept in memory where there is no file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,11 @@ def test_a_chunk_is_kept_with_its_costs_or_not_at_all(tmp_path: Path) -> None:
         assert found.rows == [1, 2, 3] or end < len(whole)
 
 
-@pytest.mark.parametrize("damage", ["[1, 2]", '{"rows": 1, "costs": {}}', '{"rows": [9]}', "null", "\x00", "[" * 5000])
+@pytest.mark.parametrize(
+    "damage",
+    ["[1, 2]", '{"rows": 1, "costs": {}}', '{"rows": [9]}', "null", "\x00", "[" * 5000]
+    + [json.dumps({"rows": [9], "costs": costs}) for costs in ({"odd": 1}, {"reward_calls": -1})],
+)
 def test_rows_after_a_damaged_line_are_done_again(damage: str, tmp_path: Path) -> None:
     path, work = tmp_path / "work.partial", PartialWork(tmp_path / "work.partial")
     for row in (1, 2, 3):

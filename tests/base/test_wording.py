@@ -61,3 +61,7 @@ def test_another_word_is_no_typo(other: str) -> None:
 )
 def test_the_name_of_another_library_is_translated(other: str, ours: str) -> None:
     assert did_you_mean(f"--{other}", [f"--{name}" for name in FLAGS]) == f"; did you mean --{ours}?"
+
+
+def test_an_absurdly_long_name_is_not_compared() -> None:
+    assert did_you_mean("max_" * 20_000, FLAGS) == ""

@@ -81,6 +81,7 @@ def test_yaml(value: Any, hint: Any, expected: Any) -> None:
         (None, int),
         ("c", Literal["a"]),
         ([1], list[str]),
+        (10**400, float),
     ],
 )
 def test_yaml_of_another_type(value: Any, hint: Any) -> None:

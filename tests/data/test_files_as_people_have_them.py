@@ -68,6 +68,7 @@ REFUSED: dict[str, tuple[bytes, int | None, str]] = {
     "deep.json": (b"[" + deep(100_000).encode() + b"]", 1, "nests lists and objects more than 32 deep"),
     "less-deep.jsonl": (lines(deep(200)), 1, "nests lists and objects more than 32 deep"),
     "twice.jsonl": (lines(FINE, '{"prompt": "a", "prompt": "b"}'), 2, "the row has the key 'prompt' twice"),
+    "twice-spaced.jsonl": (lines(FINE, '{"prompt" : "a", "prompt" : "b"}'), 2, "the row has the key 'prompt' twice"),
     "twice-within.json": (b'[{"prompt": "a", "m": {"x": 1, "x": 2}}]', 1, "the row has the key 'x' twice"),
     "array.jsonl": (json.dumps([FINE, FINE]).encode(), None, "the file is one JSON array, not one object per line"),
     "array-of-lines.jsonl": (json.dumps([FINE], indent=1).encode(), None, "the file is one JSON array"),

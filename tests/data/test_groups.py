@@ -57,3 +57,18 @@ def test_broken_rows_are_named() -> None:
     rows = Dataset.from_dict({"prompt": ["p"], "completions": [["a", "b"]], "rewards": [[1.0]]})
     with pytest.raises(FrugalignError, match="row 1: 2 completions, but 1 `rewards`"):
         groups_from_dataset(rows, "g.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "holds no responses"),
+        (b'{"prompt": "a"', "line 1 is damaged"),
+        (b"[7]\n", "line 1"),
+        (b"\xff\n", "line 1"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "groups.jsonl").write_bytes(content)
+    with pytest.raises(FrugalignError, match=sentence):
+        read_groups(tmp_path / "groups.jsonl")

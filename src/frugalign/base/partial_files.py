@@ -76,4 +76,8 @@ def _chunk(line: bytes) -> _Chunk | None:
         found = parse_json(line)
     except ValueError:
         return None
-    return cast(_Chunk, found) if mismatch(found, _Chunk) is None else None
+    if mismatch(found, _Chunk) is not None:
+        return None
+    costs = found["costs"]
+    whole = costs.keys() <= Ledger().counts().keys() and all(number >= 0 for number in costs.values())
+    return cast(_Chunk, found) if whole else None

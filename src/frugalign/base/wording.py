@@ -40,7 +40,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     bare, names = given.removeprefix("--").replace("-", "_"), [name.removeprefix("--") for name in known]
     same = next((group for group in _SAME if bare.lower() in group), ())
     found = [name for name in same if name in names]
-    if not same:
+    if not same and len(bare) <= _LONGEST_NAME:
         found = difflib.get_close_matches(bare, [name for name in names if _is_typo(bare, name)], n=1)
     return f"; did you mean {dashes}{found[0]}?" if found else ""
 
@@ -109,4 +109,6 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+_LONGEST_NAME = 100
+"""Comparing longer names takes seconds, and no option is as long."""
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

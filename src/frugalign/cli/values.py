@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
@@ -89,5 +90,6 @@ def from_yaml(value: Any, hint: Any) -> Any:
         if origin is int and type(value) in (int, float) and math.isfinite(value) and value == int(value):
             return int(value)
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            with suppress(OverflowError):  # an integer of hundreds of digits
+                return float(value)
     raise ValueError(f"{shown(value)} is not {describe(hint)}")

@@ -240,11 +240,16 @@ def _ranked_replies(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:
         replies = [each for each in node.get("replies") or [] if isinstance(each, dict)]
         todo.extend((said, each) for each in reversed(replies))
         ranked = sorted(
-            (each for each in replies if isinstance(each.get("rank"), int) and not each.get("deleted")),
+            (each for each in replies if _is_rank(each.get("rank")) and not each.get("deleted")),
             key=lambda each: int(each["rank"]),
         )
         if said[-1]["role"] == "user" and len(ranked) > 1:
             yield {"prompt": said, "chosen": [_message(ranked[0])], "rejected": [_message(ranked[-1])]}
+
+
+def _is_rank(value: Any) -> bool:
+    """Whether it is a whole number; pandas writes a column with gaps as floats."""
+    return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
 
 
 _PAIRS = "chosen is the answer that `{prefer}` prefers"

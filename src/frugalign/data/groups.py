@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
+from frugalign.base.json_files import read_lines
 from frugalign.data.splits import column
 from frugalign.data.standard import Misfit, standard_row
 
@@ -138,10 +139,16 @@ def groups_from_dataset(rows: Dataset, name: str) -> Groups:
 
 
 def read_groups(path: Path) -> Groups:
-    """Read a file that `save_groups` wrote."""
+    """Read a file that `save_groups` wrote.
+
+    Raises:
+        FrugalignError: it is missing, empty or damaged.
+    """
     from datasets import Dataset
 
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines = read_lines(path, whole=True)
+    if not lines:
+        raise FrugalignError(f"{path} holds no responses.")
     columns = {
         name: [line.get(name) for line in lines] for name in ("prompt", "completions", "completion_ids", "rewards")
     }

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from frugalign.base.terminal import console
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -40,11 +42,10 @@ class Reading:
             _log.info("Reading %s: %s rows, %d %%.", self._name, f"{rows:,}", 100 * position // max(1, self._size))
 
     def _start(self, position: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("reading {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+        self._bar = Progress(*columns, console=console(stderr=True), transient=True)
         self._bar.add_task(self._name, total=self._size, completed=position)
         self._bar.start()
 

@@ -19,6 +19,8 @@ MAX_DEPTH = 32
 Entry = tuple[int, Any]
 """A row's number and its value, or a `ValueError` with the reason that it cannot be read."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_KEY = re.compile(r'"\s*:')
+"""The end of a key; text that looks like one only costs a second look."""
 
 
 def _refuse_constant(name: str) -> Any:
@@ -130,7 +132,7 @@ def _checked(value: Any, text: str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(value):
         raise _too_deep()
     # Only a row with inner objects, or with a key twice, has more keys in its text than the row has columns.
-    if isinstance(value, dict) and text.count('":') > len(value):
+    if isinstance(value, dict) and len(_KEY.findall(text)) > len(value):
         _UNIQUE.decode(text)
     return value
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,6 +119,9 @@ def read_parquet(path: Path) -> Iterator[Batch]:
     with Reading(path) as reading:
         try:
             with pq.ParquetFile(path) as stored:
+                names = stored.schema_arrow.names
+                if twice := next((name for name in names if names.count(name) > 1), None):
+                    raise ValueError(f"two columns have the name `{twice}`")
                 total = max(1, stored.metadata.num_rows)
                 for rows in stored.iter_batches(batch_size=BATCH_ROWS):
                     reading.update(path.stat().st_size * number // total, number)
@@ -136,19 +138,3 @@ def read_dataset(dataset: Dataset) -> Iterator[Batch]:
         table: pa.Table = rows if isinstance(rows, pa.Table) else pa.table(rows)
         yield Batch(range(number + 1, number + 1 + len(table)), table)
         number += len(table)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the progress bars and log lines of `datasets` while it reads. Errors become our own message."""
-    from datasets.utils import logging as noise
-
-    shown, level = noise.is_progress_bar_enabled(), noise.get_verbosity()
-    noise.disable_progress_bar()
-    noise.set_verbosity(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        noise.set_verbosity(level)
-        if shown:
-            noise.enable_progress_bar()

@@ -56,7 +56,7 @@ def attach_adapter(
     folder = _folder_of(adapter)
     check_safetensors(folder / ADAPTER_WEIGHTS_FILE)
     record = read_json(folder / ADAPTER_RECORD_FILE)
-    if record:
+    if (folder / ADAPTER_RECORD_FILE).exists():
         _check_record(record, folder, model, tokenizer)
     with refused(f"Cannot load the adapter {adapter!r}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below

@@ -119,7 +119,7 @@ def _found_again(base: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = dict(base)
     for key, way in base["relative"].items():
         near = os.path.normpath(folder.absolute() / way)
-        gone = key in _PATHS and os.path.isabs(str(base[key])) and not os.path.isdir(base[key])
+        gone = key in _PATHS and os.path.isabs(str(base.get(key))) and not os.path.isdir(str(base[key]))
         if gone and os.path.isdir(near):
             found[key] = near
     return found

@@ -16,6 +16,9 @@ _NOT_CARRIED_OVER = {
     "gradient_checkpointing": "the frozen LM has no gradients, and the proxy is small",
     "load_best_model_at_end": "choose a checkpoint by its eval_reward and load it from its folder",
     "auto_find_batch_size": "a rollout's size is part of what is trained",
+    "save_only_model": "a killed run could not be resumed exactly",
+    "label_smoothing_factor": "our loss does not use it",
+    "neftune_noise_alpha": "the frozen LM has no noise, and the proxy has no embeddings of its own",
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from frugalign.options import groups
 from frugalign.options.check import check_options
 from frugalign.options.declare import defaults, notes, option
-from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, NON_NEGATIVE, PART, PATH, POSITIVE, TEXT
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, NON_NEGATIVE, PART, PATH, POSITIVE
 
 
 @dataclass
@@ -38,7 +38,6 @@ class RewardOptions(
     eval_group_column: str | None = option(
         None,
         "Column of those sets that names each row's group, such as safe and unsafe prompts: the AUROC is reported for each group.",
-        TEXT,
     )
     layers: list[int] | None = option(
         None,

@@ -14,6 +14,8 @@ from frugalign.options.kinds import POSITIVE
 from frugalign.options.training_config import TrainingConfig
 
 _NOT_TAKEN: dict[str, tuple[Any, str]] = {
+    "save_only_model": (False, "a killed run could not be resumed exactly"),
+    "label_smoothing_factor": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
     "label_smoothing": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
     "sync_ref_model": (False, "the checkpoints would not contain a moving reference"),
     "truncation_mode": ("keep_start", "exchanges are cut on the left"),
