@@ -233,6 +233,7 @@ def test_a_clock_ends_a_run_between_its_rounds(data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+@pytest.mark.slow
 def test_a_cell_ends_with_its_runner(tmp_path: Path) -> None:
     """A runner that is killed outright cannot stop its cells; one that went on would hold the lock, unseen."""
     runner = subprocess.Popen(
@@ -303,6 +304,7 @@ def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, m
     )
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_work_on_one_cell(data: Path, tmp_path: Path) -> None:
     cell = cell_of(Line("base", "base", {}), 1, "test", options(data, tmp_path, methods={"base": None}))
     folder = cell.folder(tmp_path)
