@@ -18,4 +18,4 @@ def test_a_stopped_run_is_resumed_by_the_same_command(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *words, "--keep", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for how in ("kill", "full", "deleted"):
-        assert f"proxy, {how}: 1 runs, " in done.stdout
+        assert f"proxy, {how}: 1 run, " in done.stdout

@@ -31,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from frugalign.base.wording import pluralize
 from tools.forked_run import Ended, Moment, run
 
 PAGE = Path(__file__).parents[1] / "docs/how-to/resume.md"
@@ -220,7 +221,7 @@ def try_command(name: str, data: Path, place: Path, options: argparse.Namespace,
         else:
             shutil.rmtree(folder)
     print(
-        f"{name}, {how}: {found.trials} runs, {found.kills} stops, {len(found.wrong)} not as they should be.",
+        f"{name}, {how}: {pluralize(found.trials, 'run')}, {pluralize(found.kills, 'stop')}, {len(found.wrong)} not as they should be.",
         flush=True,
     )
     return found
