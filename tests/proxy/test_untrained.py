@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.proxy.small_models import SMALL
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from frugalign.engines.transformers import embedding_rows
@@ -15,14 +16,7 @@ V = 64
 
 def build(name: str) -> Any:
     torch.manual_seed(0)
-    small: dict[str, Any] = {
-        "vocab_size": V,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
+    small = SMALL | {"vocab_size": V}
     if name == "gpt2":
         model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2))
     elif name == "qwen2-untied":

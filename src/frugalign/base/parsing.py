@@ -7,6 +7,7 @@ other types, duplicate keys, keys that are not text, recursive or exploding alia
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +46,16 @@ def _refuse_constant(word: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is given twice")
-    return found
+    if (twice := first_repeated([key for key, _ in pairs])) is not None:
+        raise ValueError(f"the key {shown(twice)} is given twice")
+    return dict(pairs)
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first name that occurs again, or None."""
+    if len(set(names)) == len(names):
+        return None
+    return next(name for name in names if names.count(name) > 1)
 
 
 def read_yaml(path: str | Path, what: str) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from frugalign.base.parsing import first_repeated
 from frugalign.data.progress import Reading
 from frugalign.data.rows import BATCH_ROWS, Batch, Problem, json_type, one_line
 
@@ -38,9 +39,7 @@ _STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _unique(items: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in items]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if (twice := first_repeated([name for name, _ in items])) is not None:
         raise ValueError(f"the row has the key {twice!r} twice")
 
 

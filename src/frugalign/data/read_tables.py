@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from frugalign.base.parsing import first_repeated
 from frugalign.data.progress import Reading
 from frugalign.data.rows import BATCH_ROWS, Batch, Problem, one_line
 
@@ -77,8 +78,7 @@ def _header(first: str) -> list[str] | str:
         return f"the line of column names is broken ({error})"
     # A table that was saved with its index has a first column without a name.
     names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(names)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    return names if twice is None else f"two columns have the name `{twice}`"
+    return _two_alike(names) or names
 
 
 def _records(text: io.TextIOWrapper) -> Iterator[tuple[int, list[str] | str]]:
@@ -97,6 +97,11 @@ def _records(text: io.TextIOWrapper) -> Iterator[tuple[int, list[str] | str]]:
         if values:
             number += 1
             yield number, values
+
+
+def _two_alike(names: list[str]) -> str | None:
+    twice = first_repeated(names)
+    return None if twice is None else f"two columns have the name `{twice}`"
 
 
 def _row_reason(values: list[str], names: list[str]) -> str | None:
@@ -119,9 +124,8 @@ def read_parquet(path: Path) -> Iterator[Batch]:
     with Reading(path) as reading:
         try:
             with pq.ParquetFile(path) as stored:
-                names = stored.schema_arrow.names
-                if twice := next((name for name in names if names.count(name) > 1), None):
-                    raise ValueError(f"two columns have the name `{twice}`")
+                if (problem := _two_alike(stored.schema_arrow.names)) is not None:
+                    raise ValueError(problem)
                 total = max(1, stored.metadata.num_rows)
                 for rows in stored.iter_batches(batch_size=BATCH_ROWS):
                     reading.update(path.stat().st_size * number // total, number)

@@ -157,7 +157,7 @@ def _check(name: str, value: Any, rule: _Rule) -> None:
     if not rule.ours and not isinstance(value, (*_BUILTIN, type(None))):
         return
     if rule.allowed is not None:
-        # A list of words is no word.
+        # A list is not a word, even if it holds one.
         check_value(name, [value] if isinstance(value, (list, tuple)) else value, None, rule.allowed)
         return
     # A kind says more than a type, where all values have one type. Else it has a say on the values of its own type only.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
+from frugalign.base.errors import FrugalignError
 from frugalign.options.check import check_options
 from frugalign.options.resuming import MAY_CHANGE, START_OPTIONS
 from frugalign.options.training_parts import check_packages, refused_settings, try_training_parts
@@ -17,17 +18,23 @@ _DERIVED = {
 """Fields that `TrainingArguments` and our configs set themselves."""
 _SECRET = ("hub_token",)
 """Fields that are never written to a file."""
+_NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
+    "save_only_model": (False, "a killed run could not be resumed exactly"),
+    "label_smoothing_factor": (0.0, "our loss does not use it"),
+}
+"""`TrainingConfig.not_carried_over` for every method."""
 
 
 class TrainingConfig:
     """A mixin for a config that combines one of our options dataclasses with `TrainingArguments` or a subclass.
 
     `own`: the options dataclass. `own_may_change`: its options that may change on resuming, in addition to
-    `MAY_CHANGE`.
+    `MAY_CHANGE`. `not_carried_over`: inherited options that must keep a value, that value, and the reason or the alternative.
     """
 
     own: ClassVar[type]
     own_may_change: ClassVar[frozenset[str]] = frozenset()
+    not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = {}
 
     def __post_init__(self) -> None:
         """Check every value, ours and inherited, then let transformers set up its own fields.
@@ -50,6 +57,10 @@ class TrainingConfig:
             arguments.__post_init__()
         except Exception as error:  # transformers and accelerate raise any kind for settings that do not fit
             raise refused_settings(error) from error
+        for name, (neutral, reason) in (_NOT_CARRIED_OVER | self.not_carried_over).items():
+            value = getattr(self, name, neutral)
+            if getattr(value, "value", value) not in (neutral, [neutral], None):
+                raise FrugalignError(f"{name} is not carried over: {reason}.")
         self.check()
         try_training_parts(self)
 

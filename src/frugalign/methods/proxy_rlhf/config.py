@@ -12,13 +12,11 @@ from frugalign.base.errors import FrugalignError
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
 from frugalign.options.training_config import TrainingConfig
 
-_NOT_CARRIED_OVER = {
-    "gradient_checkpointing": "the frozen LM has no gradients, and the proxy is small",
-    "load_best_model_at_end": "choose a checkpoint by its eval_reward and load it from its folder",
-    "auto_find_batch_size": "a rollout's size is part of what is trained",
-    "save_only_model": "a killed run could not be resumed exactly",
-    "label_smoothing_factor": "our loss does not use it",
-    "neftune_noise_alpha": "the frozen LM has no noise, and the proxy has no embeddings of its own",
+_NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
+    "gradient_checkpointing": (False, "the frozen LM has no gradients, and the proxy is small"),
+    "load_best_model_at_end": (False, "choose a checkpoint by its eval_reward and load it from its folder"),
+    "auto_find_batch_size": (False, "a rollout's size is part of what is trained"),
+    "neftune_noise_alpha": (0.0, "the frozen LM has no noise, and the proxy has no embeddings of its own"),
 }
 
 
@@ -32,6 +30,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
 
     own: ClassVar[type] = ProxyOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"log_completions"})
+    not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
     def prepare(self) -> None:
         """Fill in the folder, and what a proxy fixes."""
@@ -51,8 +50,6 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
             if not condition:
                 raise FrugalignError(sentence)
 
-        for name, reason in _NOT_CARRIED_OVER.items():
-            demand(not getattr(self, name), f"{name} is not carried over: {reason}.")
         demand(
             self.target_kl is None or self.beta > 0, "target_kl adapts beta by a factor, so beta must start above 0."
         )

@@ -25,8 +25,6 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "auto_find_batch_size": (False, "a step's couples are part of what is trained"),
     "train_sampling_strategy": ("random", "the order of a round's couples is a function of the seed alone"),
     "eval_strategy": ("no", "every round is measured on held-out prompts (eval_prompts)"),
-    "save_only_model": (False, "a killed round could not be resumed exactly"),
-    "label_smoothing_factor": (0.0, "our loss does not use it"),
     "push_to_hub": (False, "push the run's adapter when it is finished"),
     "deepspeed": (None, "rounds sample from the model that they train"),
 }
@@ -49,6 +47,7 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
 
     own: ClassVar[type] = PSLEOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"rounds", "principles", "eval_reward", "share_prefix"})
+    not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
     def prepare(self) -> None:
         """Fill in the folder, and what rounds fix."""
@@ -64,9 +63,6 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
                 raise FrugalignError(sentence)
 
         check_value("beta", self.beta, POSITIVE)
-        for name, (default, reason) in _NOT_CARRIED_OVER.items():
-            value = getattr(self, name)
-            demand(getattr(value, "value", value) in (default, None), f"{name} is not carried over: {reason}.")
         demand(
             self.reward_weights is None or not self.reward or len(self.reward_weights) == len(self.reward),
             f"There are {len(self.reward)} rewards, but {len(self.reward_weights or [])} reward_weights.",

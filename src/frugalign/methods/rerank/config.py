@@ -13,8 +13,8 @@ from frugalign.options.check import check_value
 from frugalign.options.kinds import POSITIVE
 from frugalign.options.training_config import TrainingConfig
 
-_NOT_TAKEN: dict[str, tuple[Any, str]] = {
-    "save_only_model": (False, "a killed run could not be resumed exactly"),
+_NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
+    "load_best_model_at_end": (False, "load a checkpoint from its folder"),
     "label_smoothing_factor": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
     "label_smoothing": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
     "sync_ref_model": (False, "the checkpoints would not contain a moving reference"),
@@ -24,7 +24,7 @@ _NOT_TAKEN: dict[str, tuple[Any, str]] = {
     "use_weighting": (False, "the loss is the confidence-weighted one"),
     "f_divergence_type": ("reverse_kl", "the confidence-weighted loss is of the reverse KL"),
 }
-"""Options of TRL's `DPOConfig` that are not supported here: their neutral value, and the reason or the alternative."""
+"""Most are options of TRL's `DPOConfig`."""
 
 
 @dataclass
@@ -37,6 +37,7 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
 
     own: ClassVar[type] = RerankOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"num_train_epochs"})
+    not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
 
@@ -70,15 +71,10 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
     def check(self) -> None:
         """Check what values mean together."""
         check_value("beta", self.beta, POSITIVE)
-        for name, (neutral, instead) in _NOT_TAKEN.items():
-            if getattr(self, name) not in (neutral, [neutral], None):
-                raise FrugalignError(f"{name} is not carried over: {instead}.")
         if self.label_noise is not None and self.confidence != "pair":
             raise FrugalignError(
                 "label_noise is weighed per pair: it needs confidence pair (conservative DPO: constant_confidence 1 − ε)."
             )
-        if self.load_best_model_at_end:
-            raise FrugalignError("load_best_model_at_end is not carried over: load a checkpoint from its folder.")
         if self.resample and not self.sample:
             raise FrugalignError("resample needs sample: how many responses per prompt are drawn at every epoch.")
 
