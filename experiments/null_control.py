@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.smoke import smallest
+from experiments.smoke import run_here, smallest
 from experiments.summary import estimate, script_options, write_summary
 
 from frugalign.cli.parser import read_config
 from frugalign.sandbox import gold
 from frugalign.study.options import StudyOptions
-from frugalign.study.runner import run_study
+from frugalign.study.plan import cells_of
+from frugalign.study.runner import read_study, run_study
 from frugalign.study.table import rows_of
 
 STUDY = Path(__file__).parent / "studies" / "null-noise.yaml"
@@ -44,9 +45,14 @@ def shuffled(prompts: list[Any], completions: list[Any], **columns: Any) -> list
     return values
 
 
-def differences(study: StudyOptions, name: str, **changes: Any) -> dict[str, dict[str, Any]]:
-    """Run the study with some options changed. Returns each line's difference to the base by gold, and its p-value."""
+def differences(study: StudyOptions, name: str, is_smoke: bool, **changes: Any) -> dict[str, dict[str, Any]]:
+    """Run the study with some options changed, in this process for a smoke run.
+
+    Returns each line's difference to the base by gold, and its p-value.
+    """
     options = replace(study, output_dir=f"{study.output_dir}/{name}", **changes)
+    if is_smoke:
+        run_here(cells_of(read_study(options).lines, options), options)
     found = {}
     for row in rows_of(run_study(options)):
         if row.main.difference is not None:
@@ -65,11 +71,11 @@ def main() -> None:
     study = smallest(STUDY) if is_smoke else StudyOptions(**read_config(str(STUDY), StudyOptions) | {"jobs": 2})
     repeats, per_study, dealt_seeds = (1, 1, [1]) if is_smoke else (10, 3, [1, 2, 3, 4, 5])
     seeds = [[per_study * number + place for place in range(1, per_study + 1)] for number in range(repeats)]
-    studies = [differences(study, f"noise-{number}", seeds=each) for number, each in enumerate(seeds)]
+    studies = [differences(study, f"noise-{number}", is_smoke, seeds=each) for number, each in enumerate(seeds)]
     only_proxy = {"base": None, "proxy": study.methods["proxy"]}
     shuffling = ["experiments.null_control:shuffled"]
-    dealt = differences(study, "shuffled", reward=shuffling, methods=only_proxy, seeds=dealt_seeds)
-    exact = differences(study, "exact", reward=["frugalign.sandbox:gold"], seeds=seeds[0])
+    dealt = differences(study, "shuffled", is_smoke, reward=shuffling, methods=only_proxy, seeds=dealt_seeds)
+    exact = differences(study, "exact", is_smoke, reward=["frugalign.sandbox:gold"], seeds=seeds[0])
     rows: dict[str, dict[str, Any]] = {}
     for label in studies[0]:
         found = [study[label]["difference"] for study in studies]

@@ -31,7 +31,7 @@ BUDGET = {"generated_tokens": 2_000, "optimizer_steps": 8}
 def smallest(study: Path) -> StudyOptions:
     """A study's options with every size near its minimum."""
     given: dict[str, Any] = read_config(str(study), StudyOptions)
-    given |= {"seeds": given["seeds"][:1], "eval_prompts": 4, "eval_samples": 1, "max_new_tokens": 8}
+    given |= {"seeds": given["seeds"][:1], "eval_prompts": 4, "eval_samples": 1, "max_new_tokens": 24}
     given["budget"] = {name: BUDGET[name] for name in given["budget"]}
     if "choose" in given:
         given["choose"] |= {"prompts": 2}

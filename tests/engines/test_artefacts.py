@@ -184,6 +184,7 @@ def mutated(content: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ARTEFACTS)
+@pytest.mark.slow
 def test_no_mutation_of_a_config_ends_in_a_traceback_or_in_silence(kind: str, mine: Path) -> None:
     """Each is refused in a sentence, or changes nothing that is used."""
     base = None if kind == "adapter" else load_model(str(mine / "base"), device_map="cpu")

@@ -180,6 +180,7 @@ def test_samples_are_paired_with_the_bases() -> None:
     assert metrics["kl_per_sequence"]["mean"] == 0.0
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch() -> None:
     first, second = (
         evaluated(

@@ -169,6 +169,7 @@ def test_without_weight_or_restriction_it_is_the_base_on_the_same_noise() -> Non
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.slow
 def test_completions_do_not_depend_on_the_batch(do_sample: bool) -> None:
     whole = guided(uneven, do_sample=do_sample)
     for size in (1, 4):

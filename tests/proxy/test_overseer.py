@@ -154,6 +154,7 @@ def naive_draws(objective: str, p: list[float], a: list[float], n: int) -> torch
 
 
 @pytest.mark.parametrize("objective", ["marginal", "sequential", "sequential_integrated"])
+@pytest.mark.slow
 def test_vectorised_samplers_and_naive_loop_share_the_exact_distribution(objective: str) -> None:
     """Chi-square at α = 1e-3 on 1.2e5 draws: both samplers against the exact π; a distribution 0.02 away in total variation fails."""
     p, score = random_state(5, 8)

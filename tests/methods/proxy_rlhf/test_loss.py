@@ -108,6 +108,7 @@ def gradients(value: Tensor, proxy: ProxyModel) -> Tensor:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.slow
 def test_the_expected_policy_gradient_is_the_exact_gradient(objective: Any) -> None:
     """Σ_y π(y) ∇ proxy_loss(y) = −∇ (E[r] − β E[Σ_t KL_t]), with A_t = r − β Σ_{t'>t} KL_{t'}, on all 9 sequences (225 paths of flips)."""
     toy, proxy, beta = Toy(), random_proxy(), 0.3
