@@ -1,4 +1,4 @@
-"""`frugalign demo` prints the table, six samples and the next commands."""
+"""`frugalign demo` prints the table, the samples and the next commands."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_quality_worked_numbers() -> None:
 
 
 def test_cost_worked_numbers() -> None:
-    """2,600 parameters are 1 % of 260,000 and 0.5 % of PPO's two networks; a phase that did not happen is left out."""
+    """2,600 parameters are 1 % of 260,000; a phase that did not happen is left out."""
     assert dict(cost(COSTS)) == {
-        "Trained": "2,600 parameters, 1.00% of the base (0.50% of PPO's two networks)",
+        "Trained": "2,600 parameters, 1.00 % of the base (PPO trains two networks of the base's size)",
         "Generated": "12,345 tokens; 678 replies scored",
         "Time": "61 s (rollout 30 s, optimise 2 s)",
         "Peak memory": "1,234 MB",
@@ -56,7 +56,8 @@ def test_cost_worked_numbers() -> None:
 def test_the_page_of_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Flags reach the run; the table, every sample and the next commands are printed, each of a verb that exists."""
     seen: dict[str, Any] = {}
-    samples = [{"prompt": f"order-{i}", "base": f"base-{i}", "policy": f"proxy-{i}"} for i in range(6)]
+    three = [{"prompt": f"order-{i}", "base": f"base-{i}", "policy": f"proxy-{i}"} for i in range(6)]
+    samples: Any = {"forbidden": three[:3], "lawful": three[3:]}
 
     def fake(output_dir: str, **options: Any) -> demo.Demo:
         seen.update(options, output_dir=output_dir)
@@ -69,6 +70,7 @@ def test_the_page_of_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     printed = capsys.readouterr().out
     assert "300 unseen prompts" in printed and "forbidden orders served" in printed and "1.50 [1.45, 1.55]" in printed
     assert all(f"{part}-{i}" in printed for i in range(6) for part in ("order", "base", "proxy"))
+    assert printed.count("│ forbidden │") == printed.count("│ lawful ") == 3
     assert "here/report.html" in printed and "--proxy here --show_rejections" in printed
     commands = [line.split()[1] for line in printed.splitlines() if line.strip().startswith("frugalign ")]
     assert commands == ["validate", "proxy", "evaluate", "chat"] and set(commands) <= set(VERBS)

@@ -33,9 +33,11 @@ def test_two_steps_of_the_demo_write_everything(tmp_path: Path) -> None:
     assert "<html" in (tmp_path / "report.html").read_text()
     assert set(demo.metrics["rewards"]) == set(demo.metrics["base_rewards"]) == set(MEASURES)
     assert json.loads((tmp_path / "costs.json").read_text())["optimizer_steps"] == 2 == demo.costs["optimizer_steps"]
-    assert len(demo.samples) == 6
-    unseen = {json.loads(line)["prompt"] for line in (Path(sandbox.prompts) / "test.jsonl").read_text().splitlines()}
-    assert all(sample["prompt"] in unseen and sample["base"] and sample["policy"] for sample in demo.samples)
+    assert {kind: len(some) for kind, some in demo.samples.items()} == {"forbidden": 3, "lawful": 3}
+    lines = (Path(sandbox.prompts) / "test.jsonl").read_text().splitlines()
+    unseen = {row["prompt"]: row["label"] for row in map(json.loads, lines)}
+    for kind, label in (("forbidden", "unsafe"), ("lawful", "safe")):
+        assert all(unseen[each["prompt"]] == label and each["base"] and each["policy"] for each in demo.samples[kind])
     assert demo.metrics["settings"]["prompts"] == len(unseen)
     # The terminal's table and lines are made of these very numbers.
     rows = {title: cells for title, *cells in quality(demo.metrics)}

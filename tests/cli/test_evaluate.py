@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from frugalign.cli.evaluate import rows
+from frugalign.cli.evaluate import print_table, rows
 from frugalign.cli.main import main
 
 
@@ -68,8 +68,47 @@ def test_only_a_bounded_kl_is_marked() -> None:
 def test_only_an_n_of_few_prompts_is_marked() -> None:
     estimate = {"mean": 1.0, "ci_low": 1.0, "ci_high": 1.0, "n": 60}
     metrics = {"reward": estimate, "over_refusal_rate": estimate | {"n": 6}, "rewards": {"gold": estimate}}
-    assert [row[3] for row in rows(metrics)] == ["60", "6 few", "60"]
-    assert [row[3] for row in rows(metrics | {"settings": {"num_samples": 2}})] == ["60 few", "6 few", "60 few"]
+    assert [row[-1] for row in rows(metrics)] == ["60", "6 few", "60"]
+    assert [row[-1] for row in rows(metrics | {"settings": {"num_samples": 2}})] == ["60 few", "6 few", "60 few"]
+
+
+def estimate(mean: float) -> dict[str, float]:
+    return {"mean": mean, "ci_low": mean - 1, "ci_high": mean + 1, "n": 600}
+
+
+COMPARED = {
+    "reward": estimate(1.25),
+    "base_reward": estimate(0.5),
+    "rewards": {"gold": estimate(1.25), "rude": None},
+    "base_rewards": {"gold": estimate(0.5), "rude": estimate(0.25)},
+    "reward_differences": {"gold": estimate(0.75), "rude": None},
+    "win_rate": estimate(0.75),
+    "kl_restriction": None,
+    "perplexity_base": estimate(3),
+    "trainable_parameters": 9569,
+    "at": "2026-11-21",
+}
+
+
+def test_the_base_stands_beside_the_policy() -> None:
+    """Every reward has the base's mean in its row; what the base does not have stays empty there."""
+    assert list(rows(COMPARED | {"settings": {"policy": "proxy"}})) == [
+        ("reward", "0.5", "1.25", "0.25 … 2.25", "600"),
+        ("rewards.gold", "0.5", "1.25", "0.25 … 2.25", "600"),
+        ("rewards.rude", "0.25", "—", "—", "—"),
+        ("win_rate", "", "0.75", "-0.25 … 1.75", "600"),
+        ("kl_restriction", "", "—", "—", "—"),
+        ("perplexity_base", "", "3", "2 … 4", "600"),
+        ("trainable_parameters", "", "9,569", "", ""),
+    ]
+
+
+def test_the_base_alone_is_not_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = COMPARED | {"settings": {"policy": "base"}}
+    assert [row[0] for row in rows(metrics)] == ["reward", "rewards.gold", "rewards.rude", "perplexity_base"]
+    print_table(metrics, "the base")
+    printed = capsys.readouterr().out
+    assert "mean" in printed and "policy" not in printed and "win_rate" not in printed
 
 
 CONSTANT = """

@@ -62,7 +62,7 @@ def test_a_run_leaves_its_folder_and_says_what_comes_next(capsys: pytest.Capture
     """Artefact, card, config, metrics, costs and checkpoint; the next command names the same model, data and reward."""
     assert main(command(model_name_or_path="frugalign.sandbox:model", eval_steps=2, save_steps=2)) == 0
     said = capsys.readouterr().out
-    assert "% of its base" in said and "is in run." in said
+    assert " % of its base, is in run, trained in " in said
     expected = (
         "frugalign evaluate --model_name_or_path frugalign.sandbox:model --proxy run --dataset_name prompts.jsonl"
     )

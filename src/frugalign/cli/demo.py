@@ -36,7 +36,7 @@ _QUALITY = (
 
 
 def run(argv: list[str]) -> int:
-    """Train, evaluate, and print the table, six samples and the next commands to try."""
+    """Train, evaluate, and print the table, the samples and the next commands to try."""
     options: DemoOptions = parse(COMMAND, argv)
     from rich.table import Table
 
@@ -57,11 +57,15 @@ def run(argv: list[str]) -> int:
         table.add_row(*row)
     screen.print(table)
     screen.print(*(f"{name}: {value}" for name, value in cost(demo.costs)), sep="\n")
-    samples = Table(title="\nSix of them side by side", title_justify="left", show_lines=True)
+    samples = Table(
+        title="\nSome of them side by side, not chosen by their reward", title_justify="left", show_lines=True
+    )
+    samples.add_column("")
     for heading in ("order", "base", "with the proxy"):
         samples.add_column(heading, ratio=1)
-    for sample in demo.samples:
-        samples.add_row(sample["prompt"], sample["base"], sample["policy"])
+    for kind, some in demo.samples.items():
+        for sample in some:
+            samples.add_row(kind, sample["prompt"], sample["base"], sample["policy"])
     screen.print(samples)
     screen.print(f"The report with curves and distributions is {demo.report}.\n")
     print(NEXT.format(folder=options.output_dir))
@@ -101,7 +105,7 @@ def cost(costs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     share = costs["shares"]["of_base"]
     yield (
         "Trained",
-        f"{costs['trainable_parameters']:,} parameters, {share:.2%} of the base ({share / 2:.2%} of PPO's two networks)",
+        f"{costs['trainable_parameters']:,} parameters, {100 * share:.2f} % of the base (PPO trains two networks of the base's size)",
     )
     yield "Generated", f"{costs['generated_tokens']:,} tokens; {costs['reward_calls']:,} replies scored"
     seconds = costs["seconds"]

@@ -46,11 +46,11 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo shows: the evaluation, the training's costs, six samples, and the path of the report."""
+    """What the demo shows: the evaluation, the training's costs, three samples of each kind of order, and the path of the report."""
 
     metrics: dict[str, Any]
     costs: Costs
-    samples: list[Sample]
+    samples: dict[str, list[Sample]]
     report: str
 
 
@@ -88,4 +88,11 @@ def _run(folder: Path, options: dict[str, Any]) -> Demo:
         output_dir=folder,
     )
     report = write_report(folder)
-    return Demo(metrics, read_costs(folder), evenly_spread(read_samples(folder)), str(report))
+    return Demo(metrics, read_costs(folder), _by_kind(read_samples(folder)), str(report))
+
+
+def _by_kind(samples: list[Sample], n: int = 3) -> dict[str, list[Sample]]:
+    """`n` forbidden and `n` lawful orders, evenly spread. The measure of forbidden sales applies to the forbidden ones only."""
+    forbidden = [sample for sample in samples if sample["rewards"]["forbidden_served"] is not None]
+    lawful = [sample for sample in samples if sample["rewards"]["forbidden_served"] is None]
+    return {"forbidden": evenly_spread(forbidden, n), "lawful": evenly_spread(lawful, n)}

@@ -74,48 +74,71 @@ def run(argv: list[str]) -> int:
 
     with showing():
         metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)
-    print_table(metrics, title=f"{spec.title()} on {options.dataset_name}")
+    print_table(metrics, f"{spec.title()} on {options.dataset_name}")
     print(f"Written to {output_dir}: metrics.json, costs.json.")
     return 0
 
 
 def print_table(metrics: Mapping[str, Any], title: str) -> None:
-    """Print the content of metrics.json as a table."""
+    """Print the content of metrics.json as a table: the base beside the policy, or the base alone."""
     from rich.table import Table
 
     from frugalign.base.terminal import console
     from frugalign.evaluation.schema import FEW_PROMPTS
 
-    marked = any(row[-1].endswith(_FEW) for row in rows(metrics))
-    note = f"few: below {FEW_PROMPTS} prompts, little evidence" if marked else None
+    shown, alone = list(rows(metrics)), _is_base(metrics)
+    note = (
+        f"few: below {FEW_PROMPTS} prompts, little evidence" if any(row[-1].endswith(_FEW) for row in shown) else None
+    )
     table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
-    for heading in ("metric", "mean", "95 % interval", "n"):
+    for heading in ("metric", *(() if alone else ("base",)), "mean" if alone else "policy", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    for row in rows(metrics):
-        table.add_row(*row)
+    for name, base, *rest in shown:
+        table.add_row(name, *(() if alone else (base,)), *rest)
     console().print(table)
 
 
-def rows(
-    metrics: Mapping[str, Any], prefix: str = "", num_samples: int | None = None
-) -> Iterator[tuple[str, str, str, str]]:
-    """Name, mean, interval and n of every metric, with dashes for one that does not apply.
+def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Name, the base's mean, the policy's mean, its interval and its n of every metric.
 
-    Texts and settings are left out. A KL that is only an upper bound is marked, and so is an n of few prompts.
+    A dash means that a metric does not apply. Texts and settings are left out. A KL that is only an upper bound is marked, and so is an n of few
+    prompts. Of the base alone, what compares a policy with it is left out.
     """
-    from frugalign.evaluation.schema import is_few
+    from frugalign.evaluation.schema import MEASURES, is_few
 
     bounded = metrics.get("settings", {}).get("kl_is_bound", False)
-    num_samples = num_samples or metrics.get("settings", {}).get("num_samples", 1)
-    for key, value in metrics.items():
-        name = f"{key} (at most)" if bounded and key in ("kl_per_sequence", "kl_per_token") else key
-        if isinstance(value, Mapping) and {"mean", "ci_low", "ci_high", "n"} <= set(value):
+    num_samples = metrics.get("settings", {}).get("num_samples", 1)
+    for name, base, value in _flat(metrics):
+        measure = MEASURES.get(name.partition(".")[0])
+        if _is_base(metrics) and not (measure and (measure.of_base or name == "perplexity_base")):
+            continue
+        title = f"{name} (at most)" if bounded and name in ("kl_per_sequence", "kl_per_token") else name
+        before = _number(base["mean"]) if base else ""
+        if isinstance(value, Mapping):
             interval = f"{value['ci_low']:.4g} … {value['ci_high']:.4g}" if value["ci_low"] is not None else "—"
             n = f"{value['n']}{_FEW if is_few(value, num_samples) else ''}"
-            yield prefix + name, f"{value['mean']:.4g}", interval, n
-        elif isinstance(value, Mapping) and name == "rewards":
-            yield from rows(value, f"{prefix}{name}.", num_samples)
+            yield title, before, _number(value["mean"]), interval, n
         elif value is None:
-            yield prefix + name, "—", "—", "—"
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield prefix + name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", "", ""
+            yield title, before, "—", "—", "—"
+        else:
+            yield title, before, _number(value), "", ""
+
+
+def _is_base(metrics: Mapping[str, Any]) -> bool:
+    return bool(metrics.get("settings", {}).get("policy") == "base")
+
+
+def _flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, the base's estimate or None, the policy's estimate or number or None), every reward as `rewards.NAME`."""
+    for name, value in metrics.items():
+        base = metrics.get(f"base_{name}")
+        if name == "rewards":
+            yield from ((f"{name}.{each}", (base or {}).get(each), estimate) for each, estimate in value.items())
+        elif name.startswith("base_") or isinstance(value, (str, bool)):
+            continue
+        elif not isinstance(value, Mapping) or {"mean", "ci_low", "ci_high", "n"} <= set(value):
+            yield name, base, value
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -59,7 +59,7 @@ def test_a_clear_gain_is_said_without_a_warning(
     # Gains of 1, 2, 0.4 and 1: mean 1.1, standard error 0.33; three are above ½.
     assert line == (
         "Round 3: the principles change the reward by +1.1 ± 0.33 (standard error over 4 prompts); "
-        "refusals 25% plain, 50% under them; 3 of 4 couples ranked."
+        "refusals 25 % plain, 50 % under them; 3 of 4 couples ranked."
     )
     assert not caplog.messages
 
@@ -84,7 +84,7 @@ def test_a_constant_reward_is_the_only_warning(
 
 def test_without_principles_there_is_no_gap(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     line = described(scored([[0.0, 1.0], [1.0, 0.0], [0.5, 0.6], [2.0, 1.9]]), monkeypatch, method="raft")
-    assert line == "Round 3: refusals 0%; 0 of 4 couples ranked." and not caplog.messages
+    assert line == "Round 3: refusals 0 %; 0 of 4 couples ranked." and not caplog.messages
 
 
 def test_nothing_to_rank(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

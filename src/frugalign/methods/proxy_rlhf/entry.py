@@ -42,8 +42,8 @@ def closing(config: ProxyConfig, trainer: ProxyTrainer) -> list[str]:
     share = trainer.ledger.shares["of_base"] or 0.0
     rewards = " ".join(f"--reward {spec}" for spec in config.reward)
     return [
-        f"A proxy of {trainer.ledger.trainable_parameters:,} parameters ({share:.2%} of its base, of full fine-tuning; "
-        f"{share / 2:.2%} of PPO), trained in {trainer.ledger.wall_clock_seconds:,.0f} s, is in {config.output_dir}.",
+        f"A proxy of {trainer.ledger.trainable_parameters:,} parameters, {100 * share:.2f} % of its base, is in {config.output_dir}, trained in "
+        f"{trainer.ledger.wall_clock_seconds:,.0f} s.",
         f"Next: frugalign evaluate --model_name_or_path {config.model_name_or_path} --proxy {config.output_dir} "
         f"--dataset_name {config.dataset_name} {rewards} --output_dir {config.output_dir}/evaluation",
     ]

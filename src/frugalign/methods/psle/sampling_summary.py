@@ -129,4 +129,4 @@ def describe_sampling(
 
 
 def _refusals(texts: Sequence[str]) -> str:
-    return f"{sum(map(is_refusal, texts)) / max(1, len(texts)):.0%}"
+    return f"{100 * sum(map(is_refusal, texts)) / max(1, len(texts)):.0f} %"
