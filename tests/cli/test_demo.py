@@ -70,7 +70,7 @@ def test_the_page_of_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     printed = capsys.readouterr().out
     assert "300 unseen prompts" in printed and "forbidden orders served" in printed and "1.50 [1.45, 1.55]" in printed
     assert all(f"{part}-{i}" in printed for i in range(6) for part in ("order", "base", "proxy"))
-    assert printed.count("│ forbidden │") == printed.count("│ lawful ") == 3
+    assert printed.count("│ forbidden │") == printed.count("│ lawful    │") == 3
     assert "here/report.html" in printed and "--proxy here --show_rejections" in printed
     commands = [line.split()[1] for line in printed.splitlines() if line.strip().startswith("frugalign ")]
     assert commands == ["validate", "proxy", "evaluate", "chat"] and set(commands) <= set(VERBS)
