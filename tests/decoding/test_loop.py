@@ -98,18 +98,15 @@ def test_a_row_that_is_cut_has_not_ended() -> None:
 
 @pytest.mark.parametrize("layers", [(1, 2), (0,)])
 def test_endpoint_states_are_those_of_a_full_forward_pass(layers: tuple[int, ...]) -> None:
-    """`hidden_states[l]` at the completion's last token, which decoding itself never feeds."""
+    """`hidden_states[l]` at the completion's last sentence end, or at its last token, which decoding itself never feeds."""
     model, tokenizer = base()
-    found = generate(
-        TransformersEngine(model, tokenizer),
-        prompts(16),
-        PARAMS,
-        options=LoopOptions(batch_size=8, state_layers=layers),
-    )
+    engine = TransformersEngine(model, tokenizer)
+    found = generate(engine, prompts(16), PARAMS, options=LoopOptions(batch_size=8, state_layers=layers))
     assert found.states is not None and found.states.shape == (16, len(layers), model.config.hidden_size)
     assert len(set(found.ended)) >= 1
     for row, (prompt, completion) in enumerate(zip(prompts(16), found.completion_ids, strict=True)):
-        states = model(torch.tensor([prompt + completion]), output_hidden_states=True).hidden_states
+        read = engine.sentence_ends.read(prompt, completion)
+        states = model(torch.tensor([read]), output_hidden_states=True).hidden_states
         for place, layer in enumerate(layers):
             torch.testing.assert_close(found.states[row, place], states[layer][0, -1], atol=2e-4, rtol=1e-4)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frugalign.engines.engine import Capabilities, StepOutput
+from frugalign.engines.sentences import SentenceEnds
 
 STATES, VOCABULARY, WIDTH = 53, 23, 6
 
@@ -19,6 +20,7 @@ class TableEngine:
     device = torch.device("cpu")
     end_token_ids = (0,)
     context_length = 64
+    sentence_ends = SentenceEnds(torch.arange(VOCABULARY) % 5 == 3, torch.tensor([[-1, 4, 6], [1, 2, 7]]))
 
     def __init__(self, **capabilities: bool | int) -> None:
         self.capabilities = Capabilities(**capabilities)  # type: ignore[arg-type]

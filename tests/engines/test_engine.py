@@ -103,9 +103,13 @@ def test_states_at_the_endpoint(capabilities: dict[str, Any]) -> None:
     engine = TableEngine(**capabilities)
     found = generate(engine, PROMPTS, PARAMS, options=LoopOptions(batch_size=6, state_layers=(1, 3)))
     assert found.states is not None and found.states.shape == (len(PROMPTS), 2, WIDTH)
+    lengths = []
     for row, (prompt, completion) in enumerate(zip(PROMPTS, found.completion_ids, strict=True)):
-        hidden = engine.states[engine.feed(0, [*prompt, *completion])]
+        read = engine.sentence_ends.read(prompt, completion)
+        hidden = engine.states[engine.feed(0, read)]
         torch.testing.assert_close(found.states[row], torch.stack([hidden, 3 * hidden]))
+        lengths.append(len(prompt) + len(completion) - len(read))
+    assert min(lengths) == 0 < max(lengths), "some are read before their last token"
 
 
 def test_a_proxy_guides_an_engine_by_its_output_embeddings() -> None:

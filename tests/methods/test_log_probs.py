@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
 from frugalign.base.errors import FrugalignError
+from frugalign.engines.sentences import SentenceEnds
 from frugalign.engines.states import endpoint_states
 from frugalign.methods import log_probs
-from frugalign.methods.log_probs import disable_dropout, score_answers
+from frugalign.methods.log_probs import Reading, disable_dropout, score_answers
 
 _SIZES: dict[str, Any] = {"vocab_size": 23, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS = {
@@ -78,8 +79,16 @@ def test_no_hook_is_left_and_only_answers_reach_the_head() -> None:
 
 def test_the_states_are_those_at_each_answers_end() -> None:
     model, given = model_of("llama").eval(), batch()
-    found = score_answers(model, model, given, [0, 2]).states
-    texts = [ids[mask.bool()].tolist() for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True)]
+    rows = zip(given["input_ids"], given["attention_mask"].bool(), given["completion_mask"].bool(), strict=True)
+    split = [(ids[real & ~answer].tolist(), ids[real & answer].tolist()) for ids, real, answer in rows]
+    table = torch.zeros(23, dtype=torch.bool)
+    table[split[0][1][0]] = True  # the first answer's first token ends a sentence
+    ends = SentenceEnds(table, torch.zeros(0, 0, dtype=torch.long))
+    found = score_answers(model, model, given, Reading([0, 2], ends)).states
+    texts = [ends.read(*row) for row in split]
+    assert len(texts[0]) == len(split[0][0]) + 1 + max(
+        i for i, token in enumerate(split[0][1]) if token == split[0][1][0]
+    )
     assert found is not None and not found.requires_grad
     torch.testing.assert_close(found, endpoint_states(model, texts, [0, 2]), atol=1e-5, rtol=1e-5)
 

@@ -95,7 +95,26 @@ def test_states_of_generation_and_a_pass_of_its_own_agree(folder: Path, base: Lo
         torch.testing.assert_close(torch.tensor(handed), torch.tensor(own), atol=1e-4, rtol=0)
 
 
-def test_a_completion_that_was_cut_is_judged_where_it_was_cut(folder: Path, base: LoadedModel) -> None:
+@pytest.mark.parametrize("said", ["Here is the balm.", "No!", "A poison? No. A fever?"])
+def test_every_path_reads_a_cut_answer_at_its_last_sentence_end(folder: Path, base: LoadedModel, said: str) -> None:
+    """As text, as messages, by its tokens, and with the end token or without: what follows the sentence changes nothing."""
+    reward, tokenizer = RepresentationReward.from_pretrained(folder, base), base.tokenizer
+    (whole,) = reward(prompts=PROMPTS[:1], completions=[said])
+    for cut in (said, f"{said} here", f"{said} here is the"):
+        ids = tokenizer(cut, add_special_tokens=False)["input_ids"]
+        text = tokenizer.decode(ids)
+        found = [
+            *reward(prompts=PROMPTS[:1], completions=[text]),
+            *reward(prompts=PROMPTS[:1], completions=[[{"role": "assistant", "content": text}]]),
+            *reward(prompts=PROMPTS[:1], completions=[text], completion_ids=[ids]),
+            *reward(prompts=PROMPTS[:1], completions=[text], completion_ids=[[*ids, tokenizer.eos_token_id]]),
+        ]
+        assert found == pytest.approx([whole] * 4, abs=1e-4)
+
+
+def test_a_completion_that_was_cut_in_its_first_sentence_is_judged_where_it_was_cut(
+    folder: Path, base: LoadedModel
+) -> None:
     """Its tokens say so; tokens of another tokenizer are not believed."""
     reward = RepresentationReward.from_pretrained(folder, base)
     cut = base.tokenizer("here is", add_special_tokens=False)["input_ids"]

@@ -21,6 +21,7 @@ from frugalign.base.progress import SAMPLED, advance
 from frugalign.decoding.chooser import BaseGuide, Chooser, Emission, TokenTrace
 from frugalign.decoding.noise import Noise, row_keys
 from frugalign.engines.engine import Engine, Sequences, StepOutput
+from frugalign.engines.sentences import SentenceEnds
 
 _COMPACT_BELOW = 0.75
 """Finished rows leave the batch when less than this share of it is alive. Copying the cache costs about one step."""
@@ -55,8 +56,9 @@ class LoopOptions:
 
     `batch_size`: rows per batch. `shared_prefix`: length of the prompts' common prefix (see `common_prefix`), which
     is fed once if the engine can resume from it. `state_layers`: indices into Hugging Face's `hidden_states` whose
-    endpoint states are returned. Ended rows then stay for one more step, which feeds their last token; the ledger
-    counts it. `observer`: called at every position. `record_trace`: keep the proposals behind every token.
+    states at the completion's last sentence end are returned. Ended rows without one stay for one more step, which
+    feeds their last token; the ledger counts it. `observer`: called at every position. `record_trace`: keep the
+    proposals behind every token.
     """
 
     batch_size: int = 64
@@ -72,7 +74,7 @@ class Generation:
 
     `completion_ids`: token ids, end token included. `ended`: whether an end token was emitted. `kl_restriction [B]`
     and `kl_choice [B]`: nats per sequence, None if greedy. `states [B, layers, D]`: requested layers at the
-    completion's last token. `traces`: requested proposals, token by token.
+    completion's last sentence end, or at its last token if it has none. `traces`: requested proposals, token by token.
     """
 
     completion_ids: list[list[int]]
@@ -120,6 +122,7 @@ def generate(
     # Rows of similar length share a batch: less padding, same completions.
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
     batch_size = min(options.batch_size, engine.capabilities.max_rows or options.batch_size)
+    ends = engine.sentence_ends.to(engine.device) if options.state_layers else None
     with engine.running():
         prefix = None
         if options.shared_prefix and engine.capabilities.can_expand:
@@ -133,7 +136,7 @@ def generate(
             if ledger is not None:
                 fed_before = options.shared_prefix if prefix is not None else 0
                 ledger.count(lm_forward_tokens=sum(len(prompt_ids[row]) - fed_before for row in rows))
-            batch = _Batch(engine, sequences, torch.tensor(rows), keys[rows], ledger)
+            batch = _Batch(engine, sequences, torch.tensor(rows), keys[rows], ledger, ends)
             _decode(batch, output, guide, params, options, result)
     return result.finish()
 
@@ -187,7 +190,7 @@ def _decode(
         if batch.ledger is not None:
             batch.ledger.count(generated_tokens=n_alive)
         if options.state_layers:
-            batch.pending = batch.alive & (ended | (position + 1 == params.max_new_tokens))
+            batch.mark(emission.token, ended | (position + 1 == params.max_new_tokens))
         batch.token = emission.token
         batch.alive = batch.alive & ~ended
         before, n_alive = n_alive, int(batch.alive.sum())
@@ -205,18 +208,30 @@ def _decode(
 class _Batch:
     """The state of one batch: the engine's sequences, the next token to feed, and which rows are alive.
 
-    `rows [b]`: indices into the prompts, on the CPU. `pending [b]`: rows whose last token is fed next, which yields
-    their endpoint states.
+    `rows [b]`: indices into the prompts, on the CPU. `ends`: the sentence ends, if states are kept. `pending [b]`: rows
+    whose state is kept once their last token is fed. `is_read [b]`: rows that have kept one. `recent [b, W]`: the last
+    tokens, as many as a sentence end may take.
     """
 
-    def __init__(self, engine: Engine, sequences: Sequences, rows: Tensor, keys: Tensor, ledger: Ledger | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sequences: Sequences,
+        rows: Tensor,
+        keys: Tensor,
+        ledger: Ledger | None,
+        ends: SentenceEnds | None,
+    ) -> None:
         self.engine, self.sequences, self.rows, self.keys, self.ledger = engine, sequences, rows, keys, ledger
+        self.ends = ends
         self.alive = torch.ones(len(rows), dtype=torch.bool, device=engine.device)
         self.pending = torch.zeros_like(self.alive)
+        self.is_read = torch.zeros_like(self.alive)
         self.token = torch.zeros(len(rows), dtype=torch.long, device=engine.device)
+        self.recent = self.token.new_full((len(rows), 1 if ends is None else ends.width), -1)
 
     def step(self, state_layers: Sequence[int], result: _Accumulator) -> StepOutput:
-        """Feed the chosen tokens. The states of rows that ended with them go to `result`."""
+        """Feed the chosen tokens. The states of pending rows go to `result`."""
         output = self.sequences.step(self.token, state_layers if bool(self.pending.any()) else ())
         if output.layers is not None:
             done = self.pending.nonzero().squeeze(-1)
@@ -225,6 +240,14 @@ class _Batch:
         if self.ledger is not None:
             self.ledger.count(lm_forward_tokens=len(self.token))
         return output
+
+    def mark(self, token: Tensor, last: Tensor) -> None:
+        """Note the rows whose state after `token [b]` is kept: at a sentence end, and at the last token of a row without
+        one. `SentenceEnds.last` decides the same."""
+        assert self.ends is not None
+        self.recent = torch.cat([self.recent[:, 1:], token[:, None]], 1)
+        self.pending = self.alive & (self.ends(self.recent)[:, -1] | (last & ~self.is_read))
+        self.is_read = self.is_read | self.pending
 
     def look_ahead(self, candidates: Tensor) -> Tensor:
         """The hidden states after each of `candidates [B, K]`: `[B, K, D]`."""
@@ -239,7 +262,8 @@ class _Batch:
         keep = (self.alive | self.pending).nonzero().squeeze(-1)
         self.sequences.select(keep)
         self.rows, self.keys, self.token = self.rows[keep.cpu()], self.keys[keep], self.token[keep]
-        self.alive, self.pending = self.alive[keep], self.pending[keep]
+        self.alive, self.pending, self.is_read = self.alive[keep], self.pending[keep], self.is_read[keep]
+        self.recent = self.recent[keep]
 
     def seen(self, position: int, hidden: Tensor, emission: Emission) -> Step:
         """This position as an observer sees it, with live rows only."""
@@ -265,7 +289,8 @@ class _Accumulator:
         self.traces: list[list[TokenTrace]] | None = [[] for _ in range(n)] if record_trace else None
         self.restriction = torch.zeros(n, dtype=torch.float64) if do_sample else None
         self.choice = torch.zeros(n, dtype=torch.float64) if do_sample else None
-        self.states: list[Tensor | None] = [None] * n
+        self.n = n
+        self.states: Tensor | None = None
 
     def add(self, batch: _Batch, emission: Emission, ended: Tensor, guide: Chooser, noise: Noise) -> None:
         alive = batch.alive.tolist()
@@ -285,16 +310,16 @@ class _Accumulator:
                     self.traces[rows[index]].append(entry)
 
     def add_states(self, rows: Tensor, states: Tensor) -> None:
-        for row, state in zip(rows.tolist(), states, strict=True):
-            self.states[row] = state
+        if self.states is None:
+            self.states = states.new_zeros(self.n, *states.shape[1:])
+        self.states[rows.to(states.device)] = states
 
     def finish(self) -> Generation:
-        states = [state for state in self.states if state is not None]
         return Generation(
             completion_ids=self.ids,
             ended=self.ended,
             kl_restriction=self.restriction,
             kl_choice=self.choice,
-            states=torch.stack(states) if states else None,
+            states=self.states,
             traces=self.traces,
         )

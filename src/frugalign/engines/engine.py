@@ -14,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, device
+
+if TYPE_CHECKING:
+    from frugalign.engines.sentences import SentenceEnds
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class Engine(Protocol):
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         """Every token that ends a completion."""
+        ...
+
+    @property
+    def sentence_ends(self) -> SentenceEnds:
+        """The tokens that end a sentence; a state reward reads the last one (`gives_layers`)."""
         ...
 
     @property

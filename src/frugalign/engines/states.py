@@ -1,5 +1,6 @@
 """Hidden states at the endpoint of a text, which a probe reads.
 
+`read_ids` says how far an answer is read: fitting, scoring and re-ranking all call it.
 Texts run once, in batches of a bounded number of tokens. Only the chosen layers' endpoint states are kept. A causal
 model's state does not depend on what follows, so texts are padded on the right. The endpoint is each text's own last
 token.
@@ -12,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, advance
+from frugalign.data.encode import EncodedCompletions
+from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import causal_lm, device_of, evaluating
 
 _TOKENS = 8192
@@ -49,6 +52,15 @@ def resolve_layers(model: PreTrainedModel, layers: Sequence[int] | None) -> list
     if len(set(found)) < len(found) or not found:
         raise FrugalignError(f"layers is {list(layers)}; it must name at least one layer, and none twice.")
     return sorted(found)
+
+
+def read_ids(encoded: EncodedCompletions, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The token ids of every prompt and its answer up to the endpoint, the answer's last sentence end.
+
+    Without a sentence end, the whole answer is read.
+    """
+    ends = sentence_ends(tokenizer)
+    return [ends.read(*row) for row in zip(encoded.prompt_ids, encoded.completion_ids, strict=True)]
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from frugalign.base.errors import FrugalignError
 from frugalign.data.chat_template import end_of_turn
 from frugalign.engines.engine import Capabilities, StepOutput
+from frugalign.engines.sentences import SentenceEnds, sentence_ends
 
 _COUNTS_PADDING = {"mpt", "gpt_neo"}
 """Architectures whose attention counts cache positions, padding included. They cannot share a prefix."""
@@ -214,6 +215,12 @@ class TransformersEngine:
         self.context_length = context_length(model)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._forward = Forward(model)
+        self._tokenizer = tokenizer
+
+    @property
+    def sentence_ends(self) -> SentenceEnds:
+        """The tokens that end a sentence. A state reward reads the last one."""
+        return sentence_ends(self._tokenizer)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -13,10 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from frugalign.base.errors import FrugalignError
+from frugalign.engines.sentences import SentenceEnds
 from frugalign.engines.transformers import causal_lm, output_embeddings
 
 _CHUNK = 1024
 """Tokens whose float32 logits exist at one time."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The states that probes read: `layers`, as indices into `hidden_states`, at the last of the sentence `ends`."""
+
+    layers: list[int]
+    ends: SentenceEnds
 
 
 @dataclass
@@ -25,7 +34,7 @@ class Scored:
 
     `log_probs [M, T−1]`: of each answer token, with a gradient; zero elsewhere. `mask [M, T−1]`: the answers' positions.
     `entropy`, `mean_logit`, `is_top1` `[M, T−1]`: statistics of the distribution there, without a gradient; zero elsewhere.
-    `states [M, layers, D]`: hidden states at each answer's last token, float32 and detached; None if not requested.
+    `states [M, layers, D]`: hidden states at each answer's last sentence end, float32 and detached; None if not requested.
     """
 
     log_probs: Tensor
@@ -41,13 +50,13 @@ class Scored:
         return self.log_probs.sum(1)
 
 
-def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], layers: list[int] | None = None) -> Scored:
+def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], reading: Reading | None = None) -> Scored:
     """Run `model` on the batch's `input_ids`, `attention_mask` and `completion_mask`, each `[M, T]`, padded on the right.
 
     Args:
         model: the module to call; it may wrap the policy for several processes.
         policy: the causal LM itself, or its PEFT wrapper.
-        layers: indices into `hidden_states` of the endpoint states to return.
+        reading: the states to return.
 
     Raises:
         FrugalignError: a model that computes logits without calling its LM head.
@@ -63,7 +72,10 @@ def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], layer
     handle = output_embeddings(policy).register_forward_pre_hook(keep_answers)
     try:
         output = model(
-            input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False, output_hidden_states=bool(layers)
+            input_ids=ids,
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+            output_hidden_states=reading is not None,
         )
     finally:
         handle.remove()
@@ -77,17 +89,16 @@ def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], layer
     log_probs, entropy, mean_logit, is_top1 = (
         values.new_zeros(mask.shape).masked_scatter(mask, values) for values in (found.to(ids.device) for found in each)
     )
-    states = _endpoints(output.hidden_states, layers, batch["completion_mask"]) if layers else None
+    states = None if reading is None else _states(output.hidden_states, reading, ids, batch["completion_mask"].bool())
     return Scored(log_probs, mask, entropy, mean_logit, is_top1, states)
 
 
-def _endpoints(hidden: tuple[Tensor, ...], layers: list[int], completion_mask: Tensor) -> Tensor:
-    """The layers' states at each row's last answer token, `[M, layers, D]`."""
-    width = completion_mask.shape[1]
-    end = (completion_mask * torch.arange(width, device=completion_mask.device)).argmax(1)
+def _states(hidden: tuple[Tensor, ...], reading: Reading, ids: Tensor, is_answer: Tensor) -> Tensor:
+    """The layers' states at each answer's last sentence end, `[M, layers, D]`, for `ids` and `is_answer` `[M, T]`."""
+    end = reading.ends.to(ids.device).last(ids, is_answer)
     rows = torch.arange(len(end), device=end.device)
-    # A model may be spread over devices.
-    chosen = [hidden[layer][:, -width:] for layer in layers]
+    # A model may be spread over devices. Prompt tuning puts learned tokens before the batch's own.
+    chosen = [hidden[layer][:, -ids.shape[1] :] for layer in reading.layers]
     found = [states[rows.to(states.device), end.to(states.device)].detach().float().to(end.device) for states in chosen]
     return torch.stack(found, 1)
 

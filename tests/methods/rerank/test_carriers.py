@@ -56,7 +56,7 @@ def test_a_reference_pass_between_forward_and_backward_leaves_the_gradient_alone
     batch, gradients = batch_of(found), []
     for between in (False, True):
         model.zero_grad()
-        loss = found.carrier.score(model, batch, []).sums.sum()
+        loss = found.carrier.score(model, batch, None).sums.sum()
         if between:
             found.carrier.score_before(batch)
         loss.backward()

@@ -19,6 +19,7 @@ from frugalign.sandbox.cached import sample_pairs
 
 def test_the_states_are_those_of_the_probes_own_definition(tmp_path: Path) -> None:
     """What the hook catches at the endpoint, in one padded batch, is what scoring each answer alone reads; γ follows from it."""
+    from frugalign.engines.sentences import sentence_ends
     from frugalign.engines.states import endpoint_states
 
     reward = probes()
@@ -30,13 +31,15 @@ def test_the_states_are_those_of_the_probes_own_definition(tmp_path: Path) -> No
     calibrated = reward.calibrated
     found.probes.calibrated = lambda states: seen.append(states) or calibrated(states)  # type: ignore[method-assign,func-returns-value]
     found.compute_loss(found.model, batch)
-    texts = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    alone = endpoint_states(found.model, texts, [1, 2])
+    parts = zip(batch["input_ids"], batch["attention_mask"].bool(), batch["completion_mask"].bool(), strict=True)
+    split = [(ids[real & ~answer].tolist(), ids[real & answer].tolist()) for ids, real, answer in parts]
+    ends = sentence_ends(found.processing_class)
+    alone = endpoint_states(found.model, [ends.read(*row) for row in split], [1, 2])
     torch.testing.assert_close(seen[0], alone, atol=1e-4, rtol=1e-4)
     gamma = torch.sigmoid(torch.sub(*calibrated(alone).chunk(2)))
     assert found.means.steps["train"]["confidence/mean"][-1] == pytest.approx(float(gamma.mean()), abs=1e-5)
     end = found.processing_class.eos_token_id
-    assert all(text[-1] == end for text in texts)
+    assert all(answer[-1] == end for _, answer in split)
 
 
 @pytest.mark.slow

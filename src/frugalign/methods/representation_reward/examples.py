@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from frugalign.base.errors import FrugalignError
+from frugalign.data.encode import EncodedCompletions
 from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.data.splits import content_key, count_shared, split_for, training_name
 from frugalign.data.templating import Rendering
@@ -90,9 +91,9 @@ def examples_of(preferences: PreferenceData, numbers: Sequence[int]) -> Examples
     return Examples(torch.tensor(rows, dtype=torch.long), labels=torch.tensor(labels))
 
 
-def sequence_ids(preferences: PreferenceData, base: LoadedModel, options: RewardOptions) -> list[list[int]]:
-    """Token ids of every prompt with its answer, for the probes and for the full-model baseline."""
-    encoded = encode_for_model(
+def encode_answers(preferences: PreferenceData, base: LoadedModel, options: RewardOptions) -> EncodedCompletions:
+    """Token ids of every prompt and its answer, for the probes and for the full-model baseline."""
+    return encode_for_model(
         base.model,
         base.tokenizer,
         preferences.prompts,
@@ -100,7 +101,6 @@ def sequence_ids(preferences: PreferenceData, base: LoadedModel, options: Reward
         max_length=options.max_length,
         rendering=Rendering.of(options),
     )
-    return encoded.ids
 
 
 def joined(splits: dict[str, PreferenceData]) -> PreferenceData:

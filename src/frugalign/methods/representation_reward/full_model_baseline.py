@@ -25,7 +25,7 @@ from frugalign.data.labelled import PreferenceData
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import causal_lm, evaluating
 from frugalign.methods.log_probs import disable_dropout
-from frugalign.methods.representation_reward.examples import Split, sequence_ids
+from frugalign.methods.representation_reward.examples import Split, encode_answers
 from frugalign.methods.representation_reward.options import RewardOptions
 from frugalign.metrics import mean_interval
 from frugalign.runs.progress import TrainingProgress
@@ -44,7 +44,7 @@ def train_full_model(
         Test accuracy with its interval, validation accuracy per epoch, and the training's seconds and FLOPs (6 per parameter and
         token) per 1,000 pairs, over all epochs.
     """
-    ids = sequence_ids(preferences, base, options)
+    ids = encode_answers(preferences, base, options).ids
     model = classifier_of(base)
     rows = [
         {"chosen_ids": ids[better], "rejected_ids": ids[worse]}

@@ -22,14 +22,14 @@ from frugalign.base.progress import FITTED, work
 from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, has_classifier, load_model
-from frugalign.engines.states import resolve_layers
+from frugalign.engines.states import read_ids, resolve_layers
 from frugalign.evaluation.schema import few_prompts
 from frugalign.methods.representation_reward.examples import (
     Split,
+    encode_answers,
     examples_of,
     joined,
     read_examples,
-    sequence_ids,
     shared_prompts,
 )
 from frugalign.methods.representation_reward.feature_store import Features, FeatureStore, LayerColumns, States
@@ -189,7 +189,7 @@ def states_of(
     States that the store already holds count as what they cost when they were computed. A run that was killed and resumed
     thus reports the costs of an uninterrupted one.
     """
-    ids = sequence_ids(preferences, base, options)
+    ids = read_ids(encode_answers(preferences, base, options), base.tokenizer)
     found = store.features(base.model, base.tokenizer, ids, layers)
     ledger.count(lm_forward_tokens=sum(map(len, ids)))
     return found

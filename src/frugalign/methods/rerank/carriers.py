@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.transformers import evaluating
-from frugalign.methods.log_probs import Scored, disable_dropout, score_answers
+from frugalign.methods.log_probs import Reading, Scored, disable_dropout, score_answers
 from frugalign.runs.save_policy import lora_of
 
 
@@ -30,9 +30,9 @@ class Carrier(ABC):
     policy: Any
     copies_start = False
 
-    def score(self, model: nn.Module, batch: dict[str, Tensor], layers: list[int]) -> Scored:
+    def score(self, model: nn.Module, batch: dict[str, Tensor], reading: Reading | None) -> Scored:
         """Score the answers under the current policy. `model`: the policy as wrapped by Trainer."""
-        return score_answers(model, self.policy, batch, layers)
+        return score_answers(model, self.policy, batch, reading)
 
     @abstractmethod
     def start(self) -> Any:

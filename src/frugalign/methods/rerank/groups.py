@@ -20,7 +20,7 @@ from frugalign.base.progress import FED, work
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.templating import Rendering
 from frugalign.engines.encode import encode_for_model
-from frugalign.engines.states import endpoint_states
+from frugalign.engines.states import endpoint_states, read_ids
 from frugalign.engines.transformers import end_token_ids
 from frugalign.methods.rerank.options import RerankOptions
 from frugalign.rewards.representation.network import RepresentationModel
@@ -72,8 +72,9 @@ def rank_groups(
             max_length=options.max_length,
             rendering=Rendering.of(options),
         )
-        with work("ranking", sum(map(len, encoded.ids)), FED):
-            states = endpoint_states(model, encoded.ids, probes.config.layers, ledger=counted)
+        ids = read_ids(encoded, tokenizer)
+        with work("ranking", sum(map(len, ids)), FED):
+            states = endpoint_states(model, ids, probes.config.layers, ledger=counted)
         rewards = probes.calibrated(states.to(probes.weight.device)).tolist()
     counted.count(reward_calls=len(mine))
     add_all_counts(ledger, counted)

@@ -19,8 +19,9 @@ from transformers.trainer_utils import TrainOutput
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import base_parameters
-from frugalign.methods.log_probs import Scored
+from frugalign.methods.log_probs import Reading, Scored
 from frugalign.methods.losses import confidence_loss, imitation_loss
 from frugalign.methods.rerank.carriers import Carrier, prepare_policy
 from frugalign.methods.rerank.collator import REFERENCE, PairCollator, encode_pairs
@@ -126,7 +127,10 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean loss over the batch's pairs."""
-        scored = self.carrier.score(model, inputs, self.probed_layers())
+        layers = self.probed_layers()
+        tokenizer: Any = self.processing_class
+        reading = Reading(layers, sentence_ends(tokenizer)) if layers else None
+        scored = self.carrier.score(model, inputs, reading)
         chosen, rejected = scored.sums.chunk(2)
         if REFERENCE[0] in inputs:
             ref_chosen, ref_rejected = (inputs[name] for name in REFERENCE)

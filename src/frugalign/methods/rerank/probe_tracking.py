@@ -15,7 +15,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from frugalign.engines.states import endpoint_states
+from frugalign.data.encode import EncodedCompletions
+from frugalign.engines.states import endpoint_states, read_ids
 from frugalign.rewards.representation.fit import Standardiser, best_temperature, pair_loss
 from frugalign.rewards.representation.network import RepresentationModel
 
@@ -183,8 +184,9 @@ class ProbeTracking(TrainerCallback):
         trainer = self.trainer
         policy: Any = trainer.accelerator.unwrap_model(trainer.model)
         rows, layers = self.labelled.select(numbers), self.tracker.probes.config.layers
+        sides = (EncodedCompletions(rows["prompt_ids"], rows[side]) for side in ("chosen_ids", "rejected_ids"))
         better, worse = (
-            endpoint_states(policy, [row["prompt_ids"] + row[side] for row in rows], layers, ledger=trainer.ledger)
-            for side in ("chosen_ids", "rejected_ids")
+            endpoint_states(policy, read_ids(each, trainer.processing_class), layers, ledger=trainer.ledger)
+            for each in sides
         )
         return better.to(trainer.accelerator.device), worse.to(trainer.accelerator.device)

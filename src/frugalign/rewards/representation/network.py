@@ -24,7 +24,7 @@ from frugalign.engines.artefacts import ArtefactKind, load_artefact, seal
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import LoadedModel, load_stored_base
-from frugalign.engines.states import endpoint_states
+from frugalign.engines.states import endpoint_states, read_ids
 from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, POSITIVE
 
 MODEL_TYPE = "frugalign_representation_reward"
@@ -144,7 +144,7 @@ class RepresentationReward:
 
     @torch.no_grad()
     def score_states(self, states: Tensor) -> Tensor:
-        """`states [B, layers, D]` at the answers' last tokens to calibrated rewards `[B]`."""
+        """`states [B, layers, D]` at the answers' endpoints to calibrated rewards `[B]`."""
         calibrated: Tensor = self.probes.calibrated(states.to(self.probes.weight.device))
         return calibrated
 
@@ -162,7 +162,7 @@ class RepresentationReward:
             max_length=config.max_length,
             rendering=Rendering.of(config),
         )
-        return endpoint_states(self.base.model, encoded.ids, self.layers)
+        return endpoint_states(self.base.model, read_ids(encoded, self.base.tokenizer), self.layers)
 
     def __call__(
         self,
