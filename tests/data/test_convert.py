@@ -176,6 +176,71 @@ def test_messages_in_any_spelling(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "c.jsonl").read_text()) == {"prompt": [user("Hi")]}
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+LOST: list[tuple[dict[str, Any], str]] = [
+    ({"messages": [LOOM, CALL, assistant("a")]}, "a message has `tool_calls`, which would be lost"),
+    (
+        {"messages": [LOOM, {"role": "tool", "content": "1", "tool_call_id": "c1"}, assistant("a")]},
+        "a message has `tool_call_id`, which would be lost",
+    ),
+    (
+        {
+            "conversations": [
+                {"from": "human", "value": "a"},
+                {"from": "gpt", "value": "b", "function_call": {"name": "f"}},
+            ]
+        },
+        "a message has `function_call`, which would be lost",
+    ),
+    (
+        {"question": "a", "chosen": [assistant("b") | {"reasoning_content": "c"}], "rejected": "d"},
+        "a message has `reasoning_content`, which would be lost",
+    ),
+    (
+        {"question": "a", "context": ["p", "q"], "answer": "b"},
+        "`context` is a list, which is not joined with `question`",
+    ),
+    (
+        {"instruction": "a", "input": {"x": 1}, "output": "b"},
+        "`input` is an object, which is not joined with `instruction`",
+    ),
+    ({"instruction": "a", "input": 3, "output": "b"}, "`input` is a number, which is not joined with `instruction`"),
+    ({"question": [LOOM], "context": "p", "answer": "b"}, "`question` is a list, which is not joined with `context`"),
+    (
+        {"instruction": "a", "output": "b", "history": [["c", "d"]]},
+        "`history` stands beside `instruction`; make one list of messages of both",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), LOST, ids=[reason for _, reason in LOST])
+def test_a_row_that_would_lose_its_meaning_is_left_out(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    plain = {"messages": [LOOM, assistant("a")]} if {"messages", "conversations"} & {*row} else {}
+    plain = plain or row | dict.fromkeys({"context", "input", "history"} & {*row})
+    plain |= {name: "q" for name in ("question", "chosen") if name in row}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(plain) + "\n")
+    done, _ = convert(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert done[0].left_out == {reason: 1} and done[0].n_written == 1
+
+
+def test_all_texts_beside_an_instruction_are_joined(tmp_path: Path) -> None:
+    row = {"instruction": "a", "input": "b", "context": "c", "output": "d", "history": [[]]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    convert(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {"prompt": "a\n\nb\n\nc", "completion": "d"}
+
+
+def test_messages_in_their_final_spelling_keep_what_they_say(tmp_path: Path) -> None:
+    row = {"prompt": [user("a"), {**CALL, "content": "b"}, user("c")], "completion": [assistant("d")]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    convert(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == row
+    row["prompt"] = [{"from": "human", "value": "a", "tool_calls": [1]}]
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    with pytest.raises(FrugalignError, match=r"a message has `tool_calls`, which would be lost \(1\)"):
+        convert(str(tmp_path / "in.jsonl"), str(tmp_path / "other.jsonl"))
+
+
 def test_what_is_done_and_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"prompt": "a", "response_0": "x", "response_1": "y", "better_response_id": 0, "source": "web"},

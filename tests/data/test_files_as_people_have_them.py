@@ -193,24 +193,85 @@ def test_columns_that_nothing_reads_are_named(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == warnings
 
 
+def whole(question: str, answer: str) -> str:
+    return f"Human: {question}\nAssistant: {answer}"
+
+
+def pair(question: str, chosen: str = "yes", rejected: str = "no", **more: Any) -> dict[str, Any]:
+    """A pair whose answers hold their prompt."""
+    prompt = f"Human: {question}\nAssistant:"
+    return {"prompt": prompt, "chosen": whole(question, chosen), "rejected": whole(question, rejected), **more}
+
+
 def test_answers_that_begin_with_the_prompt_in_every_row(tmp_path: Path) -> None:
-    """In every row, the prompt is left out of them; in some rows only, they are answers that begin so."""
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(lines(pair("a"), pair("b")))
+    found = load_splits(str(path), kind="preference")["train"]
+    assert found.to_list() == [{**pair(q), "chosen": " yes", "rejected": " no"} for q in "ab"]
+    warning = f"{path}: `chosen` and `rejected` begin with the prompt in every row; it is read once."
+    assert validate_files(str(path)).warnings == [warning]
+    # Of one column, of messages, with a system prompt, and with other white space.
+    path.write_bytes(lines(*(pair(q) | {"rejected": "no"} for q in "ab")))
+    found = load_splits(str(path), kind="preference")["train"]
+    assert (found["chosen"][:], found["rejected"][:]) == ([" yes"] * 2, ["no"] * 2)
+    path.write_bytes(lines(pair("a", system="Be kind."), pair("b")))
+    found = load_splits(str(path), kind="preference")["train"]
+    assert [message["content"] for row in found["chosen"] for message in row] == [" yes", " yes"]
+    # The only row of a file is like those of the others.
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "train.jsonl").write_bytes(lines(pair("a"), pair("b")))
+    (tmp_path / "more" / "test.jsonl").write_bytes(lines(pair("c")))
+    assert load_splits(str(tmp_path / "more"), kind="preference")["test"]["chosen"][:] == [" yes"]
+    rows = [{"prompt": "Hi?\n", "completion": "\nHi? Yes."}, {"prompt": "Ho?", "completion": "Ho?\nNo."}]
+    path.write_bytes(lines(*rows))
+    assert load_splits(str(path), kind="prompt-completion")["train"]["completion"][:] == [" Yes.", "\nNo."]
+    assert validate_files(str(path)).warnings == [
+        f"{path}: `completion` begins with the prompt in every row; it is read once."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "row", "reason"),
+    [
+        ([pair("a"), pair("b"), {"prompt": "c", "chosen": "d", "rejected": "e"}], 3, "in 2 of 3 rows"),
+        (
+            [pair("a", "", "no"), pair("b"), pair("c")],
+            1,
+            "`chosen` does not begin with the prompt, as it does in 2 of 3 rows",
+        ),
+        ([{"prompt": "Hi there", "completion": "Hi there, you"}], None, "begins with the prompt in the only row"),
+        ([pair("a")], None, "`chosen` begins with the prompt in the only row; leave the prompt out of it"),
+        ([pair("a", label="safe", system="Be kind.")], None, "`chosen` begins with the prompt in the only row"),
+    ],
+)
+def test_a_file_that_may_repeat_its_prompts_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], row: int | None, reason: str
+) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(lines(*rows))
+    problem = validate_files(str(path)).problems[0]
+    assert problem.row == row and reason in problem.reason
+    with pytest.raises(FrugalignError, match="begin"):
+        load_splits(str(path), kind="preference" if "chosen" in rows[0] else "prompt-completion")
+
+
+@pytest.mark.parametrize("quote", ["Hello, you.", "Hello there.", "Hello\nHello"])
+def test_an_answer_that_quotes_its_prompt_is_kept(tmp_path: Path, quote: str) -> None:
     rows = [
-        {
-            "prompt": f"Human: {q}\nAssistant:",
-            "chosen": f"Human: {q}\nAssistant: yes",
-            "rejected": f"Human: {q}\nAssistant: no",
-        }
-        for q in "ab"
+        {"prompt": "Hello", "chosen": quote, "rejected": "Hello?"},
+        {"prompt": "Tea?", "chosen": "Yes", "rejected": "No"},
     ]
     path = tmp_path / "d.jsonl"
     path.write_bytes(lines(*rows))
-    found = load_splits(str(path), kind="preference")["train"]
-    assert found.to_list() == [{"prompt": row["prompt"], "chosen": " yes", "rejected": " no"} for row in rows]
-    assert "it is read once" in validate_files(str(path)).warnings[0]
-    other = {"prompt": "Hello", "chosen": "Hello, you.", "rejected": "Hello?"}
-    path.write_bytes(lines(other, {"prompt": "Tea?", "chosen": "Yes.", "rejected": "No."}))
-    assert load_splits(str(path), kind="preference")["train"][0] == other
+    assert load_splits(str(path), kind="preference")["train"].to_list() == rows
+    assert validate_files(str(path)).warnings == [
+        f"{path}: `{name}` begins with the prompt in 1 of 2 rows; these answers are left as they are."
+        for name in ("chosen", "rejected")
+    ]
+    words = [{"prompt": "a", "completion": "all"}, {"prompt": "an", "completion": "any"}]  # words that begin alike
+    path.write_bytes(lines(*words))
+    assert load_splits(str(path), kind="prompt-completion")["train"].to_list() == words
+    assert validate_files(str(path)).warnings == []
 
 
 def test_parts_of_a_split_that_do_not_fit_together(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def write(folder: Path, **splits: list[dict[str, Any]]) -> str:
 
 
 def pairs(*prompts: str, **columns: Any) -> list[dict[str, Any]]:
-    return [{"prompt": prompt, "chosen": f"{prompt} yes", "rejected": f"{prompt} no"} | columns for prompt in prompts]
+    return [{"prompt": prompt, "chosen": f"yes, {prompt}", "rejected": f"no, {prompt}"} | columns for prompt in prompts]
 
 
 def test_equal_answers_are_left_out_and_only_named_columns_are_kept(tmp_path: Path) -> None:

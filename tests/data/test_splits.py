@@ -30,11 +30,34 @@ def test_a_validation_split_by_any_suffix(name: str) -> None:
 
 
 def test_other_splits_by_name() -> None:
-    assert [role_of(name) for name in ("train", "train_prefs", "training", "default", "auxiliary_train")] == [
-        *("train", "train", "train"),
-        None,
-        None,
+    names = ("train", "train_prefs", "training", "auxiliary_train", "default", "prompts", "2024")
+    assert [role_of(name) for name in names] == [*["train"] * 4, *[None] * 3]
+
+
+@pytest.mark.parametrize(
+    "name", ["prompts_{}", "hh.{}", "my-{}-00000-of-00002", "A {} v2", "prompts{}", "x_{}_en", "hh_{}_3"]
+)
+@pytest.mark.parametrize("end", ["", ".jsonl", ".jsonl.gz", ".parquet"])
+def test_the_role_may_stand_at_the_end_of_a_name(name: str, end: str) -> None:
+    words = {"Train": "train", "Test": "test", "Val": "validation", "Valid": "validation", "Dev": "validation"}
+    words |= {"Validation": "validation", "Eval": "validation"}
+    assert {word: role_of(name.format(word) + end) for word in words} == words
+
+
+def test_the_last_word_of_a_name_decides() -> None:
+    assert [role_of(name) for name in ("test_cases_train", "train_eval", "eval-prompts-test", "held_out")] == [
+        *("train", "validation", "test", "test")
     ]
+
+
+def test_files_whose_names_end_with_their_split(tmp_path: Path) -> None:
+    for name in ("prompts_train-00000-of-00002", "prompts_train-00001-of-00002", "prompts_test", "prompts-valid"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+    assert {split: len(rows) for split, rows in load_splits(str(tmp_path)).items()} == {
+        "train": 2,
+        "test": 1,
+        "validation": 1,
+    }
 
 
 def test_the_splits_that_belong_together() -> None:
@@ -46,6 +69,7 @@ def test_the_splits_that_belong_together() -> None:
     assert split_for({"default": 0, "test": 0}, "train") == "default"
     assert split_for({"train_en": 0, "train": 0}, "train") == "train"
     assert split_for({"test_prefs": 0, "dev": 0}, "train") is None
+    assert split_for(dict.fromkeys(("a_test", "b_test")), "test", "b_train") == "b_test"
 
 
 def test_what_is_not_trained_on_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -112,3 +136,16 @@ def test_shared_prompts_are_counted_and_said(tmp_path: Path, caplog: pytest.LogC
     assert caplog.messages == [said, said]
     preference_pairs(str(tmp_path))
     assert caplog.messages == [said, said, said]
+
+
+def test_shared_validation_prompts_are_said_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split, part in (("train", rows("a", 0, 20)), ("valid", rows("b", 18, 24)), ("test", rows("c", 30, 33))):
+        (tmp_path / f"prompts-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    said = f"2 of 6 validation prompts of {tmp_path} are also trained on."
+    _, held_out, about = training_prompts(str(tmp_path), hold_out=True)
+    assert held_out is not None and len(held_out) == 6 and caplog.messages == [said]
+    load_prompts(str(tmp_path), trained_on=about)
+    assert caplog.messages == [said]
+    load_prompts(str(tmp_path), split="validation", trained_on=about)
+    preference_pairs(str(tmp_path))
+    assert caplog.messages == [said] * 3

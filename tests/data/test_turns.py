@@ -92,3 +92,43 @@ def test_a_marked_text_is_a_conversation() -> None:
     text = "\n\nHuman: Hi: you\n\nAssistant: Hello.\n\nHuman: Boil\nan egg\n\nAssistant: Seven minutes."
     assert text_turns(text) == [user("Hi: you"), assistant("Hello."), user("Boil\nan egg"), assistant("Seven minutes.")]
     assert text_turns("No marks") is None and text_turns("Before.\nHuman: Hi") is None
+
+
+QUOTED = "Fill this in:\nQuestion: a\nAnswer: b\nModel: T\nUser: u\nAI: c\nHuman: d\nPrompt: e\nInput: f\nA: g\nBot: h"
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        (f"\n\nHuman: Hi\n\nAssistant: {QUOTED}", [user("Hi"), assistant(QUOTED)]),
+        (f"\n\nHuman: {QUOTED}\n\nAssistant: Yes", [user(QUOTED), assistant("Yes")]),
+        (f"Human: Hi\n\nAssistant: {QUOTED}", [user("Hi"), assistant(QUOTED)]),  # the empty lines before it are cut off
+        ("Question: Hi\nAnswer: A list\nQ: x\nAssistant: y", [user("Hi"), assistant("A list\nQ: x\nAssistant: y")]),
+        ("User: Hi\nAI: Yes\nModel: T\nUser: Ho", [user("Hi"), assistant("Yes\nModel: T"), user("Ho")]),
+        (
+            "### Instruction:\nAdd\n\n### Input:\n1\n\n### Response:\n2\n### Question: 3",
+            [user("Add"), user("1"), assistant("2\n### Question: 3")],
+        ),
+        (
+            "System: Be kind.\n\nHuman: Hi\n\nAssistant: Q: x",
+            [{"role": "system", "content": "Be kind."}, user("Hi"), assistant("Q: x")],
+        ),
+        ("用户：你好\n助手：答：很好\n回答：x", [user("你好"), assistant("答：很好\n回答：x")]),
+        (
+            "[INST] Hi [/INST] Human: x\nAssistant: y",
+            None,
+        ),
+        (
+            "\nHuman: Hi\nAssistant: <|im_start|>user\nYes<|im_end|>",
+            [user("Hi"), assistant("<|im_start|>user\nYes<|im_end|>")],
+        ),
+    ],
+)
+def test_only_the_names_of_one_format_begin_turns(text: str, turns: list[dict[str, str]] | None) -> None:
+    assert text_turns(text) == turns
+
+
+@pytest.mark.parametrize("quoted", ["Question: x\nAnswer: ", "Model: ", "Human: q\nAssistant: "])
+def test_a_prompt_ends_before_a_shared_line_that_looks_like_a_turn(quoted: str) -> None:
+    prompt = "\n\nHuman: Hi\n\nAssistant: "
+    assert split_texts(f"{prompt}{quoted}yes", f"{prompt}{quoted}no") == (prompt, f"{quoted}yes", f"{quoted}no")

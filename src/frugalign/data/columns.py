@@ -120,12 +120,11 @@ class Columns:
             found = _common(found, chunk.type)
         self._types[name] = found
 
-    def strip_prefix(self, prefix: str, names: Sequence[str]) -> None:
-        """Leave out the text of the column `prefix` at the start of these columns, which begin with it in every row."""
-        for name in names:
-            for place, (chunk, prefixes) in enumerate(zip(self._chunks[name], self._chunks[prefix], strict=True)):
-                pairs = zip(chunk.to_pylist(), prefixes.to_pylist(), strict=True)
-                self._chunks[name][place] = pa.array([value.removeprefix(start) for value, start in pairs])
+    def combine(self, name: str, other: str, change: Callable[[Any, Any], Any]) -> None:
+        """Change every value of a column by the value of another one in its row."""
+        for place, (chunk, others) in enumerate(zip(self._chunks[name], self._chunks[other], strict=True)):
+            pairs = zip(chunk.to_pylist(), others.to_pylist(), strict=True)
+            self._chunks[name][place] = pa.array([change(value, beside) for value, beside in pairs])
 
     def has_text(self, name: str) -> bool:
         """Whether the column holds text."""

@@ -20,6 +20,7 @@ from frugalign.data.formats import (
     NUMBERED_LABELS,
     OPEN_ASSISTANT,
     Format,
+    Uncarried,
     messages_of,
     recognise,
     zero_or_one,
@@ -166,6 +167,10 @@ def _read(value: Any) -> Any:
     if isinstance(value, (str, list, dict)):
         try:
             return messages_of(value)
+        except Uncarried:
+            if isinstance(value, list) and all("role" in message for message in value):
+                return value  # in its final spelling
+            raise
         except Misfit:
             return value
     return value

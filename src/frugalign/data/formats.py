@@ -8,13 +8,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frugalign.data.rows import printable
+from frugalign.data.rows import json_type, printable
 from frugalign.data.standard import Misfit, Row
 from frugalign.data.turns import text_turns
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "history")
 """Names of the column with the prompt, in order of preference."""
 _CONTEXTS = ("input", "context")
+_UNCARRIED = (
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    "tools",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "images",
+)
+"""What a message says beside its role and content, in the spellings of chat templates. Nothing reads it."""
 _COMPLETIONS = ("completion", "output", "response", "answer", "target")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _CONVERSATIONS = ("conversations", "conversation", "messages")
@@ -23,6 +34,10 @@ _ROLES = {
     **{"gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"},
     **{"model": "assistant", "answer": "assistant", "system": "system", "tool": "tool"},
 }
+
+
+class Uncarried(Misfit):
+    """A message that says more than its role and content."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +113,22 @@ def _parsed(text: str) -> Any:
 def _message(message: Any) -> Row:
     if not isinstance(message, dict):
         raise Misfit("a message is not an object with role and content")
+    if (other := next((name for name in _UNCARRIED if not _is_empty(message.get(name))), None)) is not None:
+        raise Uncarried(f"a message has `{other}`, which would be lost")
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value", message.get("text")))
     if not isinstance(role, str) or not isinstance(content, str):
         raise Misfit("a message has no role or no content")
     return {"role": _ROLES.get(role.lower(), role.lower()), "content": content}
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether nothing is lost without this value, such as a list of empty fields that Parquet fills in."""
+    if isinstance(value, dict):
+        return all(map(_is_empty, value.values()))
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, list) and all(map(_is_empty, value)))
 
 
 def _split_last(messages: list[Row]) -> Row:
@@ -124,10 +150,16 @@ def _prompt_of(row: Mapping[str, Any]) -> Any:
     if name is None:
         raise Misfit("the prompt is empty")
     prompt = row[name]
-    more = next((row[each] for each in _CONTEXTS if each != name and row.get(each)), None)
-    if isinstance(prompt, str) and isinstance(more, str) and more.strip():
-        return f"{prompt}\n\n{more}"
-    return prompt
+    contexts = {each: row[each] for each in _CONTEXTS if each != name and not _is_empty(row.get(each))}
+    if name != "history" and not _is_empty(row.get("history")):
+        raise Misfit(f"`history` stands beside `{name}`; make one list of messages of both")
+    for each, value in contexts.items():
+        if not isinstance(value, str) or not isinstance(prompt, str):
+            which, found = (each, value) if not isinstance(value, str) else (name, prompt)
+            raise Misfit(
+                f"`{which}` is {json_type(found)}, which is not joined with `{name if which == each else each}`"
+            )
+    return "\n\n".join([prompt, *contexts.values()]) if contexts else prompt
 
 
 def _other_prompt(row: Mapping[str, Any], _: str | None) -> Iterator[Row]:

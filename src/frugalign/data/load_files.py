@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -13,6 +13,7 @@ import pyarrow as pa
 from frugalign.data.columns import Columns
 from frugalign.data.formats import conversion_hint
 from frugalign.data.read_files import read_splits
+from frugalign.data.repeated_prompts import RepeatedPrompts, without_prompt
 from frugalign.data.rows import Batch, Problem, Source, json_type
 from frugalign.data.standard import (
     ANSWERS,
@@ -63,7 +64,8 @@ def load_files(name: str, kind: str | None = None) -> dict[str, list[LoadedFile]
     if any(reader.made_messages for reader in every):
         for reader in every:
             reader.write_messages()
-    found = {split: [reader.finish() for reader in files] for split, files in readers.items()}
+    whole = {name for reader in every for name in reader.whole_texts()}
+    found = {split: [reader.finish(whole) for reader in files] for split, files in readers.items()}
     for files in found.values():
         _check_join(files)
     return found
@@ -129,7 +131,7 @@ class _Reader:
         self._names: list[str] = []
         self._first_types: dict[str, tuple[type, int]] = {}
         self._no_prompt_said = False
-        self._n_repeating = 0
+        self._repeated: RepeatedPrompts | None = None
 
     def read(self) -> None:
         """Read, check and standardise every row."""
@@ -166,7 +168,7 @@ class _Reader:
                 self.problems.append(Problem(self.source.file, number, self._explain(misfit, number)))
                 found = {}
             else:
-                self._notice(row, found)
+                self._notice(row, found, number)
             rows.append(found)
         standard = [name for name in wanted if name != "system"]
         columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in standard if _any(rows, name)}
@@ -189,14 +191,13 @@ class _Reader:
             if not isinstance(value, kind):
                 raise Misfit(f"`{name}` is {json_type(value)}, but row {first} has {json_type(kind())}")
 
-    def _notice(self, raw: Mapping[str, Any], found: Row) -> None:
+    def _notice(self, raw: Mapping[str, Any], found: Row, number: int) -> None:
         """Note what concerns the whole file: text that became messages, answers that repeat their prompt."""
-        prompt = found["prompt"]
-        if not isinstance(prompt, str):
+        if not isinstance(found["prompt"], str):
             self.made_messages = self.made_messages or isinstance(raw.get("prompt"), str)
-        elif self.kind in ANSWERS and isinstance(raw.get("prompt"), str):
-            answers = [found[name] for name in ANSWERS[self.kind]]
-            self._n_repeating += all(each.startswith(prompt) and each[len(prompt) :].strip() for each in answers)
+        if self.kind in ANSWERS and "prompt" in self._names:
+            self._repeated = self._repeated or RepeatedPrompts(ANSWERS[self.kind])
+            self._repeated.note(found, number)
 
     def _explain(self, misfit: Misfit, number: int) -> str:
         if isinstance(misfit, EmptyAnswer):
@@ -221,8 +222,15 @@ class _Reader:
             if self.columns.has_text(name) and name in wanted_columns(self.kind or "prompt-only"):
                 self.columns.replace(name, partial(as_messages, role=_role(name)))
 
-    def finish(self) -> LoadedFile:
-        """The table of a file without problems, else its problems in the order of its rows."""
+    def whole_texts(self, elsewhere: Collection[str] = ()) -> list[str]:
+        """The columns whose answers hold their prompts. `elsewhere`: those of the other files."""
+        return self._repeated.whole(elsewhere) if self._repeated is not None else []
+
+    def finish(self, whole_texts: Collection[str] = ()) -> LoadedFile:
+        """The table of a file without problems, else its problems in the order of its rows.
+
+        `whole_texts`: columns that hold their prompts in this file or another one.
+        """
         kind = self.kind or "prompt-only"
         found = LoadedFile(self.source.file, kind, self.columns.n_rows + self._broken_rows + self._lost)
         found.columns = self._names
@@ -235,7 +243,8 @@ class _Reader:
             found.problems = [each for each in found.problems if not _says_missing(each, missing)]
             found.problems.append(Problem(self.source.file, None, reason))
         if not found.problems:
-            self._strip_repeated(found)
+            self._leave_out_repeated(found, self.whole_texts(whole_texts))
+        if not found.problems:
             found.table = self._table(kind)
             found.problems = list(self.columns.problems)
         found.problems.sort(key=lambda problem: problem.row or 0)
@@ -255,14 +264,13 @@ class _Reader:
             self.columns.read_numbers([name for name in self._names if name not in wanted_columns(kind)])
         return self.columns.table()
 
-    def _strip_repeated(self, found: LoadedFile) -> None:
-        """Leave the prompt out of text answers if those of every row begin with it."""
-        kind = found.kind
-        if not self._n_repeating or self._n_repeating < max(2, self.columns.n_rows) or self.made_messages:
-            return
-        self.columns.strip_prefix("prompt", ANSWERS[kind])
-        names = " and ".join(f"`{name}`" for name in ANSWERS[kind])
-        found.warnings.append(f"{found.file}: {names} begin with the prompt in every row; it is read once.")
+    def _leave_out_repeated(self, found: LoadedFile, names: Sequence[str]) -> None:
+        """Leave the prompts out of the answers in these columns. Name the columns that may hold them."""
+        if self._repeated is not None:
+            found.problems += self._repeated.problems(found.file, names)
+            found.warnings += self._repeated.warnings(found.file, names)
+        for name in names:
+            self.columns.combine(name, "prompt", without_prompt)
 
     def _unread(self, kind: str) -> list[str]:
         """Warnings of columns that change what a row means and that are not read."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.load_files import LoadedFile, all_files, join, load_files
+from frugalign.data.read_files import role_of
 from frugalign.data.rows import one_line
 from frugalign.data.splits import (
     HELD_OUT_FRACTION,
@@ -18,6 +19,7 @@ from frugalign.data.splits import (
     training_data_record,
     training_name,
     warn_of_shared,
+    warn_of_shared_splits,
 )
 from frugalign.data.validate import raise_first_problem
 
@@ -83,12 +85,13 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
         if (found := split_for(splits, role, trained or "")) is not None:
             parts.setdefault(role, splits[found])
     if trained_on and trained is not None and dataset_fingerprint(splits[trained]) == trained_on.get("fingerprint"):
-        if "test" in parts:
-            warn_of_shared(name, column(parts["test"], "prompt"), column(splits[trained], "prompt"))
-        elif trained_on.get("held_out_fraction"):
+        used = split or "test"
+        if used in parts and role_of(used) in ("validation", "test"):
+            warn_of_shared(name, column(parts[used], "prompt"), column(splits[trained], "prompt"), str(role_of(used)))
+        if "test" not in parts and trained_on.get("held_out_fraction"):
             fraction, seed = float(trained_on["held_out_fraction"]), int(trained_on.get("seed", 0))
             parts["train"], parts["test"] = held_out_split(splits[trained], fraction, seed)
-        elif split is None:
+        elif "test" not in parts and split is None:
             _log.warning("%s is what this was trained on, and none of it was held out.", name)
     if split is None:
         return parts["test"] if "test" in parts else _concatenate(name, list(splits.values()))
@@ -101,8 +104,8 @@ def training_prompts(name: str, *, hold_out: bool) -> tuple[Dataset, Dataset | N
     """Prompts to train on, held-out prompts (None without `hold_out`), and what an artefact stores to recognise its data.
 
     A test split is never trained on or returned. Without one, a tenth of the training prompts is held out, and `evaluate`
-    recognises it. The held-out prompts are the validation split, or else that tenth. Test prompts that are also trained
-    on are counted in a warning.
+    recognises it. The held-out prompts are the validation split, or else that tenth. Test and validation prompts that
+    are also trained on are counted in a warning.
 
     Raises:
         FrugalignError: as `load_splits`, or the data set has only a test split.
@@ -113,8 +116,7 @@ def training_prompts(name: str, *, hold_out: bool) -> tuple[Dataset, Dataset | N
     validation = split_for(splits, "validation", trained)
     held_out = splits[validation] if validation is not None else None
     trained_on = training_data_record(name, train, held_out_fraction=0.0 if tests else HELD_OUT_FRACTION)
-    if tests is not None:
-        warn_of_shared(name, column(splits[tests], "prompt"), column(train, "prompt"))
+    warn_of_shared_splits(name, splits, trained)
     if tests is None or (hold_out and held_out is None):
         train, tenth = held_out_split(train, HELD_OUT_FRACTION, 0)
         held_out = held_out if held_out is not None else tenth

@@ -14,7 +14,7 @@ from frugalign.data.splits import (
     split_for,
     training_data_record,
     training_name,
-    warn_of_shared,
+    warn_of_shared_splits,
 )
 
 if TYPE_CHECKING:
@@ -41,16 +41,14 @@ def preference_pairs(
     """
     splits = load_splits(name, kind="preference")
     trained = training_name(splits, name)
-    reserved = {role: split_for(splits, role, trained) for role in ("validation", "test")}
-    found = next((split for split in reserved.values() if split is not None), None)
+    reserved = (split_for(splits, role, trained) for role in ("validation", "test"))
+    found = next((split for split in reserved if split is not None), None)
     train, held_out = splits[trained], splits[found] if found is not None else None
     takes_a_tenth = hold_out and held_out is None
     trained_on = training_data_record(name, train, held_out_fraction=HELD_OUT_FRACTION if takes_a_tenth else 0.0)
     if takes_a_tenth:
         train, held_out = held_out_split(train, HELD_OUT_FRACTION, 0)
-    for role, split in reserved.items():
-        if split is not None:
-            warn_of_shared(name, column(splits[split], "prompt"), column(train, "prompt"), role)
+    warn_of_shared_splits(name, splits, trained)
     held_out = _different(held_out, keep, f"{found} of {name}") if hold_out and held_out is not None else None
     return _different(train, keep, f"{trained} of {name}"), held_out, trained_on
 

@@ -30,29 +30,54 @@ _MAGIC = {
     b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
 }
-_SHARD = re.compile(r"[-_.]?\d+(?:[-_]of[-_]\d+)?$")
 _KINDS_OF_SPLIT = ("prefs", "sft", "gen", "dpo", "kto", "rm", "ppo", "rl")
 """Ends of names that mark different data, as in train_prefs and train_sft. Files with other ends are parts of one split."""
-_RESERVED = {"test": "test", "val": "validation", "dev": "validation", "eval": "validation", "held": "test"}
-_RESERVED |= {"holdout": "test", "hold_out": "test"}
+_RESERVED = {"test": "test", "held": "test", "holdout": "test", "val": "validation", "dev": "validation"}
+_RESERVED |= {"eval": "validation"}
+"""What a name begins with that is never trained on."""
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("test", "tests", "testing", "testset", "held", "heldout", "hold", "holdout"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "validset", "dev", "devset", "devel"), "validation"),
+    **dict.fromkeys(("eval", "evaluation", "evalset"), "validation"),
+}
+"""Words that say what a split is for, anywhere in its name."""
+_NO_WORDS = frozenset((*FORMATS, *_COMPRESSED, "gz", "of", "part", "shard", "chunk", "out"))
+"""What may stand behind a split's name: formats, and the numbers of parts. `out` is the end of held_out."""
+
+
+def words_of(split: str) -> list[str]:
+    """The words of a split's or file's name, without numbers, formats and numbers of parts."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", split)
+    return [word for word in re.findall(r"[^\W\d_]+", spaced.lower()) if word not in _NO_WORDS]
 
 
 def role_of(split: str) -> str | None:
-    """What a split of this name is for: `train`, `validation`, `test` or, if the name does not say it, None.
+    """What a split or file of this name is for: `train`, `validation`, `test` or, if the name does not say it, None.
 
-    Whatever begins with test, val, dev, eval or held is never trained on.
+    Its last word decides (`prompts_test`), then its first, then any other. Whatever begins with test, val, dev, eval or
+    held is never trained on.
     """
-    name = split.lower().lstrip("_-. ")
-    if name.startswith("train"):
-        return "train"
-    return next((role for mark, role in _RESERVED.items() if name.startswith(mark)), None)
+    words = words_of(split)
+    if not words:
+        return None
+    if words[-1] in _WORDS:
+        return _WORDS[words[-1]]
+    first = "train" if words[0].startswith("train") else None
+    first = first or next((role for mark, role in _RESERVED.items() if words[0].startswith(mark)), None)
+    return first or next((_WORDS[word] for word in words if word in _WORDS), None)
+
+
+def rest_of(split: str) -> list[str]:
+    """What a split's name says beside its role, such as `prefs`."""
+    return [word for word in words_of(split) if word not in _WORDS]
 
 
 def read_splits(name: str) -> dict[str, list[Source]]:
     """The splits of a data set, each as its files.
 
     `name`: hub id, file (.jsonl .json .csv .parquet, also .gz), folder, or `package.module:attribute` that names one.
-    In a folder, files named train*, test* and validation* are the splits. A folder without such names, or a single
+    In a folder, files whose names say train, test or validation are the splits. A folder without such names, or a single
     file, is one split, `train`.
 
     Raises:
@@ -119,9 +144,8 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 def _split_of(file: str, role: str) -> str:
     """The split that a file of this name belongs to: its role, or the role and the kind of data."""
-    stem = _SHARD.sub("", file.lower().split(".")[0])
-    kind = next((kind for kind in _KINDS_OF_SPLIT if stem.endswith(("_" + kind, "-" + kind))), None)
-    return role if kind is None else f"{role}_{kind}"
+    kind = next(iter(rest_of(file)[-1:]), None)
+    return f"{role}_{kind}" if kind in _KINDS_OF_SPLIT else role
 
 
 def _source(path: Path) -> Source:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.read_files import role_of
+from frugalign.data.read_files import rest_of, role_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 def split_for(splits: Mapping[str, Any], role: str, like: str = "") -> str | None:
     """The name of the split for `train`, `validation` or `test`; None if there is none.
 
-    The exact name comes first, then the one with the same end as `like` (`test_prefs` for `train_prefs`), then a split
-    of preferences, then the first. A split whose name has no role is trained on if no other is.
+    The exact name comes first, then the one that says the same as `like` beside its role (`test_prefs` for
+    `train_prefs`), then a split of preferences, then the first. A split whose name has no role is trained on if no other is.
     """
     named = [name for name in splits if role_of(name) == role]
     if role == "train":
         named = named or [name for name in splits if role_of(name) is None]
-    end = like.lower().removeprefix("train")
-    tests = (lambda name: name.lower() == role, lambda name: end and name.lower().endswith(end), lambda n: "pref" in n)
+    rest = rest_of(like)
+    tests = (lambda name: name.lower() == role, lambda name: rest and rest_of(name) == rest, lambda n: "pref" in n)
     for test in tests:
         if (found := next((name for name in named if test(name)), None)) is not None:
             return found
@@ -128,6 +128,13 @@ def warn_of_shared(name: str, prompts: Iterable[Any], trained: Iterable[Any], wh
     shared, total = count_shared(prompts, trained)
     if shared:
         _log.warning("%s of %s %s prompts of %s are also trained on.", f"{shared:,}", f"{total:,}", what, name)
+
+
+def warn_of_shared_splits(name: str, splits: Mapping[str, Dataset], trained: str) -> None:
+    """Say how many prompts of the validation and the test split are also trained on."""
+    for role in ("validation", "test"):
+        if (split := split_for(splits, role, trained)) is not None:
+            warn_of_shared(name, column(splits[split], "prompt"), column(splits[trained], "prompt"), role)
 
 
 def training_data_record(name: str | None, rows: Dataset, *, held_out_fraction: float) -> dict[str, Any]:

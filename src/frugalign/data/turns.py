@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Messages = Sequence[Mapping[str, Any]]
 
-_ASSISTANTS = (
-    "assistant|ai|bot|chatbot|robot|gpt|chatgpt|claude|model|agent|answer|a|response|tl;dr"
-    "|助手|助理|回答|答|アシスタント|어시스턴트|ассистент|asistente|assistent"
-)
-_USERS = (
-    "human|user|question|q|instruction|input|prompt|customer|system"
-    "|用户|用戶|人类|问题|问|ユーザー|사용자|пользователь|usuario|utilisateur|benutzer"
-)
+_FORMATS = [
+    (users.split("|"), assistants.split("|"))
+    for users, assistants in (
+        (
+            "human|user|customer|用户|用戶|人类|ユーザー|사용자|пользователь|usuario|utilisateur|benutzer",
+            "assistant|ai|bot|chatbot|robot|gpt|chatgpt|claude|model|agent"
+            "|助手|助理|アシスタント|어시스턴트|ассистент|asistente|assistent",
+        ),
+        ("question|问题", "answer|回答"),
+        ("q|问", "a|答"),
+        ("instruction|input|prompt", "response"),
+        ("", "tl;dr"),
+    )
+]
+"""Names of users and of assistants that stand together in one format, the most usual first."""
+_USERS = [name for users, _ in _FORMATS for name in users if name]
+_ASSISTANTS = [name for _, assistants in _FORMATS for name in assistants]
+_SYSTEM = "system"
 _MARK = re.compile(
     # The first character is a set, which makes the search fast.
     r"[\n.!?。！？<\[](?i:"
     # A name at the start of a line or after the end of a sentence, with a colon: "\n\nAssistant: ", "### Response:".
-    rf"(?<![<\[])[^\S\n]*(?:\#+[ ]?|\*\*)?(?:(?P<name>{_ASSISTANTS})|{_USERS})(?:\*\*)?[^\S\n]*[:：](?:\*\*)?"
+    rf"(?<![<\[])[^\S\n]*(?:\#+[ ]?|\*\*)?(?P<name>{'|'.join([*_ASSISTANTS, *_USERS, _SYSTEM])})"
+    r"(?:\*\*)?[^\S\n]*[:：](?:\*\*)?"
     # A marker of a chat template.
     r"|(?<=<)(?:\|im_start\|>(?:(?P<im>assistant)|\w+)"
     r"|\|start_header_id\|>(?:(?P<header>assistant)|\w+)<\|end_header_id\|>"
@@ -31,6 +43,17 @@ _MARK = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """Where a turn begins: the mark is `text[start:end]`. `name`: of a mark in words, in lower case; else None."""
+
+    start: int
+    end: int
+    role: str
+    name: str | None
+    n_newlines: int
+
+
 def split_texts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
     """Prompt, chosen and rejected of two texts that begin with the same prompt. None if they share no prompt.
 
@@ -38,12 +61,9 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
     marker) and the white space behind it. Without any mark, it ends at the last line end that both share.
     """
     shared = _shared_length(chosen, rejected)
-    end, marked = 0, False
-    for mark in _MARK.finditer("\n" + chosen[:shared]):  # the first line counts as one too
-        marked = True
-        if mark.lastgroup is not None:
-            end = mark.end() - 1
-    if not marked:
+    marks = _turn_marks(chosen[:shared])
+    end = max((mark.end for mark in marks if mark.role == "assistant"), default=0)
+    if not marks:
         end = chosen.rfind("\n", 0, shared) + 1
     elif end:
         end = shared - len(chosen[end:shared].lstrip())
@@ -54,22 +74,43 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
 
 def text_turns(text: str) -> list[dict[str, str]] | None:
     """A text with marked turns as messages. None without marks, or with text before the first one."""
-    found: list[dict[str, str]] = []
-    start = 0
-    text = "\n" + text
-    for mark in _MARK.finditer(text):
-        before = text[start : mark.start() + 1].strip()
-        if found:
-            found[-1]["content"] = before
-        elif before:
-            return None
-        name = mark[0].strip().strip(":：#*").lower()
-        role = "assistant" if mark.lastgroup is not None else "system" if "system" in name else "user"
-        found.append({"role": role, "content": ""})
-        start = mark.end()
-    if not found:
+    marks = _turn_marks(text)
+    if not marks or text[: marks[0].start].strip():
         return None
-    found[-1]["content"] = text[start:].strip()
+    ends = [mark.start for mark in marks[1:]] + [len(text)]
+    return [{"role": mark.role, "content": text[mark.end : end].strip()} for mark, end in zip(marks, ends, strict=True)]
+
+
+def _turn_marks(text: str) -> list[_Mark]:
+    """The marks of turns in a text. Lines of an answer that look like a mark of another format are none.
+
+    The first mark tells the format. Of names, those of one user and one assistant are marks. If the first turn begins
+    after an empty line, or the first answer where nothing precedes that turn, so do all others.
+    """
+    marks = _every_mark(text)
+    if not marks or marks[0].name is None:
+        return [mark for mark in marks if mark.name is None]
+    names = {mark.name: None for mark in marks if mark.name is not None}  # in order of appearance
+    user = next((name for name in names if name in _USERS), None)
+    users, assistants = next((each for each in _FORMATS if user in each[0]), ((), ()))
+    assistant = next((name for name in assistants if name in names), None)
+    assistant = assistant or next((name for name in names if name in _ASSISTANTS), None)
+    # An instruction may have an input.
+    wanted = {user, assistant, _SYSTEM} | ({*users} if "instruction" in users else set())
+    found = [mark for mark in marks if mark.name in wanted]
+    spaced = marks[0].n_newlines or next((mark.n_newlines for mark in found if mark.name == assistant), 0)
+    return [mark for mark in found if mark is found[0] or mark.n_newlines >= min(2, spaced)]
+
+
+def _every_mark(text: str) -> list[_Mark]:
+    found = []
+    for mark in _MARK.finditer("\n" + text):  # the first line counts as one too
+        start, name = mark.start(), mark["name"]
+        name = None if name is None else name.lower()
+        is_assistant = name in _ASSISTANTS if name is not None else mark.lastgroup is not None
+        role = "assistant" if is_assistant else "system" if _SYSTEM in mark[0].lower() else "user"
+        before = text[:start]
+        found.append(_Mark(start, mark.end() - 1, role, name, len(before) - len(before.rstrip("\n"))))
     return found
 
 
