@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from frugalign.data.encode import EncodedCompletions, encode_completions
 from frugalign.data.templating import AUTO, Rendering, encode_prompts
 from frugalign.engines.encode import encode_for_model, tokenize_pairs
 from frugalign.engines.transformers import end_token_ids
+from frugalign.methods.rerank.collator import PairCollator
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 HISTORY = [{"role": "user", "content": "Is it cold?"}, {"role": "assistant", "content": "Yes."}]
@@ -102,6 +105,59 @@ def test_an_answer_of_several_turns_is_rendered_as_turns(chat: ChatModel) -> Non
     whole = rendered(chat, tokenizer, [{"role": "user", "content": "Hello there."}, *answer])
     assert tokenizer.decode(found.ids[0]) == whole
     assert "Hello there." not in tokenizer.decode(found.completion_ids[0])
+
+
+def masked_texts(tokenizer: PreTrainedTokenizerFast, ids: list[int], mask: list[int]) -> list[str]:
+    """The texts of the runs of tokens that count and of those that do not, in turns."""
+    runs = [[token for token, _ in run] for _, run in groupby(zip(ids, mask, strict=True), key=lambda each: each[1])]
+    return [tokenizer.decode(run) for run in runs]
+
+
+NO_END = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
+MASKED = [*CHAT_MODELS, GEMMA_2, replace(BY_NAME["ChatML"], name="without end tokens", template=NO_END)]
+
+
+@pytest.mark.parametrize("words", [LLAMA3_WORDS, GPT2_WORDS], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("chat", MASKED, ids=lambda chat: chat.name)
+def test_only_the_assistants_turns_of_an_answer_count(chat: ChatModel, words: str) -> None:
+    """Each of them with its end token, and nothing that the user writes or that opens a turn. The same with a cut prompt."""
+    tokenizer = chat.tokenizer(words)
+    model, contents = chat.model(tokenizer), ["Yes.", "It is cold.", "No."]
+    answer = [{"role": "assistant", "content": text} for text in contents]
+    answer[1:1], answer[3:3] = [ASKED], [{"role": "user", "content": "Yes. No."}]
+    plain = answer[:1]
+    end = "" if "{{ m.content }}\n" in chat.template else chat.end
+    for prompt in ("Hello there.", [*HISTORY, ASKED]):
+        found = encode_for_model(model, tokenizer, [prompt, prompt], [answer, plain])
+        runs = masked_texts(tokenizer, found.completion_ids[0], found.completion_masks[0])
+        texts = [_without_thought(run).removesuffix("<|endoftext|>") for run in runs[::2]]
+        assert texts == [f"{text}{end}" for text in contents], runs
+        assert ASKED["content"] in runs[1] and "Yes. No." in runs[3] and not any(text in runs[1] for text in contents)
+        assert found.completion_masks[1] == [1] * len(found.completion_ids[1])
+        cut = found.cut(len(found.ids[0]) - 3)
+        assert cut.completion_masks == found.completion_masks
+        assert found.cut(8).completion_masks[0] == found.completion_masks[0][-8:]
+        pairs = Dataset.from_dict({"prompt": [prompt], "chosen": [answer], "rejected": [plain]})
+        trained = tokenize_pairs(pairs, model, tokenizer)
+        assert trained["chosen_mask"][0][-len(found.completion_masks[0]) :] == found.completion_masks[0]
+        batch = PairCollator(0)([{name: values[0] for name, values in trained.items()}])
+        counted = batch["input_ids"][0][batch["completion_mask"][0].bool()].tolist()
+        assert counted == [
+            token for token, counts in zip(found.completion_ids[0], found.completion_masks[0], strict=True) if counts
+        ]
+        assert "chosen_mask" not in tokenize_pairs(pairs.map(lambda _: {"chosen": plain}), model, tokenizer)
+
+
+def _without_thought(text: str) -> str:
+    return text.replace("<think>\n\n</think>\n\n", "").strip()
+
+
+def test_turns_that_cannot_be_told_apart_are_refused() -> None:
+    tokenizer = BY_NAME["ChatML"].tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'assistant' or loop.last or loop.first %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    answer = [{"role": "assistant", "content": "Yes."}, ASKED, {"role": "assistant", "content": "No."}]
+    with pytest.raises(FrugalignError, match="Answer 1: the chat template does not show which of its turns"):
+        encode_completions(["Hi!"], [answer], tokenizer)
 
 
 @pytest.mark.parametrize("chat", CHAT_MODELS, ids=lambda chat: chat.name)
@@ -231,6 +287,15 @@ def test_a_plain_text_opening_is_recognised_too(caplog: pytest.LogCaptureFixture
 
 
 def test_an_argument_that_the_template_does_not_read_is_refused() -> None:
+    tokenizer = BY_NAME["Qwen 3"].tokenizer()
+    for name in ("chat_template", "tokenize", "messages", "padding"):
+        taken = Rendering(chat_template_kwargs={name: "x"})
+        for encode in (
+            lambda taken=taken: encode_prompts(["Hi"], tokenizer, max_new_tokens=1, rendering=taken),
+            lambda taken=taken: encode_completions(["Hi"], ["Ho"], tokenizer, rendering=taken),
+        ):
+            with pytest.raises(FrugalignError, match=f"chat_template_kwargs sets {name}"):
+                encode()
     misspelt = Rendering(chat_template_kwargs={"enable_thinkin": False})
     with pytest.raises(FrugalignError, match="sets enable_thinkin, which the chat template does not read"):
         encode_prompts(["Hi!"], BY_NAME["Qwen 3"].tokenizer(), max_new_tokens=1, rendering=misspelt)

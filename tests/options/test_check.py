@@ -268,7 +268,7 @@ def test_no_option_of_any_verb_takes_an_absurd_value(verb: str) -> None:
         ("rerank", {"dataloader_persistent_workers": True}, "A data loader with these settings cannot be used: persistent_workers"),
         ("rerank", {"fp16": True, "use_cpu": True}, "fp16 needs a GPU."),
         ("psle", {"use_liger_kernel": True}, "use_liger_kernel needs the package liger_kernel"),
-        ("psle", {"deepspeed": "nowhere.json"}, "deepspeed needs the package deepspeed"),
+        ("rerank", {"deepspeed": "nowhere.json"}, "deepspeed needs the package deepspeed"),
         ("rerank", {"accelerator_config": "nowhere.json"}, "These settings do not fit: FileNotFoundError: "),
         ("rerank", {"optim": "galore_adamw"}, "optim galore_adamw needs the package galore_torch, which is not installed."),
         ("psle", {"optim": "adalomo"}, "optim adalomo needs the package lomo_optim, which is not installed."),

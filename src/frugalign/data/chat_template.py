@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.template_arguments import NO_OTHER_TEMPLATE, SET_HERE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,8 +57,12 @@ class ChatTemplate:
             )
         text = source if isinstance(source, str) else "\n".join(map(str, source.values()))
         for name in self.arguments:
+            if name == "chat_template":
+                raise FrugalignError(f"chat_template_kwargs sets chat_template: {NO_OTHER_TEMPLATE}.")
+            if name in SET_HERE:
+                raise FrugalignError(f"chat_template_kwargs sets {name}, which rendering sets itself.")
             # transformers' own arguments need not be named in the template.
-            if name not in ("tools", "documents", "chat_template") and not re.search(rf"\b{re.escape(name)}\b", text):
+            if name not in ("tools", "documents") and not re.search(rf"\b{re.escape(name)}\b", text):
                 raise FrugalignError(f"chat_template_kwargs sets {name}, which the chat template does not read.")
 
     @cached_property

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
@@ -40,21 +40,34 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class EncodedCompletions:
     """`prompt_ids[i]` and `completion_ids[i]`, end token included. `n_cut`: how many rows were cut on the left to
-    fit."""
+    fit. `others`: by row, where turns of others stand within the answer, as `(start, stop)` in `ids[i]`."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     n_cut: int = 0
+    others: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[list[int]]:
         """Prompt and completion joined. The last token is the endpoint."""
         return [prompt + answer for prompt, answer in zip(self.prompt_ids, self.completion_ids, strict=True)]
 
+    @property
+    def completion_masks(self) -> list[list[int]]:
+        """1 for the tokens of `completion_ids` that the assistant writes, 0 for those of other turns between its own."""
+        masks = [[1] * len(answer) for answer in self.completion_ids]
+        for row, spans in self.others.items():
+            first = len(self.prompt_ids[row])
+            for start, stop in spans:
+                for place in range(max(0, start - first), max(0, stop - first)):
+                    masks[row][place] = 0
+        return masks
+
     def divided(self, lengths: Sequence[int]) -> EncodedCompletions:
         """The same ids, with `lengths[i]` tokens in prompt i."""
         rows = list(zip(self.ids, lengths, strict=True))
-        return EncodedCompletions([ids[:length] for ids, length in rows], [ids[length:] for ids, length in rows])
+        prompts, answers = [ids[:length] for ids, length in rows], [ids[length:] for ids, length in rows]
+        return replace(self, prompt_ids=prompts, completion_ids=answers)
 
     def cut(self, max_length: int | None) -> EncodedCompletions:
         """The same with at most `max_length` tokens a row. A longer row loses its beginning, counted and logged. If the
@@ -69,7 +82,11 @@ class EncodedCompletions:
             answer[max(0, lost - len(prompt)) :]
             for prompt, answer, lost in zip(self.prompt_ids, self.completion_ids, over, strict=True)
         ]
-        return EncodedCompletions(prompts, answers, n_cut)
+        others = {
+            row: [(max(0, start - over[row]), max(0, stop - over[row])) for start, stop in spans]
+            for row, spans in self.others.items()
+        }
+        return EncodedCompletions(prompts, answers, n_cut, others)
 
 
 def answer_text(completion: Any) -> str:
@@ -139,8 +156,13 @@ class _Answers:
             asked = prompt_ids[row]
             if self.prompts[row] == "" and whole[: len(asked)] != asked:
                 whole = asked + whole  # the BOS token that stands for an empty prompt
-            if row in chat and whole[: len(asked)] != asked:
+            if row in chat:
                 whole = self._with_sampled_prompt(row, asked, whole, texts[row])
+                if spans := [
+                    tuple(_n_shared(self._ids_until(place, row, asked, texts[row]), whole) for place in turn)
+                    for turn in self._other_turns(row, texts[row], end)
+                ]:
+                    found.others[row] = spans
             n = _n_shared(asked, whole)
             answer = whole[n:]
             if not answer or answer[-1] not in ends:
@@ -180,6 +202,8 @@ class _Answers:
         Raises:
             FrugalignError: the template writes the prompt in another way than before the answer.
         """
+        if whole[: len(asked)] == asked:
+            return whole
         tokenizer, messages = self.template.tokenizer, as_messages(self.prompts[row])
         opened = open_turn(messages, self.template)
         if text.startswith(opened):
@@ -198,6 +222,47 @@ class _Answers:
                 "into the first user message, and all turns but the last into the prompt."
             )
         return whole
+
+    def _ids_until(self, place: int, row: int, asked: list[int], text: str) -> list[int]:
+        """The ids of a conversation's beginning, encoded as the whole is."""
+        (ids,) = token_ids([text[:place]], self.template.tokenizer, {0})
+        return self._with_sampled_prompt(row, asked, ids, text[:place])
+
+    def _other_turns(self, row: int, text: str, end: int | None) -> list[tuple[int, int]]:
+        """Where the turns of others stand within an answer of several turns: `text[start:stop]`, openings included.
+
+        Raises:
+            FrugalignError: the template does not show where a turn begins or ends.
+        """
+        if isinstance(self.answers[row], str) or len(self.answers[row]) < 2:
+            return []
+        messages = conversation(self.prompts[row], self.answers[row])
+        first, found = len(messages) - len(self.answers[row]), list[tuple[int, int]]()
+        for place in range(first + 1, len(messages)):
+            if messages[place]["role"] != "assistant" or messages[place - 1]["role"] == "assistant":
+                continue
+            last = max(each for each in range(first, place) if messages[each]["role"] == "assistant")
+            start = self._end_of_turn(messages[: last + 1], text, end)
+            stop = _n_shared(open_turn(messages[:place], self.template), text)
+            between = "".join(text[start:stop].split())
+            if start < 0 or any("".join(each["content"].split()) not in between for each in messages[last + 1 : place]):
+                raise FrugalignError(
+                    f"Answer {row + 1}: the chat template does not show which of its turns are the assistant's; put all "
+                    "turns but the last into the prompt."
+                )
+            found.append((start, stop))
+        return found
+
+    def _end_of_turn(self, messages: Sequence[Message], text: str, end: int | None) -> int:
+        """Where the last of these messages ends in the text of a conversation that they begin. -1: that is not clear."""
+        alone = self._conversation([dict(message) for message in messages], end)
+        shared = _n_shared(alone, text)
+        if shared == len(alone):
+            return shared
+        # The last turn is written otherwise than the same turn within a conversation, as with a thought.
+        closing = messages[-1]["content"].strip() if end is None else self.template.text_of(end)
+        place = text.find(closing, shared)
+        return place if place < 0 else place + len(closing)
 
     def _warn_of_rewritten_answers(self, texts: Sequence[str], chat: set[int]) -> None:
         """Warn once if the template leaves out a part of answers, such as their thoughts."""

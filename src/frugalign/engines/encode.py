@@ -56,7 +56,8 @@ def tokenize_pairs(
     pairs: Dataset, model: Any, tokenizer: Any, *, max_length: int | None = None, rendering: Rendering = AUTO
 ) -> dict[str, Any]:
     """`prompt_ids`, `chosen_ids` and `rejected_ids`, encoded as `encode_for_model` does. A sampled answer keeps the
-    ids in `chosen_completion_ids` and `rejected_completion_ids`."""
+    ids in `chosen_completion_ids` and `rejected_completion_ids`. If an answer holds turns of others, `chosen_mask` and
+    `rejected_mask` are 1 for the assistant's tokens."""
     columns = [
         pairs[ids] if (ids := f"{side}_completion_ids") in pairs.column_names else None
         for side in ("chosen", "rejected")
@@ -68,9 +69,11 @@ def tokenize_pairs(
     # Where one prompt is shorter, the rest of the other one belongs to its answer.
     shared = [min(map(len, both)) for both in zip(*(side.prompt_ids for side in sides), strict=True)]
     chosen, rejected = (side.divided(shared).cut(max_length or context_length(model)) for side in sides)
+    mixed = bool(chosen.others or rejected.others)
     return {
         # The shorter prompt once more: one may have been cut to fit its answer.
         "prompt_ids": [min(both, key=len) for both in zip(chosen.prompt_ids, rejected.prompt_ids, strict=True)],
         "chosen_ids": chosen.completion_ids,
         "rejected_ids": rejected.completion_ids,
+        **({"chosen_mask": chosen.completion_masks, "rejected_mask": rejected.completion_masks} if mixed else {}),
     }

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from frugalign.base.template_arguments import NO_OTHER_TEMPLATE, SET_HERE
+
 LARGEST = 1e12
 """No number may be larger in size: products of such numbers overflow float32, and a run would be silently wrong."""
 LARGEST_WHOLE = 2**31 - 1
@@ -94,12 +96,12 @@ class _Text(TextKind):
 
 
 class _TemplateArguments(Kind):
-    _SET_HERE = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
-
     def refusal(self, value: Any) -> str | None:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             return self.must_be
-        if taken := [name for name in self._SET_HERE if name in value]:
+        if "chat_template" in value:
+            return f"{self.must_be} without chat_template: {NO_OTHER_TEMPLATE}"
+        if taken := [name for name in SET_HERE if name in value]:
             return f"{self.must_be} without {taken[0]}, which every verb sets itself"
         try:
             json.dumps(dict(value), allow_nan=False)

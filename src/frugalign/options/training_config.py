@@ -47,6 +47,11 @@ class TrainingConfig:
         import torch
 
         check_options(self)
+        # transformers would set up the process for some of them.
+        for name, (neutral, reason) in (_NOT_CARRIED_OVER | self.not_carried_over).items():
+            value = getattr(self, name, neutral)
+            if getattr(value, "value", value) not in (neutral, [neutral], None):
+                raise FrugalignError(f"{name} is not carried over: {reason}.")
         check_packages(self)
         self.prepare()
         arguments: Any = super()
@@ -57,10 +62,6 @@ class TrainingConfig:
             arguments.__post_init__()
         except Exception as error:  # transformers and accelerate raise any kind for settings that do not fit
             raise refused_settings(error) from error
-        for name, (neutral, reason) in (_NOT_CARRIED_OVER | self.not_carried_over).items():
-            value = getattr(self, name, neutral)
-            if getattr(value, "value", value) not in (neutral, [neutral], None):
-                raise FrugalignError(f"{name} is not carried over: {reason}.")
         self.check()
         try_training_parts(self)
 

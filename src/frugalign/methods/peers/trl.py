@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from frugalign.base.errors import FrugalignError
 from frugalign.base.files import WEIGHTS_FILE
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import answer_text
@@ -116,12 +117,17 @@ def train_on_pairs(method: str, base: LoadedModel, pairs: Dataset, run: PeerRun)
     lora, rendering = _lora(given), _rendering(given)
     common = {**_PLAIN, "output_dir": str(run.folder), "max_length": None, **given}
     columns = tokenize_pairs(pairs, base.model, base.tokenizer, rendering=rendering)
+    masks = columns.pop("chosen_mask", None) or [[1] * len(answer) for answer in columns["chosen_ids"]]
+    if columns.pop("rejected_mask", None) is not None and method != "sft":
+        raise FrugalignError(
+            f"{method} would count the user's turns within an answer as the assistant's; put all turns but the last into the prompt."
+        )
     base.model.requires_grad_(lora is None)
     shared: dict[str, Any] = {"model": base.model, "processing_class": base.tokenizer, "peft_config": lora}
     if method == "sft":
         rows = [
-            {"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + [1] * len(answer)}
-            for prompt, answer in zip(columns["prompt_ids"], columns["chosen_ids"], strict=True)
+            {"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + mask}
+            for prompt, answer, mask in zip(columns["prompt_ids"], columns["chosen_ids"], masks, strict=True)
         ]
         trainer: Any = _SFT(
             args=SFTConfig(completion_only_loss=True, **common), train_dataset=Dataset.from_list(rows), **shared

@@ -22,7 +22,7 @@ REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Dataset:
-    """`prompt_ids`, `chosen_ids`, `rejected_ids` as the probes' definition of an exchange has them, and our columns.
+    """What `tokenize_pairs` finds, as the probes' definition of an exchange has it, and our columns.
 
     Raises:
         FrugalignError: a confidence outside [0, 1], naming its row.
@@ -38,23 +38,27 @@ def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Datas
 class PairCollator:
     """B pairs to `input_ids`, `attention_mask`, `completion_mask` `[2B, T]`, padded on the right, and the pairs' columns `[B]`.
 
-    A missing confidence becomes NaN, and a missing weight 1.
+    The mask leaves out turns of others within an answer. A missing confidence becomes NaN, and a missing weight 1.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        sides = [(pair["prompt_ids"], pair[name]) for name in ("chosen_ids", "rejected_ids") for pair in pairs]
-        width = max(len(prompt) + len(answer) for prompt, answer in sides)
+        sides = [
+            (pair["prompt_ids"], pair[f"{side}_ids"], pair.get(f"{side}_mask") or [1] * len(pair[f"{side}_ids"]))
+            for side in ("chosen", "rejected")
+            for pair in pairs
+        ]
+        width = max(len(prompt) + len(answer) for prompt, answer, _ in sides)
         multiple = self.pad_to_multiple_of or 1
         width = -(-width // multiple) * multiple
-        rest = [width - len(prompt) - len(answer) for prompt, answer in sides]
+        rest = [width - len(prompt) - len(answer) for prompt, answer, _ in sides]
         rows = [(*side, pad) for side, pad in zip(sides, rest, strict=True)]
         batch: dict[str, list[Any]] = {
-            "input_ids": [[*prompt, *answer, *[self.pad_token_id] * pad] for prompt, answer, pad in rows],
-            "attention_mask": [[1] * (width - pad) + [0] * pad for _, _, pad in rows],
-            "completion_mask": [[0] * len(prompt) + [1] * len(answer) + [0] * pad for prompt, answer, pad in rows],
+            "input_ids": [[*prompt, *answer, *[self.pad_token_id] * pad] for prompt, answer, _, pad in rows],
+            "attention_mask": [[1] * (width - pad) + [0] * pad for *_, pad in rows],
+            "completion_mask": [[0] * len(prompt) + [*mask] + [0] * pad for prompt, _, mask, pad in rows],
         }
         for name, missing in zip((*COLUMNS, *REFERENCE), (math.nan, 1.0, math.nan, math.nan), strict=True):
             if any(name in pair for pair in pairs):
