@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,22 @@ def test_eval_steps_switches_evaluation_on(tmp_path: Path) -> None:
     assert config(tmp_path).eval_strategy == "no"
 
 
-def test_the_proxy_stays_in_float32_and_keeps_the_rewards_columns(tmp_path: Path) -> None:
-    found = config(tmp_path, bf16=True)
-    assert not found.bf16 and not found.fp16 and not found.remove_unused_columns
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bf16": True},
+        {"fp16": True},
+        {"dataloader_num_workers": 2},
+        {"data_seed": 1},
+        {"per_device_eval_batch_size": 4},
+    ],
+)
+def test_what_a_proxy_does_not_use_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    before = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    with pytest.raises(FrugalignError, match=f"{next(iter(options))} is not carried over"):
+        config(tmp_path, **options)
+    assert os.environ.get("ACCELERATE_MIXED_PRECISION") == before, "a refused config sets nothing up"
+    assert not config(tmp_path).remove_unused_columns
 
 
 def test_the_resolved_options_reload_from_yaml(tmp_path: Path) -> None:

@@ -12,7 +12,18 @@ from frugalign.base.errors import FrugalignError
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
 from frugalign.options.training_config import TrainingConfig
 
+_NO_LOADER = "rollouts generate the data, so nothing is loaded"
 _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(
+        ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"),
+        (False, "the proxy trains in float32; dtype is the frozen LM's"),
+    ),
+    "dataloader_num_workers": (0, _NO_LOADER),
+    **dict.fromkeys(("dataloader_prefetch_factor", "dataloader_multiprocessing_context"), (None, _NO_LOADER)),
+    **dict.fromkeys(("dataloader_persistent_workers", "dataloader_drop_last"), (False, _NO_LOADER)),
+    "per_device_eval_batch_size": (8, "held-out prompts are sampled in batches of their own"),
+    "train_sampling_strategy": ("random", "the order of the prompts is a function of the seed alone"),
+    "data_seed": (None, "the order of the prompts is a function of the seed alone"),
     "gradient_checkpointing": (False, "the frozen LM has no gradients, and the proxy is small"),
     "load_best_model_at_end": (False, "choose a checkpoint by its eval_reward and load it from its folder"),
     "auto_find_batch_size": (False, "a rollout's size is part of what is trained"),
@@ -38,10 +49,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
             self.output_dir = "runs/proxy"
         if self.eval_steps is not None:
             self.eval_strategy = "steps"
-        # The proxy always trains in float32. Rollouts generate the data, so no loader workers are needed.
-        self.bf16 = self.fp16 = False
         self.remove_unused_columns = False
-        self.dataloader_num_workers = 0
 
     def check(self) -> None:
         """Check what values mean together."""
