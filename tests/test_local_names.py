@@ -74,6 +74,42 @@ def test_a_misspelt_path_is_refused_without_the_network(name: str, here: Path, n
         assert "\n" not in str(error.value) and "connect" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("chat-3n", "chat-3m"),  # a character replaced
+        ("chat-3", "chat-3m"),  # left out
+        ("chatt-3m", "chat-3m"),  # put in
+        ("caht-3m", "chat-3m"),  # two exchanged
+        ("Chat-3m", "chat-3m"),
+        ("rans/proxy", "runs/proxy"),
+        ("runs/proxi", "runs/proxy"),
+        ("./chat-3n", "./chat-3m"),
+    ],
+)
+def test_a_typo_in_a_local_name_is_said_without_the_network(name: str, near: str, here: Path, no_network: None) -> None:
+    (here / "chat-3m").mkdir()
+    (here / "runs" / "proxy").mkdir(parents=True)
+    for load in (
+        load_model,
+        check_model,
+        load_proxy,
+        load_reward,
+        read_splits,
+        lambda path: attach_adapter(None, path),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(FrugalignError, match=f"did you mean {near}"):
+            load(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "distilgpt2", "imdb", "chat-4b", "other/proxy", "abc"])
+def test_a_name_that_only_resembles_a_folder_is_a_hub_id(name: str, here: Path) -> None:
+    for folder in ("gpt2-tuned", "distilgpt2_1", "imdb-50", "chat-3m", "runs/proxy", "abd"):
+        (here / folder).mkdir(parents=True)
+    (here / "gpt3.jsonl").touch()
+    assert local_path(name) is None
+
+
 @pytest.mark.slow
 def test_no_verb_opens_a_socket_for_local_names(
     here: Path, no_network: None, capsys: pytest.CaptureFixture[str]

@@ -123,6 +123,36 @@ def test_a_completion_that_was_cut_in_its_first_sentence_is_judged_where_it_was_
     assert reward(prompts=PROMPTS[:1], completions=["here is"], completion_ids=[[4, 5, 6]]) == whole
 
 
+def test_token_ids_are_believed_row_by_row(folder: Path, base: LoadedModel) -> None:
+    """Rows whose ids say something else do not change the others, whatever their order."""
+    reward = RepresentationReward.from_pretrained(folder, base)
+    cut = base.tokenizer("here is", add_special_tokens=False)["input_ids"]
+    plain = reward(prompts=PROMPTS[:1], completions=["here is"])[0]
+    ended = reward(prompts=PROMPTS[:1], completions=["here is"], completion_ids=[cut])[0]
+    prompts, texts = PROMPTS[:1] * 4, ["here is"] * 4
+    found = reward(prompts=prompts, completions=texts, completion_ids=[cut, [4, 5, 6], [], cut])
+    torch.testing.assert_close(torch.tensor(found), torch.tensor([ended, plain, plain, ended]), atol=1e-4, rtol=0)
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    found = reward(prompts=prompts, completions=messages, completion_ids=[[], cut, cut, [4, 5, 6]])
+    torch.testing.assert_close(torch.tensor(found), torch.tensor([plain, ended, ended, plain]), atol=1e-4, rtol=0)
+    assert reward(prompts=[], completions=[], completion_ids=[]) == []
+
+
+def test_a_reward_of_the_hub_is_recognised_by_its_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are fetched by name, the config first."""
+    fetched: list[str] = []
+
+    def fetch(name: str, *files: str, allow_patterns: Any = ()) -> str:
+        fetched.extend([*files, *allow_patterns])
+        return str(folder / files[0] if files else folder)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    found = load_reward("someone/probes")
+    assert isinstance(found.function, RepresentationReward) and found.name == "probes"
+    assert fetched == ["config.json", "config.json", "model.safetensors"]
+
+
 def test_one_model_in_memory(folder: Path, base: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer's own model is used where it is the one; nothing is loaded. Another model is left alone, and loads its own."""
     rewards: list[Any] = [RepresentationReward.from_pretrained(folder), len]

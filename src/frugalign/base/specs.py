@@ -15,6 +15,7 @@ from frugalign.base.errors import FrugalignError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml", ".yml", ".txt", ".md", ".py", ".safetensors", ".bin")
+_LONGEST = 255
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -26,13 +27,54 @@ def is_attribute(spec: str) -> bool:
 def local_path(name: str) -> Path | None:
     """The path that a name stands for, whether or not it exists. None for a hub id, `model` or `owner/model`.
 
-    A name in a folder that exists here is a path, so that a misspelt path is never looked up on the hub.
+    A name in a folder that exists here is a path, and so is a name that differs from that of a folder here by a typo. So
+    a misspelt path is never looked up on the hub.
     """
     expanded = os.path.expanduser(name)
     here = name.split("/")[0] if "/" in name else ""
     if os.path.exists(expanded) or not _HUB_ID.fullmatch(name) or (here and os.path.isdir(here)):
         return Path(expanded)
-    return Path(expanded) if name.lower().endswith(_FILES) else None
+    return Path(expanded) if name.lower().endswith(_FILES) or _close_names(name) else None
+
+
+def local_hint(name: str) -> str:
+    """`; did you mean runs/chat-3m?` after a path that does not exist, or nothing."""
+    found = _close_names(name)
+    if not found:
+        return ""
+    hub = "" if "/" in name else f" The hub's {name} needs its owner: OWNER/{name}."
+    return f"; did you mean {' or '.join(found[:3])}?{hub}".removesuffix(".")
+
+
+def _close_names(name: str) -> list[str]:
+    """Folders, and in folders files too, whose path differs from `name` by a typo."""
+    folder, _, last = name.rpartition("/")
+    if not last or len(name) > _LONGEST or "\0" in name:
+        return []
+    if folder and not os.path.isdir(os.path.expanduser(folder)):
+        near = [each for each in _close_names(folder) if "/" not in folder]
+        return [f"{each}/{last}" for each in near if os.path.exists(os.path.join(each, last))]
+    try:
+        with os.scandir(os.path.expanduser(folder) or ".") as entries:
+            names = [each.name for each in entries if (folder or each.is_dir()) and _is_typo(last, each.name)]
+    except OSError:
+        return []
+    return sorted(f"{folder}/{each}" if folder else each for each in names)
+
+
+def _is_typo(given: str, name: str) -> bool:
+    """Whether one edit makes one name of the other: a character replaced, left out, put in, or two exchanged. Case aside.
+
+    The names have at least four characters, since shorter ones are easily alike.
+    """
+    one, other = sorted((given.lower(), name.lower()), key=len)
+    if len(one) < 4 or len(other) - len(one) > 1 or given == name:
+        return False
+    start = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    rest, more = one[start:], other[start:]
+    if len(one) < len(other):
+        return rest == more[1:]
+    return rest[1:] == more[1:] or (rest[:2] == more[:2][::-1] and rest[2:] == more[2:])
 
 
 def names_code(text: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.specs import local_path, resolve_name
+from frugalign.base.specs import local_hint, local_path, resolve_name
 from frugalign.data.read_json import read_json
 from frugalign.data.rows import Batch, Problem, Source, one_line, printable
 
@@ -96,7 +96,7 @@ def read_splits(name: str) -> dict[str, list[Source]]:
     if is_file:
         return {"train": [_source(path)]}
     if _is_local(name, path):
-        raise FrugalignError(f"There is no data file or folder {printable(name)}.")
+        raise FrugalignError(f"There is no data file or folder {printable(name)}{local_hint(name)}.")
     return _read_hub(name)
 
 

@@ -25,7 +25,7 @@ from frugalign.base.files import (
     write_json_atomic,
 )
 from frugalign.base.json_files import read_json
-from frugalign.base.specs import local_path
+from frugalign.base.specs import local_hint, local_path
 from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerprint
 
 
@@ -83,7 +83,7 @@ def _folder_of(adapter: str) -> Path:
             path = Path(snapshot_download(adapter, allow_patterns=wanted))
     for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
         if not os.path.isfile(path / name):
-            raise FrugalignError(f"No adapter in {adapter}: it has no {name}.")
+            raise FrugalignError(f"No adapter in {adapter}: it has no {name}{local_hint(adapter)}.")
     return path
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import MODEL_CONFIG_FILE, STAGING_FOLDER, WEIGHTS_FILE, check_safetensors
-from frugalign.base.specs import local_path
+from frugalign.base.specs import local_hint, local_path
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.options.check import check_value
 from frugalign.options.hints import describe, list_item, members
@@ -140,7 +140,7 @@ def local_copy(name: str | Path, what: str) -> Path:
         except (OSError, ValueError, RuntimeError) as error:
             raise FrugalignError(f"Cannot load the {what} {name!r} from the hub: {_short(error)}") from error
     if not os.path.isfile(path / MODEL_CONFIG_FILE):
-        raise FrugalignError(f"No {what} in {name}: the folder has no {MODEL_CONFIG_FILE}.")
+        raise FrugalignError(f"No {what} in {name}: the folder has no {MODEL_CONFIG_FILE}{local_hint(str(name))}.")
     return path
 
 

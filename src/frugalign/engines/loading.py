@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
-from frugalign.base.specs import is_attribute, local_path, resolve_name
+from frugalign.base.specs import is_attribute, local_hint, local_path, resolve_name
 from frugalign.base.wording import shown
 from frugalign.engines.adapters import attach_adapter, refused
 from frugalign.engines.transformers import causal_lm
@@ -163,7 +163,7 @@ def _checked(name: str, revision: str | None) -> tuple[str, Any]:
     if path is not None and not os.path.isfile(path / MODEL_CONFIG_FILE):
         is_adapter = os.path.isfile(path / ADAPTER_CONFIG_FILE)
         hint = "; it is an adapter, so give it as adapter" if is_adapter else ""
-        raise FrugalignError(f"No model in {name}: the folder has no {MODEL_CONFIG_FILE}{hint}.")
+        raise FrugalignError(f"No model in {name}: the folder has no {MODEL_CONFIG_FILE}{hint or local_hint(name)}.")
     found = name if path is None else str(path)
     with refused(f"Cannot load the model {name!r}"):
         config: Any = AutoConfig.from_pretrained(found, revision=revision, trust_remote_code=False)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.specs import is_attribute, load_attribute, local_path
+from frugalign.base.specs import is_attribute, load_attribute, local_hint, local_path
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<spec>.+)", re.DOTALL)
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>\w+)")
@@ -60,7 +60,8 @@ def load_rewards(rewards: RewardSpec | Sequence[RewardSpec], *, device: str = "c
 def load_reward(spec: str, *, device: str = "cpu") -> NamedReward:
     """The reward that a string names, `SPEC` or `name=SPEC`.
 
-    `SPEC` is `package.module:attribute`, `file.py:attribute`, or a sequence-classification model (folder or hub id).
+    `SPEC` is `package.module:attribute`, `file.py:attribute`, or a model (folder or hub id): a sequence classifier or a
+    representation reward.
     An attribute that is a string or path names such a model. Models are moved to `device`.
 
     Raises:
@@ -94,13 +95,13 @@ def _classifier(name: str, device: str) -> Callable[..., Any]:
         raise FrugalignError(f"The reward {name!r} needs the name of a function: {name}:FUNCTION.")
     path = local_path(name)
     if path is not None and not os.path.exists(path):
-        raise FrugalignError(f"There is no reward at {name}.")
+        raise FrugalignError(f"There is no reward at {name}{local_hint(name)}.")
     from frugalign.rewards.classifier import ClassifierReward
     from frugalign.rewards.representation.network import RepresentationReward, is_representation_reward
 
-    if path is not None and is_representation_reward(path):
-        return RepresentationReward.from_pretrained(path, device=device)
-    return ClassifierReward.from_pretrained(name if path is None else str(path), device=device)
+    found = name if path is None else str(path)
+    reads_states = is_representation_reward(found)
+    return (RepresentationReward if reads_states else ClassifierReward).from_pretrained(found, device=device)
 
 
 def _attribute_of_file(path: Path, attribute: str) -> Any:

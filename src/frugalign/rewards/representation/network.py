@@ -18,6 +18,7 @@ from transformers import initialization as init
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import MODEL_CONFIG_FILE
+from frugalign.base.specs import local_path
 from frugalign.data.encode import answer_text
 from frugalign.data.templating import Rendering, is_chat
 from frugalign.engines.artefacts import ArtefactKind, load_artefact, seal
@@ -112,7 +113,7 @@ class RepresentationReward:
     def from_pretrained(
         cls, folder: str | Path, base: LoadedModel | None = None, *, device: str | None = None
     ) -> RepresentationReward:
-        """Load the probes. `base`: an already loaded model, which must be the one that they name.
+        """Load the probes from a folder or hub id. `base`: an already loaded model, which must be the one that they name.
 
         Raises:
             FrugalignError: a file is missing, truncated or damaged, or the base differs.
@@ -176,21 +177,36 @@ class RepresentationReward:
         """One calibrated reward per completion.
 
         Args:
-            completion_ids: they show where an answer was cut, which its text does not. Used if they are this base's
-                own tokens.
+            completion_ids: they show where an answer was cut, which its text does not. Those of a row are used if they
+                are this base's own tokens for its text.
             endpoint_states: per row `[len(endpoint_layers), D]`, states of this base from generation.
         """
         if endpoint_states is not None and set(self.layers) <= set(endpoint_layers):
             columns = [list(endpoint_layers).index(layer) for layer in self.layers]
             handed: list[float] = self.score_states(torch.stack(list(endpoint_states))[:, columns]).tolist()
             return handed
-        ids = completion_ids
-        if ids is not None:
-            texts = self.base.tokenizer.batch_decode(list(map(list, ids)), skip_special_tokens=True)
-            if not all(ids) or texts != [answer_text(completion) for completion in completions]:
-                ids = None
-        found: list[float] = self.score_states(self.states(prompts, completions, ids)).tolist()
-        return found
+        ids = self._own_ids(completions, completion_ids)
+        own = [row for row, tokens in enumerate(ids) if tokens]
+        others = [row for row, tokens in enumerate(ids) if not tokens]
+        found = torch.zeros(len(ids))
+        for rows, given in ((own, [ids[row] for row in own]), (others, None)):
+            if rows:
+                states = self.states([prompts[row] for row in rows], [completions[row] for row in rows], given)
+                found[rows] = self.score_states(states).float().cpu()
+        scores: list[float] = found.tolist()
+        return scores
+
+    def _own_ids(
+        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None
+    ) -> list[Sequence[int]]:
+        """The ids of every completion whose text they decode to; nothing for the others."""
+        if completion_ids is None:
+            return [[] for _ in completions]
+        texts = self.base.tokenizer.batch_decode(list(map(list, completion_ids)), skip_special_tokens=True)
+        return [
+            ids if text == answer_text(completion) else []
+            for ids, text, completion in zip(completion_ids, texts, completions, strict=True)
+        ]
 
 
 def check_rendering(
@@ -245,7 +261,15 @@ def load_probes(folder: str | Path) -> RepresentationModel:
     return probes
 
 
-def is_representation_reward(folder: str | Path) -> bool:
-    """Whether a local folder holds a representation reward, by its config.json."""
-    path = Path(folder) / MODEL_CONFIG_FILE
+def is_representation_reward(name: str | Path) -> bool:
+    """Whether a folder or a repository of the hub holds a representation reward, by its config.json. Of the hub, that
+    file alone is fetched."""
+    path = Path(name) / MODEL_CONFIG_FILE
+    if local_path(str(name)) is None:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(str(name), MODEL_CONFIG_FILE))
+        except (OSError, ValueError, RuntimeError):  # whoever loads it says why
+            return False
     return path.is_file() and MODEL_TYPE in path.read_text(encoding="utf-8", errors="replace")
