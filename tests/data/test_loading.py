@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.progress import Part, set_display
 from frugalign.data import dataset_fingerprint, held_out_split, load_prompts, load_splits, training_prompts
 from frugalign.data.splits import rows_fingerprint, training_data_record
 
@@ -204,3 +205,32 @@ def test_rows_are_the_same_in_the_same_order_with_the_same_weights() -> None:
     assert rows_fingerprint(Dataset.from_list([row | {"label": "safe"} for row in rows])) == mine
     assert rows_fingerprint(Dataset.from_list(rows[::-1])) != mine
     assert rows_fingerprint(Dataset.from_list([row | {"weight": 1.0} for row in rows])) != mine
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_reading_a_large_file_is_a_part_in_progress(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are what there is to do. A small file is read at once."""
+    path = tmp_path / f"prompts.{form}"
+    table = Dataset.from_dict({"prompt": [f"prompt {i}" for i in range(25_000)]})
+    getattr(table, {"jsonl": "to_json"}.get(form, f"to_{form}"))(path)
+    shares: list[float] = []
+
+    class Seen:
+        def opened(self, parts: list[Part]) -> None:
+            assert parts[-1].title == f"reading prompts.{form}" and parts[-1].total == path.stat().st_size
+
+        def moved(self, parts: list[Part]) -> None:
+            shares.append(parts[-1].share)
+
+        def closed(self, parts: list[Part], part: Part) -> None:
+            assert not parts
+
+    set_display(Seen())
+    try:
+        load_splits(str(path))
+        assert shares == []
+        monkeypatch.setattr("frugalign.data.rows._LARGE", 1000)
+        load_splits(str(path))
+    finally:
+        set_display(None)
+    assert len(shares) >= 2 and shares == sorted(shares) and 0 < shares[-1] <= 1

@@ -11,9 +11,10 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from frugalign.base import progress
+from frugalign.base import progress_display as shown_progress
 from frugalign.base.progress import SAMPLED, STEPS, Part, advance, open_part, set_display, work
-from frugalign.runs import progress as shown_progress
-from frugalign.runs.progress import Pace, ProgressDisplay, TrainingProgress, line_of, say, say_size, showing
+from frugalign.base.progress_display import ProgressDisplay, line_of, say, showing
+from frugalign.runs.progress import Pace, TrainingProgress, say_size
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Progress of slow work. Loops report what they have done; whoever shows it knows what there is to do.
 
-A loop calls `advance(unit, n)`. A caller that knows the total opens a `part` around it. `frugalign.runs.progress` shows the
+A loop calls `advance(unit, n)`. A caller that knows the total opens a `part` around it. `frugalign.base.progress_display` shows the
 open parts on stderr. Where nothing is shown, all of this does nothing.
 """
 
@@ -18,6 +18,7 @@ FED = "tokens fed"
 SCORED = "responses scored"
 FITTED = "iterations"
 STEPS = "steps"
+READ = "bytes read"
 
 
 @dataclass(eq=False)
@@ -97,12 +98,12 @@ def close_part(part: Part) -> None:
 
 
 @contextmanager
-def work(title: str, total: float, unit: str) -> Iterator[None]:
+def work(title: str, total: float, unit: str) -> Iterator[Part]:
     """Show the block as a part of `total` units."""
     part = Part(title, total, unit)
     open_part(part)
     try:
-        yield
+        yield part
     finally:
         close_part(part)
 

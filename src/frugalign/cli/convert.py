@@ -35,11 +35,13 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Convert, and print what was done and what was left out."""
     options: ConvertOptions = parse(COMMAND, argv)
+    from frugalign.base.progress_display import showing
     from frugalign.base.wording import pluralize
     from frugalign.data.convert import convert
     from frugalign.data.rows import printable
 
-    found, files = convert(options.dataset_name, options.out, prefer=options.prefer)
+    with showing():
+        found, files = convert(options.dataset_name, options.out, prefer=options.prefer)
     for done, file in zip(found, files, strict=True):
         says = f"; {done.says}" if done.says else ""
         print(f"{done.split}: {done.format}, {pluralize(done.n_read, 'row')} read{says}.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.ledger import Costs
+from frugalign.base.progress_display import showing
 from frugalign.evaluation.measure import evaluate
 from frugalign.evaluation.settings import EvaluationSettings
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
@@ -19,7 +20,6 @@ from frugalign.reports.render import check_libraries
 from frugalign.reports.run_page import evenly_spread, write_report
 from frugalign.runs.layout import Sample, read_costs, read_samples, read_settings
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import showing
 
 BASE, PROMPTS = "frugalign.sandbox:model", "frugalign.sandbox:prompts"
 SETTINGS: dict[str, Any] = {

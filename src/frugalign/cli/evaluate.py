@@ -69,8 +69,8 @@ def run(argv: list[str]) -> int:
 
     spec = PolicySpec.from_dict(options.policy_values())
     settings = EvaluationSettings(**{name: getattr(options, name) for name in EvaluationSettings.__dataclass_fields__})
+    from frugalign.base.progress_display import showing
     from frugalign.evaluation import evaluate
-    from frugalign.runs.progress import showing
 
     with showing():
         metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)

@@ -22,9 +22,9 @@ def run(argv: list[str]) -> int:
     """Run the missing cells, write the page, and name the cells that failed."""
     options: StudyOptions = parse(COMMAND, argv)
     recipe, flags = _recipe(argv)
+    from frugalign.base.progress_display import showing
     from frugalign.reports.render import check_libraries
     from frugalign.reports.study.page import write_study
-    from frugalign.runs.progress import showing
     from frugalign.study.runner import run_study
     from frugalign.study.verdicts import judge_study, judges_of
 

@@ -33,10 +33,12 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Print the problems and return the exit status: 0 without problems, else 2."""
     options: ValidateOptions = parse(COMMAND, argv)
+    from frugalign.base.progress_display import showing
     from frugalign.base.wording import pluralize
     from frugalign.data.validate import validate_files
 
-    report = validate_files(options.dataset_name, options.kind)
+    with showing():
+        report = validate_files(options.dataset_name, options.kind)
     for problem in report.problems[: options.max_problems]:
         print(problem)
     if len(report.problems) > options.max_problems:

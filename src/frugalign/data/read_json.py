@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from frugalign.base.parsing import first_repeated
-from frugalign.data.progress import Reading
-from frugalign.data.rows import BATCH_ROWS, Batch, Problem, json_type, one_line
+from frugalign.base.progress import set_done
+from frugalign.data.rows import BATCH_ROWS, Batch, Problem, json_type, one_line, reading
 
 MAX_DEPTH = 32
 """How deep lists and objects may be nested in a row. Deeper ones exhaust the stack of what reads them later."""
@@ -57,7 +57,7 @@ def read_json(path: Path, *, is_lines: bool) -> Iterator[Batch]:
     numbers: list[int] = []
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    with Reading(path) as reading:
+    with reading(path) as part:
         try:
             with path.open("rb") as raw:
                 stream: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
@@ -66,7 +66,7 @@ def read_json(path: Path, *, is_lines: bool) -> Iterator[Batch]:
                         numbers.append(number)
                         rows.append(value)
                         if len(rows) >= BATCH_ROWS:
-                            reading.update(raw.tell(), number)
+                            set_done(part, raw.tell())
                             yield Batch(numbers, rows, problems)
                             numbers, rows, problems = [], [], []
                     elif isinstance(value, _WholeFile):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from frugalign.base.parsing import first_repeated
-from frugalign.data.progress import Reading
-from frugalign.data.rows import BATCH_ROWS, Batch, Problem, one_line
+from frugalign.base.progress import set_done
+from frugalign.data.rows import BATCH_ROWS, Batch, Problem, one_line, reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,7 +32,7 @@ def read_csv(path: Path) -> Iterator[Batch]:
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     number = 0
-    with Reading(path) as reading:
+    with reading(path) as part:
         try:
             with path.open("rb") as raw, _text(raw, path) as text:
                 first = text.readline()
@@ -48,7 +48,7 @@ def read_csv(path: Path) -> Iterator[Batch]:
                     numbers.append(number)
                     rows.append({name: value or None for name, value in zip(names, values, strict=True)})
                     if len(rows) >= BATCH_ROWS:
-                        reading.update(raw.tell(), number)
+                        set_done(part, raw.tell())
                         yield Batch(numbers, rows, problems)
                         numbers, rows, problems = [], [], []
         except (EOFError, OSError, zlib.error) as error:
@@ -121,14 +121,14 @@ def read_parquet(path: Path) -> Iterator[Batch]:
     import pyarrow.parquet as pq
 
     number = 0
-    with Reading(path) as reading:
+    with reading(path) as part:
         try:
             with pq.ParquetFile(path) as stored:
                 if (problem := _two_alike(stored.schema_arrow.names)) is not None:
                     raise ValueError(problem)
                 total = max(1, stored.metadata.num_rows)
                 for rows in stored.iter_batches(batch_size=BATCH_ROWS):
-                    reading.update(path.stat().st_size * number // total, number)
+                    set_done(part, part.total * number / total)
                     yield Batch(range(number + 1, number + 1 + len(rows)), pa.Table.from_batches([rows]))
                     number += len(rows)
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frugalign.base.progress import READ, Part, work
 from frugalign.base.wording import visible
 
 if TYPE_CHECKING:
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 10_000
 """Rows that are held as Python objects at once."""
+_LARGE = 4 << 20
+"""Bytes of a file that takes long enough for a bar."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,12 @@ class Source:
     file: str
     read: Callable[[], Iterator[Batch]]
     untyped: bool = False
+
+
+def reading(path: Path) -> AbstractContextManager[Part]:
+    """Show how far a large file is read; its readers set how many bytes are done."""
+    size = path.stat().st_size
+    return work(f"reading {path.name}", size, READ) if size >= _LARGE else nullcontext(Part(path.name, size, READ))
 
 
 def json_type(value: Any) -> str:

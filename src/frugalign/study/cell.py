@@ -295,7 +295,7 @@ def main(folder: str, start: str, trainings: str, batch_size: str, jobs: str) ->
     began = time.perf_counter()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        from frugalign.runs.progress import showing
+        from frugalign.base.progress_display import showing
 
         with showing():
             run_cell(Path(folder), Path(start), Path(trainings), batch_size=int(batch_size), jobs=int(jobs))

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress_display import showing
 from frugalign.base.wording import pluralize
 from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
@@ -24,7 +25,7 @@ from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import TrainingProgress, say_size, showing
+from frugalign.runs.progress import TrainingProgress, say_size
 
 _log = logging.getLogger(__name__)
 _SHOWN = ("reward", "kl", "beta", "acceptance", "eval_reward", "eval_kl_per_sequence")

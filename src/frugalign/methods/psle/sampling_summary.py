@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from frugalign.base.progress_display import say
 from frugalign.base.wording import pluralize
 from frugalign.data.encode import as_completions
 from frugalign.evaluation.schema import few_prompts
@@ -23,7 +24,7 @@ from frugalign.rewards.check_scores import (
     warn_of_useless_rewards,
 )
 from frugalign.rewards.loading import NamedReward
-from frugalign.runs.progress import say, say_size
+from frugalign.runs.progress import say_size
 
 _log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.parsing import dump_yaml
+from frugalign.base.progress_display import showing
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.data.templating import Rendering
 from frugalign.engines.adapters import record_adapter
@@ -67,7 +68,7 @@ from frugalign.runs.layout import (
     round_folder,
 )
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import Pace, TrainingProgress, showing
+from frugalign.runs.progress import Pace, TrainingProgress
 from frugalign.runs.save_policy import lora_of
 
 _SHOWN = ("loss", "ranked_in_order", "log_likelihood/ranked_guided", "log_likelihood/ranked_plain")

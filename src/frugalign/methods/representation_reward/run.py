@@ -19,6 +19,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FITTED, work
+from frugalign.base.progress_display import showing
 from frugalign.data.labelled import PreferenceData, load_preference_data
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, has_classifier, load_model
@@ -49,7 +50,6 @@ from frugalign.runs.checkpoints import refuse_earlier_run
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE, REWARD_REPORT_FILE
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import showing
 
 _log = logging.getLogger(__name__)
 

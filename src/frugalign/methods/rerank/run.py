@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.base.progress_display import showing
 from frugalign.base.wording import pluralize
 from frugalign.data import load_splits
 from frugalign.data.groups import Groups, groups_from_dataset, read_groups
@@ -32,7 +33,7 @@ from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder
 from frugalign.runs.layout import ranking_file
 from frugalign.runs.lock import in_use
-from frugalign.runs.progress import TrainingProgress, say_size, showing
+from frugalign.runs.progress import TrainingProgress, say_size
 from frugalign.runs.save_policy import save_policy
 
 _SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "confidence/mean")
