@@ -1,4 +1,4 @@
-"""The seven classes of fuzzed input. A case ends well or in one sentence. What ends well means what was written."""
+"""The classes of fuzzed input. A case ends well or in one sentence. What ends well means what was written."""
 
 from __future__ import annotations
 
@@ -9,26 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 from urllib.error import URLError
 
 from hypothesis import strategies as st
-from tests.fuzz.mutations import REFUSED, absurd, outcome, spoilt_bytes, spoilt_json, spoilt_value, written
+from tests.fuzz.mutations import REFUSED, absurd, outcome, room, spoilt_bytes, spoilt_json, spoilt_value, written
+from tests.fuzz.odd_data import check_odd_file, odd_files
 from tests.options.every_option import NEEDED, VERBS, command_of, config_of, fields_of, hints_of
 
 from frugalign.base.parsing import dump_yaml
-
-
-@cache
-def room() -> Path:
-    """A folder for the files of all cases, on this process's own."""
-    import atexit
-
-    folder = Path(mkdtemp(prefix="frugalign-fuzz-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
 
 # -- data files ---------------------------------------------------------------------------------------------------------
 
@@ -446,6 +435,7 @@ def check_judge_answer(case: tuple[int, bytes]) -> None:
 
 CLASSES: dict[str, tuple[Callable[[], st.SearchStrategy[Any]], Callable[[Any], None]]] = {
     "data files": (data_files, check_data),
+    "odd data": (odd_files, check_odd_file),
     "YAML and flags": (settings_given, check_settings),
     "artefacts": (damaged_artefacts, check_artefact),
     "run folders": (run_folders, check_run_folder),

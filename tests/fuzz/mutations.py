@@ -7,9 +7,12 @@ import copy
 import io
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from hypothesis import strategies as st
@@ -143,3 +146,13 @@ def written(folder: Path, name: str, content: bytes) -> str:
     path = folder / name
     path.write_bytes(content)
     return str(path)
+
+
+@cache
+def room() -> Path:
+    """A folder for the files of all cases, on this process's own."""
+    import atexit
+
+    folder = Path(mkdtemp(prefix="frugalign-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -12,6 +12,7 @@ from tests.fuzz.classes import CLASSES, prepare
 
 _CASES = {
     "data files": 40,
+    "odd data": 60,
     "YAML and flags": 60,
     "artefacts": 40,
     "run folders": 6,

@@ -81,8 +81,9 @@ def without_prompt(answer: Any, prompt: Any) -> Any:
 
 
 def _in_a_word(start: str, rest: str) -> bool:
-    """Whether a word goes across the border, as in `a` and `all`."""
-    return (start[-1] + rest[0]).isascii() and start[-1].isalnum() and rest[0].isalnum()
+    """Whether a prompt of one word is the beginning of a longer word, as `a` is of `all`."""
+    is_inside = (start[-1] + rest[0]).isascii() and start[-1].isalnum() and rest[0].isalnum()
+    return is_inside and len(start.split()) == 1
 
 
 def _begins(names: Sequence[str]) -> str:
