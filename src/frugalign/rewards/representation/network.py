@@ -200,7 +200,7 @@ class RepresentationReward:
         self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None
     ) -> list[Sequence[int]]:
         """The ids of every completion whose text they decode to; nothing for the others."""
-        if completion_ids is None:
+        if not completion_ids:
             return [[] for _ in completions]
         texts = self.base.tokenizer.batch_decode(list(map(list, completion_ids)), skip_special_tokens=True)
         return [
