@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
@@ -158,11 +159,9 @@ class _Answers:
                 whole = asked + whole  # the BOS token that stands for an empty prompt
             if row in chat:
                 whole = self._with_sampled_prompt(row, asked, whole, texts[row])
-                if spans := [
-                    tuple(_n_shared(self._ids_until(place, row, asked, texts[row]), whole) for place in turn)
-                    for turn in self._other_turns(row, texts[row], end)
-                ]:
-                    found.others[row] = spans
+                if turns := self._other_turns(row, texts[row], end):
+                    until = partial(self._n_until, row=row, asked=asked, text=texts[row], whole=whole)
+                    found.others[row] = [(until(start), until(stop)) for start, stop in turns]
             n = _n_shared(asked, whole)
             answer = whole[n:]
             if not answer or answer[-1] not in ends:
@@ -223,10 +222,10 @@ class _Answers:
             )
         return whole
 
-    def _ids_until(self, place: int, row: int, asked: list[int], text: str) -> list[int]:
-        """The ids of a conversation's beginning, encoded as the whole is."""
+    def _n_until(self, place: int, row: int, asked: list[int], text: str, whole: list[int]) -> int:
+        """How many ids of a conversation stand before this place of its text."""
         (ids,) = token_ids([text[:place]], self.template.tokenizer, {0})
-        return self._with_sampled_prompt(row, asked, ids, text[:place])
+        return _n_shared(self._with_sampled_prompt(row, asked, ids, text[:place]), whole)
 
     def _other_turns(self, row: int, text: str, end: int | None) -> list[tuple[int, int]]:
         """Where the turns of others stand within an answer of several turns: `text[start:stop]`, openings included.

@@ -82,7 +82,10 @@ def config(tmp_path: Path, **options: Any) -> PSLEConfig:
         ),
         # What transformers itself refuses comes as a sentence of ours.
         ({"lr_scheduler_type": "steep"}, "These settings do not fit: "),
-        ({"load_best_model_at_end": True}, "These settings do not fit: "),
+        (
+            {"warmup_steps": 0.5, "log_level": "info", "accelerator_config": "nowhere.json"},
+            "These settings do not fit: ",
+        ),
     ],
     ids=lambda value: "-".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, dict) else "",
 )
