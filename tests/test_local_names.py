@@ -85,11 +85,14 @@ def test_a_misspelt_path_is_refused_without_the_network(name: str, here: Path, n
         ("rans/proxy", "runs/proxy"),
         ("runs/proxi", "runs/proxy"),
         ("./chat-3n", "./chat-3m"),
+        ("prompts.jsnl", "prompts.jsonl"),
+        ("promts.jsonl", "prompts.jsonl"),
     ],
 )
 def test_a_typo_in_a_local_name_is_said_without_the_network(name: str, near: str, here: Path, no_network: None) -> None:
     (here / "chat-3m").mkdir()
     (here / "runs" / "proxy").mkdir(parents=True)
+    (here / "prompts.jsonl").touch()
     for load in (
         load_model,
         check_model,

@@ -156,8 +156,10 @@ def test_turns_that_cannot_be_told_apart_are_refused() -> None:
     tokenizer = BY_NAME["ChatML"].tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'assistant' or loop.last or loop.first %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     answer = [{"role": "assistant", "content": "Yes."}, ASKED, {"role": "assistant", "content": "No."}]
-    with pytest.raises(FrugalignError, match="Answer 1: the chat template does not show which of its turns"):
-        encode_completions(["Hi!"], [answer], tokenizer)
+    found = encode_completions(["Hi!"], [answer], tokenizer)  # a score at the end needs no turns
+    for encoded in (found, found.cut(3)):
+        with pytest.raises(FrugalignError, match="Answer 1: the chat template does not show which of its turns"):
+            _ = encoded.completion_masks
 
 
 @pytest.mark.parametrize("chat", CHAT_MODELS, ids=lambda chat: chat.name)

@@ -47,16 +47,17 @@ def local_hint(name: str) -> str:
 
 
 def _close_names(name: str) -> list[str]:
-    """Folders, and in folders files too, whose path differs from `name` by a typo."""
+    """Folders whose path differs from `name` by a typo; files too, if `name` is in a folder or has a suffix."""
     folder, _, last = name.rpartition("/")
     if not last or len(name) > _LONGEST or "\0" in name:
         return []
     if folder and not os.path.isdir(os.path.expanduser(folder)):
         near = [each for each in _close_names(folder) if "/" not in folder]
         return [f"{each}/{last}" for each in near if os.path.exists(os.path.join(each, last))]
+    files = bool(folder) or "." in last
     try:
         with os.scandir(os.path.expanduser(folder) or ".") as entries:
-            names = [each.name for each in entries if (folder or each.is_dir()) and _is_typo(last, each.name)]
+            names = [each.name for each in entries if (files or each.is_dir()) and _is_typo(last, each.name)]
     except OSError:
         return []
     return sorted(f"{folder}/{each}" if folder else each for each in names)

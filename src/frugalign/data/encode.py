@@ -41,12 +41,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class EncodedCompletions:
     """`prompt_ids[i]` and `completion_ids[i]`, end token included. `n_cut`: how many rows were cut on the left to
-    fit. `others`: by row, where turns of others stand within the answer, as `(start, stop)` in `ids[i]`."""
+    fit. `others`: by row, where turns of others stand within the answer, as `(start, stop)` in `ids[i]`; None: that is
+    unclear."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     n_cut: int = 0
-    others: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    others: dict[int, list[tuple[int, int]] | None] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[list[int]]:
@@ -55,9 +56,18 @@ class EncodedCompletions:
 
     @property
     def completion_masks(self) -> list[list[int]]:
-        """1 for the tokens of `completion_ids` that the assistant writes, 0 for those of other turns between its own."""
+        """1 for the tokens of `completion_ids` that the assistant writes, 0 for those of other turns between its own.
+
+        Raises:
+            FrugalignError: a template does not show where the turns of an answer begin and end.
+        """
         masks = [[1] * len(answer) for answer in self.completion_ids]
         for row, spans in self.others.items():
+            if spans is None:
+                raise FrugalignError(
+                    f"Answer {row + 1}: the chat template does not show which of its turns are the assistant's; put all "
+                    "turns but the last into the prompt."
+                )
             first = len(self.prompt_ids[row])
             for start, stop in spans:
                 for place in range(max(0, start - first), max(0, stop - first)):
@@ -84,7 +94,7 @@ class EncodedCompletions:
             for prompt, answer, lost in zip(self.prompt_ids, self.completion_ids, over, strict=True)
         ]
         others = {
-            row: [(max(0, start - over[row]), max(0, stop - over[row])) for start, stop in spans]
+            row: spans and [(max(0, start - over[row]), max(0, stop - over[row])) for start, stop in spans]
             for row, spans in self.others.items()
         }
         return EncodedCompletions(prompts, answers, n_cut, others)
@@ -159,9 +169,10 @@ class _Answers:
                 whole = asked + whole  # the BOS token that stands for an empty prompt
             if row in chat:
                 whole = self._with_sampled_prompt(row, asked, whole, texts[row])
-                if turns := self._other_turns(row, texts[row], end):
+                turns = self._other_turns(row, texts[row], end)
+                if turns is None or turns:
                     until = partial(self._n_until, row=row, asked=asked, text=texts[row], whole=whole)
-                    found.others[row] = [(until(start), until(stop)) for start, stop in turns]
+                    found.others[row] = turns and [(until(start), until(stop)) for start, stop in turns]
             n = _n_shared(asked, whole)
             answer = whole[n:]
             if not answer or answer[-1] not in ends:
@@ -227,12 +238,9 @@ class _Answers:
         (ids,) = token_ids([text[:place]], self.template.tokenizer, {0})
         return _n_shared(self._with_sampled_prompt(row, asked, ids, text[:place]), whole)
 
-    def _other_turns(self, row: int, text: str, end: int | None) -> list[tuple[int, int]]:
-        """Where the turns of others stand within an answer of several turns: `text[start:stop]`, openings included.
-
-        Raises:
-            FrugalignError: the template does not show where a turn begins or ends.
-        """
+    def _other_turns(self, row: int, text: str, end: int | None) -> list[tuple[int, int]] | None:
+        """Where the turns of others stand within an answer of several turns: `text[start:stop]`, openings included. None
+        if the template does not show where a turn begins or ends."""
         if isinstance(self.answers[row], str) or len(self.answers[row]) < 2:
             return []
         messages = conversation(self.prompts[row], self.answers[row])
@@ -245,10 +253,7 @@ class _Answers:
             stop = _n_shared(open_turn(messages[:place], self.template), text)
             between = "".join(text[start:stop].split())
             if start < 0 or any("".join(each["content"].split()) not in between for each in messages[last + 1 : place]):
-                raise FrugalignError(
-                    f"Answer {row + 1}: the chat template does not show which of its turns are the assistant's; put all "
-                    "turns but the last into the prompt."
-                )
+                return None
             found.append((start, stop))
         return found
 

@@ -21,6 +21,9 @@ _SECRET = ("hub_token",)
 _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "save_only_model": (False, "a killed run could not be resumed exactly"),
     "label_smoothing_factor": (0.0, "our loss does not use it"),
+    "label_names": (None, "our data have their own columns"),
+    "include_for_metrics": ([], "our measures have their own inputs"),
+    "batch_eval_metrics": (False, "our measures have their own inputs"),
 }
 """`TrainingConfig.not_carried_over` for every method."""
 

@@ -80,6 +80,10 @@ def config(tmp_path: Path, **options: Any) -> PSLEConfig:
             {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1},
             "load_best_model_at_end is not carried over: every round is kept",
         ),
+        ({"eval_steps": 5}, "eval_steps is not carried over: every round is measured"),
+        ({"per_device_eval_batch_size": 4}, "per_device_eval_batch_size is not carried over"),
+        ({"label_names": ["x"]}, "label_names is not carried over"),
+        ({"include_for_metrics": ["loss"]}, "include_for_metrics is not carried over"),
         # What transformers itself refuses comes as a sentence of ours.
         ({"lr_scheduler_type": "steep"}, "These settings do not fit: "),
         (

@@ -134,7 +134,6 @@ def test_a_rows_weight_reaches_the_loss() -> None:
                 optim="sgd",
                 learning_rate=1.0,
                 output_dir="one",
-                per_device_eval_batch_size=1,
             )
         )
         == 0

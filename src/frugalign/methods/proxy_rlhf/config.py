@@ -23,6 +23,7 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("dataloader_persistent_workers", "dataloader_drop_last"), (False, _NO_LOADER)),
     "per_device_eval_batch_size": (8, "held-out prompts are sampled in batches of their own"),
     "train_sampling_strategy": ("random", "the order of the prompts is a function of the seed alone"),
+    "eval_accumulation_steps": (None, "held-out prompts are sampled in batches of their own"),
     "data_seed": (None, "the order of the prompts is a function of the seed alone"),
     "gradient_checkpointing": (False, "the frozen LM has no gradients, and the proxy is small"),
     "load_best_model_at_end": (False, "choose a checkpoint by its eval_reward and load it from its folder"),

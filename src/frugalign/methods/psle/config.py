@@ -20,11 +20,16 @@ _ABLATIONS: dict[str, Any] = {
     "weighting": "round",
 }
 """Options of method psle only, with their defaults."""
+_MEASURED = "every round is measured on held-out prompts (eval_prompts)"
 _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "load_best_model_at_end": (False, "every round is kept: choose one by its evaluation and load it from its folder"),
     "auto_find_batch_size": (False, "a step's couples are part of what is trained"),
     "train_sampling_strategy": ("random", "the order of a round's couples is a function of the seed alone"),
-    "eval_strategy": ("no", "every round is measured on held-out prompts (eval_prompts)"),
+    "eval_strategy": ("no", _MEASURED),
+    **dict.fromkeys(("eval_steps", "eval_accumulation_steps"), (None, _MEASURED)),
+    **dict.fromkeys(("eval_on_start", "bf16_full_eval", "fp16_full_eval"), (False, _MEASURED)),
+    "eval_delay": (0, _MEASURED),
+    "per_device_eval_batch_size": (8, _MEASURED),
     "push_to_hub": (False, "push the run's adapter when it is finished"),
     "deepspeed": (None, "rounds sample from the model that they train"),
 }
