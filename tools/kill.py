@@ -39,9 +39,7 @@ MARKS = ("<!-- kills -->", "<!-- /kills -->")
 _MOST_KILLS = 3
 _CLOCK = re.compile(r"(.*_)?(seconds|runtime|memory_mb|per_second)(_.*)?|machine|training_machine|threads")
 """Names of values that depend on the clock or on the machine."""
-_IGNORED = re.compile(
-    r"\.lock|log\.txt|report\.html|study\.(md|json)|training_args\.bin|last_used|README\.md|hashes\.json"
-)
+_IGNORED = re.compile(r"\.lock|log\.txt|report\.html|study\.(md|json)|last_used|README\.md|hashes\.json")
 """Files that show seconds, or that hold nothing of a run's result."""
 
 

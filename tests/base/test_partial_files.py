@@ -1,6 +1,6 @@
 """Partial work: resumed by the same work only, without a cut line, and kept in memory where there is no file."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,18 +56,52 @@ def test_a_chunk_is_kept_with_its_costs_or_not_at_all(tmp_path: Path) -> None:
         assert found.rows == [1, 2, 3] or end < len(whole)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["[1, 2]", '{"rows": 1, "costs": {}}', '{"rows": [9]}', "null", "\x00", "[" * 5000]
-    + [json.dumps({"rows": [9], "costs": costs}) for costs in ({"odd": 1}, {"reward_calls": -1})],
-)
-def test_rows_after_a_damaged_line_are_done_again(damage: str, tmp_path: Path) -> None:
-    path, work = tmp_path / "work.partial", PartialWork(tmp_path / "work.partial")
-    for row in (1, 2, 3):
+def three_rows(path: Path) -> list[str]:
+    """The lines of a file of three chunks: the task, and one line per chunk."""
+    work = PartialWork(path)
+    for row in ([["a text"], [[1, 2]]], [["b text"], [[3, 4]]], [["c text"], [[5]]]):
         work.add([row])
-    lines = path.read_text().split("\n")
-    path.write_text("\n".join([*lines[:2], damage, *lines[3:]]))
+    return path.read_text().split("\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line, other: "[1, 2]",
+        lambda line, other: "null",
+        lambda line, other: "\x00",
+        lambda line, other: "[" * 5000,
+        lambda line, other: line.replace("[3, 4]", "[3, 5]"),
+        lambda line, other: line.replace("b text", "b tex"),
+        lambda line, other: line.replace('[["b text"], [[3, 4]]]', '{"texts": ["b text"]}'),
+        lambda line, other: line.replace('"b text"', "7"),
+        lambda line, other: line.replace('"reward_calls": 0', '"reward_calls": 1'),
+        lambda line, other: line.split(" ", 1)[1],
+        lambda line, other: "0" * 24 + line[24:],
+        lambda line, other: other,
+        lambda line, other: "",
+    ],
+)
+def test_rows_after_a_damaged_line_are_done_again(
+    change: Callable[[str, str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second chunk, in another form, with other values, or the third one in its place."""
+    path = tmp_path / "work.partial"
+    lines = three_rows(path)
+    changed = change(lines[2], lines[3])
+    assert changed != lines[2]
+    path.write_text("\n".join([*lines[:2], changed, *lines[3:]]))
     again = PartialWork(path)
-    assert again.rows == [1]
+    assert again.rows == [[["a text"], [[1, 2]]]]
+    assert f"{path} is damaged: what follows its first 1 rows is done again." in caplog.messages
     again.add([2])
-    assert PartialWork(path).rows == [1, 2]
+    assert PartialWork(path).rows == [*again.rows[:1], 2]
+
+
+def test_chunks_of_another_task_do_not_fit(tmp_path: Path) -> None:
+    """Lines that are whole by themselves, under the first line of other work."""
+    lines = three_rows(tmp_path / "a.partial")
+    PartialWork(tmp_path / "b.partial", "other")
+    mine = (tmp_path / "b.partial").read_text()
+    (tmp_path / "b.partial").write_text(mine + "\n".join(lines[1:]))
+    assert PartialWork(tmp_path / "b.partial", "other").rows == []

@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(
     assert [path.name for path in Path("run").glob("checkpoint-*")] == ["checkpoint-2"]
     assert main(command(save_steps=2, resume_from_checkpoint="true")) == 0
     assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
-    assert not Path("run/.saving").exists()
+    assert not Path("run/.frugalign-saving").exists()
 
 
 @pytest.mark.slow

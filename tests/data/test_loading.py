@@ -202,7 +202,10 @@ def test_what_was_trained_on_whole_is_said(tmp_path: Path, caplog: pytest.LogCap
 def test_rows_are_the_same_in_the_same_order_with_the_same_weights() -> None:
     rows = [{"prompt": "a", "weight": 1.0}, {"prompt": "b", "weight": 2.0}]
     mine = rows_fingerprint(Dataset.from_list(rows))
-    assert rows_fingerprint(Dataset.from_list([row | {"label": "safe"} for row in rows])) == mine
+    labels = [
+        rows_fingerprint(Dataset.from_list([row | {"label": label} for row in rows])) for label in ("a", "b", "a")
+    ]
+    assert labels[0] == labels[2] and len({mine, *labels}) == 3, "rewards read the other columns"
     assert rows_fingerprint(Dataset.from_list(rows[::-1])) != mine
     assert rows_fingerprint(Dataset.from_list([row | {"weight": 1.0} for row in rows])) != mine
 

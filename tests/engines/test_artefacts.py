@@ -16,11 +16,13 @@ from tests.engines.toy_bases import ARTEFACTS, CONFIG, WEIGHTS, save_artefact, s
 from frugalign import GuidedModel
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.model_records import record_model
 from frugalign.policies import policy as policies
 from frugalign.policies.spec import PolicySpec, ProxySpec
 from frugalign.proxy.attachment import attach
-from frugalign.proxy.network import load_proxy
+from frugalign.proxy.network import ProxyModel, load_proxy
 from frugalign.rewards import load_reward
+from frugalign.rewards.representation.network import RepresentationModel
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +254,100 @@ def test_a_given_proxy_keeps_its_settings_through_a_round_trip(mine: Path) -> No
         again.config.base["name"]
     ).resolve()
     assert again.config.sha256 == load_proxy(mine / "proxy").config.sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rms_norm_eps": 0.1}, {"hidden_act": "gelu"}, {"max_position_embeddings": 99}, {"num_key_value_heads": 1}],
+)
+@pytest.mark.parametrize("kind", ARTEFACTS)
+def test_a_base_with_another_config_is_refused_by_name(kind: str, change: dict[str, Any], mine: Path) -> None:
+    """The weights are the same, except that other heads need others."""
+    other = Path(shutil.copytree(mine / "base", mine / "other"))
+    rewrite(other / "config.json", lambda content: content.update(change))
+    if "num_key_value_heads" in change:
+        assert "mismatch" in refusal(kind, mine / kind, other) or "Cannot load" in refusal(kind, mine / kind, other)
+        return
+    assert f"they differ in config {next(iter(change))} (" in refusal(kind, mine / kind, other)
+
+
+@pytest.mark.parametrize("kind", ARTEFACTS)
+def test_a_base_with_another_template_or_tokenizer_is_refused_by_name(kind: str, mine: Path) -> None:
+    other = Path(shutil.copytree(mine / "base", mine / "other"))
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert "they differ in chat template." in refusal(kind, mine / kind, other)
+    (other / "chat_template.jinja").unlink()
+    rewrite(other / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
+    assert "they differ in tokenizer (normalizer)." in refusal(kind, mine / kind, other)
+
+
+@pytest.mark.parametrize(("kind", "network"), [("proxy", ProxyModel), ("reward", RepresentationModel)])
+def test_from_pretrained_refuses_what_was_changed(kind: str, network: Any, mine: Path) -> None:
+    """By every way to load it; whole, it is loaded as in transformers."""
+    found = network.from_pretrained(mine / kind, dtype=torch.bfloat16)
+    assert next(found.parameters()).dtype == torch.bfloat16
+    file = mine / kind / "model.safetensors"
+    tensors = load_file(file)
+    tensors[min(tensors)].view(-1)[0] += 1e-6
+    save_file(tensors, file, {"format": "pt"})
+    for arguments in ((mine / kind,), (str(mine / kind),)):
+        with pytest.raises(FrugalignError, match="has been changed since it was saved"):
+            network.from_pretrained(*arguments)
+    with pytest.raises(FrugalignError, match="has been changed since it was saved"):
+        network.from_pretrained(pretrained_model_name_or_path=mine / kind)
+
+
+def _edit_weight(folder: Path) -> str:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors[min(tensors)].view(-1)[0] += 1e-6
+    save_file(tensors, file, {"format": "pt"})
+    return file.name
+
+
+def _edit_config(folder: Path) -> str:
+    rewrite(folder / "config.json", lambda content: content.update(rms_norm_eps=0.1))
+    return "config.json"
+
+
+def _edit_end_tokens(folder: Path) -> str:
+    rewrite(folder / "generation_config.json", lambda content: content.update(eos_token_id=[1, 2]))
+    return "generation_config.json"
+
+
+def _add_template(folder: Path) -> str:
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    return "chat_template.jinja"
+
+
+def _drop_generation_config(folder: Path) -> str:
+    (folder / "generation_config.json").unlink()
+    return "generation_config.json"
+
+
+def _edit_tokenizer(folder: Path) -> str:
+    rewrite(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
+    return "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    "change", [_edit_weight, _edit_config, _edit_end_tokens, _add_template, _drop_generation_config, _edit_tokenizer]
+)
+def test_a_whole_model_that_we_trained_is_under_one_hash(change: Callable[[Path], str], mine: Path) -> None:
+    """Without its record it is a model like any other."""
+    record_model(mine / "base")
+    (mine / "base" / "README.md").write_text("about it")
+    assert load_model(str(mine / "base"), device_map="cpu").name
+    name = change(mine / "base")
+    with pytest.raises(FrugalignError) as error:
+        load_model(str(mine / "base"), device_map="cpu")
+    assert f"has been changed since it was saved: {name} does not have the hash in" in str(error.value)
+    (mine / "base" / "frugalign_model.json").unlink()
+    load_model(str(mine / "base"), device_map="cpu")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 3}', '{"files": {}}', "[" * 100_000])
+def test_a_damaged_record_of_a_model_is_one_sentence(content: str, mine: Path) -> None:
+    (mine / "base" / "frugalign_model.json").write_text(content)
+    with pytest.raises(FrugalignError, match=r"frugalign_model\.json is"):
+        load_model(str(mine / "base"), device_map="cpu")

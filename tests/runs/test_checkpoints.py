@@ -177,4 +177,60 @@ def test_a_checkpoint_leaves_its_place_in_one_step(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", stop)
         publish_checkpoint(tmp_path, 8, {}, keep=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".saving", "checkpoint-8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".frugalign-saving", "checkpoint-8"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
+        ["model-00001-of-00002.safetensors"],
+        [
+            "model.safetensors",
+            "frugalign_model.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "chat_template.jinja",
+        ],
+    ],
+)
+def test_a_large_model_s_files_are_an_earlier_run_and_deleted_with_it(names: list[str], tmp_path: Path) -> None:
+    """And nothing that only looks alike."""
+    others = ["model-notes.txt", "model-1-of-2.safetensors", "notes.safetensors"]
+    for name in names + others:
+        (tmp_path / name).write_text("")
+    with pytest.raises(FrugalignError, match="holds an earlier run"):
+        refuse_earlier_run(tmp_path, overwrite=False)
+    clear_earlier_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+REWARDS = {"learned": "1f", "polite": "2e"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "words"),
+    [
+        (REWARDS, REWARDS | {"polite": "3d"}, "another reward 'polite' (its code, settings or weights have changed)"),
+        (REWARDS, {"learned": "1f"}, "rewards ['learned', 'polite'], not ['learned']"),
+        (REWARDS, dict(reversed(REWARDS.items())), ""),
+    ],
+)
+def test_another_reward_is_named(stored: dict[str, str], now: dict[str, str], words: str) -> None:
+    if not words:
+        check_settings("checkpoint-4", {"rewards": stored}, {"rewards": now})
+        return
+    with pytest.raises(FrugalignError) as error:
+        check_settings("checkpoint-4", {"rewards": stored}, {"rewards": now})
+    assert str(error.value).startswith(f"checkpoint-4 was made with {words}: resume with the same settings")
+
+
+def test_what_differs_in_another_base_is_named() -> None:
+    base = {"architecture": "LlamaForCausalLM", "width": 8, "vocabulary": 9, "weights": "w", "layers": "l"}
+    base |= {"config": {"rms_norm_eps": "1e-06"}, "tokenizer": {"chat template": "c"}, "exact": "float32:e"}
+    other = base | {"config": {"rms_norm_eps": "0.1"}, "tokenizer": {"chat template": "d"}}
+    with pytest.raises(FrugalignError) as error:
+        check_settings("checkpoint-4", {"base": base}, {"base": other})
+    words = "another base (it differs in config rms_norm_eps (1e-06 there, 0.1 here); chat template)"
+    assert str(error.value).startswith(f"checkpoint-4 was made with {words}: ")
+    check_settings("checkpoint-4", {"base": base}, {"base": base | {"exact": None}})

@@ -103,4 +103,4 @@ def test_an_artefact_appears_whole_with_its_weights_last(tmp_path: Path, monkeyp
         if is_finished(folder):
             assert {path.read_text() for path in folder.glob("*.*") if path.is_file()} == {"new"}
         publish(folder, save("new"))
-        assert is_finished(folder) and not (folder / ".saving").exists()
+        assert is_finished(folder) and not (folder / ".frugalign-saving").exists()

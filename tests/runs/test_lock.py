@@ -12,9 +12,10 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
 from frugalign.cli.main import main
+from frugalign.runs import lock
 from frugalign.runs.folder import publish
 from frugalign.runs.layout import is_finished
-from frugalign.runs.lock import in_use
+from frugalign.runs.lock import Reading, in_use, is_held, is_read
 
 HOLD = """
 import sys
@@ -40,11 +41,69 @@ def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> 
     first = holder(folder)
     with pytest.raises(FrugalignError, match=r"Another command is using .*mine\.$"), in_use(folder):
         raise AssertionError
-    with in_use(folder / "evaluation"):  # a folder of its own
+    with in_use(tmp_path / "other"):
         pass
     first.communicate()
     with in_use(folder):
         pass
+
+
+@pytest.mark.parametrize("inside", ["evaluation", "a/b/c", "round-000"])
+def test_a_folder_around_or_inside_one_in_use_is_refused(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both directions and at any depth; nothing is written then. Beside it is free."""
+    monkeypatch.setattr(lock, "_ENDING", 0.1)
+    outer, inner = tmp_path / "mine", tmp_path / "mine" / inside
+    first = holder(outer)
+    with pytest.raises(FrugalignError, match=r"Another command is using .*mine, and .* is inside it\.$"), in_use(inner):
+        raise AssertionError
+    assert [path.name for path in outer.iterdir()] == [".lock"]
+    first.communicate()
+    first = holder(inner)
+    with (
+        pytest.raises(FrugalignError, match=rf"Another command is using .*mine/{inside}, which is inside"),
+        in_use(outer),
+    ):
+        raise AssertionError
+    with in_use(outer / "beside"), in_use(tmp_path / "other"):
+        pass
+    with in_use(outer, shared=inner):
+        pass
+    first.communicate()
+    with in_use(outer), in_use(inner):
+        pass
+
+
+def test_a_process_that_a_command_starts_may_use_what_is_inside(tmp_path: Path) -> None:
+    """As the cells of a study do; not the folder itself, and not once the command has left it."""
+    with in_use(tmp_path):
+        assert holder(tmp_path / "cells" / "a").communicate() == ("", None)
+        process = subprocess.run(
+            [sys.executable, "-c", HOLD, str(tmp_path)], input="", capture_output=True, text=True, check=False
+        )
+        assert process.returncode != 0 and "Another command is using" in process.stderr
+    assert "FRUGALIGN_FOLDERS_IN_USE" not in os.environ
+
+
+def test_another_program_s_lock_file_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("pid 7")
+    (tmp_path / "mine" / "theirs").mkdir(parents=True)
+    (tmp_path / "mine" / "theirs" / ".lock").write_text("pid 8")
+    with in_use(tmp_path / "mine"):
+        pass
+    assert [(tmp_path / name).read_text() for name in (".lock", "mine/theirs/.lock")] == ["pid 7", "pid 8"]
+
+
+def test_a_folder_that_is_read_is_known(tmp_path: Path) -> None:
+    """By several readers, until the last of them is gone."""
+    assert not is_read(tmp_path)
+    readers = [Reading(tmp_path), Reading(tmp_path)]
+    assert is_read(tmp_path)
+    readers.pop()
+    assert is_read(tmp_path)
+    readers.clear()
+    assert not is_read(tmp_path) and not is_held(tmp_path / ".reading")
 
 
 def test_a_killed_process_frees_its_folder(tmp_path: Path) -> None:
@@ -105,14 +164,21 @@ def test_what_a_killed_process_left_half_written_is_deleted(tmp_path: Path) -> N
     (tmp_path / "start").mkdir()
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / ".lock").touch()
-    (tmp_path / ".saving" / "checkpoint-4").mkdir(parents=True)
-    half = [".costs.json.ab12_xyz.tmp", "start/.evaluation.json.abcdefgh.tmp"]
-    kept = ["cell/.cell.json.abcdefgh.tmp", "notes.tmp", ".mine.tmp", ".plain-0.partial"]
+    (tmp_path / ".frugalign-saving" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / ".saving").mkdir()
+    half = [".costs.json.ab12_xyz.frugalign-tmp", "start/.evaluation.json.abcdefgh.frugalign-tmp"]
+    kept = [
+        "cell/.cell.json.abcdefgh.frugalign-tmp",
+        ".mine.abcdefgh.tmp",
+        ".frugalign-tmp",
+        ".plain-0.partial",
+        ".saving/mine",
+    ]
     for name in half + kept:
         (tmp_path / name).touch()
     with in_use(tmp_path):
         pass
-    assert all(not (tmp_path / name).exists() for name in [*half, ".saving"])
+    assert all(not (tmp_path / name).exists() for name in [*half, ".frugalign-saving"])
     assert all((tmp_path / name).exists() for name in kept)
 
 

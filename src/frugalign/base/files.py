@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.parsing import parse_json
 from frugalign.base.specs import local_path
 
 MODEL_CONFIG_FILE = "config.json"
@@ -26,9 +27,12 @@ WEIGHTS_FILE = "model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_RECORD_FILE = "frugalign_adapter.json"
+MODEL_RECORD_FILE = "frugalign_model.json"
 CARD_FILE = "README.md"
-STAGING_FOLDER = ".saving"
+STAGING_FOLDER = ".frugalign-saving"
 """Where an artefact or a checkpoint is written before it is moved up, into place."""
+_TEMPORARY = ".frugalign-tmp"
+"""How a half-written file's name ends. No other program writes such files, so they are safe to delete."""
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
@@ -87,7 +91,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     with writing(path):
         announce("write", path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -104,7 +108,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether this is what `write_atomic` leaves behind when the process is killed inside it."""
-    return re.fullmatch(r"\..+\.[a-z0-9_]{8}\.tmp", path.name) is not None
+    return re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_TEMPORARY)}", path.name) is not None
 
 
 def _umask() -> int:
@@ -148,7 +152,7 @@ def check_safetensors(path: str | Path) -> None:
     except OSError as error:
         raise FrugalignError(f"Cannot read {path}: {error.strerror or error}.") from error
     try:
-        header = json.loads(raw)
+        header = parse_json(raw)
         tensors = {str(name): entry for name, entry in header.items() if name != "__metadata__"}
         spans = sorted(_span(entry) for entry in tensors.values())
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,13 +1,15 @@
 """Rows saved as they are finished, so that a killed run resumes where it stopped.
 
 Each line of the file holds the rows of one chunk with what they cost, so both survive a kill or neither does. A run that is
-resumed thus counts what it kept, and not what the kill threw away.
+resumed thus counts what it kept, and not what the kill threw away. A line begins with a hash of its content and of the lines
+before it. A line that was damaged, moved or edited is dropped with all that follow, and its rows are done again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +20,8 @@ from frugalign.base.json_files import append_lines
 from frugalign.base.json_types import mismatch
 from frugalign.base.ledger import Counts, Ledger
 from frugalign.base.parsing import parse_json
+
+_log = logging.getLogger(__name__)
 
 
 class _Chunk(TypedDict):
@@ -42,20 +46,24 @@ class PartialWork:
         Raises:
             FrugalignError: the file cannot be read or written.
         """
-        self.path, self.rows, self.spent = path, list[Any](), Ledger()
+        self.path, self.rows, self.spent, self._chain = path, list[Any](), Ledger(), b""
         if path is None:
             return
         task = json.dumps(hashlib.sha256(repr(identity).encode()).hexdigest()[:24]).encode()
         with writing(path):
             lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last one has no end
+            self._chain = task
             if lines[:1] != [task]:
                 write_atomic(path, task + b"\n")
                 return
             whole = len(task) + 1
             for line in lines[1:]:
-                chunk = _chunk(line)
+                chain, _, content = line.partition(b" ")
+                chunk = _chunk(content) if chain == _next(self._chain, content) else None
                 if chunk is None:
+                    _log.warning("%s is damaged: what follows its first %d rows is done again.", path, len(self.rows))
                     break
+                self._chain = chain
                 whole += len(line) + 1
                 self.rows += chunk["rows"]
                 self.spent.count(**chunk["costs"])
@@ -67,7 +75,14 @@ class PartialWork:
         self.rows += new
         if self.path is not None:
             chunk = {"rows": new, "costs": (spent or Ledger()).counts()}
-            append_lines(self.path, [json.dumps(chunk, ensure_ascii=False, default=str)])
+            content = json.dumps(chunk, ensure_ascii=False, default=str)
+            self._chain = _next(self._chain, content.encode())
+            append_lines(self.path, [f"{self._chain.decode()} {content}"])
+
+
+def _next(chain: bytes, content: bytes) -> bytes:
+    """The hash that a line begins with. `chain`: that of the line before, or the first line."""
+    return hashlib.sha256(chain + b"\n" + content).hexdigest()[:24].encode()
 
 
 def _chunk(line: bytes) -> _Chunk | None:

@@ -157,11 +157,15 @@ def dataset_fingerprint(dataset: Dataset) -> str:
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
-    """A hash of the prompts in order, and of `weight` if that column exists. Equal hashes mean that row numbers
+    """A hash of the prompts in order with their other columns, which rewards read. Equal hashes mean that row numbers
     agree."""
-    weights = column(dataset, "weight") if "weight" in dataset.column_names else []
-    keys = list(map(prompt_key, column(dataset, "prompt")))
-    return hashlib.sha256(json.dumps([keys, [float(each) for each in weights]]).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(list(map(prompt_key, column(dataset, "prompt")))).encode())
+    for name in sorted(set(dataset.column_names) - {"prompt"}):
+        values = column(dataset, name)
+        if name == "weight":
+            values = [float(each) for each in values]
+        digest.update(json.dumps([name, values], sort_keys=True, default=repr).encode())
+    return digest.hexdigest()[:32]
 
 
 def pairs_fingerprint(dataset: Dataset) -> str:

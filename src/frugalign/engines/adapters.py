@@ -25,6 +25,7 @@ from frugalign.base.files import (
     write_json_atomic,
 )
 from frugalign.base.json_files import read_json
+from frugalign.base.parsing import parse_json
 from frugalign.base.specs import local_hint, local_path
 from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerprint
 
@@ -106,9 +107,9 @@ def _check_record(
 def _content_hash(folder: Path) -> str:
     """SHA-256 over the adapter's weights and its config, except for where the base lies."""
     try:
-        config = json.loads((folder / ADAPTER_CONFIG_FILE).read_bytes())
+        config = parse_json((folder / ADAPTER_CONFIG_FILE).read_bytes())
         weights = (folder / ADAPTER_WEIGHTS_FILE).read_bytes()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise FrugalignError(f"The adapter in {folder} is damaged: {' '.join(str(error).split())}.") from error
     if isinstance(config, dict):
         config.pop("base_model_name_or_path", None)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import MODEL_CONFIG_FILE, STAGING_FOLDER, WEIGHTS_FILE, check_safetensors
+from frugalign.base.parsing import parse_json
 from frugalign.base.specs import local_hint, local_path
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.options.check import check_value
@@ -88,16 +89,30 @@ def _canonical(value: Any, hint: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def load_artefact(kind: ArtefactKind, name: str | Path) -> Any:
+def check_artefact(kind: ArtefactKind, name: str | Path, given: Mapping[str, Any]) -> None:
+    """Check an artefact that transformers is about to load.
+
+    Args:
+        given: the keyword arguments of `from_pretrained`.
+
+    Raises:
+        FrugalignError: as `load_artefact`.
+    """
+    hub = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+    load_artefact(kind, name, **{name: given[name] for name in hub if given.get(name) is not None})
+
+
+def load_artefact(kind: ArtefactKind, name: str | Path, **download: Any) -> Any:
     """The artefact's network in float32, its `config.base["name"]` a folder that exists where there is one.
 
     Args:
         name: a folder or a hub id.
+        download: for the hub, such as `revision` and `token`.
 
     Raises:
         FrugalignError: a file is missing, damaged or of another kind, or anything was changed after saving.
     """
-    folder = local_copy(name, kind.what)
+    folder = local_copy(name, kind.what, **download)
     values, stored_hash = _read_config(kind, folder)
     check_safetensors(folder / WEIGHTS_FILE)
     try:
@@ -125,7 +140,7 @@ def _found_again(base: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def local_copy(name: str | Path, what: str) -> Path:
+def local_copy(name: str | Path, what: str, **download: Any) -> Path:
     """The artefact's folder: a local one, or its files from the hub in the cache.
 
     Raises:
@@ -136,7 +151,8 @@ def local_copy(name: str | Path, what: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            path = Path(snapshot_download(str(name), allow_patterns=[MODEL_CONFIG_FILE, WEIGHTS_FILE]))
+            files = [MODEL_CONFIG_FILE, WEIGHTS_FILE]
+            path = Path(snapshot_download(str(name), allow_patterns=files, **download))
         except (OSError, ValueError, RuntimeError) as error:
             raise FrugalignError(f"Cannot load the {what} {name!r} from the hub: {_short(error)}") from error
     if not os.path.isfile(path / MODEL_CONFIG_FILE):
@@ -148,8 +164,8 @@ def _read_config(kind: ArtefactKind, folder: Path) -> tuple[dict[str, Any], str]
     """The fields in config.json, checked, and the stored hash."""
     path = folder / MODEL_CONFIG_FILE
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise FrugalignError(f"{path} is damaged: it is not valid JSON ({_short(error)}).") from error
     if not isinstance(content, dict) or content.get("model_type") != kind.config_class.model_type:
         raise FrugalignError(f"{folder} is not a frugalign {kind.what}, by its {MODEL_CONFIG_FILE}.")

@@ -2,39 +2,63 @@
 
 All weights are hashed, on several threads. Values are rounded to bfloat16 first, so the same base has the same
 fingerprint in float32 and bfloat16. Where both sides hold more than bfloat16, the exact values are compared as well.
-In 4-bit, only the parts that are not quantised are compared.
+Quantised weights are compared with quantised ones, as they are stored. Where only one side is quantised, a warning says
+that its layers are not compared. Config, tokenizer, chat template and end tokens are compared by `base_settings`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.json_types import mismatch
 from frugalign.base.specs import is_attribute
+from frugalign.engines.base_settings import (
+    adapter_values,
+    config_values,
+    different_keys,
+    different_parts,
+    tokenizer_values,
+)
 from frugalign.engines.transformers import causal_lm, head_weight
 
 _CHUNK = 1 << 22
 """Weights that are rounded and hashed at once, which bounds the memory of a copy."""
 _THREADS = min(8, os.cpu_count() or 1)
 _NARROW = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+_log = logging.getLogger(__name__)
+
+
+_WHERE = ("name", "revision", "adapter")
+_WORDS = {
+    "architecture": "architecture",
+    "width": "hidden width",
+    "vocabulary": "vocabulary size",
+    "weights": "weights of embeddings and norms",
+    "layers": "weights of the layers",
+    "quantised": "quantised weights of the layers",
+}
 
 
 @dataclass(frozen=True)
 class BaseFingerprint:
     """What identifies a frozen base. All fields except name and revision must match for an artefact to load.
 
-    `weights`: of embeddings and norms; `layers`: of the rest, None in 4-bit. Both are hashes of values in bfloat16.
-    `exact`: dtype and hash of the values as loaded; None where that is bfloat16 or 4-bit. It is compared if both sides
-    have the same dtype. `adapter`: the name of a PEFT adapter that is part of the base; its weights are in the hashes.
+    `weights`: of embeddings and norms; `layers`: of the rest, None if it is quantised. Both are hashes of values in bfloat16.
+    `quantised`: a hash of quantised layers as stored, else None. `exact`: dtype and hash of the values as loaded; None
+    where that is bfloat16 or quantised. It is compared if both sides have the same dtype. `adapter`: the name of a PEFT
+    adapter that is part of the base; its weights are in the hashes. `config`, `tokenizer`: see `base_settings`; the
+    tokenizer is None if unknown.
     """
 
     name: str
@@ -42,11 +66,13 @@ class BaseFingerprint:
     architecture: str
     width: int
     vocabulary: int
-    tokenizer: str | None
+    tokenizer: dict[str, str] | None
     weights: str
     layers: str | None
     adapter: str | None = None
     exact: str | None = None
+    quantised: str | None = None
+    config: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,39 +84,36 @@ class BaseFingerprint:
         Raises:
             FrugalignError: a field is missing or of another type.
         """
-        optional = ("revision", "tokenizer", "layers", "adapter", "exact")
-        for field in fields(cls):
-            value, needed = stored.get(field.name), int if field.name in ("width", "vocabulary") else str
-            if not isinstance(value, needed) and not (value is None and field.name in optional):
-                raise FrugalignError(f"{what} does not say which base it belongs to: its {field.name} is damaged.")
+        for name, hint in get_type_hints(cls).items():
+            if mismatch(stored.get(name), hint) is not None:
+                raise FrugalignError(f"{what} does not say which base it belongs to: its {name} is damaged.")
         known: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(cls)}
         return cls(**known)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields that identify the base regardless of its path and name."""
-        return {name: getattr(self, name) for name in ("architecture", "tokenizer", "weights", "layers", "exact")}
+        """The fields that identify the base regardless of its path and name. JSON-ready; `base_differences` compares two."""
+        return {name: value for name, value in self.to_dict().items() if name not in _WHERE}
 
     def differences(self, other: BaseFingerprint) -> list[str]:
         """The differences in words. `self` is the base that an artefact was made for."""
-        words = {
-            "architecture": "architecture",
-            "width": "hidden width",
-            "vocabulary": "vocabulary size",
-            "tokenizer": "tokenizer",
-            "weights": "weights of embeddings and norms",
-            "layers": "weights of the layers",
-        }
         found = []
-        for field, word in words.items():
-            mine, theirs = getattr(self, field), getattr(other, field)
+        for name, word in _WORDS.items():
+            mine, theirs = getattr(self, name), getattr(other, name)
             if mine is None or theirs is None or mine == theirs:
                 continue
-            readable = field in ("architecture", "width", "vocabulary")
+            readable = name in ("architecture", "width", "vocabulary")
             found.append(f"{word} ({mine} there, {theirs} here)" if readable else word)
+        found += [f"config {each}" for each in different_keys(self.config, other.config)]
+        if self.tokenizer is not None and other.tokenizer is not None:
+            found += different_parts(self.tokenizer, other.tokenizer)
         if not found and self._exact_in(other) and self.exact != other.exact:
             found.append("weights, by less than bfloat16 resolves")
         return found
+
+    def leaves_out(self, other: BaseFingerprint) -> bool:
+        """Whether the layers are quantised on one side only, and so cannot be compared."""
+        return (self.layers is None) != (other.layers is None)
 
     def _exact_in(self, other: BaseFingerprint) -> bool:
         """Whether both know their exact weights in the same dtype."""
@@ -117,43 +140,67 @@ def fingerprint(
     """
     lm = causal_lm(model)
     text = lm.config.get_text_config()
-    embeddings, rest, quantised = [], [], False
-    for key, value in sorted(_parameters(model, without_adapter)):
-        if not value.is_floating_point() or hasattr(value, "quant_state"):
-            quantised = True
-        elif value.dim() < 2 or "embed" in key or "wte" in key or "wpe" in key:
-            embeddings.append((key, value))
-        else:
-            rest.append((key, value))
+    values = list(_values(model, without_adapter))
+    quantised = getattr(lm.config, "quantization_config", None) is not None or any(map(_is_quantised, values))
+    embeddings = [each for each in values if _is_embedding(*each)]
+    rest = [each for each in values if not _is_embedding(*each)]
     head = head_weight(model)
     found = _hash_parameters([*embeddings, *rest])
-    dtypes = sorted({str(value.dtype).removeprefix("torch.") for _, value in (*embeddings, *rest)})
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for _, value in values})
+    layers = _joined(rounded for rounded, _ in found[len(embeddings) :])
     return BaseFingerprint(
         name=_location(name, lm),
         revision=revision or getattr(lm.config, "_commit_hash", None),
         architecture=type(lm).__name__,
         width=int(text.hidden_size),
         vocabulary=int(head.shape[0]) if head.is_floating_point() else int(text.vocab_size),
-        tokenizer=None if tokenizer is None else _hash_tokenizer(tokenizer),
+        tokenizer=None if tokenizer is None else tokenizer_values(tokenizer, getattr(lm, "generation_config", None)),
         weights=_joined(rounded for rounded, _ in found[: len(embeddings)]),
-        layers=None if quantised else _joined(rounded for rounded, _ in found[len(embeddings) :]),
+        layers=None if quantised else layers,
+        quantised=layers if quantised else None,
         adapter=None if adapter is None else _absolute(adapter),
         exact=None
-        if quantised or all(value.dtype in _NARROW for _, value in (*embeddings, *rest))
+        if quantised or all(value.dtype in _NARROW for _, value in values)
         else f"{'+'.join(dtypes)}:{_joined(exact for _, exact in found)}",
+        config=config_values(lm.config) | ({} if without_adapter else adapter_values(model)),
     )
 
 
-def _parameters(model: PreTrainedModel, without_adapter: bool) -> Iterable[tuple[str, Tensor]]:
+def weights_hash(model: nn.Module) -> str:
+    """A hash of every weight and buffer of a model, as they are."""
+    values = sorted(_stored(model), key=lambda named: named[0])
+    return _joined(rounded + exact for rounded, exact in _hash_parameters(values))
+
+
+def _is_quantised(named: tuple[str, Tensor]) -> bool:
+    return hasattr(named[1], "quant_state") or (isinstance(named[1], nn.Parameter) and not named[1].is_floating_point())
+
+
+def _is_embedding(key: str, value: Tensor) -> bool:
+    """Whether it is an embedding, a norm or a bias, which stay as they are where layers are quantised."""
+    plain = value.is_floating_point() and not hasattr(value, "quant_state")
+    return plain and (value.dim() < 2 or "embed" in key or "wte" in key or "wpe" in key)
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and the buffers that are saved with them. Some quantised weights are buffers."""
+    yield from model.named_parameters()
+    for path, module in model.named_modules():
+        for name, value in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, value
+
+
+def _values(model: PreTrainedModel, without_adapter: bool) -> list[tuple[str, Tensor]]:
     lm = causal_lm(model)
     if lm is model or not without_adapter:
-        yield from model.named_parameters()
-        return
+        return sorted(_stored(model), key=lambda named: named[0])
     wrapper: Any = model
     added = (wrapper.base_model.prefix, ".modules_to_save.")
-    for key, value in lm.named_parameters():
-        if not any(part in key for part in added):
-            yield key.replace(".base_layer.", ".").replace(".original_module.", "."), value
+    found = [(key, value) for key, value in _stored(lm) if not any(part in key for part in added)]
+    # The order is that of the base alone.
+    names = ((key.replace(".base_layer.", ".").replace(".original_module.", "."), value) for key, value in found)
+    return sorted(names, key=lambda named: named[0])
 
 
 def _location(name: str, model: PreTrainedModel) -> str:
@@ -169,7 +216,10 @@ def _absolute(name: str) -> str:
 
 def check_base(expected: Mapping[str, Any], actual: BaseFingerprint, what: str) -> None:
     """Raise an error that says what differs if `what` (an artefact's folder) was made for another base."""
-    differences = BaseFingerprint.read(expected, what).differences(actual)
+    stored = BaseFingerprint.read(expected, what)
+    if stored.leaves_out(actual):
+        _log.warning("%s: one of the two models is quantised, so the weights of the layers are not compared.", what)
+    differences = stored.differences(actual)
     if differences:
         made_for = expected.get("name") or "another base"
         raise FrugalignError(
@@ -177,11 +227,15 @@ def check_base(expected: Mapping[str, Any], actual: BaseFingerprint, what: str) 
         )
 
 
-def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    digest = hashlib.sha256()
-    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        digest.update(f"{index}\t{token}\n".encode())
-    return digest.hexdigest()[:16]
+def base_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The differences between two `identity` values, in words.
+
+    Raises:
+        FrugalignError: the stored one is damaged.
+    """
+    nowhere = {"name": "", "revision": None, "adapter": None}
+    one, other = (BaseFingerprint.read(nowhere | dict(each), "The checkpoint") for each in (stored, now))
+    return one.differences(other)
 
 
 def _hash_parameters(parameters: Sequence[tuple[str, Tensor]]) -> list[tuple[bytes, bytes]]:
@@ -197,9 +251,18 @@ def _hash_parameter(parameter: tuple[str, Tensor]) -> tuple[bytes, bytes]:
     exact = rounded.copy()
     for part in value.detach().reshape(-1).split(_CHUNK):
         stored = part.cpu()
-        rounded.update(stored.to(torch.bfloat16).view(torch.int16).numpy())
-        if value.dtype not in _NARROW:
-            exact.update(stored.view(torch.uint8).numpy())
+        as_is = stored.view(torch.uint8).numpy()
+        if value.is_floating_point():
+            rounded.update(stored.to(torch.bfloat16).view(torch.int16).numpy())
+        else:
+            rounded.update(as_is)
+        if value.dtype not in _NARROW or not value.is_floating_point():
+            exact.update(as_is)
+    state = getattr(value, "quant_state", None)
+    if state is not None:  # of bitsandbytes: the scales, without which the packed values say nothing
+        for name, scale in sorted(state.as_dict(packed=True).items()):
+            scales = scale.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if isinstance(scale, Tensor) else scale
+            rounded.update(f"{name}:".encode() + (scales if isinstance(scales, bytes) else repr(scales).encode()))
     return rounded.digest(), exact.digest()
 
 

@@ -23,6 +23,7 @@ from frugalign.base.files import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
 from frugalign.base.specs import is_attribute, local_hint, local_path, resolve_name
 from frugalign.base.wording import shown
 from frugalign.engines.adapters import attach_adapter, refused
+from frugalign.engines.model_records import check_model_record
 from frugalign.engines.transformers import causal_lm
 
 _DIGITS = re.compile(r"\d+")
@@ -128,6 +129,7 @@ def _load(
     with refused(f"Cannot load the model {name_or_path!r}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left", trust_remote_code=False)
+    check_model_record(path, revision)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         # transformers would continue with random weights in their place.

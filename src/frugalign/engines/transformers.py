@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.chat_template import end_of_turn
+from frugalign.engines.base_settings import adapter_values, config_values
 from frugalign.engines.engine import Capabilities, StepOutput
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
 
@@ -262,8 +264,9 @@ class TransformersEngine:
         return embedding_rows(self.model)
 
     def weights_id(self) -> str:
-        """A hash of two numbers per tensor, enough to distinguish the policies of a training run."""
-        digest = hashlib.sha256()
+        """A hash of two numbers per tensor and of the config, enough to distinguish the policies of a training run."""
+        settings = config_values(causal_lm(self.model).config) | adapter_values(self.model)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, parameter in self.model.named_parameters():
             values = parameter.detach().double()
             digest.update(f"{name} {float(values.sum())!r} {float(values.abs().sum())!r}\n".encode())

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from frugalign.base.errors import FrugalignError
 from frugalign.options.check import check_options
-from frugalign.options.resuming import MAY_CHANGE, START_OPTIONS
+from frugalign.options.resuming import MAY_CHANGE, OF_TRAINING, START_OPTIONS
 from frugalign.options.training_parts import check_packages, refused_settings, try_training_parts
 
 _DERIVED = {
@@ -16,7 +16,7 @@ _DERIVED = {
     *("eval_strategy", "gradient_checkpointing", "remove_unused_columns", "local_rank", "run_name", "logging_dir"),
 }
 """Fields that `TrainingArguments` and our configs set themselves."""
-_SECRET = ("hub_token",)
+_SECRET = ("hub_token", "push_to_hub_token")
 """Fields that are never written to a file."""
 _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "save_only_model": (False, "a killed run could not be resumed exactly"),
@@ -32,11 +32,12 @@ class TrainingConfig:
     """A mixin for a config that combines one of our options dataclasses with `TrainingArguments` or a subclass.
 
     `own`: the options dataclass. `own_may_change`: its options that may change on resuming, in addition to
-    `MAY_CHANGE`. `not_carried_over`: inherited options that must keep a value, that value, and the reason or the alternative.
+    `MAY_CHANGE`. `also_fixed`: inherited options that may not, in addition to `OF_TRAINING`. `not_carried_over`: inherited options that must keep a value, that value, and the reason or the alternative.
     """
 
     own: ClassVar[type]
     own_may_change: ClassVar[frozenset[str]] = frozenset()
+    also_fixed: ClassVar[tuple[str, ...]] = ()
     not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = {}
 
     def __post_init__(self) -> None:
@@ -68,6 +69,10 @@ class TrainingConfig:
         self.check()
         try_training_parts(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled. Trainer pickles its arguments into files."""
+        return {name: None if name in _SECRET else value for name, value in vars(self).items()}
+
     def prepare(self) -> None:
         """Set fields that transformers is to find. Every value has been checked by itself."""
 
@@ -84,8 +89,10 @@ class TrainingConfig:
         return {name: getattr(value, "value", value) for name, value in values.items()}
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Our options that must not change when a run is resumed. JSON-ready."""
-        return {name: value for name, value in self.options().items() if name not in MAY_CHANGE | self.own_may_change}
+        """Our options, and those of transformers, that must not change when a run is resumed. JSON-ready."""
+        of_training = {name: getattr(self, name) for name in (*OF_TRAINING, *self.also_fixed) if hasattr(self, name)}
+        own = {name: value for name, value in self.options().items() if name not in MAY_CHANGE | self.own_may_change}
+        return own | {name: getattr(value, "value", value) for name, value in of_training.items()}
 
     def resolved(self) -> dict[str, Any]:
         """Every option with the value in use, ready for `--config`: our own, and the inherited ones that differ from

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from frugalign.base.files import MODEL_CONFIG_FILE
 from frugalign.data.chat_template import ChatTemplate
 from frugalign.data.encode import answer_text
 from frugalign.data.templating import conversation
+from frugalign.engines.base_settings import config_values, tokenizer_values
+from frugalign.engines.fingerprints import weights_hash
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +72,11 @@ class ClassifierReward:
                 f"{name_or_path} is not a sequence-classification model: its file lacks {', '.join(missing[:3])}."
             )
         return cls(model.to(device), tokenizer, batch_size=batch_size)
+
+    def content_hash(self) -> str:
+        """A hash of the weights, the config and the tokenizer."""
+        parts = [weights_hash(self.model), config_values(self.model.config), tokenizer_values(self.tokenizer)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         """One number per completion; everything else of TRL's call is ignored."""

@@ -107,14 +107,18 @@ def _classifier(name: str, device: str) -> Callable[..., Any]:
 def _attribute_of_file(path: Path, attribute: str) -> Any:
     if not path.is_file():
         raise FrugalignError(f"There is no reward file {path}.")
-    module = _module_of_file(path.resolve())
+    module = module_of_file(path.resolve())
     if not hasattr(module, attribute):
         raise FrugalignError(f"The reward file {path} has no {attribute!r}.")
     return getattr(module, attribute)
 
 
-def _module_of_file(path: Path) -> ModuleType:
-    # One module per file, so that two rewards of a file share its state.
+def module_of_file(path: Path) -> ModuleType:
+    """The module of a reward file, imported once, so that two rewards of a file share its state.
+
+    Raises:
+        FrugalignError: it cannot be imported.
+    """
     name = f"frugalign_reward_{path.stem}_{abs(hash(str(path))):x}"
     if name in sys.modules:
         return sys.modules[name]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
 from frugalign.base.errors import FrugalignError
@@ -27,6 +28,7 @@ from frugalign.base.files import (
     ADAPTER_WEIGHTS_FILE,
     CARD_FILE,
     MODEL_CONFIG_FILE,
+    MODEL_RECORD_FILE,
     WEIGHTS_FILE,
     announce,
     hash_file,
@@ -35,6 +37,7 @@ from frugalign.base.files import (
 )
 from frugalign.base.json_files import read_json
 from frugalign.base.ledger import Ledger
+from frugalign.engines.fingerprints import base_differences
 from frugalign.options.resuming import is_resuming
 from frugalign.runs.folder import keep_lines, saving
 from frugalign.runs.layout import (
@@ -52,7 +55,6 @@ from frugalign.runs.layout import (
     SHIFT_FILE,
     STAGING_FOLDER,
     TRAINED_ON_FILE,
-    TRAINING_ARGUMENTS_FILE,
     checkpoint_folder,
     checkpoints_in,
     is_finished,
@@ -63,11 +65,15 @@ from frugalign.runs.lock import check_not_deleted, in_use
 
 _log = logging.getLogger(__name__)
 _RUN_FILES = (
-    *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, TRAINING_ARGUMENTS_FILE, SHIFT_FILE),
+    *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, SHIFT_FILE),
     *(WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, ADAPTER_RECORD_FILE, MODEL_CONFIG_FILE, CARD_FILE),
-    *(METRICS_FILE, SAMPLES_FILE, EVALUATION_COSTS_FILE, REPORT_FILE),
+    *(METRICS_FILE, SAMPLES_FILE, EVALUATION_COSTS_FILE, REPORT_FILE, MODEL_RECORD_FILE, f"{WEIGHTS_FILE}.index.json"),
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"),
 )
 """The files that a training or an evaluation writes into a run folder, and that overwriting deletes."""
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+"""Names of the files of a large model's weights."""
 
 
 class WholeCheckpoints(ABC):
@@ -174,6 +180,12 @@ class WholeCheckpoints(ABC):
             publish_checkpoint(Path(self._get_output_dir(trial)), step, state, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        trainer: Any = super()
+        trainer._save(output_dir, state_dict)
+        # A pickle that nothing reads. The options are in config.yaml.
+        (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         trainer: Any = super()
         trainer._load_from_checkpoint(resume_from_checkpoint, model)
@@ -212,7 +224,7 @@ def refuse_earlier_run(folder: str | Path, overwrite: bool, also: Sequence[str] 
         FrugalignError: if the folder holds an earlier run.
     """
     marks = (CHECKPOINT_PREFIX, WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE)
-    found = [path.name for path in _results(Path(folder)) if path.name.startswith(marks)]
+    found = [path.name for path in _results(Path(folder)) if path.name.startswith(marks) or _SHARD.match(path.name)]
     found += also
     if found and not overwrite:
         raise FrugalignError(
@@ -232,7 +244,8 @@ def clear_earlier_run(folder: str | Path) -> None:
 
 def _results(folder: Path) -> list[Path]:
     files = [*(folder / name for name in _RUN_FILES), shift_responses_file(folder)]
-    return [path for path in files if path.is_file()] + rankings_in(folder) + checkpoints_in(folder)
+    shards = [path for path in sorted(folder.glob("model-*")) if _SHARD.fullmatch(path.name)]
+    return [path for path in files + shards if path.is_file()] + rankings_in(folder) + checkpoints_in(folder)
 
 
 def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: int | None) -> None:
@@ -297,7 +310,7 @@ def _instead(damaged: Path) -> str:
     return "Start again (overwrite_output_dir)."
 
 
-_BY_HASH = {"base", "prompts", "held-out prompts", "pairs", "probes"}
+_BY_HASH = {"prompts", "held-out prompts", "pairs", "labelled pairs", "groups", "probes"}
 """Settings whose values are hashes, and are not shown in messages."""
 
 
@@ -307,15 +320,25 @@ def check_settings(checkpoint: str | Path, stored: dict[str, Any], now: dict[str
     Raises:
         FrugalignError: naming the settings that differ.
     """
-    different = [
-        f"other {name}" if name in _BY_HASH else f"{name} {stored[name]}, not {now[name]}"
-        for name in now
-        if name in stored and stored[name] != now[name]
-    ]
-    if different:
+    now = json.loads(json.dumps(now))  # tuples become lists, as they are stored
+    found = [_difference(name, stored[name], now[name]) for name in now if name in stored and stored[name] != now[name]]
+    if different := [words for words in found if words is not None]:
         raise FrugalignError(
             f"{checkpoint} was made with {'; '.join(different)}: resume with the same settings, or start a new run."
         )
+
+
+def _difference(name: str, stored: Any, now: Any) -> str | None:
+    """How a setting differs, in words; None for a base that is the same in another dtype."""
+    if name == "base":
+        parts = base_differences(stored if isinstance(stored, dict) else {}, now)
+        return f"another base (it differs in {'; '.join(parts)})" if parts else None
+    if name == "rewards" and isinstance(stored, dict):
+        if list(stored) != list(now):
+            return f"rewards {list(stored)}, not {list(now)}"
+        changed = [reward for reward in now if stored[reward] != now[reward]]
+        return f"another reward {changed[0]!r} (its code, settings or weights have changed)"
+    return f"other {name}" if name in _BY_HASH else f"{name} {stored}, not {now}"
 
 
 def find_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:

@@ -11,7 +11,7 @@
       reward_report.json    accuracy and controls of a representation reward
       trained_on.json       the prompts that an adapter or a model was trained on
       checkpoint-40/        Trainer's files, frugalign.json (our state) and hashes.json (of the other files); written in
-                            .saving/ and moved into place whole
+                            .frugalign-saving/ and moved into place whole
       model.safetensors …   the artefact; see `frugalign.base.files`
       report.html           the page
     runs/mine/evaluation/
@@ -52,7 +52,6 @@ GROUPS_FOLDER = "groups"
 SHIFT_FILE = "shift.json"
 REWARD_REPORT_FILE = "reward_report.json"
 TRAINED_ON_FILE = "trained_on.json"
-TRAINING_ARGUMENTS_FILE = "training_args.bin"
 CHECKPOINT_PREFIX = "checkpoint-"
 CHECKPOINT_STATE_FILE = "frugalign.json"
 CHECKPOINT_HASHES_FILE = "hashes.json"

@@ -11,6 +11,7 @@ from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.engines.adapters import record_adapter
 from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.model_records import record_model
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
@@ -58,6 +59,8 @@ def save_policy(
         tokenizer.save_pretrained(staged)
         if args.use_peft:
             record_adapter(staged, fingerprint(policy, tokenizer, without_adapter=True))
+        else:
+            record_model(staged)
         write_atomic(staged / CARD_FILE, card)  # in place of PEFT's template
 
     publish(folder, save)

@@ -18,15 +18,16 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_json_atomic
+from frugalign.base.json_files import read_json
 from frugalign.base.specs import names_code
 from frugalign.runs.layout import LOCK_FILE, read_costs
-from frugalign.runs.lock import delete_leftovers, in_use
+from frugalign.runs.lock import delete_leftovers, holding, in_use
 from frugalign.study.layout import (
     FAILED_FILE,
     LEARNED_FROM,
@@ -80,7 +81,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             )
         training = training_folder(request, trainings)
         training.mkdir(parents=True, exist_ok=True)
-        with _waited_for(training):
+        with _waited_for(training), holding(training):
             delete_leftovers(training)
             trained = _trained(request, training, start, jobs)
         result: CellResult = {
@@ -232,6 +233,10 @@ def shown_rows(size: int) -> list[int]:
     return [number * size // SHOWN for number in range(SHOWN)] if size else []
 
 
+class _Length(TypedDict):
+    mean_length: float
+
+
 def mean_length(request: dict[str, Any], start: Path) -> float:
     """Mean tokens of the base's responses to 64 training prompts. Measured once, and stored in `start`."""
     sources = ("model_name_or_path", "dataset_name")
@@ -239,8 +244,8 @@ def mean_length(request: dict[str, Any], start: Path) -> float:
     values = [request.get(name) for name in names] + [request["contents"].get(request[name]) for name in sources]
     digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     path = length_file(start, digest[:8])
-    if path.is_file():
-        return float(json.loads(path.read_text())["mean_length"])
+    if path.is_file() and (known := float(read_json(path, _Length)["mean_length"])) > 0:
+        return known
     from frugalign.data.templating import Rendering, encode_prompts
     from frugalign.decoding.loop import SamplingParams, generate
     from frugalign.engines.loading import load_model

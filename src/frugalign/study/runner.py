@@ -105,7 +105,7 @@ def run_study(options: StudyOptions) -> StudyState:
     study = Path(options.output_dir)
     if read_study(options).missing:
         check_study(options, lines_of(options))
-    with in_use(study):
+    with in_use(study, shared=trainings_of(options)):
         if options.choose is not None:
             run_cells(_to_choose_by(options), options)
             write_json_atomic(study / CHOSEN_FILE, read_study(options).chosen)

@@ -117,7 +117,7 @@ def test_a_killed_run_resumes_bit_for_bit(how: str, runs: tuple[Path, dict[str, 
     states = [json.loads((run / "checkpoint-12" / "frugalign.json").read_text()) for run in (whole, again)]
     assert states[0]["beta"] == states[1]["beta"] and states[0]["last_kl"] == states[1]["last_kl"]
     assert counters(again) == counters(whole)
-    assert not (again / ".saving").exists()
+    assert not (again / ".frugalign-saving").exists()
     assert sorted(path.name for path in again.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import resource
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,54 @@ def test_a_checkpoint_is_not_resumed_with_another_reward_or_other_prompts(base: 
         with pytest.raises(FrugalignError, match=words):
             again.train(resume_from_checkpoint=True)
     assert trainer(base, tmp_path).train(resume_from_checkpoint=True).global_step == 4
+
+
+def scaled(scale: float) -> Any:
+    def reward(completions: list[Any], **_: Any) -> list[float]:
+        return [-scale * len(text) for text in completions]
+
+    return reward
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"weight_decay": 0.1},
+    {"optim": "sgd"},
+    {"adam_beta2": 0.9},
+    {"max_grad_norm": 0.5},
+    {"warmup_steps": 3},
+    {"lr_scheduler_type": "cosine"},
+    {"data_seed": 3},
+]
+
+
+def test_a_checkpoint_is_not_resumed_under_other_settings_rewards_or_columns(base: LoadedModel, tmp_path: Path) -> None:
+    """Settings of transformers as ours; a reward of the same name that does something else; a column that rewards read."""
+    labels = dataset(label=["a", "b", "c", "d"])
+    trainer(base, tmp_path, scaled(1.0), labels, save_steps=2, max_steps=2).train()
+
+    def refusal(*given: Any, **options: Any) -> str:
+        with pytest.raises(FrugalignError) as error:
+            trainer(base, tmp_path, *given, **options).train(resume_from_checkpoint=True)
+        return str(error.value)
+
+    for change in CHANGES:
+        name = next(iter(change))
+        assert f"was made with {name} " in refusal(scaled(1.0), labels, **change), name
+    assert "was made with another reward 'reward' (its code" in refusal(scaled(2.0), labels)
+    assert "was made with other prompts" in refusal(scaled(1.0), dataset(label=["a", "b", "c", "e"]))
+    assert "was made with other prompts" in refusal(scaled(1.0), dataset())
+    free = {"logging_steps": 1, "save_total_limit": 1, "report_to": "none"}
+    assert trainer(base, tmp_path, scaled(1.0), labels, **free).train(resume_from_checkpoint=True).global_step == 4
+
+
+def test_no_token_and_no_pickle_of_the_arguments_is_written(base: LoadedModel, tmp_path: Path) -> None:
+    found = trainer(base, tmp_path, save_steps=2, hub_token="hf_secret")
+    found.train()
+    found.save_model(str(tmp_path / "saved"))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"checkpoint-4", "saved"} <= {path.parent.name for path in files}
+    assert not [path for path in files if path.suffix == ".bin" or b"hf_secret" in path.read_bytes()]
+    assert found.args.hub_token == "hf_secret" and b"hf_secret" not in pickle.dumps(found.args)
 
 
 def test_a_run_whose_first_round_failed_begins_again(base: LoadedModel, tmp_path: Path) -> None:

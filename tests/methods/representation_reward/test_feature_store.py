@@ -1,12 +1,17 @@
 """The feature store: computed once, whole shards only, another key for another model, and a bound that holds."""
 
+import copy
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tests.forked import Forked
 
 import frugalign.sandbox as sandbox
@@ -143,3 +148,71 @@ def test_the_bound_drops_what_was_used_longest_ago(base: LoadedModel, tmp_path: 
     assert ledger.lm_forward_tokens > 0, "the one used longest ago has left"
     with pytest.raises(FrugalignError, match="choose fewer layers"):
         states(FeatureStore(tmp_path, max_gib=0.5 * one / 2**30), base)
+
+
+def _flip(shard: Path) -> None:
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def _other_rows(shard: Path) -> None:
+    save_file({"states": torch.zeros(1, 2, 64)}, shard, {"hash": "0"})
+
+
+def _other_dtype(shard: Path) -> None:
+    with safe_open(shard, framework="pt") as file:
+        states, about = file.get_tensor("states"), file.metadata()
+    save_file({"states": states.half()}, shard, about)
+
+
+def _other_name(shard: Path) -> None:
+    save_file({"state": load_file(shard)["states"]}, shard, {"hash": "0"})
+
+
+def _without_hash(shard: Path) -> None:
+    save_file({"states": load_file(shard)["states"]}, shard)
+
+
+def _next_shard(shard: Path) -> None:
+    shutil.copy(shard.with_name("shard-00002.safetensors"), shard)
+
+
+@pytest.mark.parametrize("damage", [_flip, _other_rows, _other_dtype, _other_name, _without_hash, _next_shard])
+def test_a_shard_that_is_not_what_was_stored_is_computed_again(damage: Any, base: LoadedModel, tmp_path: Path) -> None:
+    """Under a header that fits the file."""
+    whole = states(FeatureStore(tmp_path), base)[range(6)]
+    shard = next(tmp_path.glob("*/shard-00001.safetensors"))
+    before = shard.read_bytes()
+    damage(shard)
+    assert shard.read_bytes() != before
+    ledger = Ledger()
+    assert torch.equal(states(FeatureStore(tmp_path), base, ledger)[range(6)], whole)
+    assert ledger.lm_forward_tokens == sum(map(len, TEXTS[2:4])) and shard.read_bytes() == before
+
+
+def test_another_config_is_another_key(base: LoadedModel, tmp_path: Path) -> None:
+    """The weights are the same, and used otherwise."""
+    keys = set()
+    for change in ({}, {"rms_norm_eps": 1e-2}, {"hidden_act": "gelu"}, {"use_cache": False}):
+        changed = copy.copy(base.model)
+        changed.config = copy.deepcopy(base.model.config)
+        changed.config.update(change)
+        keys.add(module.key_of(changed, base.tokenizer, TEXTS, [1], 2))
+    assert len(keys) == 3
+
+
+def test_states_that_a_command_uses_are_not_deleted(
+    base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Room for one key: the second one deletes the first only when nobody holds its states."""
+    store = FeatureStore(tmp_path, max_gib=1.5 * 6 * 2 * base.model.config.hidden_size * 4 / 2**30)
+    first = states(store, base, layers=[1, 2])
+    place = first.shards[0].parent
+    states(store, base, layers=[1, 3])
+    assert all(shard.is_file() for shard in first.shards) and "exceed their bound" in caplog.text
+    with FileLock(place / ".lock"):  # as a command that computes them
+        del first
+        states(store, base, layers=[2, 3])
+        assert place.is_dir()
+    states(store, base, layers=[1, 4])
+    assert not place.exists()

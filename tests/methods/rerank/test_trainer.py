@@ -1,7 +1,9 @@
 """`RerankTrainer`: γ from the policy's own states, on exchanges that end where the probes read."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from tests.methods.rerank.small_trainer import batch_of, perturb, probes, traine
 from tests.two_layers import two_layers
 
 from frugalign.base.errors import FrugalignError
+from frugalign.data.groups import Groups
 from frugalign.engines.loading import load_model
 from frugalign.methods.rerank.config import RerankConfig
-from frugalign.methods.rerank.trainer import RerankTrainer
+from frugalign.methods.rerank.trainer import RerankTrainer, _data_hashes
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 from frugalign.sandbox.cached import sample_pairs
 
@@ -101,3 +104,36 @@ def test_the_reward_of_online_dpo_stays_as_it_was_fitted(tmp_path: Path) -> None
     found.train()
     assert found.probes is not None and found.reward is not None
     assert not torch.equal(found.probes.weight, given.weight) and torch.equal(found.reward.weight, given.weight)
+
+
+def test_a_checkpoint_is_not_resumed_under_other_inherited_settings(tmp_path: Path) -> None:
+    """Those of transformers as ours, and dropout."""
+    saved: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, **saved, max_steps=1).train()
+    changes: list[dict[str, Any]] = [
+        {"weight_decay": 0.1},
+        {"adam_epsilon": 1e-3},
+        {"gradient_accumulation_steps": 2},
+        {"lr_scheduler_type": "constant"},
+        {"disable_dropout": False},
+    ]
+    for change in changes:
+        with pytest.raises(FrugalignError, match=f"was made with {next(iter(change))} "):
+            trainer(tmp_path, **saved, **change).train(resume_from_checkpoint=True)
+    assert trainer(tmp_path, **saved, logging_steps=2).train(resume_from_checkpoint=True).global_step == 2
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_groups_and_labelled_pairs_are_compared_at_resume() -> None:
+    """Stored responses and their rewards by content; responses that are sampled again by their prompts alone."""
+    first = Groups(["a", "b"], [["x", "y"], ["z", "w"]], rewards=[[1.0, 2.0], [3.0, 4.0]])
+    others = [
+        replace(first, completions=[["x", "y"], ["z", "v"]]),
+        replace(first, rewards=[[1.0, 2.0], [4.0, 3.0]]),
+        replace(first, rewards=None),
+    ]
+    stored, sampled = (
+        [str(_data_hashes(None, groups, is_sampled=is_sampled)) for groups in (first, *others)]
+        for is_sampled in (False, True)
+    )
+    assert len(set(stored)) == 4 and len(set(sampled)) == 1

@@ -27,6 +27,7 @@ from frugalign.engines.adapters import record_adapter
 from frugalign.engines.encode import tokenize_pairs
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
+from frugalign.engines.model_records import record_model
 from frugalign.engines.transformers import base_parameters, causal_lm
 from frugalign.methods.peers.configs import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
 from frugalign.rewards import CompletionBatch, NamedReward, score
@@ -276,4 +277,6 @@ def _train(trainer: Any, run: PeerRun, base: LoadedModel, *, adapted: bool) -> s
         base.tokenizer.save_pretrained(run.folder)
         if adapted:
             record_adapter(run.folder, fingerprint(whole, base.tokenizer, name=base.name, without_adapter=True))
+        else:
+            record_model(run.folder)
     return "adapter" if adapted else "policy"

@@ -50,6 +50,7 @@ from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel
 from frugalign.rewards import load_rewards
+from frugalign.rewards.content import reward_contents
 from frugalign.rewards.representation.network import share_base, state_fingerprint
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder, open_run_folder
@@ -98,7 +99,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._data_hashes = {
             "base": base.identity,
             "prompts": rows_fingerprint(train_dataset),
-            "rewards": [named.name for named in self.rewards],
+            "rewards": reward_contents(self.rewards),
         }
         # A reward that reads this model's states gets those of the rollout, so the model is in memory once.
         self._state_layers = share_base(

@@ -34,12 +34,6 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "deepspeed": (None, "rounds sample from the model that they train"),
 }
 """Options of TrainingArguments that must keep these values, and why."""
-_TRAINING = (
-    *("max_steps", "gradient_accumulation_steps", "optim", "optim_args", "weight_decay", "max_grad_norm"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "neftune_noise_alpha", "bf16", "fp16"),
-    *("data_seed", "dataloader_drop_last"),
-)
-"""Options of TrainingArguments that affect the result of a round. They must not change within a run."""
 
 
 @dataclass
@@ -52,6 +46,7 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
 
     own: ClassVar[type] = PSLEOptions
     own_may_change: ClassVar[frozenset[str]] = frozenset({"rounds", "principles", "eval_reward", "share_prefix"})
+    also_fixed: ClassVar[tuple[str, ...]] = ("max_steps",)
     not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
     def prepare(self) -> None:
@@ -89,11 +84,6 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
             self.from_round is None or is_resuming(self.resume_from_checkpoint),
             "from_round goes with resume_from_checkpoint true: it changes a run that is there.",
         )
-
-    def fixed_settings(self) -> dict[str, Any]:
-        """Our options, and those of the training, that must stay as they are when a run is resumed; JSON-ready."""
-        values = {name: getattr(self, name) for name in _TRAINING}
-        return super().fixed_settings() | {name: getattr(value, "value", value) for name, value in values.items()}
 
     @property
     def needs_principles(self) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
+from frugalign.base.parsing import parse_json
 from frugalign.data.groups import Groups
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.rules import (
@@ -183,7 +184,7 @@ def read_round(path: Path) -> Round:
         if not text.strip():
             continue
         try:
-            lines.append(_checked(json.loads(text)))
+            lines.append(_checked(parse_json(text)))
             if lines[-1]["by_reward"].keys() != lines[0]["by_reward"].keys():
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError) as error:

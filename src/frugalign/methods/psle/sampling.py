@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from frugalign.base.partial_files import PartialWork
 from frugalign.base.progress import SCORED, work
 from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups
+from frugalign.data.splits import rows_fingerprint
 from frugalign.data.templating import Rendering, encode_prompts
 from frugalign.engines.transformers import context_length
 from frugalign.methods.psle.config import PSLEConfig
@@ -37,12 +38,16 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples and scores responses to the prompts of `dataset` (column `prompt`), with and without the principles."""
+    """Samples and scores responses to the prompts of `dataset` (column `prompt`), with and without the principles.
+
+    `reward_contents`: what identifies the rewards, so that stored scores are those of the same rewards.
+    """
 
     dataset: Dataset
     tokenizer: PreTrainedTokenizerBase
     principles: Principles | None
     args: PSLEConfig
+    reward_contents: Mapping[str, str] = field(default_factory=dict)
 
     def guided(self, rows: Sequence[int]) -> list[Any]:
         """The prompts of these rows under the principles."""
@@ -158,8 +163,9 @@ class Sampler:
     ) -> list[dict[str, Any]]:
         """The rewards of this process's prompts, one entry per prompt, kept in `partial` chunk by chunk."""
         mine, size = local_rows(len(rows)), len(groups.completions[0])
-        settings = [(named.name, named.spec) for named in rewards], self.args.reward_weights, self.args.reward_on_error
-        finished = PartialWork(partial, settings, [rows[place] for place in mine], groups.completions)
+        settings = dict(self.reward_contents), self.args.reward_weights, self.args.reward_on_error
+        data = rows_fingerprint(self.dataset)
+        finished = PartialWork(partial, settings, data, [rows[place] for place in mine], groups.completions)
         ledger.add(finished.spent)
         per_chunk = max(1, _CHUNK // size)
         for number, start in enumerate(range(len(finished.rows), len(mine), per_chunk)):

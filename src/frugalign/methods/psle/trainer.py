@@ -28,6 +28,7 @@ from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.data.templating import Rendering
 from frugalign.engines.adapters import record_adapter
 from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.model_records import record_model
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.folders import (
@@ -49,6 +50,7 @@ from frugalign.methods.psle.sampling import Sampler
 from frugalign.methods.psle.sampling_summary import describe_sampling, say_rounds, warn_of_few
 from frugalign.options.resuming import is_resuming
 from frugalign.policies.principles import Principles
+from frugalign.rewards.content import reward_contents
 from frugalign.rewards.loading import RewardSpec, load_rewards
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import (
@@ -116,7 +118,7 @@ class PSLETrainer:
         check_row_weights(train_dataset)
         self.principles = principles_of(principles, args)
         self.rewards = load_rewards(reward_funcs, device=str(model.device))
-        self.sampler = Sampler(train_dataset, tokenizer, self.principles, args)
+        self.sampler = Sampler(train_dataset, tokenizer, self.principles, args, reward_contents(self.rewards))
         self.fitting = self.sampler.fitting(model)
         if len(self.fitting) < len(train_dataset):
             _log.warning("Left out %d prompts that exceed the context.", len(train_dataset) - len(self.fitting))
@@ -210,7 +212,7 @@ class PSLETrainer:
             "prompts": rows_fingerprint(self.sampler.dataset),
             "held-out prompts": held_out,
             "principles": self._principles_hash(),
-            "rewards": [named.name for named in self.rewards],
+            "rewards": self.sampler.reward_contents,
         }
 
     # -- one round -------------------------------------------------------------------------------------------------------
@@ -376,6 +378,7 @@ class PSLETrainer:
                 record_adapter(staged, self.base)
             else:
                 self.processing_class.save_pretrained(staged)
+                record_model(staged)
             (staged / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template; the run folder has the card
 
         if self._is_main:

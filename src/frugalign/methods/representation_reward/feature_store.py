@@ -1,13 +1,15 @@
 """The feature store: a model's endpoint states on a list of texts, computed once and kept on disk in shards.
 
 Every key (model, tokenizer, layers, texts) has a folder. A shard is a safetensors file that is written atomically, so a killed
-run resumes with the next shard. The store is bounded: before it grows beyond `max_gib`, the least recently used keys are
-deleted.
+run resumes with the next shard. It holds a hash of its states, and is computed again if that or its shape does not fit. The
+store is bounded: before it grows beyond `max_gib`, the least recently used keys are deleted, unless a command is using them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import math
 import shutil
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +33,7 @@ from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.states import endpoint_states
 from frugalign.engines.transformers import causal_lm
 from frugalign.runs.layout import LOCK_FILE
-from frugalign.runs.lock import delete_leftovers
+from frugalign.runs.lock import Reading, delete_leftovers, is_held, is_read
 from frugalign.runs.progress import say_size
 
 _SHARD_BYTES = 64 * 2**20
@@ -39,6 +41,7 @@ _SHARD_TOKENS = 8192
 """Tokens of a shard, on average. A kill loses no more than one shard."""
 _IN_MEMORY = 512 * 2**20
 _USED = "last_used"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Features:
     shards: list[Path]
     rows_per_shard: int
     shape: tuple[int, int, int]
+    reading: Reading | None = None
+    """Keeps the shards from being deleted as long as this object lives."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -143,9 +148,10 @@ class FeatureStore:
             place.mkdir(parents=True, exist_ok=True)
             with FileLock(place / LOCK_FILE):  # another command may be computing the same
                 delete_leftovers(place)
+                reading = Reading(place)
                 shards = self._shards(place, model, sequences, layers, per_shard, ledger)
                 write_atomic(place / _USED, "")
-        return Features(shards, per_shard, (len(sequences), len(layers), width))
+        return Features(shards, per_shard, (len(sequences), len(layers), width), reading)
 
     @staticmethod
     def _shards(
@@ -159,7 +165,13 @@ class FeatureStore:
         """The shards of a key. Those that are missing or damaged are computed."""
         starts = range(0, len(sequences), per_shard)
         shards = [place / f"shard-{start // per_shard:05d}.safetensors" for start in starts]
-        missing = [(start, shard) for start, shard in zip(starts, shards, strict=True) if not _is_whole(shard)]
+        width: int = causal_lm(model).config.get_text_config().hidden_size
+        shapes = [(min(per_shard, len(sequences) - start), len(layers), width) for start in starts]
+        missing = [
+            (start, shard)
+            for start, shard, shape in zip(starts, shards, shapes, strict=True)
+            if not _is_whole(shard, shape)
+        ]
         texts = [sequences[start : start + per_shard] for start, _ in missing]
         tokens = sum(len(text) for part in texts for text in part)
         n_missing = sum(map(len, texts))
@@ -167,21 +179,26 @@ class FeatureStore:
         say_size(0, tokens, f"the hidden states of {pluralize(n_missing, 'answer')}{others}")
         with work("hidden states", tokens, FED):
             for (_, shard), part in zip(missing, texts, strict=True):
-                write_atomic(shard, save({"states": endpoint_states(model, part, layers, ledger=ledger)}))
+                states = endpoint_states(model, part, layers, ledger=ledger)
+                write_atomic(shard, save({"states": states}, {"hash": _hash(shard, states)}))
         return shards
 
     def _make_room(self, keep: Path, needed: int) -> None:
-        """Delete keys, least recently used first, until `needed` more bytes fit."""
+        """Delete keys that nobody uses, least recently used first, until `needed` more bytes fit."""
         if not self.folder.is_dir():
             return
         others = [path for path in self.folder.iterdir() if path.is_dir() and path != keep]
-        sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
+        sizes = {path: _size(path) for path in others}
         total = needed + sum(sizes.values())
         for path in sorted(others, key=_last_used):
             if total <= self.max_bytes:
                 return
+            if is_held(path / LOCK_FILE) or is_read(path):
+                continue
             shutil.rmtree(path, ignore_errors=True)
             total -= sizes[path]
+        if total > self.max_bytes:
+            _log.warning("The stored states exceed their bound for now, since other commands are using them.")
 
 
 def key_of(
@@ -195,7 +212,7 @@ def key_of(
     digest = hashlib.sha256()
     base = fingerprint(model, tokenizer)
     trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
-    for part in (base.architecture, base.weights, base.layers, base.tokenizer, model.dtype, list(layers), per_shard):
+    for part in (json.dumps(base.identity, sort_keys=True), model.dtype, list(layers), per_shard):
         digest.update(f"{part}\n".encode())
     for parameter in trained:  # the whole adapter, since it may have changed only slightly
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
@@ -204,16 +221,39 @@ def key_of(
     return digest.hexdigest()[:24]
 
 
-def _is_whole(shard: Path) -> bool:
+def _is_whole(shard: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether a shard is there and holds what was stored: float32 states of this shape, with their hash."""
     if not shard.is_file():
         return False
     try:
         check_safetensors(shard)
-    except FrugalignError:  # damaged: computed again
+        with safe_open(shard, framework="pt") as file:
+            stored, names = (file.metadata() or {}).get("hash"), list(file.keys())
+            states = file.get_tensor("states") if names == ["states"] else torch.empty(0)
+    except (FrugalignError, SafetensorError, OSError, RuntimeError):  # damaged: computed again
         return False
-    return True
+    is_expected = states.dtype == torch.float32 and tuple(states.shape) == shape
+    return is_expected and stored == _hash(shard, states)
+
+
+def _hash(shard: Path, states: Tensor) -> str:
+    """A hash of the states, and of the place of the shard in its key."""
+    digest = hashlib.blake2b(f"{shard.parent.name}/{shard.name}".encode(), digest_size=16)
+    digest.update(states.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _size(place: Path) -> int:
+    """The bytes of a key. Another command may be deleting it."""
+    try:
+        return sum(file.stat().st_size for file in place.iterdir())
+    except FileNotFoundError:
+        return 0
 
 
 def _last_used(place: Path) -> float:
     marker = place / _USED
-    return (marker if marker.is_file() else place).stat().st_mtime
+    try:
+        return (marker if marker.is_file() else place).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

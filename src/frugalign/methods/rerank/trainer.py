@@ -93,12 +93,14 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         self._ranking: dict[str, float] = {}
         self.ledger = Ledger()
         every = [RunFolder(self.ledger, args.resolved()), *(callbacks or [])]
-        groups, dropped = None, None
+        groups, dropped, given = None, None, train_dataset
         if isinstance(train_dataset, Groups):
             groups = self._ranked(train_dataset, policy, tokenizer, args)
             every.append(EpochRanking(self, groups))
             train_dataset, dropped = pair_groups(groups)
-        self._data_hashes = _data_hashes(self.probes, groups or train_dataset, fingerprint(policy, tokenizer).identity)
+        self._data_hashes = _data_hashes(self.probes, given, is_sampled=bool(args.sample))
+        self._data_hashes["base"] = fingerprint(policy, tokenizer).identity
+        self._data_hashes["labelled pairs"] = None if labelled is None else pairs_fingerprint(labelled)
         train, held_out = (
             None if pairs is None else encode_pairs(pairs, policy, tokenizer, args)
             for pairs in (train_dataset, eval_dataset)
@@ -240,14 +242,18 @@ def _loaded(model: Any, args: RerankConfig, tokenizer: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _data_hashes(
-    probes: RepresentationModel | None, data: Dataset | Groups, base: str | dict[str, Any]
-) -> dict[str, Any]:
-    """Hashes of what a resumed run must find unchanged. For groups these are the prompts, since responses may be sampled again."""
-    found = {"base": base, "probes": None if probes is None else content_hash(PROBES, probes)}
-    if isinstance(data, Groups):
-        return found | {"prompts": rows_fingerprint(Dataset.from_dict({"prompt": data.prompts}))}
-    return found | {"pairs": pairs_fingerprint(data)}
+def _data_hashes(probes: RepresentationModel | None, data: Dataset | Groups, *, is_sampled: bool) -> dict[str, Any]:
+    """Hashes of what a resumed run must find unchanged.
+
+    `is_sampled`: the responses of groups are sampled again by the resumed run, so only their prompts are compared.
+    """
+    found: dict[str, Any] = {"probes": None if probes is None else content_hash(PROBES, probes)}
+    if not isinstance(data, Groups):
+        return found | {"pairs": pairs_fingerprint(data)}
+    columns: dict[str, Any] = {"prompt": data.prompts}
+    if not is_sampled:
+        columns |= {"completions": data.completions, "rewards": data.rewards or [[]] * len(data.prompts)}
+    return found | {"prompts" if is_sampled else "groups": rows_fingerprint(Dataset.from_dict(columns))}
 
 
 def _check_probes(

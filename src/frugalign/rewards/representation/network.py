@@ -7,6 +7,7 @@ of being preferred. That is `L·D + 1` numbers. The model itself is frozen and n
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from frugalign.base.files import MODEL_CONFIG_FILE
 from frugalign.base.specs import local_path
 from frugalign.data.encode import answer_text
 from frugalign.data.templating import Rendering, is_chat
-from frugalign.engines.artefacts import ArtefactKind, load_artefact, seal
+from frugalign.engines.artefacts import ArtefactKind, check_artefact, content_hash, load_artefact, seal
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import LoadedModel, load_stored_base
@@ -75,6 +76,13 @@ class RepresentationModel(PreTrainedModel):
         raw: Tensor = self(states)
         found: Tensor = (raw - self.config.mu) / self.config.scale
         return found
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a file that was changed after it was saved is refused."""
+        folder = args[0] if args else kwargs["pretrained_model_name_or_path"]
+        check_artefact(PROBES, folder, kwargs)
+        return super().from_pretrained(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers. A hash of weights and config goes into `config.json`, so that loading detects a change."""
@@ -142,6 +150,10 @@ class RepresentationReward:
         found = fingerprint(base.model, base.tokenizer, name=base.name)
         check_base(self.probes.config.base, found, f"The representation reward {self.__name__!r}")
         self._base = base
+
+    def content_hash(self) -> str:
+        """A hash of the probes, their settings and the fingerprint of their base."""
+        return content_hash(PROBES, self.probes)
 
     @torch.no_grad()
     def score_states(self, states: Tensor) -> Tensor:
@@ -246,9 +258,10 @@ def share_base(rewards: Sequence[Any], base: LoadedModel, fingerprint_of_base: s
 
 
 def state_fingerprint(base: dict[str, Any]) -> str:
-    """A hash of the model whose states are read. Equal for equal weights, adapter included, and tokenizer."""
-    parts = (base.get(key) for key in ("architecture", "width", "vocabulary", "tokenizer", "weights", "layers"))
-    return hashlib.sha256("\t".join(map(str, parts)).encode()).hexdigest()[:16]
+    """A hash of the model whose states are read. Equal for equal weights, adapter included, config and tokenizer."""
+    names = ("architecture", "width", "vocabulary", "tokenizer", "weights", "layers", "quantised", "config")
+    parts = {name: base.get(name) for name in names}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_probes(folder: str | Path) -> RepresentationModel:

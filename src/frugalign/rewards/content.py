@@ -1,0 +1,233 @@
+"""A hash of what a reward does, so that a run is not resumed under another reward of the same name.
+
+A model reward hashes its weights and settings, by its own `content_hash`. A function is described by the statements of
+its source that it uses: its definition, the constants, functions and classes that it names, and the modules of the user
+that it imports. Comments, other statements, and installed libraries do not count. Code that was not written in a file,
+or inside another function, is described by its bytecode and the values that it encloses.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frugalign.engines.fingerprints import weights_hash
+from frugalign.rewards.loading import NamedReward, module_of_file
+
+_DEPTH = 6
+"""How deep an enclosed value is described."""
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+
+
+def reward_contents(rewards: Sequence[NamedReward]) -> dict[str, str]:
+    """A hash of every reward, by its name."""
+    return {named.name: _hash(_described(named)) for named in rewards}
+
+
+def _hash(description: Any) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def _described(named: NamedReward) -> Any:
+    own = getattr(named.function, "content_hash", None)
+    if own is not None and not isinstance(named.function, type):
+        return own()
+    attribute = re.search(r":(\w+)$", named.spec)
+    home = _module_of(named.spec.rsplit(":", 1)[0].rsplit("=", 1)[-1]) if attribute else None
+    if attribute and home is not None and (found := _definitions(home, [attribute[1]])):
+        return found
+    return _value(named.function)
+
+
+def _module_of(where: str) -> ModuleType | None:
+    """The loaded module of this name, or from this file."""
+    if not where.endswith(".py"):
+        return sys.modules.get(where)
+    path = Path(where).expanduser()
+    return module_of_file(path.resolve()) if path.is_file() else None
+
+
+def _file(module: Any) -> Path | None:
+    found = getattr(module, "__file__", None)
+    return Path(found).resolve() if isinstance(found, str) and found.endswith(".py") else None
+
+
+# -- source -----------------------------------------------------------------------------------------------------------
+
+
+def _definitions(module: ModuleType | None, names: Sequence[str]) -> list[str]:
+    """The statements of a module that define these names, and those that define what they use in turn."""
+    found: list[str] = []
+    statements, waiting, seen = _statements(module), list(names), set[str]()
+    while waiting:
+        name = waiting.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        for statement in statements.get(name, []):
+            text = ast.dump(statement)
+            if text in found:
+                continue
+            found.append(text)
+            found += _imported(module, statement)
+            waiting += sorted({each.id for each in ast.walk(statement) if isinstance(each, ast.Name)})
+    return found
+
+
+def _statements(module: ModuleType | None) -> dict[str, list[ast.stmt]]:
+    """The top-level statements of a module by the names that they bind. Empty if its source is not known."""
+    path = _file(module)
+    try:
+        tree = ast.parse(path.read_bytes()) if path is not None else ast.Module([], [])
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return {}
+    found: dict[str, list[ast.stmt]] = {}
+    for statement in tree.body:
+        for name in sorted(set(_bound(statement))):
+            found.setdefault(name, []).append(statement)
+    return found
+
+
+def _bound(statement: ast.stmt) -> Iterator[str]:
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield statement.name
+        return
+    for each in ast.walk(statement):  # an assignment, an import, or either of them under an if, a try, a with
+        if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield each.name
+        elif isinstance(each, ast.alias):
+            yield (each.asname or each.name).split(".")[0]
+        elif isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
+            yield each.id
+        elif isinstance(each, (ast.Attribute, ast.Subscript)) and isinstance(each.ctx, ast.Store):
+            yield from (part.id for part in ast.walk(each) if isinstance(part, ast.Name))
+
+
+def _imported(module: ModuleType | None, statement: ast.stmt) -> list[str]:
+    """Hashes of the user's modules that a statement imports, and of those that they import in turn."""
+    found: list[str] = []
+    waiting = [(module, statement)]
+    seen = {_file(module)}
+    while waiting:
+        where, part = waiting.pop(0)
+        for name in _modules_in(where, part):
+            imported = sys.modules.get(name)
+            path = _file(imported)
+            if path is None or path in seen or name.split(".")[0] == "frugalign" or _is_library(path):
+                continue
+            seen.add(path)
+            every = [each for group in _statements(imported).values() for each in group]
+            found.append(_hash([path.stem, sorted({ast.dump(each) for each in every})]))
+            waiting += [(imported, each) for each in every]
+    return found
+
+
+def _modules_in(module: ModuleType | None, statement: ast.stmt) -> Iterator[str]:
+    for each in ast.walk(statement):
+        if isinstance(each, ast.Import):
+            yield from (alias.name for alias in each.names)
+        elif isinstance(each, ast.ImportFrom):
+            package = (getattr(module, "__package__", None) or "").split(".")
+            parts = [*package[: len(package) + 1 - each.level], *([each.module] if each.module else [])]
+            home = ".".join(filter(None, parts)) if each.level else str(each.module)
+            yield from (home, *(f"{home}.{alias.name}" for alias in each.names))
+
+
+def _is_library(path: Path) -> bool:
+    return any(path.is_relative_to(Path(folder).resolve()) for folder in _LIBRARIES if folder)
+
+
+# -- objects ----------------------------------------------------------------------------------------------------------
+
+
+def _value(value: Any, depth: int = 0) -> Any:
+    """A description of a value that is the same in another process."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return repr(value)
+    if depth > _DEPTH:
+        return type(value).__qualname__
+    if isinstance(value, CodeType):
+        consts = [_value(each, depth + 1) for each in value.co_consts]
+        return [value.co_code.hex(), consts, list(value.co_names)]
+    if isinstance(value, Mapping):
+        return sorted([repr(key), _value(each, depth + 1)] for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_value(each, depth + 1) for each in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(json.dumps(_value(each, depth + 1), default=repr) for each in value)
+    if isinstance(value, Tensor):
+        return [str(value.dtype), list(value.shape), _hash(value.detach().cpu().reshape(-1).view(torch.uint8).tolist())]
+    if isinstance(value, nn.Module):
+        return [type(value).__qualname__, weights_hash(value)]
+    if isinstance(value, functools.partial):
+        return [_value(each, depth + 1) for each in (value.func, value.args, value.keywords)]
+    if inspect.ismethod(value):
+        return [_value(value.__func__, depth + 1), _value(value.__self__, depth + 1)]
+    if inspect.isfunction(value):
+        return _function(value, depth + 1)
+    if isinstance(value, type) or inspect.isbuiltin(value) or inspect.ismodule(value):
+        return [getattr(value, "__module__", ""), getattr(value, "__qualname__", ""), *_class(value, depth)]
+    return _instance(value, depth + 1)
+
+
+def _function(function: Any, depth: int) -> Any:
+    module, top = sys.modules.get(function.__module__), function.__qualname__.split(".")[0]
+    if "<locals>" not in function.__qualname__ and (found := _definitions(module, [top])):
+        return found
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    enclosed = {name: _value(_content(cell), depth) for name, cell in cells}
+    settings = _value([function.__defaults__, function.__kwdefaults__], depth)
+    return [_value(function.__code__), enclosed, settings, _definitions(module, _global_names(function.__code__))]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _global_names(code: CodeType) -> list[str]:
+    inner = [name for each in code.co_consts if isinstance(each, CodeType) for name in _global_names(each)]
+    return [*code.co_names, *inner]
+
+
+def _class(found: Any, depth: int) -> list[Any]:
+    """What a class does: its statements, or the code of its methods."""
+    if not isinstance(found, type) or found.__module__ == "builtins":
+        return []
+    module, top = sys.modules.get(found.__module__), found.__qualname__.split(".")[0]
+    path = _file(module)
+    if path is not None and _is_library(path):
+        return []
+    if "<locals>" not in found.__qualname__ and (source := _definitions(module, [top])):
+        return list(source)
+    return [[name, _value(each, depth + 1)] for name, each in sorted(vars(found).items()) if inspect.isfunction(each)]
+
+
+def _instance(found: Any, depth: int) -> Any:
+    """The class, and what it was made with: other attributes may be counters and caches, which change as it is called."""
+    try:
+        given = list(inspect.signature(type(found).__init__).parameters)[1:]
+    except (ValueError, TypeError):
+        given = []
+    held = getattr(found, "__dict__", {})
+    values = {name: held.get(name, held.get(f"_{name}")) for name in given}
+    return [
+        type(found).__qualname__,
+        _class(type(found), depth),
+        {key: _value(each, depth) for key, each in values.items()},
+    ]

@@ -1,0 +1,186 @@
+"""What makes a reward another one under the same name: code that it uses, values that it holds, weights."""
+
+import functools
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.engines.test_fingerprints import tokenizer
+from torch import nn
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from frugalign.rewards.classifier import ClassifierReward
+from frugalign.rewards.content import reward_contents
+from frugalign.rewards.loading import NamedReward, load_rewards
+
+SOURCE = '''"""A reward."""
+import helper_of_reward as helper
+from helper_of_reward import LIMIT
+WORDS = ["bad", "worse"]
+SCALE = {"a": 1.0}
+UNUSED = 3
+
+def _count(text):
+    return sum(word in text for word in WORDS)
+
+class Scorer:
+    def __init__(self, weight=1.0):
+        self.weight, self.calls = weight, 0
+
+    def __call__(self, completions, **_):
+        self.calls += 1
+        return [self.weight * _count(text) for text in completions]
+
+def reward(completions, **_):
+    """Fewer bad words are better."""
+    return [-SCALE["a"] * min(_count(text), LIMIT) + helper.bonus(text) for text in completions]
+
+other = Scorer(weight=2.0)
+'''
+HELPER = "LIMIT = 5\n\ndef bonus(text):\n    return len(text)\n"
+_folders = itertools.count()
+
+
+def of_file(folder: Path, attribute: str = "reward", *changes: tuple[str, str]) -> str:
+    """The hash of a reward in a new file with a helper module, after replacements in either."""
+    home = folder / str(next(_folders))
+    home.mkdir()
+    source, helper = SOURCE, HELPER
+    for old, new in changes:
+        assert old in source + helper
+        source, helper = source.replace(old, new), helper.replace(old, new)
+    (home / "rewards.py").write_text(source)
+    (home / "helper_of_reward.py").write_text(helper)
+    sys.path.insert(0, str(home))
+    try:
+        return reward_contents(load_rewards([f"mine={home}/rewards.py:{attribute}"]))["mine"]
+    finally:
+        sys.path.remove(str(home))
+        del sys.modules["helper_of_reward"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("len(text)", "2 * len(text)"),
+        ("LIMIT = 5", "LIMIT = 6"),
+        ('"worse"', '"worst"'),
+        ('"a": 1.0', '"a": 2.0'),
+        ("word in text", "word == text"),
+        ("-SCALE", "SCALE"),
+    ],
+)
+def test_a_changed_file_is_another_reward(change: tuple[str, str], tmp_path: Path) -> None:
+    """In the function, in what it calls, in a constant, in a module that it imports."""
+    assert of_file(tmp_path, "reward") != of_file(tmp_path, "reward", change)
+
+
+@pytest.mark.parametrize("change", [("UNUSED = 3", "UNUSED = 4"), ("    return sum", "    # why\n    return sum"), ("weight=2.0", "weight=3.0")])  # fmt: skip
+def test_what_a_reward_does_not_use_makes_no_difference(change: tuple[str, str], tmp_path: Path) -> None:
+    assert of_file(tmp_path, "reward") == of_file(tmp_path, "reward", change)
+
+
+def test_an_instance_in_a_file_is_its_arguments_and_its_class(tmp_path: Path) -> None:
+    before = of_file(tmp_path, "other")
+    assert before == of_file(tmp_path, "other", ("LIMIT = 5", "LIMIT = 6"))
+    for change in (("weight=2.0", "weight=3.0"), ("self.weight * ", ""), ('"bad", ', "")):
+        assert before != of_file(tmp_path, "other", change)
+
+
+class Weighted:
+    """A reward as an object. `calls` changes as it is used."""
+
+    def __init__(self, weight: float, words: list[str]) -> None:
+        self.weight, self._words, self.calls = weight, words, 0
+
+    def __call__(self, completions: Any, **_: Any) -> list[float]:
+        self.calls += 1
+        return [self.weight for _ in completions]
+
+
+def named(reward: Any) -> str:
+    return reward_contents([NamedReward("mine", reward)])["mine"]
+
+
+def enclosing(value: Any) -> Any:
+    def reward(completions: Any, **_: Any) -> list[Any]:
+        return [value for _ in completions]
+
+    return reward
+
+
+def of_class(sign: int) -> Any:
+    class Local:
+        def __call__(self, completions: Any, **_: Any) -> list[int]:
+            return [sign for _ in completions]
+
+    return Local()
+
+
+def scaled(completions: Any, scale: float = 1.0, **_: Any) -> list[float]:
+    return [scale for _ in completions]
+
+
+def linear(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "one", "other"),
+    [
+        (enclosing, 1.0, 2.0),
+        (enclosing, ["a"], ["b"]),
+        (enclosing, {"a": 1}, {"a": 2}),
+        (enclosing, frozenset("abc"), frozenset("abd")),
+        (enclosing, torch.zeros(2), torch.ones(2)),
+        (lambda seed: enclosing(linear(seed)), 0, 1),
+        (lambda weight: Weighted(weight, ["a"]), 1.0, 2.0),
+        (lambda word: Weighted(1.0, [word]), "a", "b"),
+        (lambda scale: functools.partial(scaled, scale=scale), 1.0, 2.0),
+        (lambda scale: lambda completions, **_: [scale], 1, 2),
+        (lambda weight: Weighted(weight, []).__call__, 1.0, 2.0),
+    ],
+)
+def test_what_an_object_was_made_with_counts(make: Any, one: Any, other: Any) -> None:
+    assert named(make(one)) == named(make(one)) != named(make(other))
+
+
+def test_code_inside_a_function_counts() -> None:
+    def first(completions: Any, **_: Any) -> list[int]:
+        return [len(text) for text in completions]
+
+    def second(completions: Any, **_: Any) -> list[int]:
+        return [-len(text) for text in completions]
+
+    assert named(first) == named(first) != named(second)
+    assert named(of_class(1)) == named(of_class(1))
+
+
+def test_an_object_is_the_same_after_use() -> None:
+    reward = Weighted(1.0, ["a"])
+    before = named(reward)
+    reward(completions=["a"])
+    assert reward.calls == 1 and named(reward) == before
+
+
+def classifier(seed: int = 0, **config: Any) -> ClassifierReward:
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    made = LlamaConfig(**sizes, num_attention_heads=2, num_labels=1, pad_token_id=0, **config)
+    return ClassifierReward(LlamaForSequenceClassification(made), tokenizer(config.get("prefix", "w")))
+
+
+def test_a_reward_model_is_its_weights_config_and_tokenizer() -> None:
+    before = named(classifier())
+    assert before == named(classifier())
+    assert (
+        len({before, named(classifier(seed=1)), named(classifier(rms_norm_eps=0.1)), named(classifier(prefix="v"))})
+        == 4
+    )
+    narrow = classifier()
+    narrow.model.to(torch.bfloat16)
+    assert named(narrow) != before, "its scores differ"
