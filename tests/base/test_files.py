@@ -108,6 +108,14 @@ def test_tampered_header(weights: Path, change: dict[str, object]) -> None:
         check_safetensors(weights)
 
 
+@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"a":' * 50_000, b"\xff" * 9])
+def test_a_header_that_cannot_be_read(header: bytes, tmp_path: Path) -> None:
+    """Nested too deeply, or no text."""
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(FrugalignError, match="its header cannot be read"):
+        check_safetensors(tmp_path / "model.safetensors")
+
+
 def test_bytes_after_the_last_tensor(weights: Path) -> None:
     weights.write_bytes(weights.read_bytes() + b"extra")
     with pytest.raises(FrugalignError, match="5 bytes follow"):

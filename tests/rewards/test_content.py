@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,15 @@ def test_an_object_is_the_same_after_use() -> None:
     assert reward.calls == 1 and named(reward) == before
 
 
+def test_a_renewed_key_makes_no_other_reward() -> None:
+    class Remote(Weighted):
+        def __init__(self, api_key: str, url: str) -> None:
+            super().__init__(1.0, [])
+            self.api_key, self.url = api_key, url
+
+    assert named(Remote("a", "x")) == named(Remote("b", "x")) != named(Remote("a", "y"))
+
+
 def classifier(seed: int = 0, **config: Any) -> ClassifierReward:
     torch.manual_seed(seed)
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -184,3 +195,39 @@ def test_a_reward_model_is_its_weights_config_and_tokenizer() -> None:
     narrow = classifier()
     narrow.model.to(torch.bfloat16)
     assert named(narrow) != before, "its scores differ"
+
+
+def test_an_object_may_say_itself_what_it_is() -> None:
+    class Reading(Weighted):
+        def content_hash(self) -> str:
+            return str(self.weight)
+
+    assert named(Reading(1.0, ["a"])) == named(Reading(1.0, ["b"])) != named(Reading(2.0, ["a"]))
+
+
+@pytest.mark.slow
+def test_the_hash_is_the_same_in_another_process(tmp_path: Path) -> None:
+    """Where texts hash otherwise, and so sets are in another order."""
+    (tmp_path / "rewards.py").write_text(
+        SOURCE.replace("import helper_of_reward as helper", "import helper_of_reward as helper, json, os")
+    )
+    (tmp_path / "helper_of_reward.py").write_text(HELPER)
+    code = (
+        "from frugalign.rewards.content import reward_contents; from frugalign.rewards.loading import load_rewards\n"
+        "def close(words):\n    return lambda completions, **_: [text in words for text in completions]\n"
+        "close.__name__ = 'close'\n"
+        "found = close(frozenset(map(str, range(50)))); found.__name__ = 'closed'\n"
+        "print(reward_contents(load_rewards(['rewards.py:reward', found])))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{tmp_path}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1 and "closed" in said.pop()

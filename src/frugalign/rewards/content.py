@@ -29,6 +29,8 @@ from frugalign.rewards.loading import NamedReward, module_of_file
 
 _DEPTH = 6
 """How deep an enclosed value is described."""
+_SECRET = re.compile("(api_key|auth_token|access_token|hf_token|hub_token|secret|password)$")
+"""Arguments that may change without another result."""
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -225,7 +227,7 @@ def _instance(found: Any, depth: int) -> Any:
     except (ValueError, TypeError):
         given = []
     held = getattr(found, "__dict__", {})
-    values = {name: held.get(name, held.get(f"_{name}")) for name in given}
+    values = {name: held.get(name, held.get(f"_{name}")) for name in given if not _SECRET.search(name)}
     return [
         type(found).__qualname__,
         _class(type(found), depth),

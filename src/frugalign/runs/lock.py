@@ -18,10 +18,11 @@ from frugalign.base.files import is_leftover, writing
 from frugalign.base.parsing import parse_json
 from frugalign.runs.layout import LOCK_FILE, STAGING_FOLDER
 
+fcntl: Any
 try:
     import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
+except ImportError:  # Windows
+    fcntl = None
 
 _INHERITED = "FRUGALIGN_FOLDERS_IN_USE"
 """The environment variable that tells the processes which a command starts what it holds."""

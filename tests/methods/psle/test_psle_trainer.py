@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from frugalign import PSLEConfig, PSLETrainer
 from frugalign.base.errors import FrugalignError
+from frugalign.base.files import write_json_atomic
 from frugalign.engines.loading import load_model
 from frugalign.policies.principles import Principles
 from frugalign.sandbox.world import make_prompts
@@ -52,6 +53,31 @@ def test_every_weight_where_the_config_says_so(tmp_path: Path) -> None:
     trainer = PSLETrainer(two_layers(), by_length, settings(tmp_path, use_peft=False), prompts(), principles=TOLD)
     assert not hasattr(trainer.model, "peft_config")
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+def scaled(scale: float) -> Any:
+    def by_length(completions: list[str], **_: Any) -> list[float]:
+        return [scale * len(text) for text in completions]
+
+    return by_length
+
+
+def test_a_run_is_resumed_with_its_own_settings_rewards_and_columns_only(tmp_path: Path) -> None:
+    """Whatever changes what is learned, also under the same names."""
+    labels = prompts().add_column("label", list("abcdef"))
+
+    def refusal(reward: Any, data: Dataset, **options: Any) -> str:
+        args = settings(tmp_path, resume_from_checkpoint="true", **options)
+        with pytest.raises(FrugalignError) as error:
+            PSLETrainer(two_layers(), reward, args, data, principles=TOLD).train(resume_from_checkpoint=True)
+        return str(error.value)
+
+    first = PSLETrainer(two_layers(), scaled(1.0), settings(tmp_path), labels, principles=TOLD)
+    write_json_atomic(tmp_path / "run.json", first._run_settings())
+    assert "another reward 'by_length'" in refusal(scaled(2.0), labels)
+    assert "other prompts" in refusal(scaled(1.0), labels.remove_columns("label").add_column("label", list("abcdeg")))
+    for name, value in (("weight_decay", 0.1), ("max_steps", 3), ("adam_beta1", 0.5)):
+        assert f"was made with {name} " in refusal(scaled(1.0), labels, **{name: value})
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def _is_whole(shard: Path, shape: tuple[int, int, int]) -> bool:
 def _hash(shard: Path, states: Tensor) -> str:
     """A hash of the states, and of the place of the shard in its key."""
     digest = hashlib.blake2b(f"{shard.parent.name}/{shard.name}".encode(), digest_size=16)
-    digest.update(states.contiguous().numpy())
+    digest.update(states.contiguous().numpy().data)
     return digest.hexdigest()
 
 
