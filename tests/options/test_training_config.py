@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -73,9 +74,19 @@ def test_what_is_written_starts_the_same_run_again() -> None:
 
 def test_what_a_resumed_run_may_change() -> None:
     first = Config().fixed_settings()
-    assert first == {"seed": 0, "rate": 0.5}
+    assert first == {"seed": 0, "rate": 0.5, "weight_decay": 0.0, "optim": "adamw"}, "the inherited ones too"
     assert Config(shown=1, output_dir="x", report_to="all").fixed_settings() == first
-    assert Config(rate=0.1).fixed_settings() != first
+    others: list[dict[str, Any]] = [{"rate": 0.1}, {"weight_decay": 0.1}, {"optim": "sgd"}]
+    for change in others:
+        assert Config(**change).fixed_settings() == first | change
+
+
+def test_a_pickled_config_holds_no_token() -> None:
+    """Trainer pickles its arguments. Copies in memory keep nothing either; the config itself does."""
+    found = Config()
+    found.hub_token = "hf_secret"  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(found)).hub_token is None and b"hf_secret" not in pickle.dumps(found)
+    assert found.hub_token == "hf_secret"  # type: ignore[attr-defined]
 
 
 def test_a_tracker_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import MODEL_RECORD_FILE, hash_file, write_json_atomic
+from frugalign.base.files import MODEL_CONFIG_FILE, MODEL_RECORD_FILE, hash_file, write_json_atomic
 from frugalign.base.json_files import read_json
 from frugalign.base.specs import local_path
 
 _COVERED = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("*.safetensors", "*.safetensors.index.json", MODEL_CONFIG_FILE, "generation_config.json"),
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
     *("vocab.*", "merges.txt", "*.model"),
 )
