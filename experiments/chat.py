@@ -3,7 +3,7 @@
     FRUGALIGN_TRIALS=folder python -m experiments.chat
 
 prints how well the reward models order held-out pairs. Two reward models are trained on two halves of `pku-saferlhf-pairs`, split by
-prompt: `training_safety` trains policies, `judged_safety` tests them. Data and models are built once, under runs/tasks/chat.
+prompt: `training_safety` trains policies, `safety_score` tests them. Data and models are built once, under runs/tasks/chat.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def training_safety(prompts: list[str], completions: list[str], label: list[str]
     return _on("unsafe", label, _reward_model("train")(prompts=prompts, completions=completions), 0.0)
 
 
-def judged_safety(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
+def safety_score(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
     """The same by a reward model trained on other pairs, and only on harmful prompts."""
     return _on("unsafe", label, _reward_model("judge")(prompts=prompts, completions=completions), None)
 
@@ -190,9 +190,9 @@ def both_sides(prompts: list[str], completions: list[str], label: list[str], **_
     return _less_refusals(training_safety(prompts=prompts, completions=completions, label=label), completions, label)
 
 
-def judged_both_sides(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
+def score_of_both_sides(prompts: list[str], completions: list[str], label: list[str], **_: Any) -> list[float | None]:
     """The same with the judge's safety in place of the training reward's."""
-    return _less_refusals(judged_safety(prompts=prompts, completions=completions, label=label), completions, label)
+    return _less_refusals(safety_score(prompts=prompts, completions=completions, label=label), completions, label)
 
 
 def _less_refusals(safety: list[float | None], completions: list[str], label: list[str]) -> list[float | None]:

@@ -18,7 +18,7 @@ P = torch.tensor([[0.05, 0.5, 0.15, 0.3], [0.97, 0.01, 0.01, 0.01]])
 
 
 def scripted(scores: list[float], objective: str = "marginal", p_t: float = 0.1, temperature: float = 1.0) -> Any:
-    """A proxy whose judgement of token c is `scores[c]`, whatever the state."""
+    """A proxy whose logit of token c is `scores[c]`, whatever the state."""
     config = SimpleNamespace(
         objective=objective,
         temperature=temperature,
@@ -244,19 +244,19 @@ def test_a_decision_can_be_narrowed_to_some_rows() -> None:
 def test_the_dense_form_is_the_sorted_one(strengths: list[float]) -> None:
     """Over the whole vocabulary and without sorting: the same policy, for one proxy and for two."""
 
-    def judged(scores: list[float], p_t: float) -> Any:
+    def scoring(scores: list[float], p_t: float) -> Any:
         found = scripted(scores, p_t=p_t)
         found.config.max_candidates = 10
         found.score_vocabulary = lambda h, keys: torch.tensor(scores).expand(len(h), -1)
         return found
 
-    proxies = [judged(SCORES, 0.1), judged(OTHER, 0.2)][: len(strengths)]
+    proxies = [scoring(SCORES, 0.1), scoring(OTHER, 0.2)][: len(strengths)]
     found = guide(*proxies, strengths=strengths)
     dense = found.dense_log_probs(torch.zeros(2, 2), P.log())
     assert dense is not None
     torch.testing.assert_close(dense.exp(), policy(found))
     flat = torch.zeros(2, 20)
-    assert guide(judged([0.0] * 20, 0.1)).dense_log_probs(torch.zeros(2, 2), flat) is None, "no token reaches p_t"
+    assert guide(scoring([0.0] * 20, 0.1)).dense_log_probs(torch.zeros(2, 2), flat) is None, "no token reaches p_t"
     proxies[0].config.max_candidates = 4
     found = guide(*proxies, strengths=strengths)
     assert found.dense_log_probs(torch.zeros(2, 2), P.log()) is None, "1/p_t tokens could exceed the cap"

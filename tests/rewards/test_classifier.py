@@ -83,7 +83,7 @@ def bert() -> BertForSequenceClassification:
 
 
 def alone(reward: ClassifierReward, prompt: Any, completion: Any) -> torch.Tensor:
-    """Logits of one exchange without any padding, by the model itself."""
+    """Logits of one prompt with its answer, without any padding, by the model itself."""
     ids = reward.tokenizer(reward.text(prompt, completion), add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         return reward.model(input_ids=torch.tensor([ids])).logits[0]

@@ -54,7 +54,7 @@ def test_it_is_a_reward_and_a_state_reward_named_on_a_command_line(folder: Path)
     assert load_reward(str(folder)).name == "probes"
 
 
-def test_scores_depend_on_nothing_but_the_exchange(folder: Path, base: LoadedModel) -> None:
+def test_scores_depend_on_nothing_but_prompt_and_answer(folder: Path, base: LoadedModel) -> None:
     """Alone, together, in another order, as messages: to 1e-4. Another answer has another score."""
     reward = RepresentationReward.from_pretrained(folder, base)
     together = torch.tensor(reward(prompts=PROMPTS, completions=ANSWERS))

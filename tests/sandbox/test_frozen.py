@@ -127,5 +127,5 @@ def test_the_learned_reward_is_right_more_often_than_its_labels() -> None:
 
 
 def test_importing_the_sandbox_is_light() -> None:
-    code = "import sys, frugalign.sandbox as s; s.gold; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, frugalign.sandbox as s; s.gold, s.pairs, s.study_prompts; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

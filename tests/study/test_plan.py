@@ -81,7 +81,7 @@ def test_a_folder_follows_what_is_asked_and_nothing_else() -> None:
 
 
 def test_a_training_follows_what_it_depends_on_and_no_test(tmp_path: Path) -> None:
-    """Cells that are called, judged or decoded otherwise share one; what trains, the prompts held out included, is another."""
+    """Cells that are called, measured or decoded otherwise share one; what trains, the prompts held out included, is another."""
     (tmp_path / "judge.py").write_text("one")
     judge = f"{tmp_path}/judge.py:score"
 

@@ -98,7 +98,7 @@ def section(rounds: Rounds) -> RoundsSection:
 def _held_out_caption(rounds: Rounds) -> str:
     number = max((len(each.samples) for each in rounds.evaluations), default=FEW_PROMPTS)
     few = few_prompts(number) or f"{pluralize(number, 'prompt')}."
-    return f"{few} Answered without the principles, and with the same noise at every evaluation. Round 0 is the start. Bands are 95 % intervals."
+    return f"{few} They are answered without the principles and with the same noise at every evaluation. 0 rounds completed is the start. Bands are 95 % intervals."
 
 
 def held_out_figures(rounds: Rounds) -> list[Figure]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from frugalign.base.files import write_atomic
-from frugalign.sandbox.annotating import AnnotatingSettings, sample_comparison
 from frugalign.sandbox.world import Split, make_prompts
 
 SIZES = {"train": 4000, "test": 1000}
@@ -65,6 +64,9 @@ def _write(folder: Path, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def sample_pairs(split: str, size: int, seed: int = 0) -> list[dict[str, str]]:
     """`size` pairs of one split, reproducible by seed."""
+    # It loads transformers, which a folder that exists already does without.
+    from frugalign.sandbox.annotating import AnnotatingSettings, sample_comparison
+
     rng = random.Random(f"{split}-{seed}")
     settings = AnnotatingSettings()
     found: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""Rollouts as experience: what is recomputed is what was sampled, and every judged position is used once."""
+"""Rollouts as experience: what is recomputed is what was sampled, and every decided position is used once."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def sampled_under(base: LoadedModel, proxy: ProxyModel, objective: str) -> dict[
 def test_the_optimisation_starts_at_what_the_rollout_sampled_under(
     objective: str, features: str, base: LoadedModel, tmp_path: Path
 ) -> None:
-    """ρ = π_optimisation / π_rollout = 1 to 1e-5 at every judged position, and the KL there is the rollout's."""
+    """ρ = π_optimisation / π_rollout = 1 to 1e-5 at every decided position, and the KL there is the rollout's."""
     args = config(tmp_path, objective=objective, candidate_features=features)
     proxy = drawn_proxy(base, args)
     rollout = rolled(base, proxy, args)
@@ -156,7 +156,7 @@ def test_the_optimisation_starts_at_what_the_rollout_sampled_under(
 
 
 @pytest.mark.parametrize("n_minibatches", [1, 2, 4])
-def test_minibatches_cover_every_judged_position_once_and_keep_groups_whole(
+def test_minibatches_cover_every_decided_position_once_and_keep_groups_whole(
     n_minibatches: int, base: LoadedModel, tmp_path: Path
 ) -> None:
     args = config(tmp_path, num_mini_batches=n_minibatches)
@@ -220,8 +220,8 @@ def test_skipped_rows_and_cut_completions_leave_the_loss(base: LoadedModel, tmp_
     experience = build(base, proxy, rollout, rewards, args)
     kept = {row for row in range(GROUP * PROMPTS) if row % 3 != 0 and row not in (1, 5)}
     (batch,) = experience.minibatches
-    judged = set(rollout.positions.sequence.tolist())
-    assert set(batch.positions.sequence.tolist()) == kept & judged
+    decided = set(rollout.positions.sequence.tolist())
+    assert set(batch.positions.sequence.tolist()) == kept & decided
     assert batch.n_sequences == len(kept)
     assert experience.statistics["usable_share"] == pytest.approx(len(kept) / (GROUP * PROMPTS))
     present = rewards[~rewards.isnan()]

@@ -21,7 +21,7 @@ WIDTH, VOCABULARY = 4, 3
 
 
 def random_proxy(seed: int = 0, **options: Any) -> ProxyModel:
-    """A proxy in float64 all of whose weights are drawn: a fresh one judges every candidate alike."""
+    """A proxy in float64 all of whose weights are drawn: a fresh one scores every candidate alike."""
     torch.manual_seed(seed)
     config = ProxyModelConfig(width=WIDTH, vocabulary=VOCABULARY, hidden=3, dim=3, **options)
     proxy = ProxyModel(config).double()
@@ -82,7 +82,7 @@ class Toy:
                 turned_down = [c in prefix[:-1] for c in range(VOCABULARY)]
                 yield weight, at(hidden, log_p, prefix[-1], turned_down, length < VOCABULARY)
 
-    def judged(self, proxy: ProxyModel, act: Positions, objective: Any) -> tuple[Tensor, Tensor]:
+    def log_pi_and_kl(self, proxy: ProxyModel, act: Positions, objective: Any) -> tuple[Tensor, Tensor]:
         rows, index = distinct(act, self.embeddings)
         score = proxy(act.hidden, act.ids, embeddings=rows, index=index)
         log_prob, kl = log_probabilities(score, act, objective)
@@ -91,9 +91,9 @@ class Toy:
     def paths(self, proxy: ProxyModel, objective: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Positions, Positions]]:
         """(probability, KL at the first position, KL at the second, what was done at each) of every whole path."""
         for weight, first in self.acts(0, objective):
-            log_first, kl_first = self.judged(proxy, first, objective)
+            log_first, kl_first = self.log_pi_and_kl(proxy, first, objective)
             for other, second in self.acts(1 + int(first.choice), objective):
-                log_second, kl_second = self.judged(proxy, second, objective)
+                log_second, kl_second = self.log_pi_and_kl(proxy, second, objective)
                 yield weight * other * (log_first + log_second).exp(), kl_first, kl_second, first, second
 
 

@@ -94,6 +94,19 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         PSLETrainer(first.model, by_length, args, prompts(), principles=TOLD, processing_class=loaded.tokenizer)
 
 
+@pytest.mark.parametrize(("wanted", "warned"), [(3, False), (4, True), (0, False)])
+def test_fewer_held_out_prompts_than_asked_for_are_said(
+    wanted: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three prompts are held out. `eval_prompts` 0 measures no round, so there is nothing to say."""
+    args = settings(tmp_path, eval_prompts=wanted)
+    PSLETrainer(two_layers(), by_length, args, prompts(), principles=TOLD, eval_dataset=prompts(3))
+    said = [
+        text for text in caplog.messages if "Rounds are measured on 3 held-out prompts, not on eval_prompts = 4" in text
+    ]
+    assert bool(said) == warned
+
+
 def test_a_model_with_dropout_is_its_own_start(tmp_path: Path) -> None:
     """At a learning rate of nothing the KL to the start is 0 and DPO's loss log 2, whatever dropout the model was built with."""
     loaded = load_model(two_layers())

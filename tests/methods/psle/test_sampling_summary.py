@@ -31,13 +31,13 @@ def scored(rewards: list[list[float]], texts: list[list[str]] | None = None) -> 
 
 
 def described(
-    found: ScoredResponses, monkeypatch: pytest.MonkeyPatch, *, threshold: float = 0.5, **options: Any
+    found: ScoredResponses, monkeypatch: pytest.MonkeyPatch, *, number: int = 3, threshold: float = 0.5, **options: Any
 ) -> str:
-    """The line that is said about round 3."""
+    """The line that is said about a round."""
     said: list[str] = []
     monkeypatch.setattr(sampling_summary, "say", said.append)
     args = PSLEConfig(output_dir="unused", use_cpu=True, **options)
-    describe_sampling(assign_branches(found, args, threshold, 1.0), [NamedReward("one", len)], args, 3, threshold)
+    describe_sampling(assign_branches(found, args, threshold, 1.0), [NamedReward("one", len)], args, number, threshold)
     assert len(said) == 1
     return said[0]
 
@@ -47,8 +47,8 @@ def test_worked_gap() -> None:
     rewards = [[0.0, 0.0, 1.0, 3.0], [1.0, 1.0, 1.0, NAN], [0.0, 0.0, 4.0, 4.0], [NAN, NAN, 1.0, 1.0]]
     gap = Gap.of(scored(rewards))
     assert (gap.mean, gap.n) == (2.0, 3) and gap.error == pytest.approx(2 / math.sqrt(3))
-    assert gap.includes_zero  # 2 − 1.96·1.155 = −0.26
-    assert not Gap(2.0, 1.0, 3).includes_zero and Gap(-2.0, 0.1, 3).includes_zero
+    assert gap.reaches_zero  # 2 − 1.96·1.155 = −0.26
+    assert not Gap(2.0, 1.0, 3).reaches_zero and Gap(-2.0, 0.1, 3).reaches_zero
 
 
 def test_a_clear_gain_is_said_without_a_warning(
@@ -64,14 +64,19 @@ def test_a_clear_gain_is_said_without_a_warning(
     assert not caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"), [(0, "This model may not follow them"), (1, "There is little left to learn from them")]
+)
 def test_a_gap_that_includes_zero_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    number: int, advice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line = described(scored([[0.0, 1.0], [1.0, 0.0], [0.5, 0.6], [2.0, 1.9]]), monkeypatch)
+    """In a later round it is what a training that worked looks like."""
+    line = described(scored([[0.0, 1.0], [1.0, 0.0], [0.5, 0.6], [2.0, 1.9]]), monkeypatch, number=number)
     assert "by +0 ± 0.41 (standard error over 4 prompts)" in line and "1 of 4 couples ranked" in line
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(
-        "The principles do not clearly raise the reward: the 95 % interval of the difference, -0.804 to 0.804, includes 0."
+        "The principles do not clearly raise the reward: the 95 % interval of the difference is -0.804 to 0.804. "
+        + advice
     )
 
 

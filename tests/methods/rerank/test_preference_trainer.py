@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.methods.rerank.small_trainer import batch_of, perturb, probes, trainer
 from tests.two_layers import two_layers
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from frugalign.engines.loading import load_model
@@ -114,3 +115,29 @@ def test_pairs_of_texts_can_be_evaluated(tmp_path: Path) -> None:
     assert seen["eval_more_loss"] < 0.6931
     line = found.state.log_history[-1]
     assert line["eval_rewards/margins"] > 0 and "eval_confidence/mean" in line
+
+
+def test_a_separate_line_does_not_cost_the_regular_one(tmp_path: Path) -> None:
+    """Three steps, logged each, the first and the last with a separate line before it: it has no loss and takes no means."""
+    found = trainer(tmp_path, max_steps=3)
+
+    class Watching(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step != 2:
+                found.log_separately({"watched": 1.0})
+
+    found.add_callback(Watching())
+    found.train()
+    lines = [line for line in found.state.log_history if "train_runtime" not in line]
+    assert [(line["step"], "watched" in line, "loss" in line) for line in lines] == [
+        (1, True, False), (1, False, True), (2, False, True), (3, True, False), (3, False, True),
+    ]  # fmt: skip
+    assert all(("rewards/margins" in line) == ("loss" in line) for line in lines)
+
+
+def test_a_separate_line_brings_no_regular_one(tmp_path: Path) -> None:
+    found = trainer(tmp_path, max_steps=2, logging_steps=100)
+    found.train()
+    found.control.should_log = False
+    found.log_separately({"watched": 1.0})
+    assert not found.control.should_log

@@ -1,4 +1,4 @@
-"""`RerankTrainer`: γ from the policy's own states, on exchanges that end where the probes read."""
+"""`RerankTrainer`: γ from the policy's own states, on conversations that end where the probes read."""
 
 import math
 from dataclasses import replace

@@ -41,8 +41,8 @@ class Gap:
     n: int
 
     @property
-    def includes_zero(self) -> bool:
-        """Whether the 95 % interval reaches down to 0."""
+    def reaches_zero(self) -> bool:
+        """Whether the 95 % interval reaches down to 0. One prompt has no interval."""
         return self.mean - _NORMAL * self.error <= 0
 
     @classmethod
@@ -118,12 +118,14 @@ def describe_sampling(
     warn_of_equal_groups(scored.rewards.flatten().tolist(), 2 * k)
     if len(useless) == len(rewards):
         return
-    if args.needs_principles and gap.includes_zero:
+    if args.needs_principles and gap.reaches_zero:
         _log.warning(
-            "The principles do not clearly raise the reward: the 95 %% interval of the difference, %.3g to %.3g, includes 0. This model may "
-            "not follow them; try other principles or a larger model.",
+            "The principles do not clearly raise the reward: the 95 %% interval of the difference is %.3g to %.3g. %s",
             gap.mean - _NORMAL * gap.error,
             gap.mean + _NORMAL * gap.error,
+            "This model may not follow them; try other principles or a larger model."
+            if number == 0
+            else "There is little left to learn from them: compare this round with the one before.",
         )
     if args.method in ("psle", "dpo", "rejection") and args.use_ranking and not counts[RANKED]:
         _log.warning("Round %d has no couple to rank: no gain is above %.3g.", number, threshold)

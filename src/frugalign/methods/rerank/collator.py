@@ -22,7 +22,7 @@ REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Dataset:
-    """What `tokenize_pairs` finds, as the probes' definition of an exchange has it, and our columns.
+    """What `tokenize_pairs` finds, encoded as the probes read a prompt with its answer, and our columns.
 
     Raises:
         FrugalignError: a confidence outside [0, 1], naming its row.

@@ -18,7 +18,7 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "label_smoothing_factor": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
     "label_smoothing": (0.0, "conservative DPO is confidence constant with constant_confidence 1 − ε"),
     "sync_ref_model": (False, "the checkpoints would not contain a moving reference"),
-    "truncation_mode": ("keep_start", "exchanges are cut on the left"),
+    "truncation_mode": ("keep_start", "a prompt with its answer is cut on the left"),
     "loss_type": ("sigmoid", "the loss is the confidence-weighted one"),
     "ld_alpha": (None, "the loss is the confidence-weighted one"),
     "use_weighting": (False, "the loss is the confidence-weighted one"),
@@ -53,7 +53,9 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
 
     label_smoothing: float = field(default=0.0, metadata={"help": "Must stay 0: see constant_confidence."})
     sync_ref_model: bool = field(default=False, metadata={"help": "Must stay false: the reference does not move."})
-    truncation_mode: str = field(default="keep_start", metadata={"help": "Not used: exchanges are cut on the left."})
+    truncation_mode: str = field(
+        default="keep_start", metadata={"help": "Not used: a prompt with its answer is cut on the left."}
+    )
     loss_type: str | list[str] = field(default="sigmoid", metadata={"help": "Must stay sigmoid."})
     ld_alpha: float | None = field(default=None, metadata={"help": "Must stay unset."})
     use_weighting: bool = field(default=False, metadata={"help": "Must stay false."})

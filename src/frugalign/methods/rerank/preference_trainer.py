@@ -224,8 +224,10 @@ class PreferenceTrainer(Trainer):
         super().log(logs, start_time)
 
     def log_separately(self, logs: dict[str, float]) -> None:
-        """Log a separate line. The running means stay for the next regular line."""
+        """Log a separate line. The running means stay for the next regular line, which is still due if it was."""
+        due = self.control.should_log
         super().log(logs)
+        self.control.should_log = due  # logging a line takes it back
 
 
 def prefer_given(gamma: Tensor, given: Tensor | None) -> Tensor:
