@@ -122,10 +122,10 @@ def test_another_tokenizer_of_the_same_size_differs() -> None:
     """In its words, and in their order alone."""
     model = build()
     before = fingerprint(model, tokenizer())
-    assert before.differences(fingerprint(model, tokenizer("v"))) == ["tokenizer (vocabulary, merges)"]
+    assert before.differences(fingerprint(model, tokenizer("v"))) == ["tokenizer (vocabulary and merges)"]
     words = {f"w{index}": 63 - index for index in range(64)}
     turned = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")))
-    assert before.differences(fingerprint(model, turned)) == ["tokenizer (vocabulary)"]
+    assert before.differences(fingerprint(model, turned)) == ["tokenizer (vocabulary and merges)"]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,10 @@ def _decoder(words: Any) -> None:
     words.backend_tokenizer.decoder = ByteFallback()
 
 
+def _merges(words: Any) -> None:
+    words.backend_tokenizer.model.unk_token = "w3"
+
+
 def _added(words: Any) -> None:
     words.add_tokens(["w5"])  # a word that is there already, now matched before anything else
 
@@ -202,6 +206,7 @@ def _padding(words: Any) -> None:
         (_normalizer, ["tokenizer (normalizer)"]),
         (_pre_tokenizer, ["tokenizer (pre-tokenizer)"]),
         (_decoder, ["tokenizer (decoder)"]),
+        (_merges, ["tokenizer (vocabulary and merges)"]),
         (_added, ["tokenizer (added tokens)"]),
         (_end, ["tokenizer (special tokens)", "end tokens"]),
         (_padding, []),

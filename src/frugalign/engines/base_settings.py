@@ -13,11 +13,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from frugalign.base.parsing import parse_json
 from frugalign.base.wording import shown
 
 VERSION = "transformers_version"
 """The one entry of `config_values` that is not compared. It says whether both sides know the same keys."""
-TEMPLATE, END_TOKENS = "chat template", "end tokens"
+TEMPLATE, END_TOKENS, VOCABULARY = "chat template", "end tokens", "vocabulary and merges"
 _WITHOUT_EFFECT = {
     *("name_or_path", VERSION, "architectures", "dtype", "torch_dtype", "quantization_config", "num_labels"),
     *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward"),
@@ -90,7 +91,6 @@ def tokenizer_values(tokenizer: PreTrainedTokenizerBase, generation: Any = None)
         generation: a model's generation config, which may name more end tokens.
     """
     found = {
-        "vocabulary": sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]),
         "special tokens": [str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)],
         **_pipeline(tokenizer),
         TEMPLATE: tokenizer.chat_template,
@@ -108,19 +108,22 @@ def _pipeline(tokenizer: Any) -> dict[str, Any]:
     if backend is None:  # written in Python: its class, its files and its own settings
         files = [getattr(tokenizer, name, None) for name in ("vocab_file", "merges_file", "spm_file")]
         return {
+            VOCABULARY: sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]),
             "class": type(tokenizer).__name__,
             "files": [_file_hash(file) for file in files if isinstance(file, str) and os.path.isfile(file)],
             "added tokens": [(index, repr(token)) for index, token in sorted(tokenizer.added_tokens_decoder.items())],
             "decoder": cleans,
         }
-    parts = json.loads(backend.to_str())
+    # The model is the last and by far the largest part. Only the others are read.
+    rest, _, model = backend.to_str().partition(',"model":')
+    parts = parse_json(rest + "}")
     return {
         "normalizer": parts.get("normalizer"),
         "pre-tokenizer": parts.get("pre_tokenizer"),
         "post-processor": parts.get("post_processor"),
         "decoder": [parts.get("decoder"), cleans],
         "added tokens": parts.get("added_tokens"),
-        "merges": {name: value for name, value in parts["model"].items() if name != "vocab"},
+        VOCABULARY: model,
     }
 
 
