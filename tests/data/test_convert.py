@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
 from frugalign.cli.main import main
@@ -259,6 +260,26 @@ def test_what_is_done_and_left_out_is_said(tmp_path: Path, capsys: pytest.Captur
     assert "the row is not valid JSON" in said
     assert main(["convert", str(tmp_path / "in.jsonl"), str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_what_no_file_can_hold_is_left_out(tmp_path: Path) -> None:
+    """In the columns that are kept beside those of the type too. A missing number of a table is no number."""
+    rows = [{"prompt": "a", "label": "\ud800"}, {"prompt": "b", "weight": 2**63}, {"prompt": "c", "weight": 1}]
+    rows += [{"prompt": [user("d\ud800")]}, {"prompt": "e"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done, _ = convert(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert sorted(done[0].left_out) == [
+        "`label` holds half a character, U+D800",
+        "`prompt` holds half a character, U+D800",
+        "`weight` holds an integer beyond 64 bits",
+    ]
+    assert validate_files(str(tmp_path / "out.jsonl")).n_rows == 2
+    table = {"prompt": ["a", "b", "c"], "weight": [1.5, float("nan"), float("inf")]}
+    Dataset.from_dict(table).to_parquet(tmp_path / "in.parquet")
+    done, _ = convert(str(tmp_path / "in.parquet"), str(tmp_path / "numbers.jsonl"))
+    found = [json.loads(line) for line in (tmp_path / "numbers.jsonl").read_text().splitlines()]
+    assert found == [{"prompt": "a", "weight": 1.5}, {"prompt": "b"}]
+    assert done[0].left_out == {"the row holds a number that is not finite": 1}
 
 
 def test_a_broken_row_does_not_change_what_a_format_is(tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ def test_a_system_prompt_heads_the_conversation() -> None:
             {"prompt": "Hi", "chosen": [user("Hi"), assistant("a")], "rejected": [user("Ho"), assistant("b")]},
             "'user' that",
         ),
+        # A prompt within the answers is one like any other.
+        ({"chosen": [user(" "), assistant("a")], "rejected": [user(" "), assistant("b")]}, "`prompt` is empty"),
+        (
+            {"chosen": [user("Hi"), user(""), assistant("a")], "rejected": [user("Hi"), user(""), assistant("b")]},
+            "`prompt` is empty",
+        ),
         ({"prompt": "Hi", "chosen": "a", "rejected": "b", "system": 3}, "`system` is a number, not text"),
         (
             {"prompt": [SYSTEM, user("a")], "chosen": "a", "rejected": "b", "system": "Be rude."},

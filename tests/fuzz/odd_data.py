@@ -221,7 +221,10 @@ def check_read_once(given: list[dict[str, Any]], rows: list[dict[str, Any]], kin
     for name in ANSWERS.get(kind, ()):
         pairs = [(each.get("prompt"), each.get(name)) for each in given]
         texts = [pair for pair in pairs if isinstance(pair[0], str) and isinstance(pair[1], str)]
-        doubled = [a.startswith(p) and bool(a[len(p) :].strip()) and not a.startswith(p * 2) for p, a in texts]
+        doubled = [
+            len(p.split()) > 1 and a.startswith(p) and bool(a[len(p) :].strip()) and not a.startswith(p * 2)
+            for p, a in texts
+        ]
         if len(texts) == len(pairs) and sum(doubled) > len(pairs) / 2:
             assert all(
                 not _said(row[name])[0][1].startswith(p)
@@ -255,6 +258,24 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def check_converted(path: str) -> None:
+    """What `convert` writes is read, unless it repeats its prompts in some rows. Every row is written or counted."""
+    from frugalign.data.convert import convert
+    from frugalign.data.formats import OPEN_ASSISTANT
+    from frugalign.data.validate import validate_files
+
+    out = room() / "converted.jsonl"
+    out.unlink(missing_ok=True)
+    found = outcome(lambda: convert(path, str(out)))
+    if found is REFUSED:
+        return
+    (done,) = found[0]
+    assert done.format == OPEN_ASSISTANT or done.n_read == done.n_written + sum(done.left_out.values())
+    report = outcome(lambda: validate_files(str(out)))
+    assert report is not REFUSED and report.n_rows == done.n_written
+    assert all("with the prompt" in problem.reason for problem in report.problems), report.problems[0]
+
+
 def check_odd_file(case: tuple[str, bytes, str | None]) -> None:
     """`validate` and loading agree, every row is there, and says what was written."""
     from frugalign.data.load_files import all_files, load_files
@@ -263,6 +284,7 @@ def check_odd_file(case: tuple[str, bytes, str | None]) -> None:
 
     name, content, kind = case
     path = written(room(), name, content)
+    check_converted(path)
     report = outcome(lambda: validate_files(path, kind))
     loaded = outcome(lambda: (files := load_files(path, kind), as_datasets(files, path)))
     sound = report is not REFUSED and bool(report)

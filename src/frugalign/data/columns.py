@@ -91,7 +91,7 @@ class Columns:
 
     def _misfit(self, name: str, value: Any, number: int) -> str | None:
         """Why a value does not fit its column, or None. The first value decides the column's type."""
-        if (reason := _not_storable(name, value)) is not None:
+        if (reason := not_storable(name, value)) is not None:
             return reason
         first_number, first = self._first.setdefault(name, (number, value))
         try:
@@ -165,7 +165,7 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _not_storable(name: str, value: Any) -> str | None:
+def not_storable(name: str, value: Any) -> str | None:
     """Why no column can hold this value, however deep the reason lies in it."""
     if isinstance(value, str):
         found = _HALF.search(value)
@@ -177,7 +177,7 @@ def _not_storable(name: str, value: Any) -> str | None:
         inner = value
     elif isinstance(value, dict):
         inner = [*value.keys(), *value.values()]
-    return next((reason for each in inner if (reason := _not_storable(name, each)) is not None), None)
+    return next((reason for each in inner if (reason := not_storable(name, each)) is not None), None)
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

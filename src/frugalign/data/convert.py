@@ -15,6 +15,7 @@ from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import writing
+from frugalign.data.columns import not_storable
 from frugalign.data.formats import (
     MARKED_TEXTS,
     NUMBERED_LABELS,
@@ -231,14 +232,18 @@ def _checked(found: Row, raw: Mapping[str, Any], kind: str) -> Row:
     row = {"prompt": row["prompt"], **row}
     if kind == "preference" and row["chosen"] == row["rejected"]:
         raise Misfit("both answers are equal")
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise Misfit("the row holds half a character") from error
-    kept = {name: raw[name] for name in _KEPT if type(raw.get(name)) in (int, float)}
+    # A missing number is NaN in a table.
+    kept = {name: raw[name] for name in _KEPT if type(raw.get(name)) in (int, float) and raw[name] == raw[name]}
     if "label" not in KINDS[kind] and isinstance(raw.get("label"), str):
         kept["label"] = raw["label"]  # safe or unsafe, by which `evaluate` counts refusals
-    return row | kept
+    row |= kept
+    if (reason := next(filter(None, (not_storable(name, value) for name, value in row.items())), None)) is not None:
+        raise Misfit(reason)
+    try:
+        json.dumps(row, allow_nan=False)
+    except ValueError as error:
+        raise Misfit("the row holds a number that is not finite") from error
+    return row
 
 
 def _make_messages(path: Path, kind: str) -> None:

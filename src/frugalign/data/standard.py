@@ -188,6 +188,7 @@ def _separate(row: Row, answers: Sequence[str]) -> None:
         _read_transcripts(row, answers)
         if not isinstance(row[answers[0]], str):
             _drop_repeated(row, answers)
+    _check("prompt", row["prompt"])  # it may have been a part of the answers
     for name in answers:
         if not (row[name] if not isinstance(row[name], str) else row[name].strip()):
             raise EmptyAnswer(f"`{name}` is empty after the prompt that it begins with")
