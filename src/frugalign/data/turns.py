@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -24,8 +24,8 @@ _FORMATS = [
     )
 ]
 """Names of users and of assistants that stand together in one format, the most usual first."""
-_USERS = [name for users, _ in _FORMATS for name in users if name]
-_ASSISTANTS = [name for _, assistants in _FORMATS for name in assistants]
+_USERS = dict.fromkeys(name for users, _ in _FORMATS for name in users if name)
+_ASSISTANTS = dict.fromkeys(name for _, assistants in _FORMATS for name in assistants)
 _SYSTEM = "system"
 _MARK = re.compile(
     # The first character is a set, which makes the search fast.
@@ -43,8 +43,7 @@ _MARK = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """Where a turn begins: the mark is `text[start:end]`. `name`: of a mark in words, in lower case; else None."""
 
     start: int
@@ -90,27 +89,35 @@ def _turn_marks(text: str) -> list[_Mark]:
     marks = _every_mark(text)
     if not marks or marks[0].name is None:
         return [mark for mark in marks if mark.name is None]
-    names = {mark.name: None for mark in marks if mark.name is not None}  # in order of appearance
-    user = next((name for name in names if name in _USERS), None)
-    users, assistants = next((each for each in _FORMATS if user in each[0]), ((), ()))
-    assistant = next((name for name in assistants if name in names), None)
-    assistant = assistant or next((name for name in names if name in _ASSISTANTS), None)
-    # An instruction may have an input.
-    wanted = {user, assistant, _SYSTEM} | ({*users} if "instruction" in users else set())
+    wanted, assistant = _names_of_format(tuple(dict.fromkeys(mark.name for mark in marks if mark.name is not None)))
     found = [mark for mark in marks if mark.name in wanted]
     spaced = marks[0].n_newlines or next((mark.n_newlines for mark in found if mark.name == assistant), 0)
     return [mark for mark in found if mark is found[0] or mark.n_newlines >= min(2, spaced)]
 
 
+@lru_cache
+def _names_of_format(names: tuple[str, ...]) -> tuple[set[str | None], str | None]:
+    """The names that begin turns, and the assistant's, by the names in order of their first appearance."""
+    user = next((name for name in names if name in _USERS), None)
+    users, assistants = next((each for each in _FORMATS if user in each[0]), ((), ()))
+    assistant = next((name for name in assistants if name in names), None)
+    assistant = assistant or next((name for name in names if name in _ASSISTANTS), None)
+    # An instruction may have an input.
+    return {user, assistant, _SYSTEM} | ({*users} if "instruction" in users else set()), assistant
+
+
 def _every_mark(text: str) -> list[_Mark]:
     found = []
     for mark in _MARK.finditer("\n" + text):  # the first line counts as one too
-        start, name = mark.start(), mark["name"]
-        name = None if name is None else name.lower()
-        is_assistant = name in _ASSISTANTS if name is not None else mark.lastgroup is not None
-        role = "assistant" if is_assistant else "system" if _SYSTEM in mark[0].lower() else "user"
-        before = text[:start]
-        found.append(_Mark(start, mark.end() - 1, role, name, len(before) - len(before.rstrip("\n"))))
+        name, line = mark["name"], mark.start()
+        if name is not None:
+            name = name.lower()
+            role = "system" if name == _SYSTEM else "assistant" if name in _ASSISTANTS else "user"
+        else:
+            role = "assistant" if mark.lastgroup is not None else "system" if _SYSTEM in mark[0].lower() else "user"
+        while line and text[line - 1] == "\n":
+            line -= 1
+        found.append(_Mark(mark.start(), mark.end() - 1, role, name, mark.start() - line))
     return found
 
 
