@@ -222,7 +222,7 @@ def test_a_second_run_does_not_write_over_the_first(capsys: pytest.CaptureFixtur
 
 def test_a_run_is_resumed_under_its_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(save_steps=2)) == 0
-    for flags, words in (({"beta": 0.5}, "beta 0.05, not 0.5"), ({"hidden": 3}, "hidden None, not 3")):
+    for flags, words in (({"beta": 0.5}, "beta None, not 0.5"), ({"hidden": 3}, "hidden None, not 3")):
         assert words in refused(command(resume_from_checkpoint="true", **flags), capsys)
 
 

@@ -36,12 +36,11 @@ def prompts(n: int = 32) -> list[list[int]]:
 def guide(objective: str = "marginal", features: str = "embedding") -> Any:
     """A proxy whose weights do something."""
     model, _ = base()
-    proxy = new_proxy(
-        model, {"objective": objective, "candidate_features": features, "p_t": 0.001, "max_candidates": 8}
-    )
+    options = {"objective": objective, "candidate_features": features, "p_t": 0.001, "max_candidates": 8}
+    proxy = new_proxy(model, options | {"initial_bias": 0.0 if objective == "marginal" else 4.0})
     with torch.no_grad():
         for number, parameter in enumerate(proxy.parameters()):
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(30 + number)))
     return ProxyGuide.build([proxy], embedding_rows(model))
 
 

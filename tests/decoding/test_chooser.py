@@ -76,6 +76,4 @@ def test_greedy_takes_the_likeliest_and_has_no_divergence() -> None:
 
 def test_log_probs_are_those_of_the_model_at_its_temperature() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    ids, log_p = BaseGuide(0.5).log_probs(torch.empty(0), logits)
-    assert torch.equal(ids, torch.arange(50).expand(3, 50))
-    torch.testing.assert_close(log_p, (logits / 0.5).log_softmax(-1))
+    torch.testing.assert_close(BaseGuide(0.5).log_probs(torch.empty(0), logits), (logits / 0.5).log_softmax(-1))

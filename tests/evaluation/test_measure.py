@@ -55,7 +55,12 @@ def rows() -> Dataset:
 
 @pytest.fixture
 def proxy_folder(base: LoadedModel, tmp_path: Path) -> Path:
-    config = {"max_new_tokens": 9, "p_t": 0.05, "base": fingerprint(base.model, base.tokenizer).to_dict()}
+    config = {
+        "max_new_tokens": 9,
+        "p_t": 0.05,
+        "tail": "drop",
+        "base": fingerprint(base.model, base.tokenizer).to_dict(),
+    }
     proxy = new_proxy(base.model, config)
     torch.nn.init.normal_(proxy.query_out.weight, std=2.0)
     proxy.save_pretrained(tmp_path / "proxy")
@@ -92,6 +97,19 @@ def test_a_proxy_brings_its_settings(base: LoadedModel, rows: Dataset, proxy_fol
 def test_strength_zero_leaves_only_the_restriction(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:
     metrics = evaluated(base, rows, shortness, proxy=str(proxy_folder), strength=0.0)
     assert metrics["kl_per_sequence"]["mean"] == pytest.approx(metrics["kl_restriction"]["mean"], abs=1e-5)
+
+
+def test_at_strength_zero_a_proxy_that_keeps_the_tail_is_the_base(
+    base: LoadedModel, rows: Dataset, tmp_path: Path
+) -> None:
+    config = {"max_new_tokens": 9, "p_t": 0.05, "base": fingerprint(base.model, base.tokenizer).to_dict()}
+    proxy = new_proxy(base.model, config)
+    torch.nn.init.normal_(proxy.query_out.weight, std=2.0)
+    proxy.save_pretrained(tmp_path / "keeps")
+    metrics = evaluated(base, rows, shortness, proxy=str(tmp_path / "keeps"))
+    assert metrics["kl_restriction"]["mean"] == 0.0 < metrics["kl_per_sequence"]["mean"]
+    metrics = evaluated(base, rows, shortness, proxy=str(tmp_path / "keeps"), strength=0.0)
+    assert metrics["kl_per_sequence"]["mean"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_greedy_has_no_divergence(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:

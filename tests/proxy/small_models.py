@@ -98,8 +98,13 @@ def formula(model: Any, proxy: ProxyModel, prefix: list[int], strength: float = 
     chosen = (log_p.exp() >= proxy.config.p_t) | (torch.arange(V) == int(log_p.argmax()))
     rows = inner.get_output_embeddings().weight.float() * proxy.config.embedding_scale
     with torch.no_grad():
-        score = proxy.key(rows) @ proxy.query(h) / proxy.config.dim**0.5 + proxy.bias
-    weight = (log_p + strength * torch.nn.functional.logsigmoid(score)).masked_fill(~chosen, -torch.inf)
+        query = proxy.query(h) / proxy.config.dim**0.5
+        score = proxy.key(rows) @ query + proxy.bias
+        if proxy.config.tail == "keep":
+            score = torch.where(chosen, score, proxy.tail_key[0] @ query + proxy.bias)
+    weight = log_p + strength * torch.nn.functional.logsigmoid(score)
+    if proxy.config.tail == "drop":
+        weight = weight.masked_fill(~chosen, -torch.inf)
     return weight.log_softmax(-1)
 
 

@@ -7,21 +7,29 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 from frugalign.base.errors import FrugalignError
 from frugalign.decoding.chooser import Emission
 from frugalign.decoding.noise import Noise, row_keys
-from frugalign.proxy.candidates import candidates, intersect
+from frugalign.proxy.candidates import Limits, candidates, shared_candidates
 from frugalign.proxy.guide import Decision, ProxyGuide
 
 P = torch.tensor([[0.05, 0.5, 0.15, 0.3], [0.97, 0.01, 0.01, 0.01]])
 
 
-def scripted(scores: list[float], objective: str = "marginal", p_t: float = 0.1, temperature: float = 1.0) -> Any:
-    """A proxy whose logit of token c is `scores[c]`, whatever the state."""
+def scripted(
+    scores: list[float],
+    objective: str = "marginal",
+    p_t: float = 0.1,
+    temperature: float = 1.0,
+    tail: float | None = None,
+) -> Any:
+    """A proxy whose logit of token c is `scores[c]`, whatever the state, and of a kept tail `tail`."""
     config = SimpleNamespace(
         objective=objective,
         temperature=temperature,
+        tail="drop" if tail is None else "keep",
         vocabulary=len(scores),
         width=2,
         p_t=p_t,
@@ -33,8 +41,15 @@ def scripted(scores: list[float], objective: str = "marginal", p_t: float = 0.1,
         def __init__(self) -> None:
             self.config = config
 
+        @property
+        def limits(self) -> Limits:
+            return Limits(config.p_t, config.max_candidates)
+
         def __call__(self, h: torch.Tensor, ids: torch.Tensor, **_: Any) -> torch.Tensor:
-            return torch.tensor(scores)[ids]
+            return torch.tensor([*scores, 0.0 if tail is None else tail])[ids]
+
+        def score_vocabulary(self, h: torch.Tensor, keys: Any) -> torch.Tensor:
+            return torch.tensor([*scores, *([] if tail is None else [tail])]).expand(len(h), -1)
 
     return Scripted()
 
@@ -44,8 +59,7 @@ def guide(*proxies: Any, strengths: list[float] | None = None) -> ProxyGuide:
 
 
 def policy(found: ProxyGuide, p: torch.Tensor = P) -> torch.Tensor:
-    ids, log_pi = found.log_probs(torch.zeros(len(p), 2), p.log())
-    return torch.zeros(len(p), p.shape[1]).scatter_add_(-1, ids, log_pi.exp())
+    return found.log_probs(torch.zeros(len(p), 2), p.log()).exp()
 
 
 # -- candidates -------------------------------------------------------------------------------------------------------
@@ -53,7 +67,7 @@ def policy(found: ProxyGuide, p: torch.Tensor = P) -> torch.Tensor:
 
 def test_candidates_by_hand() -> None:
     """p = (.05, .5, .15, .3), p_t = .1: C = {1, 3, 2}, p_T(C) = .95; the second row keeps its argmax alone."""
-    found = candidates(P.log(), 1.0, 0.1, 256)
+    found = candidates(P.log(), 1.0, Limits(0.1, 256))
     assert found.ids.tolist() == [[1, 3, 2], [0, 0, 0]]
     assert found.mask.tolist() == [[True, True, True], [True, False, False]]
     torch.testing.assert_close(found.log_p[0].exp(), torch.tensor([0.5, 0.3, 0.15]) / 0.95)
@@ -62,15 +76,15 @@ def test_candidates_by_hand() -> None:
 
 
 def test_the_argmax_is_a_candidate_also_under_the_threshold() -> None:
-    found = candidates(torch.zeros(1, 100), 1.0, 0.5, 256)
+    found = candidates(torch.zeros(1, 100), 1.0, Limits(0.5, 256))
     assert found.mask.sum() == 1 and math.isclose(float(found.log_mass), math.log(0.01), rel_tol=1e-5)
 
 
 def test_a_threshold_of_zero_keeps_the_vocabulary_and_the_cap_is_reported() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    everything = candidates(logits, 1.0, 0.0, 50)
+    everything = candidates(logits, 1.0, Limits(0.0, 50))
     assert bool(everything.mask.all()) and float(everything.log_mass.abs().max()) < 1e-5
-    cut = candidates(logits, 1.0, 0.0, 8)
+    cut = candidates(logits, 1.0, Limits(0.0, 8))
     assert cut.ids.shape == (3, 8) and bool(cut.capped.all())
     torch.testing.assert_close(cut.ids, logits.topk(8).indices)
     torch.testing.assert_close(cut.log_mass, logits.log_softmax(-1).topk(8).values.logsumexp(-1))
@@ -80,9 +94,9 @@ def test_a_large_batch_is_searched_for_the_same_candidates() -> None:
     """Where the vocabulary is large the candidates are searched for and not sorted out: the same ones, also under a cap that bites."""
     logits = 4 * torch.randn(40, 500, generator=torch.Generator().manual_seed(0))
     for p_t, cap in ((0.01, 256), (0.01, 5), (0.5, 256)):
-        together = candidates(logits, 0.9, p_t, cap)
+        together = candidates(logits, 0.9, Limits(p_t, cap))
         for row in range(40):
-            alone = candidates(logits[row : row + 1], 0.9, p_t, cap)
+            alone = candidates(logits[row : row + 1], 0.9, Limits(p_t, cap))
             width = alone.ids.shape[1]
             assert torch.equal(together.ids[row, :width], alone.ids[0]) and int(together.mask[row].sum()) == width
             torch.testing.assert_close(together.log_p[row, :width], alone.log_p[0])
@@ -91,17 +105,55 @@ def test_a_large_batch_is_searched_for_the_same_candidates() -> None:
 
 def test_the_temperature_comes_before_the_threshold() -> None:
     """At T = 0.5 the probabilities are squared: (.0025, .25, .0225, .09)/.365; only two are above .1."""
-    found = candidates(P[:1].log(), 0.5, 0.1, 256)
+    found = candidates(P[:1].log(), 0.5, Limits(0.1, 256))
     assert found.ids[0][found.mask[0]].tolist() == [1, 3]
     torch.testing.assert_close(found.log_mass.exp(), torch.tensor([(0.25 + 0.09) / 0.365]))
 
 
-def test_the_intersection_of_two_thresholds_is_the_stricter_one() -> None:
-    wide, narrow = candidates(P.log(), 1.0, 0.01, 256), candidates(P.log(), 1.0, 0.2, 256)
-    for found in (intersect(wide, narrow), intersect(narrow, wide)):
-        assert sorted(found.ids[0][found.mask[0]].tolist()) == [1, 3]
-        torch.testing.assert_close(found.log_mass, narrow.log_mass)
+def test_a_kept_tail_is_one_more_candidate() -> None:
+    """p = (.05, .5, .15, .3), p_t = .2: C = {1, 3}, the tail has .2, and nothing is renormalised."""
+    found = candidates(P.log(), 1.0, Limits(0.2, 256), "keep")
+    assert found.ids.tolist() == [[1, 3, 4], [0, 4, 0]]
+    assert found.mask.tolist() == [[True, True, True], [True, True, False]]
+    assert found.tail.tolist() == [[False, False, True], [False, True, False]]
+    torch.testing.assert_close(found.log_p.exp(), torch.tensor([[0.5, 0.3, 0.2], [0.97, 0.03, 0.0]]))
+    assert found.log_mass.tolist() == [0.0, 0.0]
+
+
+def test_a_vocabulary_of_candidates_has_no_tail() -> None:
+    logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    found = candidates(logits, 1.0, Limits(0.0, 20), "keep")
+    assert not bool(found.tail.any()) and bool(found.mask[:, :20].all()) and not bool(found.mask[:, 20].any())
+    torch.testing.assert_close(found.log_p.exp().sum(-1), torch.ones(3))
+
+
+def test_the_mass_of_a_tail_is_exact_however_small() -> None:
+    """Where the candidates' mass rounds to one, one minus it would be zero."""
+    logits = torch.tensor([[0.0, -40.0, -41.0]])
+    found = candidates(logits, 1.0, Limits(0.1, 8), "keep")
+    assert found.log_p[0, 1].item() == pytest.approx(-40 + math.log1p(math.exp(-1.0)), rel=1e-6)
+
+
+def test_the_candidates_of_two_proxies_are_shared() -> None:
+    """p_t = .01 and .2: the stricter set with the tail dropped, the wider one with it kept."""
+    wide, narrow = Limits(0.01, 256), Limits(0.2, 256)
+    for limits in ([wide, narrow], [narrow, wide]):
+        found, own = shared_candidates(P.log(), 1.0, limits, "drop")
+        assert found.ids[0][found.mask[0]].tolist() == [1, 3]
+        torch.testing.assert_close(found.log_mass, candidates(P.log(), 1.0, narrow).log_mass)
         torch.testing.assert_close(found.log_p[0][found.mask[0]].exp(), torch.tensor([0.625, 0.375]))
+        found, own = shared_candidates(P.log(), 1.0, limits, "keep")
+        torch.testing.assert_close(found.log_p[1], candidates(P.log(), 1.0, wide, "keep").log_p[1])
+        sizes = [each.sum(-1).tolist() for each in own]
+        assert sorted(sizes) == [[2, 1], [4, 4]] and not any(bool((each & found.tail).any()) for each in own)
+
+
+def test_two_caps_are_shared_too() -> None:
+    """Neither the threshold of one nor the cap of the other lets a token in that both leave out."""
+    found, own = shared_candidates(P.log(), 1.0, [Limits(0.2, 4), Limits(0.01, 1)], "keep")
+    assert found.ids[0][found.mask[0]].tolist() == [1, 3, 4]
+    assert [each[0].sum().item() for each in own] == [2, 1]
+    torch.testing.assert_close(found.log_p[0].exp()[found.mask[0]], torch.tensor([0.5, 0.3, 0.2]))
 
 
 # -- strength and composition -----------------------------------------------------------------------------------------
@@ -146,27 +198,90 @@ def test_strength_of_the_sequential_form(strength: float) -> None:
     torch.testing.assert_close(found, torch.tensor(wanted), atol=2e-6, rtol=0)
 
 
-def test_two_proxies_compose() -> None:
-    """C is the intersection, log a = Σ λ_i log a_i."""
+def test_two_proxies_compose_on_the_intersection_if_their_tails_are_dropped() -> None:
+    """log a = Σ λ_i log a_i."""
     first, second = scripted(SCORES, p_t=0.1), scripted(OTHER, p_t=0.2)
     weights = torch.tensor([0.0, 0.5 * A[1] ** 0.5 * B[1] ** 2, 0.0, 0.3 * A[3] ** 0.5 * B[3] ** 2])
     torch.testing.assert_close(policy(guide(first, second, strengths=[0.5, 2.0]))[0], weights / weights.sum())
 
 
-@pytest.mark.parametrize(("name", "value"), [("objective", "sequential"), ("temperature", 0.5)])
+A_TAIL, B_TAIL = 0.3, 0.8
+TAIL, OTHER_TAIL = (math.log(a / (1 - a)) for a in (A_TAIL, B_TAIL))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_strength_with_a_tail(strength: float) -> None:
+    """p_t = .1: token 0 is the tail, and takes a_R. λ = 0 is the base itself."""
+    judged = [A_TAIL, *A[1:]]
+    weights = torch.tensor([float(P[0, c]) * judged[c] ** strength for c in range(4)])
+    found = policy(guide(scripted(SCORES, tail=TAIL), strengths=[strength]))[0]
+    torch.testing.assert_close(found, weights / weights.sum())
+    if strength == 0:
+        torch.testing.assert_close(found, P[0])
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_two_proxies_compose_on_the_union_if_their_tails_are_kept(capped: bool) -> None:
+    """C = {1, 3, 2} and {1, 3}: 0 is in both tails, and 2 in the second proxy's."""
+    first, second = scripted(SCORES, p_t=0.1, tail=TAIL), scripted(OTHER, p_t=0.2, tail=OTHER_TAIL)
+    for proxy in (first, second):  # a cap of 1/p_t has no effect, so nothing need be sorted
+        proxy.config.max_candidates = 4 if capped else 10
+    one, two = [A_TAIL, A[1], A[2], A[3]], [B_TAIL, B[1], B_TAIL, B[3]]
+    weights = torch.tensor([float(P[0, c]) * one[c] ** 0.5 * two[c] ** 2 for c in range(4)])
+    torch.testing.assert_close(policy(guide(first, second, strengths=[0.5, 2.0]))[0], weights / weights.sum())
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
+def test_a_tail_in_the_sequential_form(strength: float) -> None:
+    """Proposed and rejected as a whole, p = (.5, .15, .3, tail .05). What it emits is drawn from p within it."""
+    p, tail = torch.tensor([[0.03, 0.5, 0.15, 0.3, 0.02]]), [0, 4]
+    scores = [*SCORES, 0.0]
+    found = policy(guide(scripted(scores, "sequential", tail=TAIL), strengths=[strength]), p)[0]
+    whole = emission([0.5, 0.15, 0.3, 0.05], [a**strength for a in (A[1], A[2], A[3], A_TAIL)])
+    torch.testing.assert_close(found[[1, 2, 3]], torch.tensor(whole[:3]), atol=2e-6, rtol=0)
+    torch.testing.assert_close(found[tail], whole[3] * torch.tensor([0.6, 0.4]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("objective", ["marginal", "sequential", "sequential_integrated"])
+def test_tokens_of_the_tail_are_emitted_as_often_as_they_should(objective: str) -> None:
+    """Chi-square of 20,000 draws at α = 1e-3 over the whole vocabulary."""
+    p, n = torch.tensor([[0.03, 0.5, 0.15, 0.3, 0.02]]), 20_000
+    found = guide(scripted([*SCORES, 0.0], objective, tail=1.0))
+    noise = Noise(row_keys(0, 0, range(n), [0] * n), 0)
+    token = found.emit(torch.zeros(n, 2), p.log().expand(n, 5), noise).token
+    wanted = policy(found, p)[0].double()
+    counts = token.bincount(minlength=5)
+    assert stats.chisquare(counts.numpy(), (n * wanted / wanted.sum()).numpy()).pvalue > 1e-3
+    assert counts[0] > 0 and counts[4] > 0
+
+
+def test_greedy_takes_the_likeliest_token_wherever_it_is() -> None:
+    """Under π: .5·.002 and .3·.002 are candidates; .12 and .08 in the tail, accepted by .5, are likelier."""
+    p = torch.tensor([[0.12, 0.5, 0.08, 0.3]])
+    noise = Noise(row_keys(0, 0, [0], [0]), 0)
+    refusing = guide(scripted([math.log(0.002 / 0.998)] * 4, p_t=0.2, tail=0.0))
+    assert refusing.emit(torch.zeros(1, 2), p.log(), noise, do_sample=False).token.item() == 0
+    assert policy(refusing, p).argmax().item() == 0
+    even = guide(scripted([0.0] * 4, p_t=0.2, tail=5.0))
+    assert even.emit(torch.zeros(1, 2), p.log(), noise, do_sample=False).token.item() == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("objective", "sequential"), ("temperature", 0.5), ("tail", 0.0)])
 def test_proxies_that_do_not_compose(name: str, value: Any) -> None:
     with pytest.raises(FrugalignError, match=f"do not compose: {name} is"):
         guide(scripted(SCORES), scripted(OTHER, **{name: value}))
 
 
+@pytest.mark.parametrize("tail", [None, 2.0])
 @pytest.mark.parametrize("objective", ["marginal", "sequential", "sequential_integrated"])
-def test_kl_of_an_emission_is_that_of_the_full_vocabulary(objective: str) -> None:
-    found = guide(scripted(SCORES, objective))
+def test_kl_of_an_emission_is_that_of_the_full_vocabulary(objective: str, tail: float | None) -> None:
+    found = guide(scripted(SCORES, objective, tail=tail))
     made = found.emit(torch.zeros(2, 2), P.log(), Noise(row_keys(0, 0, [0, 1], [0, 0]), 0))
     pi = policy(found)
     wanted = torch.where(pi > 0, pi * (pi / P).log(), torch.zeros_like(pi)).sum(-1)
     assert made.kl_restriction is not None and made.kl_choice is not None
     torch.testing.assert_close(made.kl_restriction + made.kl_choice, wanted, atol=1e-5, rtol=0)
+    assert bool((made.kl_restriction == 0).all()) == (tail is not None)
 
 
 # -- traces -----------------------------------------------------------------------------------------------------------
@@ -240,26 +355,41 @@ def test_a_decision_can_be_narrowed_to_some_rows() -> None:
     assert torch.equal(part.rejected, decision.rejected[rows]) and len(part.candidates.ids) == 2
 
 
+@pytest.mark.parametrize("tail", [None, TAIL])
 @pytest.mark.parametrize("strengths", [[1.0], [0.5, 2.0]])
-def test_the_dense_form_is_the_sorted_one(strengths: list[float]) -> None:
+def test_the_dense_form_is_the_sorted_one(
+    strengths: list[float], tail: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over the whole vocabulary and without sorting: the same policy, for one proxy and for two."""
-
-    def scoring(scores: list[float], p_t: float) -> Any:
-        found = scripted(scores, p_t=p_t)
-        found.config.max_candidates = 10
-        found.score_vocabulary = lambda h, keys: torch.tensor(scores).expand(len(h), -1)
-        return found
-
-    proxies = [scoring(SCORES, 0.1), scoring(OTHER, 0.2)][: len(strengths)]
-    found = guide(*proxies, strengths=strengths)
-    dense = found.dense_log_probs(torch.zeros(2, 2), P.log())
+    proxies = [scripted(SCORES, p_t=0.1, tail=tail), scripted(OTHER, p_t=0.2, tail=tail)][: len(strengths)]
+    for proxy in proxies:
+        proxy.config.max_candidates = 10
+    found, states = guide(*proxies, strengths=strengths), torch.zeros(2, 2)
+    dense = found._dense_log_probs(states, P.log())
     assert dense is not None
+    monkeypatch.setattr(ProxyGuide, "_dense_log_probs", lambda *_: None)
     torch.testing.assert_close(dense.exp(), policy(found))
-    flat = torch.zeros(2, 20)
-    assert guide(scoring([0.0] * 20, 0.1)).dense_log_probs(torch.zeros(2, 2), flat) is None, "no token reaches p_t"
-    proxies[0].config.max_candidates = 4
-    found = guide(*proxies, strengths=strengths)
-    assert found.dense_log_probs(torch.zeros(2, 2), P.log()) is None, "1/p_t tokens could exceed the cap"
+
+
+def test_where_the_dense_form_does_not_apply() -> None:
+    uncapped = scripted([0.0] * 20, p_t=0.1)
+    uncapped.config.max_candidates = 10
+    assert guide(uncapped)._dense_log_probs(torch.zeros(2, 2), torch.zeros(2, 20)) is None, "no token reaches p_t"
+    capped = guide(scripted(SCORES, p_t=0.1))
+    assert capped._dense_log_probs(torch.zeros(2, 2), P.log()) is None, "1/p_t tokens could exceed the cap"
+
+
+def test_the_trace_of_a_tail_has_no_token() -> None:
+    """A rejected tail is shown as one proposal, and what it emitted as the token."""
+    n, p = 2000, torch.tensor([[0.1, 0.45, 0.35, 0.1]])
+    noise = Noise(row_keys(0, 0, range(n), [0] * n), 0)
+    found = guide(scripted([0.0] * 4, "sequential", p_t=0.2, tail=-1.0))
+    made = found.emit(torch.zeros(n, 2), p.log().expand(n, 4), noise)
+    traces = found.trace(made, noise)
+    rejected = [token for trace in traces for token, _ in trace.rejected]
+    assert None in rejected and set(rejected) <= {None, 1, 2}
+    assert {trace.token for trace in traces} == {0, 1, 2, 3}
+    assert all(not any(token is None for token, _ in trace.rejected) for trace in traces if trace.token in (0, 3))
 
 
 def test_a_greedy_trace_where_nothing_was_accepted() -> None:

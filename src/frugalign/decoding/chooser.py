@@ -42,12 +42,12 @@ class TokenTrace:
     """One emitted token, and the proposals rejected before it.
 
     `acceptance`: of the emitted token; None if there was only one candidate. `rejected`: (token, acceptance), in no
-    order.
+    order. The token is None where all tokens that are not candidates were rejected together.
     """
 
     token: int
     acceptance: float | None
-    rejected: tuple[tuple[int, float], ...]
+    rejected: tuple[tuple[int | None, float], ...]
 
 
 class Chooser(Protocol):
@@ -73,8 +73,8 @@ class Guide(Chooser, Protocol):
 
     temperature: float
 
-    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
-        """`h [B, D]`, `logits [B, V]` -> candidate ids `[B, K]` and the normalised log π over them `[B, K]` (−inf: padding)."""
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> Tensor:
+        """`h [B, D]`, `logits [B, V]` -> the normalised log π over the whole vocabulary, `[B, V]`."""
         ...
 
 
@@ -95,9 +95,8 @@ class BaseGuide:
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
 
-    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
-        ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
-        return ids, torch.log_softmax(logits / self.temperature, -1)
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> Tensor:
+        return torch.log_softmax(logits / self.temperature, -1)
 
     def emit(
         self, h: Tensor, logits: Tensor, noise: Noise, *, do_sample: bool = True, lookahead: Lookahead | None = None

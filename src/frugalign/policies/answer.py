@@ -103,18 +103,23 @@ class _Stream:
             self.shown = len(text)
 
 
+def rejected_text(token: int | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A rejected token as it is shown: “…” for all tokens that are not candidates, which are rejected together."""
+    return "…" if token is None else str(tokenizer.decode([token])).strip() or "␣"
+
+
 def colour_trace(trace: Sequence[TokenTrace], tokenizer: PreTrainedTokenizerBase) -> Text:
     """A completion with its rejected proposals, readable in colour and without.
 
     Accepted tokens are green, or yellow if their acceptance was below one half. Rejected proposals precede the token,
-    struck through in red and marked `[-so-]` for terminals without colour. Tokens without an alternative stay plain.
+    struck through in red and marked `[-so-]` for terminals without colour. `[-…-]` stands for all tokens that are not
+    candidates. Tokens without an alternative stay plain.
     """
     text = Text()
     pieces = token_texts([entry.token for entry in trace], tokenizer)
     for entry, piece in zip(trace, pieces, strict=True):
         for token, times in Counter(token for token, _ in entry.rejected).items():
-            shown = str(tokenizer.decode([token])).strip() or "␣"
-            text.append("[-", style="red").append(shown, style="red strike")
+            text.append("[-", style="red").append(rejected_text(token, tokenizer), style="red strike")
             text.append(f"-]×{times} " if times > 1 else "-] ", style="red")
         if entry.acceptance is None:
             text.append(piece)

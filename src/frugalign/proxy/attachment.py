@@ -1,7 +1,8 @@
 """Guide `model.generate` itself: hooks replace the model's logits by log π, and are removed on detaching.
 
 A pre-hook captures the LM head's input. A forward hook on the causal LM replaces `out.logits [B, T, V]` by the
-normalised log π at every position, −inf outside the candidates. This happens after soft-capping and scaling.
+normalised log π at every position. This happens after soft-capping and scaling. With the tail dropped it is −inf outside
+the candidates.
 Sampling, beams, streamers, `pipeline`, prompt lookup and assistants see an ordinary model. While attached, the
 warpers of the generation config are neutral. One that a caller passes acts on π. A model has one guidance at a time:
 what would change that of an open block is refused.
@@ -142,16 +143,11 @@ class _Attachment:
             hidden.reshape(batch * length, -1).float(),
             logits.reshape(batch * length, -1).float(),
         )
-        guided = guide.dense_log_probs(flat_hidden, flat_logits)
-        if guided is None:
-            lookahead = self._lookahead(kwargs, output, length) if guide.needs_lookahead else None
-            ids, log_pi = guide.log_probs(flat_hidden, flat_logits, lookahead)
-            guided = torch.full((batch * length, vocabulary), -torch.inf, device=logits.device)
-            # Padding columns carry token 0 with log π = −inf: reduce by the maximum so that a real candidate 0 survives them.
-            guided.scatter_reduce_(-1, ids, log_pi, "amax")
+        lookahead = self._lookahead(kwargs, output, length) if guide.needs_lookahead else None
+        guided = guide.log_probs(flat_hidden, flat_logits, lookahead)
         output.logits = guided.reshape(batch, length, vocabulary)
         if kwargs.get("labels") is not None:
-            # The loss under π: infinite if a label is not a candidate.
+            # The loss under π: infinite if the tail is dropped and a label is not a candidate.
             output.loss = self.model.loss_function(logits=output.logits, labels=kwargs["labels"], vocab_size=vocabulary)
         return output
 
@@ -302,8 +298,7 @@ class ProxyLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if id(self._model) in _ATTACHED:
             raise FrugalignError("A proxy is attached to this model, so a ProxyLogitsProcessor would guide it twice.")
-        ids, log_pi = self._guide.log_probs(self._local.hidden[:, -1].float(), scores.float())
-        return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter_reduce_(-1, ids, log_pi, "amax")
+        return self._guide.log_probs(self._local.hidden[:, -1].float(), scores.float())
 
     def detach(self) -> None:
         """Remove the hook."""

@@ -16,6 +16,7 @@ from frugalign.decoding.chooser import (
     STREAM_EMIT,
     STREAM_ORDER,
     STREAM_REJECTIONS,
+    STREAM_TAIL,
     Emission,
     Lookahead,
     TokenTrace,
@@ -24,7 +25,7 @@ from frugalign.decoding.noise import Noise, draw
 from frugalign.options.check import check_value
 from frugalign.options.kinds import NON_NEGATIVE
 from frugalign.proxy import overseer
-from frugalign.proxy.candidates import Candidates, candidates, intersect
+from frugalign.proxy.candidates import Candidates, Tail, beyond, candidates, shared_candidates
 from frugalign.proxy.network import ProxyModel
 
 _SHOWN_REJECTIONS = 8
@@ -67,8 +68,9 @@ class Decision:
 class ProxyGuide:
     """Guides generation with one or more proxies of the same base.
 
-    Proxies compose: candidates are intersected, and `log a = Σ λ_i log a_i`. Strength λ = 1 is the trained proxy, 0
-    the restricted base.
+    Proxies compose: `log a = Σ λ_i log a_i` on the union of their candidates, where a token that one of them does not
+    judge by itself takes that proxy's acceptance of the tail. With the tail dropped, on their intersection. Strength
+    λ = 1 is the trained proxy, and 0 the base, restricted if the tail is dropped.
     """
 
     needs_hidden = True
@@ -80,7 +82,7 @@ class ProxyGuide:
             check_value("strength", strength, NON_NEGATIVE)
         first = proxies[0].config
         for other in (proxy.config for proxy in proxies[1:]):
-            for field in ("objective", "temperature", "vocabulary", "width"):
+            for field in ("objective", "temperature", "tail", "vocabulary", "width"):
                 if getattr(other, field) != getattr(first, field):
                     raise FrugalignError(
                         f"These proxies do not compose: {field} is {getattr(first, field)} in one and {getattr(other, field)} in another."
@@ -88,12 +90,10 @@ class ProxyGuide:
         self.proxies, self.keys, self.strengths = list(proxies), list(keys), list(strengths)
         self._transposed_keys: list[Tensor | None] | None = None
         # At most 1/p_t tokens reach the threshold, so a cap of at least 1/p_t has no effect.
-        # Of several proxies, the highest p_t defines the intersection.
-        p_t = max(proxy.config.p_t for proxy in proxies)
-        cap = min(proxy.config.max_candidates for proxy in proxies)
         lookahead = any(proxy.config.candidate_features == "lookahead" for proxy in proxies)
-        self._dense = first.objective == "marginal" and not lookahead and p_t * cap >= 1
-        self._log_p_t = math.log(p_t) if p_t > 0 else -math.inf
+        uncapped = all(proxy.limits.p_t * proxy.limits.max_candidates >= 1 for proxy in proxies)
+        self._dense = first.objective == "marginal" and not lookahead and uncapped
+        self.tail: Tail = first.tail
         self.objective: overseer.Objective = first.objective
         self.temperature: float = first.temperature
         self.needs_lookahead = lookahead
@@ -123,14 +123,19 @@ class ProxyGuide:
     ) -> tuple[Candidates, Tensor, Tensor, Tensor | None]:
         """Candidates, `log a` and `log(1 − a)` (`[B, K]` each), and the lookahead states. Composition and strength
         are applied."""
-        chosen = self._candidates(logits)
+        own: list[Tensor] = []
+        if len(self.proxies) == 1:
+            chosen = candidates(logits, self.temperature, self.proxies[0].limits, self.tail)
+        else:
+            limits = [proxy.limits for proxy in self.proxies]
+            chosen, own = shared_candidates(logits, self.temperature, limits, self.tail)
         states = None
         if self.needs_lookahead:
             if lookahead is None:
                 raise FrugalignError(
                     "This proxy reads the state after each candidate, which needs the KV cache: use_cache must be on."
                 )
-            states = lookahead(chosen.ids)
+            states = self._look_ahead(lookahead, chosen)
         scores = [
             proxy(h, chosen.ids, keys=keys, lookahead=states)
             for proxy, keys in zip(self.proxies, self.keys, strict=True)
@@ -138,19 +143,21 @@ class ProxyGuide:
         if len(scores) == 1 and self.strengths[0] == 1.0:
             log_a, log_1ma = overseer.log_acceptance(scores[0])
             return chosen, log_a, log_1ma, states
+        if own and self.tail == "keep":
+            scores = [_tail_beyond(score, chosen, columns) for score, columns in zip(scores, own, strict=True)]
         parts = [
             strength * overseer.log_acceptance(score)[0] for strength, score in zip(self.strengths, scores, strict=True)
         ]
         log_a = torch.stack(parts).sum(0)
         return chosen, log_a, overseer.scaled_acceptance(log_a), states
 
-    def _candidates(self, logits: Tensor) -> Candidates:
-        found: Candidates | None = None
-        for config in (proxy.config for proxy in self.proxies):
-            own = candidates(logits, self.temperature, config.p_t, config.max_candidates)
-            found = own if found is None else intersect(found, own)
-        assert found is not None
-        return found
+    def _look_ahead(self, lookahead: Lookahead, chosen: Candidates) -> Tensor:
+        """The states after every candidate `[B, K, D]`, zero at the tail, which cannot be fed."""
+        if self.tail == "drop":
+            return lookahead(chosen.ids)
+        # The last column is a tail or padding in every row.
+        states = lookahead(chosen.ids.masked_fill(chosen.tail, 0)[:, :-1])
+        return torch.nn.functional.pad(states, (0, 0, 0, 1))
 
     def log_pi(self, chosen: Candidates, log_a: Tensor, log_1ma: Tensor) -> Tensor:
         """The exact emission distribution `[B, K]` of either overseer."""
@@ -160,36 +167,50 @@ class ProxyGuide:
         return exact.float()
 
     @torch.no_grad()
-    def dense_log_probs(self, h: Tensor, logits: Tensor) -> Tensor | None:
-        """`log π` over the whole vocabulary `[B, V]`, −inf outside the candidates. Equals `log_probs`, without
-        sorting.
+    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> Tensor:
+        """`log π` over the whole vocabulary `[B, V]`, normalised. With the tail dropped, −inf outside the candidates."""
+        dense = self._dense_log_probs(h, logits)
+        if dense is not None:
+            return dense
+        chosen, log_a, log_1ma, _ = self.acceptance(h, logits, lookahead)
+        log_pi = self.log_pi(chosen, log_a, log_1ma)
+        if self.tail == "keep":
+            rest = beyond(logits / self.temperature, chosen.ids, chosen.mask & ~chosen.tail)
+            rest = torch.log_softmax(rest, -1).nan_to_num(nan=-math.inf)  # where there is no tail
+            found = rest + log_pi.masked_fill(~chosen.tail, -math.inf).amax(-1, keepdim=True)
+        else:
+            found = torch.full_like(logits, -math.inf)
+        # The other columns write −inf where a candidate does: reduce by the maximum.
+        mask = chosen.mask & ~chosen.tail
+        columns, values = torch.where(mask, chosen.ids, chosen.ids[:, :1]), log_pi.masked_fill(~mask, -math.inf)
+        return found.scatter_reduce_(-1, columns, values, "amax")
 
-        Cheaper for few rows. None if it does not apply: many rows, other objectives, lookahead, a cap that could take
-        effect, or no token above p_t.
+    def _dense_log_probs(self, h: Tensor, logits: Tensor) -> Tensor | None:
+        """The same without sorting, which is cheaper for few rows.
+
+        None if it does not apply: many rows, other objectives, lookahead, a cap that could take effect, or no token
+        above p_t.
         """
         if not self._dense or logits.numel() > _DENSE_UP_TO:
             return None
         scaled = logits if self.temperature == 1.0 else logits / self.temperature
-        above = scaled - (scaled.logsumexp(-1, keepdim=True) + self._log_p_t)
-        if float(above.amax(-1).amin()) < 0:  # even the likeliest token is under the threshold
-            return None
-        # `threshold` keeps greater values, so a limit just below 0 keeps 0 too.
-        # It is one vectorised pass; masking takes three.
-        total = torch.nn.functional.threshold(above, -1e-38, -torch.inf)
+        log_p = scaled - scaled.logsumexp(-1, keepdim=True)
+        likeliest, total = float(log_p.amax(-1).amin()), log_p
         if self._transposed_keys is None:
             self._transposed_keys = [
                 None if keys is None else (keys / math.sqrt(proxy.config.dim)).T.contiguous()
                 for proxy, keys in zip(self.proxies, self.keys, strict=True)
             ]
+        vocabulary = logits.shape[-1]
         for proxy, turned, strength in zip(self.proxies, self._transposed_keys, self.strengths, strict=True):
+            log_p_t = math.log(proxy.config.p_t)
+            if likeliest < log_p_t:  # even the likeliest token is under the threshold
+                return None
             log_a = torch.nn.functional.logsigmoid(proxy.score_vocabulary(h, turned))
-            total = total + (log_a if strength == 1.0 else strength * log_a)
+            log_a = log_a if strength == 1.0 else strength * log_a
+            beyond_p_t = log_a[:, vocabulary:] if self.tail == "keep" else log_a.new_tensor(-math.inf)
+            total = total + torch.where(log_p >= log_p_t, log_a[:, :vocabulary], beyond_p_t)
         return torch.log_softmax(total, -1)
-
-    @torch.no_grad()
-    def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> tuple[Tensor, Tensor]:
-        chosen, log_a, log_1ma, _ = self.acceptance(h, logits, lookahead)
-        return chosen.ids, self.log_pi(chosen, log_a, log_1ma)
 
     @torch.no_grad()
     def emit(
@@ -199,17 +220,37 @@ class ProxyGuide:
         log_pi = self.log_pi(chosen, log_a, log_1ma)
         rejected = coin_flipped = None
         if not do_sample:
-            choice = overseer.greedy_choice(chosen.log_p, log_a, chosen.mask, self.objective)
+            choice = self._greedy(logits, chosen, log_a, log_pi)
         elif self.objective == "sequential":
             gumbel, coins = noise.gumbel(STREAM_ORDER, chosen.ids), noise.uniform(STREAM_ACCEPT, chosen.ids)
             choice, rejected, coin_flipped = overseer.sample_sequential(chosen.log_p, log_a, chosen.mask, gumbel, coins)
         else:
             choice = overseer.choose(log_pi, noise.gumbel(STREAM_EMIT, chosen.ids))
         token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
+        in_tail = (token == logits.shape[-1]).nonzero().squeeze(-1)
+        if len(in_tail):
+            found = chosen.select(in_tail)
+            rest = beyond(logits[in_tail] / self.temperature, found.ids, found.mask & ~found.tail)
+            uniform = noise.uniform(STREAM_TAIL)[in_tail]
+            token[in_tail] = draw(rest.softmax(-1), uniform) if do_sample else rest.argmax(-1)
         details = Decision(chosen, log_a, log_pi, choice, rejected, coin_flipped, states)
         if not do_sample:
             return Emission(token, details=details)
         return Emission(token, -chosen.log_mass, overseer.kl_choice(log_pi, chosen.log_p, chosen.mask), details)
+
+    def _greedy(self, logits: Tensor, chosen: Candidates, log_a: Tensor, log_pi: Tensor) -> Tensor:
+        """Column of the greedy token `[B]`: the tail's where its likeliest token is likelier under π than any candidate."""
+        choice = overseer.greedy_choice(chosen.log_p, log_a, chosen.mask & ~chosen.tail, self.objective)
+        if self.tail == "drop" or self.objective != "marginal":
+            return choice
+        best = log_pi.gather(-1, choice[:, None])
+        # A tail whose mass as a whole is less likely than the best candidate needs no look at its tokens.
+        as_a_whole, place = log_pi.masked_fill(~chosen.tail, -math.inf).max(-1, keepdim=True)
+        if not bool((as_a_whole > best).any()):
+            return choice
+        rest = beyond(logits / self.temperature, chosen.ids, chosen.mask & ~chosen.tail)
+        likeliest = as_a_whole + torch.log_softmax(rest, -1).amax(-1, keepdim=True).nan_to_num(nan=-math.inf)
+        return torch.where(likeliest > best, place, choice[:, None]).squeeze(-1)
 
     def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
         """The proposals rejected before each token.
@@ -227,22 +268,25 @@ class ProxyGuide:
             draws = noise.uniform(STREAM_REJECTIONS, index)
         traces = []
         for row, column in enumerate(details.choice.tolist()):
-            ids, accept = details.candidates.ids[row].tolist(), shown[row].tolist()
-            real = details.candidates.mask[row].tolist()  # not a prefix where proxies compose
+            emitted, accept = int(emission.token[row]), shown[row].tolist()
+            tails, real = details.candidates.tail[row].tolist(), details.candidates.mask[row].tolist()
+            ids = [
+                None if tail else token for token, tail in zip(details.candidates.ids[row].tolist(), tails, strict=True)
+            ]
             if sum(real) < 2:
-                traces.append(TokenTrace(token=ids[column], acceptance=None, rejected=()))
+                traces.append(TokenTrace(token=emitted, acceptance=None, rejected=()))
                 continue
             # Greedy decoding proposes in descending probability: columns are sorted so.
             if greedy:
                 none_accepted = self.objective != "marginal" and accept[column] < 0.5
                 proposed = range(len(ids)) if none_accepted else range(column)
-                turned_down = [other for other in proposed if real[other] and other != column]
+                turned_down = [other for other in proposed if real[other] and not tails[other] and other != column]
             elif draws is not None:
                 turned_down = _geometric(details, relative, row, draws[row])
             else:
                 turned_down = self._flipped(details, row, noise)
             pairs = tuple((ids[other], accept[other]) for other in turned_down)
-            traces.append(TokenTrace(token=ids[column], acceptance=accept[column], rejected=pairs))
+            traces.append(TokenTrace(token=emitted, acceptance=accept[column], rejected=pairs))
         return traces
 
     def _flipped(self, details: Decision, row: int, noise: Noise) -> list[int]:
@@ -263,6 +307,13 @@ class ProxyGuide:
         choice, rejected, _ = overseer.sample_sequential(log_p, log_a, mask, -torch.log(-torch.log(uniform)), coins)
         same = (choice == column).nonzero()
         return [int(other) for other in rejected[int(same[0])].nonzero().squeeze(-1)] if len(same) else []
+
+
+def _tail_beyond(score: Tensor, chosen: Candidates, own: Tensor) -> Tensor:
+    """`score [B, K]` of one of several proxies, where every column but its `own` takes the tail's score."""
+    place = chosen.tail.float().argmax(-1, keepdim=True)
+    has_tail = chosen.tail.any(-1, keepdim=True)  # without one, the columns are the whole vocabulary
+    return torch.where(own | ~has_tail, score, score.gather(-1, place))
 
 
 def _geometric(details: Decision, relative: Tensor, row: int, draws: Tensor) -> list[int]:

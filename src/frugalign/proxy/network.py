@@ -3,7 +3,8 @@
 `q` reads the input of the frozen LM's head, `k` the candidate's output embedding. When the proxy guides, `k` of the
 whole vocabulary is computed once. Scoring every candidate is then one small product and no LM pass. `q`'s last layer
 starts at zero, so an untrained proxy treats all tokens alike. `lookahead` reads the hidden state *after* the
-candidate instead. `token_bias` is the state-free control, one number per token.
+candidate instead. `token_bias` is the state-free control, one number per token. A kept tail has a learned key, reads the
+state before it under `lookahead`, and has one more number under `token_bias`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from frugalign.engines.artefacts import ArtefactKind, check_artefact, load_artef
 from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerprint
 from frugalign.engines.transformers import embedding_rows
 from frugalign.options.kinds import BELOW_ONE, COUNT, POSITIVE
+from frugalign.proxy.candidates import Limits, Tail
 from frugalign.proxy.overseer import Objective
 
 CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
@@ -45,6 +47,7 @@ class ProxyModelConfig(PreTrainedConfig):
     temperature: float = 1.0
     p_t: float = 0.01
     max_candidates: int = 256
+    tail: str = "keep"
     max_new_tokens: int = 128
     max_prompt_length: int | None = None
     initial_bias: float = 0.0
@@ -79,13 +82,17 @@ class ProxyModel(PreTrainedModel):
             self.query_out = nn.Linear(config.hidden, config.dim)
             self.key = nn.Linear(config.width, config.dim)
             self.bias = nn.Parameter(torch.empty(1))
+            if self.keeps_tail:
+                self.tail_key = nn.Parameter(torch.empty(1, config.dim))
         elif features == "lookahead":
             self.norm = nn.LayerNorm(config.width)
             self.query_in = nn.Linear(config.width, config.hidden)
             self.query_out = nn.Linear(config.hidden, 1)
             self.bias = nn.Parameter(torch.empty(1))
+            if self.keeps_tail:
+                self.tail_out = nn.Linear(config.hidden, 1)
         elif features == "token_bias":
-            self.token_bias = nn.Parameter(torch.empty(config.vocabulary))
+            self.token_bias = nn.Parameter(torch.empty(config.vocabulary + self.keeps_tail))
         else:
             raise FrugalignError(f"candidate_features {features!r} is not one of embedding, lookahead, token_bias.")
         if config.value_head:
@@ -93,12 +100,22 @@ class ProxyModel(PreTrainedModel):
             self.value_out = nn.Linear(config.hidden, 1)
         self.post_init()
 
+    @property
+    def keeps_tail(self) -> bool:
+        """Whether everything outside the candidates is judged as one more."""
+        return bool(self.config.tail == "keep")
+
+    @property
+    def limits(self) -> Limits:
+        """Which tokens the proxy judges one by one."""
+        return Limits(self.config.p_t, self.config.max_candidates)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=1.0 / math.sqrt(module.in_features))
             init.zeros_(module.bias)
-            if module in (getattr(self, "query_out", None), getattr(self, "value_out", None)):
+            if module in (getattr(self, name, None) for name in ("query_out", "value_out", "tail_out")):
                 init.zeros_(module.weight)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -108,18 +125,25 @@ class ProxyModel(PreTrainedModel):
                 init.constant_(self.bias, self.config.initial_bias)
             if hasattr(self, "token_bias"):
                 init.constant_(self.token_bias, self.config.initial_bias)
+            if hasattr(self, "tail_key"):
+                init.normal_(self.tail_key, mean=0.0, std=1.0)  # the size of a token's key
 
     def query(self, h: Tensor) -> Tensor:
         """`q(h)`: `[..., D]` -> `[..., d]` (embedding), or the score itself `[..., 1]` (lookahead)."""
         # Functional, since this runs at every token and a module call costs as much as a small product.
+        return nn.functional.linear(self._hidden(h), self.query_out.weight, self.query_out.bias)
+
+    def _hidden(self, h: Tensor) -> Tensor:
         normed = nn.functional.layer_norm(h, h.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
-        hidden = nn.functional.silu(nn.functional.linear(normed, self.query_in.weight, self.query_in.bias))
-        return nn.functional.linear(hidden, self.query_out.weight, self.query_out.bias)
+        return nn.functional.silu(nn.functional.linear(normed, self.query_in.weight, self.query_in.bias))
 
     def keys(self, embeddings: Tensor) -> Tensor:
-        """`k(e_c)` for embedding rows `[U, D]` -> `[U, d]`. A constant of the base scales the rows to unit size."""
+        """`k(e_c)` for embedding rows `[U, D]`, and last the tail's key if it is kept: `[U, d]` or `[U + 1, d]`.
+
+        A constant of the base scales the rows to unit size.
+        """
         out: Tensor = self.key(embeddings * self.config.embedding_scale)
-        return out
+        return torch.cat([out, self.tail_key]) if self.keeps_tail else out
 
     def value(self, h: Tensor) -> Tensor:
         """`V(s_t)` from `h [N, D]` -> `[N]`."""
@@ -144,9 +168,9 @@ class ProxyModel(PreTrainedModel):
             h: `[N, D]` LM head inputs.
             ids: `[N, K]` candidate token ids.
             embeddings: `[U, D]` embedding rows that `index [N, K]` points into. In training: the minibatch's distinct
-                candidates.
-            keys: `[U, d]`, precomputed `k` of the rows. When guiding: the whole vocabulary, with `index` = `ids`.
-            lookahead: `[N, K, D]` hidden states after each candidate (feature `lookahead`).
+                candidates. The tail's index is U.
+            keys: what `keys` gives for the rows. When guiding: the whole vocabulary, with `index` = `ids`.
+            lookahead: `[N, K, D]` hidden states after each candidate (feature `lookahead`). The tail's are not read.
 
         Returns:
             `[N, K]` float32.
@@ -169,7 +193,11 @@ class ProxyModel(PreTrainedModel):
             return biases
         if features == "lookahead":
             assert lookahead is not None
-            return self.query(lookahead).squeeze(-1) + self.bias
+            scores = self.query(lookahead).squeeze(-1)
+            if self.keeps_tail:
+                before = nn.functional.linear(self._hidden(h), self.tail_out.weight, self.tail_out.bias)
+                scores = torch.where(ids == self.config.vocabulary, before, scores)
+            return scores + self.bias
         if keys is None:
             assert embeddings is not None
             keys = self.keys(embeddings)
@@ -182,9 +210,9 @@ class ProxyModel(PreTrainedModel):
         return scores + self.bias
 
     def score_vocabulary(self, h: Tensor, transposed_keys: Tensor | None) -> Tensor:
-        """Logits of acceptance for the whole vocabulary, `[N, V]`. Not for `lookahead`.
+        """Logits of acceptance for the whole vocabulary, and last for the tail if it is kept: `[N, V]` or `[N, V + 1]`.
 
-        `transposed_keys [d, V]`: `k(e_c)/√d` of every token.
+        Not for `lookahead`. `transposed_keys`: `k/√d` of each, as columns.
         """
         if transposed_keys is None:
             biases: Tensor = self.token_bias.expand(len(h), -1)
@@ -213,6 +241,7 @@ PROXY = ArtefactKind(
     words={
         "objective": get_args(Objective),
         "candidate_features": get_args(CandidateFeatures),
+        "tail": get_args(Tail),
         "prompt_format": ("auto", "chat", "raw"),
     },
 )
@@ -223,7 +252,8 @@ def network_size(width: int, budget: int, features: str = "embedding") -> int:
 
     def count(size: int) -> int:
         shared = 2 * width + (width + 1) * size + 1
-        return shared + (size + 1 if features == "lookahead" else (size + 1) * size + (width + 1) * size)
+        # With what a kept tail adds.
+        return shared + (2 * (size + 1) if features == "lookahead" else (size + 2) * size + (width + 1) * size)
 
     return next((size for size in _SIZES if count(size) <= _SHARE * budget), 1)
 
@@ -255,7 +285,7 @@ def check_proxy(proxy: ProxyModel, wanted: dict[str, Any], base: BaseFingerprint
     Raises:
         FrugalignError: something differs; the message names it.
     """
-    for name in ("objective", "candidate_features", "temperature", "p_t", "max_candidates", "value_head"):
+    for name in ("objective", "candidate_features", "temperature", "p_t", "max_candidates", "tail", "value_head"):
         has = getattr(proxy.config, name)
         if has != wanted[name]:
             raise FrugalignError(f"The given proxy has {name} {has}, but the options say {wanted[name]}.")

@@ -2,7 +2,8 @@
 (`docs/methods/proxy.md#two-overseers`).
 
 Shapes: `B` positions, `K` candidate columns, `mask [B, K]` true for real columns. `score = log a/(1−a)` is the proxy's
-logit, `log_p [B, K]` the proposal distribution `p` on the candidates, −inf at padding. Everything is differentiable in `score`.
+logit, `log_p [B, K]` the proposal distribution `p` on the columns, −inf at padding. A kept tail is a column like any other
+(`candidates`). Everything is differentiable in `score`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ Objective = Literal["marginal", "sequential", "sequential_integrated"]
 
 _NODES = 64
 _LOG_T_MIN = -18.0
+_RAREST = -18.0
+"""Sequential proposals come at no lower a log-rate. The quadrature's nodes then span every rate, whatever the base is sure of."""
 
 
 def log_acceptance(score: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +43,11 @@ def marginal_log_pi(log_p: Tensor, log_a: Tensor, mask: Tensor) -> Tensor:
     return torch.log_softmax((log_p + log_a).masked_fill(~mask, -math.inf), -1)
 
 
+def sequential_rates(log_p: Tensor) -> Tensor:
+    """Log-rates of the sequential overseer's clocks: `log p`, but at least −18 at real columns."""
+    return torch.where(log_p > -math.inf, log_p.clamp(min=_RAREST), log_p)
+
+
 def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tensor, nodes: int = _NODES) -> Tensor:
     """Emission probability of the sequential overseer (proposals without replacement, the last one emitted without a coin), `[B, K]`.
 
@@ -50,6 +58,7 @@ def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tenso
     by the trapezoid rule in `log t`. The first term is "accepted, and no earlier proposal was", the second "last of
     all".
     """
+    log_p = sequential_rates(log_p)
     p = log_p.exp()[:, :, None]
     column = mask[:, :, None]
     p_min = p.squeeze(-1).masked_fill(~mask, math.inf).amin(-1)
@@ -97,7 +106,7 @@ def sample_sequential(
     Returns:
         choice `[B]` (column), rejected `[B, K]` (before it), coin_flipped `[B]` (false: the last candidate, which needs none).
     """
-    order = (log_p + gumbel.to(log_p.dtype)).masked_fill(~mask, -math.inf)
+    order = (sequential_rates(log_p) + gumbel.to(log_p.dtype)).masked_fill(~mask, -math.inf)
     accepted = (uniform.log() < log_a.to(uniform.dtype)) & mask
     n_accepted = accepted.any(-1)
     first = order.masked_fill(~accepted, -math.inf).argmax(-1)
@@ -128,10 +137,15 @@ def choose(log_pi: Tensor, gumbel: Tensor) -> Tensor:
 
 
 def kl_choice(log_pi: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
-    """`KL(π ‖ p)` on the candidates, nats per position, `[B]`. Adding `−log p_T(C)` gives the exact KL over the full
-    vocabulary."""
+    """`KL(π ‖ p)` on the columns, nats per position, `[B]`. Over the full vocabulary it is the same with the tail kept, and
+    `−log p_T(C)` more with it dropped."""
     gap = torch.where(mask, log_pi - log_p, torch.zeros_like(log_p))
     return (torch.where(mask, log_pi, torch.full_like(log_pi, -math.inf)).exp() * gap).sum(-1)
+
+
+def mass_of(log_prob: Tensor, columns: Tensor) -> Tensor:
+    """The probability of the true `columns [B, K]` together, `[B]`."""
+    return log_prob.masked_fill(~columns, -math.inf).exp().sum(-1)
 
 
 def entropy(log_pi: Tensor, mask: Tensor) -> Tensor:

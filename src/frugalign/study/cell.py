@@ -209,7 +209,7 @@ def _replaced(policy: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str, list[TracePiece]]:
     """What a proxy proposed and rejected in the tested answers that the page shows: by row, each token's text and the texts rejected before it."""
-    from frugalign.policies.answer import token_texts
+    from frugalign.policies.answer import rejected_text, token_texts
     from frugalign.policies.policy import Record
     from frugalign.policies.prompt_rows import PromptRows
 
@@ -223,7 +223,7 @@ def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str,
         pieces = token_texts(shown_ids, tokenizer)
         ends = set(tokenizer.all_special_ids)
         pieces = ["" if token in ends else piece for token, piece in zip(shown_ids, pieces, strict=True)]
-        rejected = [[str(tokenizer.decode([token])).strip() or "␣" for token, _ in e.rejected] for e in entries]
+        rejected = [[rejected_text(token, tokenizer) for token, _ in each.rejected] for each in entries]
         found[str(row)] = [{"text": a, "rejected": b} for a, b in zip(pieces, rejected, strict=True)]
     return found
 

@@ -17,10 +17,12 @@ from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.experience import Experience
+from frugalign.methods.proxy_rlhf.kl_control import KLController
 from frugalign.methods.proxy_rlhf.loss import Minibatch, log_probabilities, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
+from frugalign.proxy.overseer import kl_choice
 
 GROUP, PROMPTS, LENGTH = 4, 4, 10
 ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A balm for my horse.", "Curse him!"]
@@ -73,7 +75,7 @@ def build(
     features = args.candidate_features == "embedding"
     rows = embedding_rows(base.model) if features else None
     with torch.no_grad():
-        return Experience.build(proxy, rollout, rewards, args, beta, rows, lambda value: value)
+        return Experience.build(proxy, rollout, rewards, args, KLController(beta, None), rows, lambda value: value)
 
 
 def some_rewards() -> Tensor:
@@ -142,7 +144,9 @@ def test_the_optimisation_starts_at_what_the_rollout_sampled_under(
             index=batch.index,
             lookahead=positions.lookahead,
         )
-        log_prob, kl = log_probabilities(score, positions, args.objective)
+        log_prob, log_pi = log_probabilities(score, positions, args.objective)
+        kl = kl_choice(log_pi, positions.log_p, positions.mask)
+        torch.testing.assert_close(log_pi.detach(), batch.old_log_pi)
         places = list(zip(positions.sequence.tolist(), positions.position.tolist(), strict=True))
         expected = torch.tensor([sampled[place] for place in places])
         ratio = (log_prob.detach() - expected).exp()
@@ -254,7 +258,7 @@ def test_equal_rewards_are_not_divided_by_nothing(base: LoadedModel, tmp_path: P
 
 def test_gae_keeps_every_position_and_its_value_target(base: LoadedModel, tmp_path: Path) -> None:
     """With a value head positions of one candidate count too; λ = 1 makes the target the return r − β Σ_{t'>t} KL_{t'}."""
-    args = config(tmp_path, advantage="gae", gae_lambda=1.0)
+    args = config(tmp_path, advantage="gae", gae_lambda=1.0, tail="drop")
     proxy = drawn_proxy(base, args)
     rollout, rewards, beta = rolled(base, proxy, args), some_rewards(), 0.5
     assert len(rollout.positions) == int(rollout.valid.sum()) > int((rollout.positions.mask.sum(-1) >= 2).sum())
@@ -288,7 +292,7 @@ def test_a_rollout_is_the_same_in_any_batch_and_can_be_had_again(base: LoadedMod
 
 def test_no_choice_anywhere_is_no_rollout(base: LoadedModel, tmp_path: Path) -> None:
     """p_t close to 1 leaves the argmax alone at every position: there is nothing to learn from."""
-    args = config(tmp_path, p_t=0.999)
+    args = config(tmp_path, p_t=0.999, tail="drop")
     proxy = drawn_proxy(base, args)
     found = roll_out(
         TransformersEngine(base.model, base.tokenizer),

@@ -23,7 +23,7 @@ WIDTH, VOCABULARY = 4, 3
 def random_proxy(seed: int = 0, **options: Any) -> ProxyModel:
     """A proxy in float64 all of whose weights are drawn: a fresh one scores every candidate alike."""
     torch.manual_seed(seed)
-    config = ProxyModelConfig(width=WIDTH, vocabulary=VOCABULARY, hidden=3, dim=3, **options)
+    config = ProxyModelConfig(**{"width": WIDTH, "vocabulary": VOCABULARY, "hidden": 3, "dim": 3} | options)
     proxy = ProxyModel(config).double()
     with torch.no_grad():
         for parameter in proxy.parameters():
@@ -55,16 +55,19 @@ def joined(parts: list[Positions]) -> Positions:
 
 
 class Toy:
-    """Two positions, three tokens; the state at the second depends on the first token; every pair has a reward of its own."""
+    """Two positions, three candidates; the state at the second depends on the first; every pair has a reward of its own.
 
-    def __init__(self) -> None:
+    `tail`: the third is the tail of a vocabulary of two.
+    """
+
+    def __init__(self, tail: bool = False) -> None:
         generator = torch.Generator().manual_seed(5)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         self.rewards = 2 * normal(VOCABULARY, VOCABULARY)
-        self.embeddings = normal(VOCABULARY, WIDTH)
+        self.embeddings = normal(VOCABULARY, WIDTH)[: VOCABULARY - tail]
         self.hidden = normal(1 + VOCABULARY, WIDTH)
         self.log_p = torch.log_softmax(1.5 * normal(1 + VOCABULARY, VOCABULARY), -1)
 
@@ -85,8 +88,8 @@ class Toy:
     def log_pi_and_kl(self, proxy: ProxyModel, act: Positions, objective: Any) -> tuple[Tensor, Tensor]:
         rows, index = distinct(act, self.embeddings)
         score = proxy(act.hidden, act.ids, embeddings=rows, index=index)
-        log_prob, kl = log_probabilities(score, act, objective)
-        return log_prob[0], kl[0]
+        log_prob, log_pi = log_probabilities(score, act, objective)
+        return log_prob[0], overseer.kl_choice(log_pi, act.log_p, act.mask)[0]
 
     def paths(self, proxy: ProxyModel, objective: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Positions, Positions]]:
         """(probability, KL at the first position, KL at the second, what was done at each) of every whole path."""
@@ -107,11 +110,13 @@ def gradients(value: Tensor, proxy: ProxyModel) -> Tensor:
     )
 
 
+@pytest.mark.parametrize("tail", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.slow
-def test_the_expected_policy_gradient_is_the_exact_gradient(objective: Any) -> None:
+def test_the_expected_policy_gradient_is_the_exact_gradient(objective: Any, tail: bool) -> None:
     """Σ_y π(y) ∇ proxy_loss(y) = −∇ (E[r] − β E[Σ_t KL_t]), with A_t = r − β Σ_{t'>t} KL_{t'}, on all 9 sequences (225 paths of flips)."""
-    toy, proxy, beta = Toy(), random_proxy(), 0.3
+    toy, beta = Toy(tail), 1.0
+    proxy = random_proxy(vocabulary=VOCABULARY - tail, tail="keep" if tail else "drop")
     exact, total = torch.zeros((), dtype=torch.float64), 0.0
     estimate = torch.zeros(sum(p.numel() for p in proxy.parameters()), dtype=torch.float64)
     without_future = estimate.clone()
@@ -123,14 +128,17 @@ def test_the_expected_policy_gradient_is_the_exact_gradient(objective: Any) -> N
         rows, index = distinct(both, toy.embeddings)
         with torch.no_grad():
             score = proxy(both.hidden, both.ids, embeddings=rows, index=index)
-            old, _ = log_probabilities(score, both, objective)
+            old, old_log_pi = log_probabilities(score, both, objective)
         for to_go, sink in ((beta * kl_second, estimate), (torch.zeros_like(kl_second), without_future)):
             advantage = torch.stack([reward - to_go, reward]).detach()
-            batch = Minibatch(both, rows, index, advantage, None, old, kl_weight=beta, n_sequences=1)
+            batch = Minibatch(both, rows, index, advantage, None, old, old_log_pi, kl_weight=beta, n_sequences=1)
             loss, logs = proxy_loss(proxy, batch, objective, 0.2, 0.5)
             assert logs["clip_fraction"] == 0.0
             sink += float(probability.detach()) * gradients(loss, proxy)
     assert total == pytest.approx(1.0, abs=1e-9)
+    if tail:
+        (of_tail,) = torch.autograd.grad(exact, proxy.tail_key, retain_graph=True)
+        assert float(of_tail.abs().max()) > 1e-3
     expected = -gradients(exact, proxy)
     assert float(expected.abs().max()) > 0.05
     torch.testing.assert_close(estimate, expected, atol=1e-5, rtol=0)
@@ -147,7 +155,8 @@ def random_batch(objective: str, n: int = 12, value: bool = False) -> tuple[Mini
     advantage = torch.randn(n, generator=generator, dtype=torch.float64)
     returns = torch.randn(n, generator=generator, dtype=torch.float64) if value else None
     old = torch.zeros(n, dtype=torch.float64)
-    return Minibatch(positions, rows, index, advantage, returns, old, kl_weight=0.4, n_sequences=5), toy.embeddings
+    batch = Minibatch(positions, rows, index, advantage, returns, old, positions.log_p, kl_weight=0.4, n_sequences=5)
+    return batch, toy.embeddings
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -207,7 +216,8 @@ def test_the_quadrature_in_chunks_is_the_quadrature(objective: Any, monkeypatch:
     for elements in (objective_module._CHUNK_ELEMENTS, 5 * 64 * VOCABULARY):
         monkeypatch.setattr(objective_module, "_CHUNK_ELEMENTS", elements)
         score = proxy(batch.positions.hidden, batch.positions.ids, embeddings=batch.embeddings, index=batch.index)
-        log_prob, kl = log_probabilities(score, batch.positions, objective)
+        log_prob, log_pi = log_probabilities(score, batch.positions, objective)
+        kl = overseer.kl_choice(log_pi, batch.positions.log_p, batch.positions.mask)
         found.append((log_prob.detach(), kl.detach(), gradients((log_prob * batch.advantage + kl).sum(), proxy)))
     assert calls[:4] == [12, 5, 5, 2]
     for whole, parts in zip(*found, strict=True):

@@ -234,6 +234,7 @@ def test_every_method_of_trainer_that_is_overridden_has_its_signature() -> None:
         "get_train_dataloader": [],
         "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
         "_get_output_dir": ["trial"],
+        "_save": ["output_dir", "state_dict"],
         "_save_checkpoint": ["model", "trial"],
         "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     }

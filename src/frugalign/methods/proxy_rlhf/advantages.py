@@ -1,11 +1,9 @@
-"""Proxy-RLHF's training signal as pure functions: advantages, the clipped objective, the KL controller (`docs/methods/proxy.md#training`).
+"""Proxy-RLHF's training signal as pure functions: advantages and the clipped objective (`docs/methods/proxy.md#training`).
 
 Shapes: `S` sequences of at most `n` positions, and `N` decided positions in all.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -83,15 +81,3 @@ def clipped_objective(
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
     active = ((ratio > 1 + epsilon) & (advantage > 0)) | ((ratio < 1 - epsilon) & (advantage < 0))
     return surrogate, active
-
-
-def adapt_beta(beta: float, kl: float, previous_kl: float, target: float) -> float:
-    """One step of a proportional-integral controller on `log β` **[ours]** that moves `kl` towards `target`, in nats per sequence.
-
-    `β ← β·exp((kl − previous_kl)/target + clip(0.3·(kl/target − 1), −0.02, 0.02))`. The slow second term is the adaptive
-    controller of Ziegler et al. (2019). Alone it keeps lowering β while the KL rises, and overshoots. The first term damps the
-    rise. It telescopes, so it adds nothing in the long run.
-    """
-    change = max(-1.0, min(1.0, (kl - previous_kl) / target))
-    drift = max(-0.02, min(0.02, 0.3 * (kl / target - 1.0)))
-    return beta * math.exp(change + drift)

@@ -60,7 +60,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
                 raise FrugalignError(sentence)
 
         demand(
-            self.target_kl is None or self.beta > 0, "target_kl adapts beta by a factor, so beta must start above 0."
+            self.target_kl is None or self.beta != 0, "target_kl adapts beta by a factor, so beta must start above 0."
         )
         demand(
             self.num_generations >= 2,
@@ -110,7 +110,8 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
 
     def network(self) -> dict[str, Any]:
         """The options that the proxy's config stores. None stands for a default that depends on the base."""
-        bias = 0.0 if self.objective == "marginal" else 2.0
+        # A sequential proxy rejects a share 1 − σ(b) before it has learned anything, and with the tail kept that reaches rare tokens.
+        bias = 0.0 if self.objective == "marginal" else 2.0 if self.tail == "drop" else 4.0
         cap = 8 if self.candidate_features == "lookahead" else 256
         return {
             "hidden": self.hidden,
@@ -120,6 +121,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
             "temperature": self.temperature,
             "p_t": self.p_t,
             "max_candidates": self.max_candidates or cap,
+            "tail": self.tail,
             "max_new_tokens": self.max_new_tokens,
             "max_prompt_length": self.max_prompt_length,
             "initial_bias": bias if self.initial_bias is None else self.initial_bias,

@@ -19,6 +19,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.data.encode import as_completions
 from frugalign.methods.proxy_rlhf import advantages as losses
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.methods.proxy_rlhf.kl_control import KLController
 from frugalign.methods.proxy_rlhf.loss import Minibatch, distinct, log_probabilities
 from frugalign.methods.proxy_rlhf.rollout import Rollout
 from frugalign.policies.prompt_rows import Scoring
@@ -162,7 +163,7 @@ class Experience:
         rollout: Rollout,
         rewards: Tensor,
         args: ProxyConfig,
-        beta: float,
+        controller: KLController,
         embeddings: Tensor | None,
         reduce_sum: Callable[[Tensor], Tensor],
     ) -> Experience:
@@ -171,6 +172,7 @@ class Experience:
         Advantages and the KL term are scaled by the same 1/std, taken over all processes.
 
         Args:
+            controller: gives the price β of the KL.
             rewards: `[S]`; every `args.num_generations` rows in a row share a prompt.
             embeddings: rows of the base's embedding matrix; None if the proxy does not read them.
             reduce_sum: sums a tensor over processes.
@@ -183,6 +185,7 @@ class Experience:
         n_usable = reduce_sum(usable.double().sum())
         spread = _std(baseline_free[usable], reduce_sum)
         scale = spread if spread > 1e-6 else 1.0  # equal advantages need no scale
+        beta = controller.price(spread)
         adv, use = baseline_free.float().to(device), usable.to(device)
         if args.advantage == "gae":
             values = _values(proxy, rollout)
@@ -201,6 +204,7 @@ class Experience:
         sums = reduce_sum(torch.stack([rewards[present].sum(), present.double().sum()]))
         statistics = {
             "reward_std": spread,
+            "beta": beta,
             "usable_share": float(n_usable / reduce_sum(torch.tensor(float(len(rewards))))),
         }
         return cls(minibatches, float(sums[0] / sums[1].clamp(min=1)), statistics)
@@ -228,7 +232,7 @@ def _minibatch(
     rows, index = distinct(positions, embeddings)
     where = (positions.sequence, positions.position)
     logits = proxy(positions.hidden, positions.ids, embeddings=rows, index=index, lookahead=positions.lookahead)
-    old, _ = log_probabilities(logits, positions, objective)
+    old, old_log_pi = log_probabilities(logits, positions, objective)
     return Minibatch(
         positions=positions,
         embeddings=rows,
@@ -236,6 +240,7 @@ def _minibatch(
         advantage=signal.advantage[where],
         returns=None if signal.returns is None else signal.returns[where],
         old_log_prob=old,
+        old_log_pi=old_log_pi,
         kl_weight=signal.kl_weight,
         n_sequences=max(1, int(sequences.sum())),
     )

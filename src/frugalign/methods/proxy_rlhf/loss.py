@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ class Minibatch:
     """Positions with their training signal.
 
     `embeddings [U, D]`, `index [N, K]`: the distinct candidates. `advantage [N]`, `kl_weight`: already scaled by 1/std.
-    `returns [N]`: value targets of GAE, or None. `n_sequences`: the divisor of the sums.
+    `returns [N]`: value targets of GAE, or None. `old_log_prob [N]`, `old_log_pi [N, K]`: of the choice, and of every candidate,
+    under the proxy that sampled. `n_sequences`: the divisor of the sums.
     """
 
     positions: Positions
@@ -29,12 +31,13 @@ class Minibatch:
     advantage: Tensor
     returns: Tensor | None
     old_log_prob: Tensor
+    old_log_pi: Tensor
     kl_weight: float
     n_sequences: int
 
 
 def log_probabilities(score: Tensor, positions: Positions, objective: overseer.Objective) -> tuple[Tensor, Tensor]:
-    """Log-probability of the recorded choice at each position under the objective, and `KL(π‖p)` there: `[N]` each.
+    """Log-probability of the recorded choice at each position under the objective `[N]`, and `log π` of every candidate `[N, K]`.
 
     `score [N, K]`: the proxy's acceptance logits.
     """
@@ -43,14 +46,26 @@ def log_probabilities(score: Tensor, positions: Positions, objective: overseer.O
         log_pi = overseer.marginal_log_pi(positions.log_p, log_a, positions.mask)
     else:
         log_pi = _sequential(positions, log_a, log_1ma)
-    kl = overseer.kl_choice(log_pi, positions.log_p, positions.mask)
     if objective == "sequential":
         assert positions.rejected is not None and positions.coin_flipped is not None
         path = overseer.sequential_path_log_prob(
             log_a, log_1ma, positions.rejected, positions.choice, positions.coin_flipped
         )
-        return path, kl
-    return log_pi.gather(-1, positions.choice[:, None]).squeeze(-1), kl
+        return path, log_pi
+    return log_pi.gather(-1, positions.choice[:, None]).squeeze(-1), log_pi
+
+
+def acceptance_logits(proxy: nn.Module, batch: Minibatch, with_value: bool = False) -> Any:
+    """The proxy's logits `[N, K]` at the positions of a minibatch and, `with_value`, also its values `[N]`."""
+    positions = batch.positions
+    return proxy(
+        positions.hidden,
+        positions.ids,
+        embeddings=batch.embeddings,
+        index=batch.index,
+        lookahead=positions.lookahead,
+        with_value=with_value,
+    )
 
 
 def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
@@ -73,11 +88,11 @@ def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
 
 
 def distinct(positions: Positions, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The embedding rows `[U, D]` of the distinct candidates, and the index `[N, K]` into them."""
+    """The embedding rows `[U, D]` of the distinct candidates, and the index `[N, K]` into them. The tail's index is U."""
     if rows is None:
         return None, None
     ids, index = positions.ids.unique(return_inverse=True)
-    return rows[ids], index
+    return rows[ids[ids < len(rows)]], index  # the tail's id is the vocabulary's size, the last of all
 
 
 def proxy_loss(
@@ -88,16 +103,10 @@ def proxy_loss(
     `proxy`: the network, or its data-parallel wrapper.
     """
     positions = batch.positions
-    found = proxy(
-        positions.hidden,
-        positions.ids,
-        embeddings=batch.embeddings,
-        index=batch.index,
-        lookahead=positions.lookahead,
-        with_value=batch.returns is not None,
-    )
+    found = acceptance_logits(proxy, batch, batch.returns is not None)
     score, values = found if batch.returns is not None else (found, None)
-    log_prob, kl = log_probabilities(score, positions, objective)
+    log_prob, log_pi = log_probabilities(score, positions, objective)
+    kl = overseer.kl_choice(log_pi, positions.log_p, positions.mask)
     surrogate, clipped = clipped_objective(log_prob, batch.old_log_prob, batch.advantage, epsilon)
     loss = (batch.kl_weight * kl - surrogate).sum() / batch.n_sequences
     logs = {"clip_fraction": float(clipped.float().mean()) if len(clipped) else 0.0}

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from frugalign.options import groups
-from frugalign.options.declare import defaults, notes, option
+from frugalign.options.declare import defaults, like, notes, option
 from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSITIVE, SHARE, SIZE
 
 
 @dataclass
-@defaults(max_steps=960, learning_rate=1e-2, per_device_train_batch_size=128, save_steps=100, beta=0.05)
+@defaults(max_steps=960, learning_rate=1e-2, per_device_train_batch_size=128, save_steps=100)
 @notes(
     model_name_or_path="The model stays frozen.",
     dataset_name="It holds prompts in a `prompt` column (strings or messages).",
@@ -19,7 +19,6 @@ from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSI
     temperature="The base proposes tokens at it.",
     max_prompt_length="Default: a prompt over the context is an error.",
     num_generations="Each is the others' baseline.",
-    beta="Its unit is reward per nat of KL to the base, over a response. With target_kl it is the starting value.",
     max_steps="They are rounded up to whole rollouts.",
     per_device_train_batch_size="It counts the responses of a rollout and is a multiple of num_generations.",
     output_dir="Default: runs/proxy.",
@@ -29,7 +28,6 @@ class ProxyOptions(
     groups.TrainingRun,
     groups.EvalSteps,
     groups.Steps,
-    groups.Beta,
     groups.Generations,
     groups.PromptLength,
     groups.Sampling,
@@ -55,14 +53,34 @@ class ProxyOptions(
         0.01, "Candidates have at least this probability under the base; the likeliest token always is one.", BELOW_ONE
     )
     max_candidates: int | None = option(None, "Most candidates of a position. Default: 256, lookahead 8.", COUNT)
+    tail: Literal["keep", "drop"] = option(
+        "keep",
+        "Tokens that are not candidates: judged together as one more candidate, or never emitted.",
+    )
     hidden: int | None = option(
         None, "Hidden width of q. Default: the largest that keeps the proxy under 1 % of the base.", SIZE
     )
     dim: int | None = option(None, "Width d of q and k. Default: as `hidden`.", SIZE)
-    initial_bias: float | None = option(None, "b of an untrained proxy. Default: 0 (marginal), 2 (sequential).", FINITE)
+    initial_bias: float | None = option(
+        None, "b of an untrained proxy. Default: 0 (marginal), 4 (sequential), 2 (sequential, tail dropped).", FINITE
+    )
 
+    beta: float | None = like(
+        groups.Beta,
+        "beta",
+        None,
+        "Its unit is reward per nat of KL to the base, over a response. With target_kl it is the starting value. "
+        "Default: 0.05, with target_kl what a nat there is worth by the rewards' spread.",
+    )
     target_kl: float | None = option(
-        None, "Adapt beta towards this KL to the base, in nats per response, restriction included.", POSITIVE
+        None,
+        "Adapt beta towards this KL to the base, in nats per response. It counts what the proxy chooses (`kl_choice`).",
+        POSITIVE,
+    )
+    max_update_kl: float = option(
+        1.0,
+        "How far one rollout may move the policy, in nats per response: KL of the new policy to the old one.",
+        POSITIVE,
     )
     num_iterations: int = option(2, "Passes over a rollout.", COUNT)
     num_mini_batches: int = option(2, "Optimiser steps per pass.", COUNT)

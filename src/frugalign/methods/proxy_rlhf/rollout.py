@@ -20,12 +20,12 @@ from frugalign.base.ledger import Ledger
 from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Step, generate
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.proxy.guide import Decision, ProxyGuide
-from frugalign.proxy.overseer import entropy, expected_rejections, relative_acceptance
+from frugalign.proxy.overseer import entropy, expected_rejections, mass_of, relative_acceptance
 
 
 @dataclass
 class Positions:
-    """`N` decided positions, padded to `K` candidates.
+    """`N` decided positions, padded to `K` candidates, of which a kept tail is one.
 
     `sequence`, `position [N]`; `hidden [N, D]`; `ids [N, K]`, `log_p [N, K]` (proposals, −inf at padding), `mask [N, K]`; `choice [N]`;
     `rejected [N, K]`, `coin_flipped [N]`: the coin flips of the sequential overseer; `lookahead [N, K, D]`.
@@ -126,6 +126,8 @@ class _Recorder:
             "entropy": entropy(details.log_pi, found.mask),
             "candidates": found.mask.sum(-1),
             "capped": found.capped,
+            "tail_mass_base": mass_of(found.log_p, found.tail),
+            "tail_mass": mass_of(details.log_pi, found.tail),
         }.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(values.float().sum())
         self.n += len(found.ids)

@@ -32,7 +32,6 @@ from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import TransformersEngine, causal_lm, context_length, device_of, embedding_rows
-from frugalign.methods.proxy_rlhf.advantages import adapt_beta
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.evaluate_proxy import evaluate_proxy
 from frugalign.methods.proxy_rlhf.experience import (
@@ -43,6 +42,7 @@ from frugalign.methods.proxy_rlhf.experience import (
     score_rollout,
 )
 from frugalign.methods.proxy_rlhf.inputs import load_base, prepare_proxy
+from frugalign.methods.proxy_rlhf.kl_control import AfterEachStep, KLController, TrustRegion
 from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
@@ -92,7 +92,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self.lm, tokenizer = loaded.model.eval().requires_grad_(False), loaded.tokenizer
         self.ledger, self._uncounted = Ledger(), Ledger()
         self.rewards = load_rewards(reward_funcs, device=str(device_of(self.lm)))
-        self.beta = args.beta
+        self.kl = KLController(args.beta, args.target_kl)
         base = fingerprint(self.lm, tokenizer, name=loaded.name, revision=args.revision, adapter=args.adapter)
         proxy = prepare_proxy(proxy, loaded, base, args)
         self._base = replace(loaded, name=base.name, revision=base.revision)
@@ -112,7 +112,6 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._train_prompts = self._encode(train_dataset, tokenizer, args, proxy)
         if eval_dataset is not None:  # report a prompt that does not fit before training
             self._encode(eval_dataset, tokenizer, args, proxy)
-        self._last_kl: float | None = None
         self._round = -1
         self._minibatches: list[Minibatch] = []
         self._logs: dict[str, list[float]] = {}
@@ -128,7 +127,11 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=tokenizer,
-                callbacks=[RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
+                callbacks=[
+                    AfterEachStep(self._shorten_step),
+                    RunFolder(self.ledger, args.resolved()),
+                    *(callbacks or []),
+                ],
             )
         trainable = sum(parameter.numel() for parameter in proxy.parameters())
         self.ledger.set_parameters(trainable=trainable, base=causal_lm(self.lm).num_parameters())
@@ -222,7 +225,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             )
         if round_ == 0 and args.target_kl is not None and rollout.statistics["kl_restriction"] > args.target_kl:
             _log.warning(
-                "Restricting the candidates to p_t = %g costs %.1f nats a sequence, more than target_kl = %g leaves: lower p_t.",
+                "Dropping the tail at p_t = %g costs %.1f nats a response, which target_kl = %g does not count: keep the tail, or lower p_t.",
                 args.p_t,
                 rollout.statistics["kl_restriction"],
                 args.target_kl,
@@ -238,26 +241,20 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 rollout,
                 rewards,
                 args,
-                self.beta,
+                self.kl,
                 self._embeddings,
                 self._sum,
             )
-        for name, value in {
-            **rollout.statistics,
-            **experience.statistics,
-            "reward": experience.mean_reward,
-            "beta": self.beta,
-        }.items():
+        noted = {**rollout.statistics, **experience.statistics, "reward": experience.mean_reward}
+        for name, value in noted.items():
             self._note(name, value)
         if args.log_completions:
             self._train_prompts.write_completions(
                 Path(str(args.output_dir)), self.state.global_step, indices[mine], rollout, rewards, scored.extra
             )
-        if args.target_kl is not None:
-            kl = self._sum(torch.tensor([rollout.statistics["kl"], 1.0]))
-            now = float(kl[0] / kl[1])
-            self.beta = adapt_beta(self.beta, now, now if self._last_kl is None else self._last_kl, args.target_kl)
-            self._last_kl = now
+        kl = self._sum(torch.tensor([rollout.statistics["kl_choice"], 1.0], dtype=torch.float64))
+        self._limits = self.kl.limits(float(kl[0] / kl[1]), args.max_update_kl)
+        self.kl.observe(float(kl[0] / kl[1]))
         return experience.minibatches
 
     def _count(self) -> None:
@@ -293,11 +290,22 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         loss = super().training_step(
             model, {"minibatch": self._minibatches[within % args.num_mini_batches]}, num_items_in_batch
         )
+        self._before = [parameter.detach().clone() for parameter in model.parameters()]
         self.ledger.add_seconds("optimise", time.perf_counter() - started)
         self.ledger.count(optimizer_steps=1)
         self._note("loss", float(loss))
         self._loss_sum += float(loss)
         return loss
+
+    def _shorten_step(self) -> None:
+        """Keep as much of the optimiser step just made as the trust region allows."""
+        started = time.perf_counter()
+        region = TrustRegion(self._minibatches, self.args.objective, self._sum)
+        share, found = region.shorten(self.accelerator.unwrap_model(self.model), self._before, self._limits)
+        self._note("step_kept", share)
+        self._note("moved", found.moved)
+        self._note("kl_after", found.from_base)
+        self.ledger.add_seconds("optimise", time.perf_counter() - started)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs
@@ -359,15 +367,17 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     def reset_run_state(self) -> None:
         self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
+        self.kl = KLController(self.args.beta, self.args.target_kl)
 
     def run_settings(self) -> dict[str, Any]:
         return self.args.fixed_settings() | self._data_hashes
 
     def run_state(self) -> dict[str, Any]:
-        return {"beta": self.beta, "last_kl": self._last_kl, "logs": self._logs, "loss_sum": self._loss_sum}
+        return {"beta": self.kl.beta, "last_kl": self.kl.last_kl, "logs": self._logs, "loss_sum": self._loss_sum}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        self.beta, self._last_kl, self._loss_sum = float(state["beta"]), state["last_kl"], float(state["loss_sum"])
+        self.kl.beta, self.kl.last_kl = state["beta"], state["last_kl"]
+        self._loss_sum = float(state["loss_sum"])
         if self.accelerator.is_main_process:  # only its numbers are saved
             self._logs = state["logs"]
 

@@ -1,0 +1,150 @@
+"""How far training moves the policy: a controller of β, and a trust region around every rollout **[ours]** (`docs/methods/proxy.md#training`).
+
+A rollout stores every state that it visited. The exact divergence of an updated proxy there costs no pass through the
+language model: only the proxy runs. A learning rate that fits one base can be tenfold too large for another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from frugalign.methods.proxy_rlhf.loss import Minibatch, acceptance_logits, log_probabilities
+from frugalign.proxy.overseer import Objective, kl_choice
+
+_TRIES = 4
+_MARGIN = 0.9
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Nats per sequence, on the states of a rollout: `moved`, `KL(π_new ‖ π_old)`, and `from_base`, `KL(π_new ‖ p)`."""
+
+    moved: float
+    from_base: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one rollout may move the policy, and how far from the base it may end. None: as far as it likes."""
+
+    moved: float
+    from_base: float | None = None
+
+    def excess(self, found: Distances) -> float:
+        """How many times a distance is over its limit: at most 1 if none is."""
+        over = found.moved / self.moved
+        return over if self.from_base is None else max(over, found.from_base / self.from_base)
+
+
+BETA = 0.05
+_GAIN = 0.3
+_RISING = 1.1
+_OVER_TARGET = 1.2
+"""A rollout may end this many times the target away from the base, or as far as it began."""
+
+
+@dataclass
+class KLController:
+    """Steers `kl_choice`, in nats per sequence, towards `target` by the price `beta`. Without a target, β is constant.
+
+    `log β` moves by `0.3·log(kl/target)`, at most 0.3 after a rollout. So β never falls while the KL is over the target. Nor does it
+    while the KL still rises by a tenth: a proxy that has just begun to learn is below its target at any price. What is too cheap
+    meanwhile, the trust region holds.
+    """
+
+    beta: float | None
+    target: float | None
+    last_kl: float | None = None
+
+    def price(self, spread: float) -> float:
+        """β, in reward per nat. Where none was given, the first rollout's `spread` of rewards sets it.
+
+        The best of many samples gains about `spread·√(2·KL)`. Its slope at the target is what a nat there is worth.
+        """
+        if self.beta is None:
+            slope = spread / math.sqrt(2 * self.target) if self.target is not None else 0.0
+            self.beta = slope if slope > 0 else BETA
+        return self.beta
+
+    def observe(self, kl: float) -> None:
+        """Change β after a rollout with this mean KL."""
+        if self.target is None or self.beta is None:
+            return
+        far = max(-1.0, min(1.0, math.log(max(kl, 1e-9) / self.target)))
+        rises = self.last_kl is not None and kl > _RISING * self.last_kl
+        if far > 0 or not rises:
+            self.beta *= math.exp(_GAIN * far)
+        self.last_kl = kl
+
+    def limits(self, kl: float, moved: float) -> Limits:
+        """What may become of a rollout with this mean KL: how far its update moves, and how far from the base it ends."""
+        return Limits(moved, None if self.target is None else max(_OVER_TARGET * self.target, kl))
+
+
+class AfterEachStep(TrainerCallback):
+    """Calls a function after every optimiser step, before it is logged or saved."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._call()
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Measures a proxy on a rollout's `minibatches`, and shortens its steps. `reduce_sum` sums a tensor over processes."""
+
+    minibatches: Sequence[Minibatch]
+    objective: Objective
+    reduce_sum: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def distances(self, proxy: nn.Module) -> Distances:
+        """The distances of the proxy as it is now."""
+        sums = torch.zeros(3, dtype=torch.float64)
+        for batch in self.minibatches:
+            positions = batch.positions
+            _, log_pi = log_probabilities(acceptance_logits(proxy, batch), positions, self.objective)
+            moved = kl_choice(log_pi, batch.old_log_pi, positions.mask).double().sum()
+            from_base = kl_choice(log_pi, positions.log_p, positions.mask).double().sum()
+            sums += torch.tensor([float(moved), float(from_base), float(batch.n_sequences)], dtype=torch.float64)
+        sums = self.reduce_sum(sums)
+        return Distances(float(sums[0] / sums[2]), float(sums[1] / sums[2]))
+
+    @torch.no_grad()
+    def shorten(self, proxy: nn.Module, before: Sequence[Tensor], limits: Limits) -> tuple[float, Distances]:
+        """Move the proxy back towards its parameters `before` until it is within the limits.
+
+        A divergence grows like the square of a small step, which gives the next share of the step to try. A step that is
+        still too long after a few tries is undone.
+
+        Returns:
+            the share of the step that is kept, and the distances.
+        """
+        after = [parameter.detach().clone() for parameter in proxy.parameters()]
+        share, found = 1.0, self.distances(proxy)
+        for _ in range(_TRIES):
+            excess = limits.excess(found)
+            if excess <= 1.0:
+                return share, found
+            share *= _MARGIN / excess**0.5
+            _interpolate(proxy, before, after, share)
+            found = self.distances(proxy)
+        if limits.excess(found) > 1.0:
+            share = 0.0
+            _interpolate(proxy, before, after, share)
+            found = self.distances(proxy)
+        return share, found
+
+
+def _interpolate(proxy: nn.Module, before: Sequence[Tensor], after: Sequence[Tensor], share: float) -> None:
+    for parameter, old, new in zip(proxy.parameters(), before, after, strict=True):
+        parameter.copy_(torch.lerp(old, new, share) if share else old)

@@ -1,0 +1,183 @@
+"""The price of the KL, and the trust region around a rollout: worked numbers, and bases that answer differently."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from frugalign.methods.proxy_rlhf.kl_control import BETA, Distances, KLController, Limits, TrustRegion
+from frugalign.methods.proxy_rlhf.loss import Minibatch
+from frugalign.methods.proxy_rlhf.rollout import Positions
+from frugalign.proxy.candidates import Limits as CandidateLimits
+from frugalign.proxy.candidates import candidates
+
+
+def after(*kls: float, target: float = 10.0, beta: float = 0.3) -> list[float]:
+    """β after rollouts with these mean KLs."""
+    controller, found = KLController(beta, target), []
+    for kl in kls:
+        controller.observe(kl)
+        assert controller.beta is not None
+        found.append(controller.beta)
+    return found
+
+
+# -- the price --------------------------------------------------------------------------------------------------------
+
+
+def test_it_rests_at_its_target_and_moves_the_right_way() -> None:
+    assert after(10.0, 10.0) == pytest.approx([0.3, 0.3])
+    assert after(15.0, 15.0)[1] > after(15.0)[0] > 0.3
+    assert 0 < after(5.0, 5.0)[1] < after(5.0)[0] < 0.3
+    assert after(0.0, 0.0, 0.0)[-1] > 0
+
+
+def test_without_a_target_the_price_is_constant() -> None:
+    controller = KLController(0.3, None)
+    controller.observe(100.0)
+    assert controller.price(1.0) == 0.3 and controller.limits(100.0, 1.0).from_base is None
+
+
+def test_it_never_falls_while_the_kl_is_over_the_target() -> None:
+    """A jump of the KL and its way back: from 1 to 42 and down to 12, all but the first over 10."""
+    found = after(1.0, 42.0, 36.0, 30.0, 24.0, 18.0, 12.0)
+    assert found[1:] == sorted(found[1:])
+
+
+def test_worked_prices() -> None:
+    """0.3·log(kl/target), at most a factor e^±0.3; unchanged while the KL rises by more than a tenth towards its target."""
+    assert after(5.0, 5.0)[1] == pytest.approx(0.3 * math.exp(0.6 * math.log(0.5)))
+    assert after(12.0)[0] == pytest.approx(0.3 * math.exp(0.3 * math.log(1.2)))
+    assert after(100.0)[0] == pytest.approx(0.3 * math.exp(0.3)) and after(0.0)[0] == pytest.approx(
+        0.3 * math.exp(-0.3)
+    )
+    first, second, third = after(2.0, 4.0, 4.2)
+    assert second == first and third < second
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_first_price_has_the_scale_of_the_reward(scale: float) -> None:
+    """spread·√(2·KL) has the slope spread/√(2·target): 4/√(2·8) = 1."""
+    assert KLController(None, 8.0).price(4.0 * scale) == pytest.approx(scale)
+
+
+def test_a_price_that_nothing_sets_is_the_default_and_a_given_one_stays() -> None:
+    assert KLController(None, None).price(4.0) == BETA and KLController(None, 8.0).price(0.0) == BETA
+    assert KLController(0.3, 8.0).price(4.0) == 0.3
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+@pytest.mark.parametrize("hardness", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("speed", [0.15, 0.5])
+def test_it_holds_the_target_on_bases_that_answer_differently(scale: float, hardness: float, speed: float) -> None:
+    """A base whose reward rises like `hardness·scale·√(2·KL)`: its KL moves a share `speed` towards the best at β in every
+    rollout, and no further than the trust region lets it. It stays under twice the target and ends near it."""
+    controller, kl, seen = KLController(None, 10.0), 0.0, []
+    controller.price(scale)
+    for _ in range(30):
+        controller.observe(kl)
+        assert controller.beta is not None
+        best = (hardness * scale / controller.beta) ** 2 / 2
+        limit = controller.limits(kl, 1.0).from_base
+        assert limit is not None
+        kl = min(kl + speed * (best - kl), limit)
+        seen.append(kl)
+    assert max(seen) < 20
+    assert all(8 < kl < 12 for kl in seen[-5:])
+
+
+# -- the trust region -------------------------------------------------------------------------------------------------
+
+
+class Slope(torch.nn.Module):
+    """A proxy of one parameter: the score of a candidate is that times its number."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor([value]))
+
+    def forward(self, hidden: torch.Tensor, ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return self.slope * ids
+
+
+def minibatch(old_slope: float = 0.0, n: int = 6) -> Minibatch:
+    """`n` positions of three sequences with five candidates."""
+    logits = torch.randn(n, 5, generator=torch.Generator().manual_seed(0))
+    found = candidates(logits, 1.0, CandidateLimits(0.0, 5))
+    positions = Positions(
+        sequence=torch.arange(n) // 2,
+        position=torch.arange(n) % 2,
+        hidden=torch.zeros(n, 2),
+        ids=found.ids,
+        log_p=found.log_p,
+        mask=found.mask,
+        choice=torch.zeros(n, dtype=torch.long),
+        rejected=None,
+        coin_flipped=None,
+        lookahead=None,
+    )
+    old = torch.log_softmax(found.log_p + torch.nn.functional.logsigmoid(old_slope * found.ids), -1)
+    return Minibatch(positions, None, None, torch.zeros(n), None, torch.zeros(n), old, kl_weight=1.0, n_sequences=3)
+
+
+def region(*batches: Minibatch) -> TrustRegion:
+    return TrustRegion(batches or [minibatch()], "marginal", lambda sums: sums)
+
+
+def by_hand(batch: Minibatch, slope: float) -> tuple[float, float]:
+    """KL(π_new ‖ π_old) and KL(π_new ‖ p), per sequence."""
+    positions = batch.positions
+    new = torch.log_softmax(positions.log_p + torch.nn.functional.logsigmoid(slope * positions.ids), -1)
+    moved, far = ((new.exp() * (new - other)).sum() / 3 for other in (batch.old_log_pi, positions.log_p))
+    return float(moved), float(far)
+
+
+def test_distances_are_exact_and_per_sequence() -> None:
+    batch = minibatch(old_slope=0.4)
+    found = region(batch).distances(Slope(-1.0))
+    assert (found.moved, found.from_base) == pytest.approx(by_hand(batch, -1.0), rel=1e-5)
+    assert region(batch).distances(Slope(0.4)).moved == pytest.approx(0.0, abs=1e-6)
+    both = region(batch, batch).distances(Slope(-1.0))
+    assert both.moved == pytest.approx(found.moved), "a mean over sequences, not a sum"
+
+
+def test_a_step_within_its_limits_is_kept() -> None:
+    proxy = Slope(-0.5)
+    share, _ = region().shorten(proxy, [torch.tensor([0.0])], Limits(100.0, 100.0))
+    assert share == 1.0 and proxy.slope.item() == -0.5
+
+
+@pytest.mark.parametrize("limits", [Limits(0.05), Limits(100.0, 0.05), Limits(0.05, 100.0)])
+def test_a_step_that_is_too_long_is_shortened(limits: Limits) -> None:
+    """It ends inside, and not far inside: a good part of what is allowed is used."""
+    proxy, batch = Slope(-8.0), minibatch()
+    share, found = region(batch).shorten(proxy, [torch.tensor([0.0])], limits)
+    assert 0 < share < 1 and proxy.slope.item() == pytest.approx(-8.0 * share)
+    assert 0.2 * 0.05 < found.moved <= 0.05
+    assert found.moved == pytest.approx(by_hand(batch, proxy.slope.item())[0], rel=1e-4)
+
+
+def test_a_step_that_cannot_be_inside_is_undone() -> None:
+    """It began outside and went further out."""
+    batch = minibatch(old_slope=-3.0)
+    proxy = Slope(-4.0)
+    share, found = region(batch).shorten(proxy, [torch.tensor([-3.0])], Limits(100.0, 1e-4))
+    assert share == 0.0 and proxy.slope.item() == -3.0 and found.moved == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_step_back_towards_the_base_is_kept_however_far_out_it_is() -> None:
+    """The limit is where the rollout was, if that is further than the target."""
+    batch = minibatch(old_slope=-3.0)
+    was = by_hand(batch, -3.0)[1]
+    limits = KLController(0.3, was / 4).limits(was, 100.0)
+    assert region(batch).shorten(Slope(-2.0), [torch.tensor([-3.0])], limits)[0] == 1.0
+    assert region(batch).shorten(Slope(-6.0), [torch.tensor([-3.0])], limits)[0] < 1.0
+
+
+def test_excess_is_the_worse_of_the_two() -> None:
+    assert Limits(2.0, 10.0).excess(Distances(1.0, 15.0)) == 1.5
+    assert Limits(2.0, 10.0).excess(Distances(6.0, 15.0)) == 3.0
+    assert Limits(2.0).excess(Distances(1.0, 1e6)) == 0.5
