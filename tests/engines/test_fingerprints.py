@@ -189,6 +189,10 @@ def _added(words: Any) -> None:
     words.add_tokens(["w5"])  # a word that is there already, now matched before anything else
 
 
+def _split(words: Any) -> None:
+    words.split_special_tokens = True  # special tokens in a text are no longer recognised
+
+
 def _end(words: Any) -> None:
     words.eos_token = "w9"
 
@@ -208,6 +212,7 @@ def _padding(words: Any) -> None:
         (_decoder, ["tokenizer (decoder)"]),
         (_merges, ["tokenizer (vocabulary and merges)"]),
         (_added, ["tokenizer (added tokens)"]),
+        (_split, ["tokenizer (added tokens)"]),
         (_end, ["tokenizer (special tokens)", "end tokens"]),
         (_padding, []),
     ],

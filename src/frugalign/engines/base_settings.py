@@ -122,7 +122,7 @@ def _pipeline(tokenizer: Any) -> dict[str, Any]:
         "pre-tokenizer": parts.get("pre_tokenizer"),
         "post-processor": parts.get("post_processor"),
         "decoder": [parts.get("decoder"), cleans],
-        "added tokens": parts.get("added_tokens"),
+        "added tokens": [parts.get("added_tokens"), bool(getattr(tokenizer, "split_special_tokens", False))],
         VOCABULARY: model,
     }
 
