@@ -210,6 +210,7 @@ CHANGES: list[dict[str, Any]] = [
     {"max_grad_norm": 0.5},
     {"warmup_steps": 3},
     {"lr_scheduler_type": "cosine"},
+    {"adam_epsilon": 1e-3},
 ]
 
 
