@@ -4,8 +4,7 @@
 
 There are 385 states at four layers, grouped by id: an id in both classes is very probably one prompt. Cross-validation has five folds and
 five repeats. The penalty, and the regression's layer and C, are chosen by five inner folds. The ranking accuracy is over ids with a safe and
-an unsafe state in the same test fold. The control has shuffled labels. An earlier run, whose optimiser stopped too early, was equal to the
-regression at 81.2 %.
+an unsafe state in the same test fold. The control has shuffled labels.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from frugalign.rewards.representation.fit import Examples, FitOptions, fit, label_loss
 
 LAYERS = [8, 16, 24, 32]
-PENALTIES = (0.3, 1.0, 3.0)
+PENALTIES = (2e-5, 6e-5, 2e-4)
 CS = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = REPEATS = 5
 
@@ -121,7 +120,7 @@ def main() -> None:
         for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=repeat).split(states, y, groups):
             ours = probes(states, y, groups, train, test, penalties)
             theirs = regression(states, y, groups, train, test, cs)
-            control = probes(states, shuffled, groups, train, test, penalties=(1.0,))
+            control = probes(states, shuffled, groups, train, test, penalties=PENALTIES[1:2])
             ranked += within_ids(ours, y[test], groups[test])
             folds.append(
                 {
@@ -137,7 +136,7 @@ def main() -> None:
     accuracy = {name: 100 * float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
     error = float(difference.std(ddof=1) / len(difference) ** 0.5)
     rows = {
-        "gated probes": {
+        "probes": {
             "accuracy, %": accuracy["probes"],
             "ids ranked rightly, %": 100 * float(ranked[0] / ranked[1]),
         },

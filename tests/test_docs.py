@@ -110,7 +110,11 @@ def test_the_greedy_study_trains_nothing_of_its_own() -> None:
 NUMBERED = re.compile(r"<!-- numbers: ([\w+ -]+) -->\n((?:\|.*\n)+)")
 TABLES = [
     (page, name, table)
-    for page in (ROOT / "README.md", ROOT / "docs" / "results.md")
+    for page in (
+        ROOT / "README.md",
+        ROOT / "docs" / "results.md",
+        ROOT / "docs" / "methods" / "representation-reward.md",
+    )
     for name, table in NUMBERED.findall(page.read_text("utf-8"))
 ]
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?")

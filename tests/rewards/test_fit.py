@@ -59,7 +59,7 @@ def test_a_fit_finds_the_direction_and_every_probe_learns() -> None:
     def read(index: Tensor) -> Tensor:
         return states[index]
 
-    options = FitOptions(weight_decay=0.1)
+    options = FitOptions(weight_decay=0.003)
     train, held_out = Examples(rows[:200], labels=labels[:200]), Examples(rows[200:300], labels=labels[200:300])
     found = fit(read, train, held_out, [1, 2, 3], 12, options)
     right = ((raw_rewards(found.model, read, rows[300:]) > 0).float() == labels[300:]).float().mean()
@@ -75,6 +75,20 @@ def test_a_fit_finds_the_direction_and_every_probe_learns() -> None:
     assert float(late[labels[300:] == 1].mean() - late[labels[300:] == 0].mean()) > 1
     strongest = found.model.weight[1] * states.std(0)[1]
     assert int(strongest.abs().argmax()) == 4
+
+
+@pytest.mark.parametrize(("copies", "columns"), [(4, 1), (1, 4), (3, 2)])
+def test_one_penalty_acts_alike_on_any_number_of_features(copies: int, columns: int) -> None:
+    """The same feature several times, as layers or as columns: each gets an equal share of the weight, so the lowest
+    penalised loss stays."""
+    generator = torch.Generator().manual_seed(2)
+    one = torch.randn(60, 1, 1, generator=generator)
+    labels = (one[:, 0, 0] + 0.5 * torch.randn(60, generator=generator) > 0).float()
+    whole, lowest = Examples(torch.arange(60), labels=labels), []
+    for states in (one, one.repeat(1, copies, columns)):
+        layers, options = list(range(states.shape[1])), FitOptions(weight_decay=0.3, patience=200)
+        lowest.append(fit(states.__getitem__, whole, whole, layers, states.shape[2], options).history[-1][0])
+    assert lowest[0] == pytest.approx(lowest[1], abs=1e-5) and lowest[0] < 0.68
 
 
 def test_folding_leaves_the_reward_as_it_was() -> None:
@@ -99,7 +113,7 @@ def test_the_fit_stops_where_the_validation_loss_is_lowest() -> None:
     rows = torch.arange(120)
     found = fit(
         lambda index: states[index], Examples(rows[:60], labels=labels[:60]), Examples(rows[60:], labels=labels[60:]), [1], 40,
-        FitOptions(weight_decay=0.001, patience=5),
+        FitOptions(weight_decay=0.00002, patience=5),
     )  # fmt: skip
     assert len(found.history) == found.best_iteration + 6 < 100
     assert found.validation_loss == min(loss for _, loss in found.history)

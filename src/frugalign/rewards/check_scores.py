@@ -22,7 +22,7 @@ FEWEST = 4
 MOST = 0.9
 """The share of responses or prompts from which on a check warns."""
 MANY_CUT = 0.1
-"""The share of cut responses from which on a representation reward's scores are unreliable."""
+"""The share of cut responses from which on a representation reward judges too many beginnings."""
 
 
 def warn_of_useless_rewards(
@@ -92,7 +92,8 @@ def warn_of_equal_groups(totals: Sequence[float | None], size: int) -> None:
 
 
 def warn_of_cut_responses(share: float, max_new_tokens: int | None, *, may_penalise: bool = False) -> None:
-    """Warn if a representation reward reads many cut responses. Its probes were fitted on the ends of complete answers.
+    """Warn if a representation reward reads many cut responses. Its probes were fitted on whole answers, and order answers
+    that lack their last third clearly worse (`docs/methods/representation-reward.md#what-the-probes-read`).
 
     Args:
         share: the share of responses that reached `max_new_tokens` without an end token.
@@ -100,8 +101,8 @@ def warn_of_cut_responses(share: float, max_new_tokens: int | None, *, may_penal
     """
     if share > MANY_CUT:
         _log.warning(
-            "%.0f %% of the responses are cut at max_new_tokens (%s), and a representation reward is unreliable on cut responses: raise "
-            "max_new_tokens%s.",
+            "%.0f %% of the responses are cut at max_new_tokens (%s). A representation reward judges them by what comes before their "
+            "last sentence end, and less reliably than whole ones: raise max_new_tokens%s.",
             100 * share,
             max_new_tokens,
             ", or set missing_eos_penalty (say -10)" if may_penalise else "",

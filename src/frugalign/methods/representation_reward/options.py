@@ -53,8 +53,8 @@ class RewardOptions(
     )
 
     weight_decay: list[float] = option(
-        [0.01, 0.1, 1.0, 10.0],
-        "L2 penalties to try on standardised states; the validation loss chooses.",
+        [1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+        "L2 penalties to try on standardised states, each times the number of features; the validation loss chooses.",
         NON_NEGATIVE,
     )
     max_iterations: int = option(200, "Most L-BFGS iterations.", COUNT)

@@ -28,10 +28,13 @@ ReadStates = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Options of the fit. `weight_decay`: λ of `λ/2·‖w‖²` on standardised features, per example. `margin`: of the
-    pair loss. `chunk`: answers held in memory at once."""
+    """Options of the fit. `weight_decay`: λ of `λ·L·D/2·‖w‖²` on standardised features, per example. `margin`: of the
+    pair loss. `chunk`: answers held in memory at once.
 
-    weight_decay: float = 0.1
+    With the factor `L·D`, the number of features, one λ acts alike on one layer and on all, on small and large models.
+    """
+
+    weight_decay: float = 0.001
     max_iterations: int = 200
     patience: int = 20
     margin: float = 1.0
@@ -142,7 +145,7 @@ def fit(
         nonlocal last_loss
         vector_to_parameters(torch.from_numpy(flat), model.parameters())
         model.zero_grad()
-        penalty = options.weight_decay / 2 * model.weight.pow(2).sum()
+        penalty = options.weight_decay * model.weight.numel() / 2 * model.weight.pow(2).sum()
         penalty.backward()
         last_loss = float(penalty.detach()) + _mean_loss(model, read, standard, train, options, learn=True)
         gradient = torch.cat(
