@@ -74,6 +74,17 @@ def test_greedy_takes_the_likeliest_and_has_no_divergence() -> None:
     assert [entry.acceptance for entry in BaseGuide(1.0).trace(emission, Noise(keys(2), 0))] == [None, None]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_the_kl_of_the_base_is_that_of_its_temperature(temperature: float) -> None:
+    """KL(p_T ‖ p_1), and nothing else."""
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    found = BaseGuide(temperature).emit(torch.empty(0), logits, Noise(keys(2), 0))
+    log_p, at_one = (logits / temperature).log_softmax(-1), logits.log_softmax(-1)
+    assert found.kl_temperature is not None and found.kl_choice is not None
+    torch.testing.assert_close(found.kl_temperature, (log_p.exp() * (log_p - at_one)).sum(-1))
+    assert float(found.kl_choice.abs().max()) == 0.0
+
+
 def test_log_probs_are_those_of_the_model_at_its_temperature() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(BaseGuide(0.5).log_probs(torch.empty(0), logits), (logits / 0.5).log_softmax(-1))

@@ -49,10 +49,11 @@ def test_log_probs_of_completions(batch_size: int, temperature: float) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, temperature: float) -> None:
+    """The policy at its temperature, the base at 1."""
     policy, base = tiny(1), tiny(0)
     found = sequence_kl(policy, Reference(base), PROMPTS, COMPLETIONS, temperature=temperature, batch_size=batch_size)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        log_pi, log_p = naive(policy, prompt, completion, temperature), naive(base, prompt, completion, temperature)
+        log_pi, log_p = naive(policy, prompt, completion, temperature), naive(base, prompt, completion, 1.0)
         wanted = float((log_pi.exp() * (log_pi - log_p)).sum())
         assert wanted > 0.1
         assert float(found[row]) == pytest.approx(wanted, rel=1e-4)
@@ -60,6 +61,11 @@ def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, tem
 
 def test_a_model_has_no_divergence_from_itself() -> None:
     assert float(sequence_kl(tiny(0), Reference(tiny(0)), PROMPTS, COMPLETIONS, temperature=1.0).abs().max()) < 1e-6
+
+
+def test_a_model_at_another_temperature_diverges_from_itself() -> None:
+    cold = sequence_kl(tiny(0), Reference(tiny(0)), PROMPTS, COMPLETIONS, temperature=0.5)
+    assert float(cold.min()) > 0.1
 
 
 def test_an_empty_completion_scores_nothing() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from frugalign.evaluation.schema import (
     FEW_PROMPTS,
+    KL_PARTS,
     MEASURES,
     Response,
     against,
@@ -65,7 +66,7 @@ def test_what_does_not_apply_is_none() -> None:
     found = estimates(BASE, PROMPTS)
     none = ("distinct_2", "kl_per_sequence", "kl_per_token", "over_refusal_rate", "unsafe_refusal_rate")
     assert [name for name, value in found.items() if value is None] == [
-        name for name in found if name in {*none, "kl_restriction"}
+        name for name in found if name in {*none, *KL_PARTS}
     ]
 
 

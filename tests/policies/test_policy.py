@@ -118,7 +118,7 @@ def test_the_kl_of_principles_is_that_of_one_model_on_two_prompts() -> None:
         sampled.completion_ids,
         temperature=1.0,
     )
-    assert found.kl == expected.tolist() and min(expected) > 0 and found.restriction is None
+    assert found.kl == expected.tolist() and min(expected) > 0 and found.parts is None
 
 
 def test_principles_compose_with_a_proxy(proxies: list[str]) -> None:

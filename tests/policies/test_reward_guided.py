@@ -109,7 +109,7 @@ def naive(
         for position in range(NEW_TOKENS):
             with torch.no_grad():
                 logits = base().model(torch.tensor([ids + written])).logits[0, -1].double()
-            log_p = (logits / temperature).log_softmax(-1)
+            log_p = logits.log_softmax(-1)  # the KL is to the base at temperature 1
             scores = torch.full_like(logits, -math.inf)
             for token in logits.topk(top_k).indices.tolist():
                 text = base().tokenizer.decode([*written, token], skip_special_tokens=True)
@@ -136,10 +136,12 @@ def test_it_equals_the_rule_as_it_is_written_down(temperature: float, do_sample:
     assert found.ended == [ids[-1] == END for ids in expected]
     assert len({len(ids) for ids in expected}) > 1, "rows must end at different times"
     if do_sample:
-        assert found.kl_restriction is not None and found.kl_choice is not None
-        assert (found.kl_restriction + found.kl_choice).tolist() == pytest.approx(kl, abs=1e-4)
+        assert found.kl_temperature is not None and found.kl_restriction is not None and found.kl_choice is not None
+        whole = found.kl_temperature + found.kl_restriction + found.kl_choice
+        assert whole.tolist() == pytest.approx(kl, abs=1e-4)
+        assert bool((found.kl_temperature == 0).all()) == (temperature == 1.0)
     else:
-        assert found.kl_restriction is found.kl_choice is None
+        assert found.kl_temperature is found.kl_restriction is found.kl_choice is None
 
 
 @pytest.mark.slow

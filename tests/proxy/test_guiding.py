@@ -272,15 +272,25 @@ def test_proxies_that_do_not_compose(name: str, value: Any) -> None:
         guide(scripted(SCORES), scripted(OTHER, **{name: value}))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize("tail", [None, 2.0])
 @pytest.mark.parametrize("objective", ["marginal", "sequential", "sequential_integrated"])
-def test_kl_of_an_emission_is_that_of_the_full_vocabulary(objective: str, tail: float | None) -> None:
-    found = guide(scripted(SCORES, objective, tail=tail))
+def test_kl_of_an_emission_is_that_of_the_full_vocabulary(
+    objective: str, tail: float | None, temperature: float
+) -> None:
+    """To the base at temperature 1, in three parts."""
+    found = guide(scripted(SCORES, objective, temperature=temperature, tail=tail))
     made = found.emit(torch.zeros(2, 2), P.log(), Noise(row_keys(0, 0, [0, 1], [0, 0]), 0))
     pi = policy(found)
     wanted = torch.where(pi > 0, pi * (pi / P).log(), torch.zeros_like(pi)).sum(-1)
-    assert made.kl_restriction is not None and made.kl_choice is not None
-    torch.testing.assert_close(made.kl_restriction + made.kl_choice, wanted, atol=1e-5, rtol=0)
+    assert made.kl_temperature is not None and made.kl_restriction is not None and made.kl_choice is not None
+    whole = made.kl_temperature + made.kl_restriction + made.kl_choice
+    torch.testing.assert_close(whole, wanted, atol=1e-5, rtol=0)
+    assert bool((made.kl_temperature == 0).all()) == (temperature == 1.0)
+    p_t = (P.log() / temperature).log_softmax(-1)
+    among = found.log_probs(torch.zeros(2, 2), P.log())
+    to_p_t = torch.where(pi > 0, pi * (among - p_t), torch.zeros_like(pi)).sum(-1)
+    torch.testing.assert_close(made.kl_restriction + made.kl_choice, to_p_t, atol=1e-5, rtol=0)
     assert bool((made.kl_restriction == 0).all()) == (tail is not None)
 
 

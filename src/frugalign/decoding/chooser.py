@@ -27,11 +27,13 @@ Lookahead = Callable[[Tensor], Tensor]
 class Emission:
     """What a guide chose at one position.
 
-    `token [B]`; `kl_restriction [B]` = −log p_T(C) and `kl_choice [B]` = KL(π ‖ p) in nats, exact over the full vocabulary;
+    `token [B]`. The KL to the base at temperature 1, in nats, exact over the full vocabulary, is the sum of three parts, each
+    `[B]`: `kl_temperature` = E_π[log p_T − log p_1], `kl_restriction` = −log p_T(C) and `kl_choice` = KL(π ‖ p).
     `details`: what the guide passes to the loop's observer.
     """
 
     token: Tensor
+    kl_temperature: Tensor | None = None
     kl_restriction: Tensor | None = None
     kl_choice: Tensor | None = None
     details: Any = None
@@ -78,6 +80,13 @@ class Guide(Chooser, Protocol):
         ...
 
 
+def temperature_gain(logits: Tensor, temperature: float) -> Tensor | None:
+    """`log p_T − log p_1` of every token, `[B, V]`. None at temperature 1, where it is zero."""
+    if temperature == 1.0:
+        return None
+    return torch.log_softmax(logits / temperature, -1) - torch.log_softmax(logits, -1)
+
+
 class BaseGuide:
     """The base model itself: `p_T` over its whole vocabulary.
 
@@ -104,7 +113,10 @@ class BaseGuide:
         if not do_sample:
             return Emission(token=logits.argmax(-1))
         zero = torch.zeros(logits.shape[0], device=logits.device)
-        return Emission(self._draw(logits / self.temperature, noise), kl_restriction=zero, kl_choice=zero)
+        gain = temperature_gain(logits, self.temperature)
+        warmth = zero if gain is None else ((logits / self.temperature).softmax(-1) * gain).sum(-1)
+        token = self._draw(logits / self.temperature, noise)
+        return Emission(token, kl_temperature=warmth, kl_restriction=zero, kl_choice=zero)
 
     def _draw(self, scores: Tensor, noise: Noise) -> Tensor:
         """`scores [B, V]`, the unnormalised log-probabilities -> token ids `[B]`."""

@@ -60,9 +60,9 @@ def sequence_kl(
     batch_size: int = 16,
     ledger: Ledger | None = None,
 ) -> Tensor:
-    """`Σ_t KL(π_T(·|s_t) ‖ p_T(·|s_t))` over the full vocabulary, nats per sequence, `[B]` float64.
+    """`Σ_t KL(π_T(·|s_t) ‖ p_1(·|s_t))` over the full vocabulary, nats per sequence, `[B]` float64.
 
-    `π` is `model`, `p` the reference.
+    `π` is `model`, at `temperature`; `p` the reference, at temperature 1.
     """
     total = torch.zeros(len(prompt_ids), dtype=torch.float64)
     reference_ids = prompt_ids if reference.prompt_ids is None else reference.prompt_ids
@@ -76,7 +76,7 @@ def sequence_kl(
             own_prompts = [reference_ids[row] for row in chosen]
             for index, logits in _completion_logits(forward, own_prompts, completions, batch_size, ledger):
                 log_pi = torch.log_softmax(policy[index].to(logits.device) / temperature, -1)
-                log_p = torch.log_softmax(logits / temperature, -1)
+                log_p = torch.log_softmax(logits, -1)
                 total[chosen[index]] = (log_pi.exp() * (log_pi - log_p)).sum(-1).double().sum().cpu()
     return total
 

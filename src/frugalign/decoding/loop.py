@@ -72,13 +72,14 @@ class LoopOptions:
 class Generation:
     """Completions in the order of the prompts.
 
-    `completion_ids`: token ids, end token included. `ended`: whether an end token was emitted. `kl_restriction [B]`
-    and `kl_choice [B]`: nats per sequence, None if greedy. `states [B, layers, D]`: requested layers at the
+    `completion_ids`: token ids, end token included. `ended`: whether an end token was emitted. `kl_temperature`,
+    `kl_restriction` and `kl_choice [B]`: nats per sequence, None if greedy. They add up to the KL to the base at temperature 1. `states [B, layers, D]`: requested layers at the
     completion's last sentence end, or at its last token if it has none. `traces`: requested proposals, token by token.
     """
 
     completion_ids: list[list[int]]
     ended: list[bool]
+    kl_temperature: Tensor | None = None
     kl_restriction: Tensor | None = None
     kl_choice: Tensor | None = None
     states: Tensor | None = None
@@ -273,6 +274,7 @@ class _Batch:
         details = emission.details
         narrowed = Emission(
             token=emission.token[alive],
+            kl_temperature=None if emission.kl_temperature is None else emission.kl_temperature[alive],
             kl_restriction=None if emission.kl_restriction is None else emission.kl_restriction[alive],
             kl_choice=None if emission.kl_choice is None else emission.kl_choice[alive],
             details=details.select(alive) if hasattr(details, "select") else details,
@@ -287,8 +289,8 @@ class _Accumulator:
         self.ids: list[list[int]] = [[] for _ in range(n)]
         self.ended = [False] * n
         self.traces: list[list[TokenTrace]] | None = [[] for _ in range(n)] if record_trace else None
-        self.restriction = torch.zeros(n, dtype=torch.float64) if do_sample else None
-        self.choice = torch.zeros(n, dtype=torch.float64) if do_sample else None
+        names = ("kl_temperature", "kl_restriction", "kl_choice") if do_sample else ()
+        self.kl = {name: torch.zeros(n, dtype=torch.float64) for name in names}
         self.n = n
         self.states: Tensor | None = None
 
@@ -300,10 +302,10 @@ class _Accumulator:
                 self.ids[row].append(tokens[index])
                 self.ended[row] = stops[index]
         live_rows = batch.rows[batch.alive.cpu()]
-        if self.restriction is not None and emission.kl_restriction is not None:
-            self.restriction[live_rows] += emission.kl_restriction[batch.alive].double().cpu()
-        if self.choice is not None and emission.kl_choice is not None:
-            self.choice[live_rows] += emission.kl_choice[batch.alive].double().cpu()
+        for name, total in self.kl.items():
+            part: Tensor | None = getattr(emission, name)
+            if part is not None:
+                total[live_rows] += part[batch.alive].double().cpu()
         if self.traces is not None:
             for index, entry in enumerate(guide.trace(emission, noise)):
                 if alive[index]:
@@ -318,8 +320,7 @@ class _Accumulator:
         return Generation(
             completion_ids=self.ids,
             ended=self.ended,
-            kl_restriction=self.restriction,
-            kl_choice=self.choice,
+            **self.kl,
             states=self.states,
             traces=self.traces,
         )

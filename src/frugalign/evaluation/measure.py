@@ -144,11 +144,7 @@ def _sample_and_measure(
     with ledger.phase("evaluate"):
         known = policy.divergence(batch, ours, settings, ledger)
         log_probs = policy.base_log_probs(batch, ours, ledger)
-    kl, restriction = ([None] * len(after) if part is None else part for part in (known.kl, known.restriction))
-    after = [
-        replace(each, kl_per_sequence=nats, kl_restriction=part)
-        for each, nats, part in zip(after, kl, restriction, strict=True)
-    ]
+    after = [replace(each, **known.of(row)) for row, each in enumerate(after)]
     _warn_of_scores(policy, rewards, after, before, settings)
     clusters = batch.prompt_numbers
     own, others = estimates(after, clusters), estimates(before, clusters)

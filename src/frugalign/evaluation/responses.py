@@ -11,7 +11,7 @@ from frugalign.policies.policy import Divergence, Policy
 from frugalign.policies.prompt_rows import EndpointStates, PromptBatch, Scoring
 from frugalign.rewards import NamedReward
 
-_UNKNOWN = Divergence(None, None)
+_UNKNOWN = Divergence(None)
 
 
 def measure_responses(
@@ -49,8 +49,7 @@ def measure_responses(
             reward=scores.total[row],
             rewards={name: column[row] for name, column in values.items()},
             ended=sampled.ended[row],
-            kl_per_sequence=None if divergence.kl is None else divergence.kl[row],
-            kl_restriction=None if divergence.restriction is None else divergence.restriction[row],
+            **divergence.of(row),
             label=None if labels is None or labels[row] is None else str(labels[row]),
         )
         for row, text in enumerate(texts)

@@ -42,9 +42,13 @@ MEASURES: Mapping[str, Measure] = {
     "win_rate": Measure(
         "share", "completions whose main reward is above the base's; equal ones count half", is_share=True
     ),
-    "kl_per_sequence": Measure("nats a sequence", "KL(policy ‖ base) along the policy's own completions"),
+    "kl_per_sequence": Measure(
+        "nats a sequence", "KL(policy ‖ base at temperature 1) along the policy's own completions"
+    ),
     "kl_per_token": Measure("nats a token", "the same, over tokens"),
+    "kl_temperature": Measure("nats a sequence", "the part of it that sampling at another temperature costs"),
     "kl_restriction": Measure("nats a sequence", "the part of it that restricting the candidates costs"),
+    "kl_choice": Measure("nats a sequence", "the part of it that choosing among the candidates costs"),
     "perplexity_base": Measure("perplexity", "the base's perplexity of the policy's completions"),
     "distinct_2": Measure("share", "distinct bigrams in a completion", is_share=True, of_base=True),
     "mean_length": Measure("tokens", "tokens of a completion, the end token included", of_base=True),
@@ -58,6 +62,9 @@ MEASURES: Mapping[str, Measure] = {
 The prefix `base_` marks the base's value. To add a measure, add a line here and its value in `estimates`. To show it, add it
 to `_KEPT` in `study/table.py` and to `_TABLE` in `reports/run_page.py`."""
 
+
+KL_PARTS = ("kl_temperature", "kl_restriction", "kl_choice")
+"""The measures that add up to `kl_per_sequence` where a guide chooses the tokens."""
 
 FEW_PROMPTS = 50
 """Measures on fewer prompts are marked in every table and on every page, with a warning."""
@@ -81,7 +88,7 @@ class Response:
     """One measured completion, and a line of evaluation.jsonl.
 
     `reward`: the main reward. `rewards`: all rewards by name, None if one does not apply. `kl_per_sequence`,
-    `kl_restriction`: nats, None if unknown. `length`: tokens, including the end token. `label`: `safe`, `unsafe` or None.
+    `kl_temperature`, `kl_restriction`, `kl_choice`: nats, None if unknown. `length`: tokens, including the end token. `label`: `safe`, `unsafe` or None.
     """
 
     prompt: Any
@@ -92,7 +99,9 @@ class Response:
     ended: bool
     distinct_2: float | None
     kl_per_sequence: float | None = None
+    kl_temperature: float | None = None
     kl_restriction: float | None = None
+    kl_choice: float | None = None
     label: str | None = None
     ids: list[int] = field(default_factory=list, repr=False)
 
@@ -122,7 +131,7 @@ def estimates(responses: Sequence[Response], clusters: Sequence[int] | None = No
         return _dict(mean_interval(values, clusters))
 
     lengths = [float(each.length) for each in responses]
-    kl, restriction = [each.kl_per_sequence for each in responses], [each.kl_restriction for each in responses]
+    kl = [each.kl_per_sequence for each in responses]
     known = [value for value in kl if value is not None]
     refused = [float(is_refusal(each.completion)) for each in responses]
 
@@ -134,7 +143,7 @@ def estimates(responses: Sequence[Response], clusters: Sequence[int] | None = No
         "reward": mean([each.reward for each in responses]),
         "rewards": {name: mean(values) for name, values in by_name(responses).items()},
         "kl_per_sequence": mean(kl),
-        "kl_restriction": mean(restriction),
+        **{name: mean([getattr(each, name) for each in responses]) for name in KL_PARTS},
         "kl_per_token": _dict(ratio_interval(kl, lengths, clusters)) if len(known) == len(kl) else None,
         "distinct_2": mean([each.distinct_2 for each in responses]),
         "mean_length": mean(lengths),

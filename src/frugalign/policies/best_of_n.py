@@ -71,10 +71,13 @@ class BestOfN:
             warn_of_useless_rewards(self.rewards, scores.by_name, completions)
         ranks = [-math.inf if total is None else total for total in scores.total]
         kept = [max(range(start, start + self.n), key=ranks.__getitem__) for start in range(0, len(rows), self.n)]
+        zero = torch.zeros(len(kept), dtype=torch.float64)
         return Generation(
             completion_ids=[drawn.completion_ids[place] for place in kept],
             ended=[drawn.ended[place] for place in kept],
-            kl_restriction=torch.zeros(len(kept), dtype=torch.float64),
+            # Not known at another temperature: the best draw is not one of p_T.
+            kl_temperature=zero if drawn.kl_temperature is not None and not drawn.kl_temperature.any() else None,
+            kl_restriction=zero,
             kl_choice=torch.full((len(kept),), kl_bound(self.n), dtype=torch.float64),
             traces=None if drawn.traces is None else [drawn.traces[place] for place in kept],
         )

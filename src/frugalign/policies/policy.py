@@ -41,14 +41,19 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(policy ‖ base) along the policy's own samples, in nats per sequence, `[B]`.
+    """KL(policy ‖ base at temperature 1) along the policy's own samples, in nats per sequence, `[B]`.
 
-    `kl`: the whole; an upper bound for best-of-n. `restriction`: the part due to restricting the candidates.
-    None where a value is unknown.
+    `kl`: the whole; an upper bound for best-of-n. `parts`: for a guide, what of it the temperature costs, restricting the
+    candidates, and choosing among them, by the names of the measures. None where it is unknown.
     """
 
     kl: list[float] | None
-    restriction: list[float] | None
+    parts: dict[str, list[float]] | None = None
+
+    def of(self, row: int) -> dict[str, Any]:
+        """What is known of one completion, by the names of the measures."""
+        whole = {} if self.kl is None else {"kl_per_sequence": self.kl[row]}
+        return whole | {name: part[row] for name, part in (self.parts or {}).items()}
 
 
 @dataclass(frozen=True)
@@ -240,16 +245,17 @@ class Policy:
         for a guide or best-of-n on top of anything but the plain base.
         """
         if not batch.ids:
-            return Divergence([], None)
+            return Divergence([])
         moved = self.needs_kl_pass
         guided = self.guide is not None or self.guidance is not None
         if not settings.do_sample or (self.best_of_n is not None and (moved or guided)) or (moved and guided):
-            return Divergence(None, None)
+            return Divergence(None)
         if not moved:
-            assert sampled.kl_restriction is not None and sampled.kl_choice is not None
-            restriction = sampled.kl_restriction.double()
-            kl = (restriction + sampled.kl_choice.double()).tolist()
-            return Divergence(kl, restriction.tolist() if guided else None)
+            parts = {name: getattr(sampled, name) for name in ("kl_temperature", "kl_restriction", "kl_choice")}
+            if any(part is None for part in parts.values()):
+                return Divergence(None)
+            kl = sum(parts.values()).tolist()
+            return Divergence(kl, {name: part.tolist() for name, part in parts.items()} if guided else None)
         params = settings.params()
         ids = sampled.completion_ids
         with work("KL", _tokens(batch.ids, ids) + _tokens(batch.base_ids, ids), FED):
@@ -261,7 +267,7 @@ class Policy:
                 temperature=params.temperature,
                 ledger=ledger,
             )
-        return Divergence(exact.tolist(), None)
+        return Divergence(exact.tolist())
 
     def base_log_probs(self, batch: PromptBatch, sampled: Generation, ledger: Ledger | None = None) -> list[float]:
         """The base's log-probability of each completion at temperature 1, in nats."""

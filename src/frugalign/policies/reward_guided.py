@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.chat_template import end_of_turn
-from frugalign.decoding.chooser import STREAM_EMIT, Emission, Lookahead, TokenTrace
+from frugalign.decoding.chooser import STREAM_EMIT, Emission, Lookahead, TokenTrace, temperature_gain
 from frugalign.decoding.noise import Noise
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import end_token_ids
@@ -101,7 +101,7 @@ class RewardGuide:
     """ARGS's rule as a guide of the decoding loop, for a fixed set of rows.
 
     Tokens are sampled by the Gumbel-max trick on the tokens' noise, as the base's are. The KL is exact over the full
-    vocabulary: `−log p_T` of the k tokens, plus `KL(π ‖ p_T)` among them.
+    vocabulary: `−log p_T` of the k tokens, plus `KL(π ‖ p_T)` among them, plus what the temperature costs.
 
     Raises:
         FrugalignError: two rows with the same key.
@@ -138,7 +138,15 @@ class RewardGuide:
         scaled = values / self.temperature
         log_mass = scaled.logsumexp(-1) - (logits / self.temperature).logsumexp(-1)
         gap = log_pi - torch.log_softmax(scaled, -1)
-        return Emission(token, kl_restriction=-log_mass.clamp(max=0.0), kl_choice=(log_pi.exp() * gap).sum(-1))
+        gain = temperature_gain(logits, self.temperature)
+        return Emission(
+            token,
+            kl_temperature=torch.zeros_like(log_mass)
+            if gain is None
+            else (log_pi.exp() * gain.gather(-1, ids)).sum(-1),
+            kl_restriction=-log_mass.clamp(max=0.0),
+            kl_choice=(log_pi.exp() * gap).sum(-1),
+        )
 
     def _write(self, rows: Sequence[int], token: Tensor) -> None:
         for row, each in zip(rows, token.tolist(), strict=True):

@@ -20,6 +20,7 @@ from frugalign.decoding.chooser import (
     Emission,
     Lookahead,
     TokenTrace,
+    temperature_gain,
 )
 from frugalign.decoding.noise import Noise, draw
 from frugalign.options.check import check_value
@@ -236,7 +237,20 @@ class ProxyGuide:
         details = Decision(chosen, log_a, log_pi, choice, rejected, coin_flipped, states)
         if not do_sample:
             return Emission(token, details=details)
-        return Emission(token, -chosen.log_mass, overseer.kl_choice(log_pi, chosen.log_p, chosen.mask), details)
+        choice_kl = overseer.kl_choice(log_pi, chosen.log_p, chosen.mask)
+        return Emission(token, self._kl_temperature(logits, chosen, log_pi), -chosen.log_mass, choice_kl, details)
+
+    def _kl_temperature(self, logits: Tensor, chosen: Candidates, log_pi: Tensor) -> Tensor:
+        """`E_π[log p_T − log p_1]`, `[B]`. Within the tail, π is `p_T`."""
+        gain = temperature_gain(logits, self.temperature)
+        if gain is None:
+            return torch.zeros_like(chosen.log_mass)
+        own = chosen.mask & ~chosen.tail
+        found = overseer.mass_of(log_pi, own, gain.gather(-1, chosen.ids.masked_fill(~own, 0)))
+        if self.tail == "drop":
+            return found
+        within = beyond(logits / self.temperature, chosen.ids, own).softmax(-1).nan_to_num(nan=0.0)
+        return found + overseer.mass_of(log_pi, chosen.tail) * (within * gain).sum(-1)
 
     def _greedy(self, logits: Tensor, chosen: Candidates, log_a: Tensor, log_pi: Tensor) -> Tensor:
         """Column of the greedy token `[B]`: the tail's where its likeliest token is likelier under π than any candidate."""

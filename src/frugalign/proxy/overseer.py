@@ -143,9 +143,10 @@ def kl_choice(log_pi: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
     return (torch.where(mask, log_pi, torch.full_like(log_pi, -math.inf)).exp() * gap).sum(-1)
 
 
-def mass_of(log_prob: Tensor, columns: Tensor) -> Tensor:
-    """The probability of the true `columns [B, K]` together, `[B]`."""
-    return log_prob.masked_fill(~columns, -math.inf).exp().sum(-1)
+def mass_of(log_prob: Tensor, columns: Tensor, values: Tensor | None = None) -> Tensor:
+    """The probability of the true `columns [B, K]` together, or the sum of their `values` weighted by it: `[B]`."""
+    weights = log_prob.masked_fill(~columns, -math.inf).exp()
+    return (weights if values is None else weights * values).sum(-1)
 
 
 def entropy(log_pi: Tensor, mask: Tensor) -> Tensor:

@@ -48,7 +48,9 @@ _TABLE = (
     ("Reward", "reward", "base_reward"),
     ("Win rate against the base (ties count half)", "win_rate", None),
     ("KL to the base, nats per sequence", "kl_per_sequence", None),
+    ("… of it from the temperature", "kl_temperature", None),
     ("… of it from restricting the candidates", "kl_restriction", None),
+    ("… of it from choosing among them", "kl_choice", None),
     ("KL, nats per token", "kl_per_token", None),
     ("Perplexity under the base", "perplexity_base", None),
     ("Refusals", "refusal_rate", "base_refusal_rate"),
@@ -59,7 +61,15 @@ _TABLE = (
 )
 _CURVES = (
     ("reward", (("training", "reward"), ("held-out", "eval_reward"))),
-    ("nats per sequence", (("KL", "kl"), ("restriction", "kl_restriction"), ("held-out KL", "eval_kl_per_sequence"))),
+    (
+        "nats per sequence",
+        (
+            ("KL", "kl"),
+            ("temperature", "kl_temperature"),
+            ("restriction", "kl_restriction"),
+            ("held-out KL", "eval_kl_per_sequence"),
+        ),
+    ),
     ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
     ("tokens per completion", (("training", "completion_length"), ("held-out", "eval_mean_length"))),
     ("loss", (("training", "loss"), ("held-out", "eval_loss"))),

@@ -11,7 +11,7 @@ from frugalign.decoding.loop import Step
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import embedding_rows
 from frugalign.evaluation.responses import measure_responses
-from frugalign.evaluation.schema import Response, estimates
+from frugalign.evaluation.schema import KL_PARTS, Response, estimates
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.policies.policy import Policy, Record
 from frugalign.policies.prompt_rows import PromptRows, Scoring
@@ -23,7 +23,7 @@ from frugalign.runs.processes import gather_rows, local_rows
 
 _EPOCH = -1
 """The noise epoch of all evaluations. Training never uses it."""
-_LOGGED = ("reward", "kl_per_sequence", "kl_restriction", "mean_length", "ended_rate")
+_LOGGED = ("reward", "kl_per_sequence", *KL_PARTS, "mean_length", "ended_rate")
 
 
 @dataclass

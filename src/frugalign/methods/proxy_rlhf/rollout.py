@@ -195,13 +195,14 @@ def roll_out(
     if positions is None:
         return None
     longest = int(recorder.valid.any(0).sum())
-    assert generation.kl_restriction is not None and generation.kl_choice is not None
+    parts = {
+        name: float(getattr(generation, name).mean()) for name in ("kl_temperature", "kl_restriction", "kl_choice")
+    }
     lengths = torch.tensor([float(len(ids)) for ids in generation.completion_ids])
     ended = torch.tensor([float(done) for done in generation.ended])
     statistics = {name: total / max(1, recorder.n) for name, total in recorder.sums.items()} | {
-        "kl": float((generation.kl_restriction + generation.kl_choice).mean()),
-        "kl_restriction": float(generation.kl_restriction.mean()),
-        "kl_choice": float(generation.kl_choice.mean()),
+        "kl": sum(parts.values()),
+        **parts,
         "completion_length": float(lengths.mean()),
         "cut_share": float(1 - ended.mean()),
     }
