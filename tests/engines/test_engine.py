@@ -83,6 +83,23 @@ def test_a_batch_never_has_more_rows_than_the_engine_takes() -> None:
     assert sizes == [3] * 6 + [2]
 
 
+def test_a_prompt_is_fed_once_for_all_its_rows() -> None:
+    """Rows in any order, batches that part a prompt's rows, and engines that cannot copy a row: the same completions."""
+    prompts = [PROMPTS[row] for row in (0, 3, 0, 1, 3, 0, 3, 1)]
+    expected = naive(prompts, BaseGuide(1.0)).completion_ids
+    steps = sum(map(len, expected)) - len(prompts)
+    for capabilities, sizes in (({}, (8, 3)), ({"can_expand": False}, (8,)), ({"can_select": False}, (8,))):
+        for size in sizes:
+            engine, ledger = TableEngine(**capabilities), Ledger()
+            found = generate(engine, prompts, PARAMS, options=LoopOptions(batch_size=size), ledger=ledger)
+            assert found.completion_ids == expected and engine.fed == ledger.lm_forward_tokens
+            if size == 8 and not capabilities:
+                once = sum(len(PROMPTS[row]) for row in (0, 1, 3))
+                assert engine.fed < sum(map(len, prompts)) + steps and engine.fed >= once + steps
+            if capabilities:
+                assert engine.fed >= sum(map(len, prompts)) + steps
+
+
 def test_a_shared_prefix_is_resumed_from_and_the_ledger_counts_what_was_fed() -> None:
     expected, shared = naive(PROMPTS, NearGuide(1.0)), common_prefix(PROMPTS)
     assert shared == 2

@@ -123,7 +123,8 @@ def test_the_ledger_counts_every_draw() -> None:
     for number in range(4):
         draws(number, one_by_one)
     assert ledger.generated_tokens == one_by_one.generated_tokens > 0
-    assert ledger.lm_forward_tokens == one_by_one.lm_forward_tokens
+    # A prompt is fed once for all of its draws.
+    assert one_by_one.lm_forward_tokens - ledger.lm_forward_tokens == 3 * sum(map(len, prompt_ids()))
     assert ledger.reward_calls == 12 and ledger.seconds["reward"] > 0
 
 

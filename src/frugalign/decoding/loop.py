@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,13 +134,29 @@ def generate(
                 ledger.count(lm_forward_tokens=options.shared_prefix)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            sequences, output = engine.prefill([prompt_ids[row] for row in rows], prefix)
+            sequences, output, fed = _prefill(engine, [prompt_ids[row] for row in rows], prefix)
             if ledger is not None:
                 fed_before = options.shared_prefix if prefix is not None else 0
-                ledger.count(lm_forward_tokens=sum(len(prompt_ids[row]) - fed_before for row in rows))
+                ledger.count(lm_forward_tokens=sum(len(ids) - fed_before for ids in fed))
             batch = _Batch(engine, sequences, torch.tensor(rows), keys[rows], ledger, ends)
             _decode(batch, output, guide, params, options, result)
     return result.finish()
+
+
+def _prefill(
+    engine: Engine, prompts: Sequence[Sequence[int]], prefix: Any
+) -> tuple[Sequences, StepOutput, list[Sequence[int]]]:
+    """Feed every prompt once, however many rows begin with it. The third value: the prompts that were fed."""
+    places: dict[tuple[int, ...], int] = {}
+    index = [places.setdefault(tuple(ids), len(places)) for ids in prompts]
+    can = engine.capabilities
+    if len(places) == len(prompts) or not (can.can_select and can.can_expand):
+        return *engine.prefill(prompts, prefix), list(prompts)
+    distinct: list[Sequence[int]] = list(places)
+    sequences, output = engine.prefill(distinct, prefix)
+    rows = torch.tensor(index, device=engine.device)
+    sequences.select(rows)
+    return sequences, StepOutput(output.hidden[rows], output.logits[rows]), distinct
 
 
 def _check_engine(engine: Engine, guide: Chooser, params: SamplingParams, options: LoopOptions) -> None:

@@ -29,7 +29,7 @@ class Capabilities:
     `gives_hidden`: the LM head's input, which a proxy reads. `gives_whole_vocabulary`: logits of every token. Without
     it, unknown logits are −inf and only greedy decoding works. `gives_layers`: hidden states of chosen layers, which
     state rewards read. `can_select`: finished rows can leave a batch. Without it, they are fed until the last row
-    ends. `can_expand`: a row's cache can be copied, for lookahead and shared prefixes. `max_rows`: the maximum batch
+    ends. `can_expand`: a row's cache can be copied, for lookahead, shared prefixes and several rows of one prompt. `max_rows`: the maximum batch
     size, or None.
     """
 
@@ -62,7 +62,7 @@ class Sequences(Protocol):
         ...
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows, int64 `[b]` in ascending order (`can_select`)."""
+        """Keep only these rows, int64 `[b]`, in this order (`can_select`). A row may come several times (`can_expand`)."""
         ...
 
     def look_ahead(self, candidates: Tensor) -> Tensor:
