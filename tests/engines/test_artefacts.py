@@ -146,6 +146,33 @@ def test_an_artefact_works_from_any_folder_and_after_a_move(
     assert "base" in refusal(kind, tmp_path / "moved" / "runs" / "mine")
 
 
+@pytest.mark.parametrize(
+    ("lacking", "change"),
+    [
+        ("prompt_format", lambda content: content.pop("prompt_format")),
+        ("sha256", lambda content: content.pop("sha256")),
+        # The tokenizer was one hash before the config was compared.
+        ("config", lambda content: (content["base"].pop("config"), content["base"].update(tokenizer="1f"))),
+        ("width", lambda content: content["base"].pop("width")),
+        ("relative paths", lambda content: content["base"].pop("relative")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["proxy", "reward"])
+def test_an_artefact_of_another_version_is_not_called_damaged(
+    kind: str, lacking: str, change: Callable[[dict[str, Any]], Any], mine: Path
+) -> None:
+    rewrite(mine / kind / CONFIG[kind], change)
+    said = refusal(kind, mine / kind)
+    assert "was saved by another version of frugalign" in said and said.endswith(
+        f"without its {lacking}: train it again."
+    )
+
+
+def test_a_field_of_another_type_is_damaged(mine: Path) -> None:
+    rewrite(mine / "proxy" / CONFIG["proxy"], lambda content: content["base"].update(width="16"))
+    assert refusal("proxy", mine / "proxy").endswith("its width is damaged.")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"model_type": 3}', "\x00", '{"a": NaN}'])
 @pytest.mark.parametrize("kind", ARTEFACTS)
 def test_a_config_that_is_no_config(kind: str, content: str, mine: Path) -> None:

@@ -294,5 +294,11 @@ def test_two_identities_are_compared_in_words() -> None:
         "weights of embeddings and norms",
         "weights of the layers",
     ]
-    with pytest.raises(FrugalignError, match="The checkpoint does not say which base"):
+    with pytest.raises(
+        FrugalignError, match="The checkpoint was saved by another version of frugalign, without its arch"
+    ):
         base_differences({}, stored)
+    with pytest.raises(
+        FrugalignError, match="The checkpoint does not say which base it belongs to: its width is damaged"
+    ):
+        base_differences(stored | {"width": "16"}, stored)

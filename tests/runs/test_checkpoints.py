@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.runs.checkpoints import (
+    WholeCheckpoints,
     check_settings,
     check_whole,
     checkpoint_state,
@@ -121,6 +123,33 @@ def test_other_settings_are_named() -> None:
     check_settings("checkpoint-4", {"beta": 0.1, "old": 1}, {"beta": 0.1, "new": 2})
     with pytest.raises(FrugalignError, match=r"checkpoint-4 was made with beta 0\.1, not 0\.5; seed 0, not 1: resume"):
         check_settings("checkpoint-4", {"beta": 0.1, "seed": 0}, {"beta": 0.5, "seed": 1})
+
+
+@pytest.mark.parametrize("lacking", ["last_kl", "beta"])
+def test_a_checkpoint_of_another_version_is_said(lacking: str, tmp_path: Path) -> None:
+    class Loading:
+        def _load_from_checkpoint(self, checkpoint: str, model: Any) -> None:
+            """Trainer's part, the weights."""
+
+    class Resumed(WholeCheckpoints, Loading):
+        ledger = Ledger()
+
+        def run_settings(self) -> dict[str, Any]:
+            return {}
+
+        def run_state(self) -> dict[str, Any]:
+            return {}
+
+        def load_run_state(self, state: dict[str, Any]) -> None:
+            self.found = state["beta"], state["last_kl"]
+
+        def reset_run_state(self) -> None:
+            pass
+
+    state = {"ledger": Ledger().to_dict(), "loss": {}, "beta": 0.1, "last_kl": 2.0}
+    (tmp_path / "frugalign.json").write_text(json.dumps({name: state[name] for name in state if name != lacking}))
+    with pytest.raises(FrugalignError, match=f"saved by another version of frugalign, without its {lacking}: train it"):
+        Resumed()._load_from_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "frugalign.json", "hashes.json"])

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from frugalign.base.errors import FrugalignError
+from frugalign.base.errors import FrugalignError, saved_by_another_version
 from frugalign.base.files import MODEL_CONFIG_FILE, STAGING_FOLDER, WEIGHTS_FILE, check_safetensors
 from frugalign.base.parsing import parse_json
 from frugalign.base.specs import local_hint, local_path
@@ -110,7 +110,8 @@ def load_artefact(kind: ArtefactKind, name: str | Path, **download: Any) -> Any:
         download: for the hub, such as `revision` and `token`.
 
     Raises:
-        FrugalignError: a file is missing, damaged or of another kind, or anything was changed after saving.
+        FrugalignError: a file is missing, damaged or of another kind, another version saved it, or anything was changed after
+            saving.
     """
     folder = local_copy(name, kind.what, **download)
     values, stored_hash = _read_config(kind, folder)
@@ -169,10 +170,10 @@ def _read_config(kind: ArtefactKind, folder: Path) -> tuple[dict[str, Any], str]
         raise FrugalignError(f"{path} is damaged: it is not valid JSON ({_short(error)}).") from error
     if not isinstance(content, dict) or content.get("model_type") != kind.config_class.model_type:
         raise FrugalignError(f"{folder} is not a frugalign {kind.what}, by its {MODEL_CONFIG_FILE}.")
-    hints = kind.hints()
+    what, hints = f"The {kind.what} in {folder}", kind.hints()
     values = {name: _canonical(content[name], hint) for name, hint in hints.items() if name in content}
     if lacking := [name for name in [*hints, _HASH] if name not in content]:
-        raise FrugalignError(f"{path} is damaged: it has no {lacking[0]}.")
+        raise saved_by_another_version(what, lacking[0])
     for name, value in values.items():
         if problem := _problem(value, hints[name]):
             raise FrugalignError(f"{path} is damaged: {name} must be {problem}.")
@@ -180,8 +181,10 @@ def _read_config(kind: ArtefactKind, folder: Path) -> tuple[dict[str, Any], str]
             check_value(f"In {path}, {name}", value, kind.kinds.get(name), kind.words.get(name))
     if not isinstance(values["base"], dict) or not isinstance(values["base"].get("name"), str):
         raise FrugalignError(f"{folder} is not a complete {kind.what}: its {MODEL_CONFIG_FILE} names no base.")
-    BaseFingerprint.read(values["base"], f"The {kind.what} in {folder}")
-    way = values["base"].get("relative")
+    BaseFingerprint.read(values["base"], what)
+    if "relative" not in values["base"]:
+        raise saved_by_another_version(what, "relative paths")
+    way = values["base"]["relative"]
     if not isinstance(way, dict) or not all(isinstance(each, str) for each in way.values()):
         raise FrugalignError(f"{path} is damaged: the relative paths of its base must be text.")
     return values, str(content[_HASH])

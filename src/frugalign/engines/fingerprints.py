@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalign.base.errors import FrugalignError
+from frugalign.base.errors import FrugalignError, saved_by_another_version
 from frugalign.base.json_types import mismatch
 from frugalign.base.specs import is_attribute
 from frugalign.engines.base_settings import (
@@ -82,11 +82,14 @@ class BaseFingerprint:
         """The fingerprint that an artefact stores.
 
         Raises:
-            FrugalignError: a field is missing or of another type.
+            FrugalignError: a field is missing, as another version leaves it out, or of another type.
         """
-        for name, hint in get_type_hints(cls).items():
-            if mismatch(stored.get(name), hint) is not None:
-                raise FrugalignError(f"{what} does not say which base it belongs to: its {name} is damaged.")
+        hints = get_type_hints(cls).items()
+        wrong = [name for name, hint in hints if mismatch(stored.get(name), hint) is not None]
+        if lacking := [name for name in wrong if name not in stored]:
+            raise saved_by_another_version(what, lacking[0])
+        if wrong:
+            raise FrugalignError(f"{what} does not say which base it belongs to: its {wrong[0]} is damaged.")
         known: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(cls)}
         return cls(**known)
 

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
-from frugalign.base.errors import FrugalignError
+from frugalign.base.errors import FrugalignError, saved_by_another_version
 from frugalign.base.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_RECORD_FILE,
@@ -190,9 +190,12 @@ class WholeCheckpoints(ABC):
         trainer: Any = super()
         trainer._load_from_checkpoint(resume_from_checkpoint, model)
         state = checkpoint_state(Path(resume_from_checkpoint))
-        self.ledger.load_dict(state["ledger"])
-        self._resumed_loss = state["loss"]
-        self.load_run_state(state)
+        try:
+            self.ledger.load_dict(state["ledger"])
+            self._resumed_loss = state["loss"]
+            self.load_run_state(state)
+        except KeyError as error:
+            raise saved_by_another_version(resume_from_checkpoint, str(error.args[0])) from error
 
     def _loss(self) -> dict[str, float]:
         """Trainer's sum of losses since the last log line, a mean over processes, and the step of that line."""
