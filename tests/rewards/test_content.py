@@ -3,11 +3,14 @@
 import functools
 import itertools
 import os
+import re
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.engines.test_fingerprints import tokenizer
@@ -80,6 +83,16 @@ def test_a_changed_file_is_another_reward(change: tuple[str, str], tmp_path: Pat
     assert of_file(tmp_path, "reward") != of_file(tmp_path, "reward", change)
 
 
+@pytest.mark.parametrize("names", ["*", "LIMIT as LIMIT"])
+def test_names_may_come_from_a_module_as_a_whole(names: str, tmp_path: Path) -> None:
+    """`from module import *` says which module the names are of, and not which names."""
+    whole = ("from helper_of_reward import LIMIT", f"from helper_of_reward import {names}")
+    alone = ("import helper_of_reward as helper\n", "")
+    local = ("helper.bonus(text)", "0")
+    before = of_file(tmp_path, "reward", whole, alone, local)
+    assert before != of_file(tmp_path, "reward", whole, alone, local, ("LIMIT = 5", "LIMIT = 6"))
+
+
 @pytest.mark.parametrize("change", [("UNUSED = 3", "UNUSED = 4"), ("    return sum", "    # why\n    return sum"), ("weight=2.0", "weight=3.0")])  # fmt: skip
 def test_what_a_reward_does_not_use_makes_no_difference(change: tuple[str, str], tmp_path: Path) -> None:
     assert of_file(tmp_path, "reward") == of_file(tmp_path, "reward", change)
@@ -139,6 +152,12 @@ def linear(seed: int) -> nn.Module:
         (enclosing, {"a": 1}, {"a": 2}),
         (enclosing, frozenset("abc"), frozenset("abd")),
         (enclosing, torch.zeros(2), torch.ones(2)),
+        (enclosing, np.zeros(2000), np.arange(2000) * (np.arange(2000) == 1000)),
+        (enclosing, np.array([1.0]), np.array([1])),
+        (enclosing, Path("a"), Path("b")),
+        (enclosing, re.compile("a"), re.compile("b")),
+        (enclosing, Decimal("1"), Decimal("2")),
+        (enclosing, range(2), range(3)),
         (lambda seed: enclosing(linear(seed)), 0, 1),
         (lambda weight: Weighted(weight, ["a"]), 1.0, 2.0),
         (lambda word: Weighted(1.0, [word]), "a", "b"),

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +74,8 @@ def _file(module: Any) -> Path | None:
 def _definitions(module: ModuleType | None, names: Sequence[str]) -> list[str]:
     """The statements of a module that define these names, and those that define what they use in turn."""
     found: list[str] = []
-    statements, waiting, seen = _statements(module), list(names), set[str]()
+    # `from words import *` may bind any of the names.
+    statements, waiting, seen = _statements(module), [*names, "*"], set[str]()
     while waiting:
         name = waiting.pop(0)
         if name in seen:
@@ -172,6 +174,8 @@ def _value(value: Any, depth: int = 0) -> Any:
         return sorted(json.dumps(_value(each, depth + 1), default=repr) for each in value)
     if isinstance(value, Tensor):
         return [str(value.dtype), list(value.shape), _hash(value.detach().cpu().reshape(-1).view(torch.uint8).tolist())]
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), list(value.shape), _value(value.reshape(-1).tolist(), depth)]
     if isinstance(value, nn.Module):
         return [type(value).__qualname__, weights_hash(value)]
     if isinstance(value, functools.partial):
@@ -221,12 +225,17 @@ def _class(found: Any, depth: int) -> list[Any]:
 
 
 def _instance(found: Any, depth: int) -> Any:
-    """The class, and what it was made with: other attributes may be counters and caches, which change as it is called."""
+    """The class, and what it was made with: other attributes may be counters and caches, which change as it is called.
+
+    Of an object without attributes, such as a path or a compiled pattern, the text that shows it.
+    """
+    if not hasattr(found, "__dict__"):
+        return [type(found).__qualname__, _class(type(found), depth), re.sub(r" at 0x[0-9a-f]+", "", repr(found))]
     try:
         given = list(inspect.signature(type(found).__init__).parameters)[1:]
     except (ValueError, TypeError):
         given = []
-    held = getattr(found, "__dict__", {})
+    held = vars(found)
     values = {name: held.get(name, held.get(f"_{name}")) for name in given if not _SECRET.search(name)}
     return [
         type(found).__qualname__,
