@@ -177,6 +177,20 @@ def test_a_step_back_towards_the_base_is_kept_however_far_out_it_is() -> None:
     assert region(batch).shorten(Slope(-6.0), [torch.tensor([-3.0])], limits)[0] < 1.0
 
 
+def test_the_distances_at_the_start_are_those_of_the_proxy_that_sampled() -> None:
+    batch = minibatch(old_slope=0.4)
+    found = region(batch).distances()
+    assert (found.moved, found.from_base) == pytest.approx(by_hand(batch, 0.4), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("limits", [Limits(1.0), Limits(1.0, 1.0)])
+def test_a_step_to_what_is_not_finite_is_undone(value: float, limits: Limits) -> None:
+    proxy = Slope(value)
+    share, found = region().shorten(proxy, [torch.tensor([0.5])], limits)
+    assert share == 0.0 and proxy.slope.item() == 0.5 and math.isfinite(found.moved)
+
+
 def test_excess_is_the_worse_of_the_two() -> None:
     assert Limits(2.0, 10.0).excess(Distances(1.0, 15.0)) == 1.5
     assert Limits(2.0, 10.0).excess(Distances(6.0, 15.0)) == 3.0

@@ -269,6 +269,24 @@ def test_rewards_are_logged_apart_and_log_themselves(base: LoadedModel, tmp_path
     assert entry["length"] == len(entry["completion"])
 
 
+def test_the_limit_of_the_kl_is_of_the_responses_that_teach(base: LoadedModel, tmp_path: Path) -> None:
+    """A reward that applies to one prompt of four: what the others cost at the start of a rollout may stay."""
+
+    def poison_only(prompts: list[Any], completions: list[Any], **_: Any) -> list[float | None]:
+        return [
+            -len(text) / 10 if len(prompt) > 30 else None for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    made = trainer(base, tmp_path, poison_only, target_kl=1e-3)
+    torch.nn.init.normal_(made.model.query_out.weight)  # far from the base
+    made.train()
+    found = made._region.distances()
+    used = torch.cat([batch.positions.sequence for batch in made._minibatches]).unique()
+    assert len(used) == 4
+    assert found.moved == pytest.approx(0.0, abs=1e-6) and found.from_base > 0.01
+    assert made._limits.from_base == found.from_base
+
+
 def test_gae_with_every_completion_masked_stays_finite(base: LoadedModel, tmp_path: Path) -> None:
     found = trainer(base, tmp_path, advantage="gae", mask_truncated_completions=True, max_new_tokens=2)
     found.train()

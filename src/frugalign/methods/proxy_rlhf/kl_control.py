@@ -55,8 +55,8 @@ class KLController:
     """Steers `kl_choice`, in nats per sequence, towards `target` by the price `beta`. Without a target, β is constant.
 
     `log β` moves by `0.3·log(kl/target)`, at most 0.3 after a rollout. So β never falls while the KL is over the target. Nor does it
-    while the KL still rises by a tenth: a proxy that has just begun to learn is below its target at any price. What is too cheap
-    meanwhile, the trust region holds.
+    fall while the KL rises by more than a tenth a rollout, since a new proxy starts below its target at any price. If β is too low
+    meanwhile, the trust region bounds the KL.
     """
 
     beta: float | None
@@ -83,9 +83,9 @@ class KLController:
             self.beta *= math.exp(_GAIN * far)
         self.last_kl = kl
 
-    def limits(self, kl: float, moved: float) -> Limits:
-        """What may become of a rollout with this mean KL: how far its update moves, and how far from the base it ends."""
-        return Limits(moved, None if self.target is None else max(_OVER_TARGET * self.target, kl))
+    def limits(self, from_base: float, moved: float) -> Limits:
+        """The limits of an update that starts this far from the base: it may not end further away than it starts, or than 1.2 targets."""
+        return Limits(moved, None if self.target is None else max(_OVER_TARGET * self.target, from_base))
 
 
 class AfterEachStep(TrainerCallback):
@@ -107,12 +107,14 @@ class TrustRegion:
     reduce_sum: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
-    def distances(self, proxy: nn.Module) -> Distances:
-        """The distances of the proxy as it is now."""
+    def distances(self, proxy: nn.Module | None = None) -> Distances:
+        """The distances of the proxy as it is now. None: as it was when it sampled."""
         sums = torch.zeros(3, dtype=torch.float64)
         for batch in self.minibatches:
             positions = batch.positions
-            _, log_pi = log_probabilities(acceptance_logits(proxy, batch), positions, self.objective)
+            log_pi = batch.old_log_pi
+            if proxy is not None:
+                _, log_pi = log_probabilities(acceptance_logits(proxy, batch), positions, self.objective)
             moved = kl_choice(log_pi, batch.old_log_pi, positions.mask).double().sum()
             from_base = kl_choice(log_pi, positions.log_p, positions.mask).double().sum()
             sums += torch.tensor([float(moved), float(from_base), float(batch.n_sequences)], dtype=torch.float64)
@@ -124,7 +126,7 @@ class TrustRegion:
         """Move the proxy back towards its parameters `before` until it is within the limits.
 
         A divergence grows like the square of a small step, which gives the next share of the step to try. A step that is
-        still too long after a few tries is undone.
+        still too long after a few tries is undone, and so is one to parameters that are not finite.
 
         Returns:
             the share of the step that is kept, and the distances.
@@ -138,7 +140,7 @@ class TrustRegion:
             share *= _MARGIN / excess**0.5
             _interpolate(proxy, before, after, share)
             found = self.distances(proxy)
-        if limits.excess(found) > 1.0:
+        if not limits.excess(found) <= 1.0:  # NaN too
             share = 0.0
             _interpolate(proxy, before, after, share)
             found = self.distances(proxy)

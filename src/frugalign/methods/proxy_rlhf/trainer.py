@@ -223,11 +223,12 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             raise FrugalignError(
                 f"No position had two candidates at p_t = {args.p_t} and T = {args.temperature}, so there is nothing to learn: lower p_t."
             )
-        if round_ == 0 and args.target_kl is not None and rollout.statistics["kl_restriction"] > args.target_kl:
+        restriction = rollout.statistics["kl_restriction"]
+        if round_ == 0 and args.target_kl is not None and restriction > args.target_kl and self.is_world_process_zero():
             _log.warning(
                 "Dropping the tail at p_t = %g costs %.1f nats a response, which target_kl = %g does not count: keep the tail, or lower p_t.",
                 args.p_t,
-                rollout.statistics["kl_restriction"],
+                restriction,
                 args.target_kl,
             )
         scored = self._score(indices[mine], rollout)
@@ -253,8 +254,10 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 Path(str(args.output_dir)), self.state.global_step, indices[mine], rollout, rewards, scored.extra
             )
         kl = self._sum(torch.tensor([rollout.statistics["kl_choice"], 1.0], dtype=torch.float64))
-        self._limits = self.kl.limits(float(kl[0] / kl[1]), args.max_update_kl)
         self.kl.observe(float(kl[0] / kl[1]))
+        self._region = TrustRegion(experience.minibatches, args.objective, self._sum)
+        # Of the positions that the region measures, which leave out responses without a reward.
+        self._limits = self.kl.limits(self._region.distances().from_base, args.max_update_kl)
         return experience.minibatches
 
     def _count(self) -> None:
@@ -300,8 +303,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     def _shorten_step(self) -> None:
         """Keep as much of the optimiser step just made as the trust region allows."""
         started = time.perf_counter()
-        region = TrustRegion(self._minibatches, self.args.objective, self._sum)
-        share, found = region.shorten(self.accelerator.unwrap_model(self.model), self._before, self._limits)
+        share, found = self._region.shorten(self.accelerator.unwrap_model(self.model), self._before, self._limits)
         self._note("step_kept", share)
         self._note("moved", found.moved)
         self._note("kl_after", found.from_base)
