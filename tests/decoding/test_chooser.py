@@ -1,5 +1,7 @@
 """The base as a guide: draws follow the full distribution, head and tail, and hardly feel rounding."""
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -83,6 +85,15 @@ def test_the_kl_of_the_base_is_that_of_its_temperature(temperature: float) -> No
     assert found.kl_temperature is not None and found.kl_choice is not None
     torch.testing.assert_close(found.kl_temperature, (log_p.exp() * (log_p - at_one)).sum(-1))
     assert float(found.kl_choice.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("lowest", [-math.inf, torch.finfo(torch.float32).min])
+def test_tokens_that_the_base_rules_out_add_nothing_to_its_kl(lowest: float) -> None:
+    """Some models set the logits of image tokens to the lowest number, which overflows at a low temperature."""
+    logits = torch.tensor([[lowest, 1.0, 2.0, lowest]])
+    found, wanted = (BaseGuide(0.5).emit(torch.empty(0), x, Noise(keys(1), 0)) for x in (logits, logits[:, 1:3]))
+    assert found.kl_temperature is not None and wanted.kl_temperature is not None
+    torch.testing.assert_close(found.kl_temperature, wanted.kl_temperature)
 
 
 def test_log_probs_are_those_of_the_model_at_its_temperature() -> None:

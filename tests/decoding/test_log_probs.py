@@ -68,5 +68,17 @@ def test_a_model_at_another_temperature_diverges_from_itself() -> None:
     assert float(cold.min()) > 0.1
 
 
+def test_tokens_that_both_models_rule_out_add_nothing() -> None:
+    policy, base = tiny(1), tiny(0)
+
+    def rule_out(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([0, 39]), -torch.inf)
+
+    for model in (policy, base):
+        model.lm_head.register_forward_hook(rule_out)
+    found = sequence_kl(policy, Reference(base), PROMPTS, COMPLETIONS, temperature=0.5)
+    assert bool((found > 0.1).all() and found.isfinite().all())
+
+
 def test_an_empty_completion_scores_nothing() -> None:
     assert sequence_log_probs(tiny(0), [[5], [6]], [[], [7]])[0].numel() == 0

@@ -294,6 +294,28 @@ def test_kl_of_an_emission_is_that_of_the_full_vocabulary(
     assert bool((made.kl_restriction == 0).all()) == (tail is not None)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("p_t", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("tail", [None, 2.0])
+@pytest.mark.parametrize("objective", ["marginal", "sequential", "sequential_integrated"])
+def test_tokens_that_the_base_rules_out_cost_nothing(
+    objective: str, tail: float | None, p_t: float, temperature: float
+) -> None:
+    """Of four tokens, a base without the first and the last is one with two tokens."""
+    logits = torch.tensor([[-math.inf, 1.0, 2.0, -math.inf]])
+    noise = Noise(row_keys(0, 0, [0], [0]), 0)
+    found = guide(scripted([0.1, 0.2, 1.3, 0.4], objective, p_t, temperature, tail))
+    made = found.emit(torch.zeros(1, 2), logits, noise)
+    alone = guide(scripted([0.2, 1.3], objective, p_t, temperature, tail))
+    wanted = alone.emit(torch.zeros(1, 2), logits[:, 1:3], noise)
+    for name in ("kl_temperature", "kl_restriction", "kl_choice"):
+        torch.testing.assert_close(getattr(made, name), getattr(wanted, name))
+    assert not bool(made.details.candidates.mask[made.details.candidates.log_p == -math.inf].any())
+    torch.testing.assert_close(
+        found.log_probs(torch.zeros(1, 2), logits)[:, 1:3], alone.log_probs(torch.zeros(1, 2), logits[:, 1:3])
+    )
+
+
 # -- traces -----------------------------------------------------------------------------------------------------------
 
 

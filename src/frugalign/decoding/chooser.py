@@ -81,10 +81,11 @@ class Guide(Chooser, Protocol):
 
 
 def temperature_gain(logits: Tensor, temperature: float) -> Tensor | None:
-    """`log p_T − log p_1` of every token, `[B, V]`. None at temperature 1, where it is zero."""
+    """`log p_T − log p_1` of every token, `[B, V]`, 0 where both are −inf. None at temperature 1, where it is zero."""
     if temperature == 1.0:
         return None
-    return torch.log_softmax(logits / temperature, -1) - torch.log_softmax(logits, -1)
+    gain = torch.log_softmax(logits / temperature, -1) - torch.log_softmax(logits, -1)
+    return gain.nan_to_num_(nan=0.0, neginf=0.0)
 
 
 class BaseGuide:

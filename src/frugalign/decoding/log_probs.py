@@ -77,7 +77,8 @@ def sequence_kl(
             for index, logits in _completion_logits(forward, own_prompts, completions, batch_size, ledger):
                 log_pi = torch.log_softmax(policy[index].to(logits.device) / temperature, -1)
                 log_p = torch.log_softmax(logits, -1)
-                total[chosen[index]] = (log_pi.exp() * (log_pi - log_p)).sum(-1).double().sum().cpu()
+                gap = (log_pi - log_p).masked_fill_(log_pi == -torch.inf, 0.0)
+                total[chosen[index]] = (log_pi.exp() * gap).sum(-1).double().sum().cpu()
     return total
 
 

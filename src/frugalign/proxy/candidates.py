@@ -105,7 +105,8 @@ class _Likeliest:
 
 
 def _log(p_t: float) -> float:
-    return math.log(p_t) if p_t > 0 else -math.inf
+    """`log p_t`, but finite at 0: a token that the LM rules out, with a logit of −inf, is never a candidate."""
+    return math.log(p_t) if p_t > 0 else torch.finfo(torch.float32).min
 
 
 def _likeliest(logits: Tensor, temperature: float, limits: Limits) -> _Likeliest:
