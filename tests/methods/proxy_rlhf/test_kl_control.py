@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from frugalign.base.errors import FrugalignError
 from frugalign.methods.proxy_rlhf.kl_control import BETA, Distances, KLController, Limits, TrustRegion
 from frugalign.methods.proxy_rlhf.loss import Minibatch
 from frugalign.methods.proxy_rlhf.rollout import Positions
@@ -184,11 +185,16 @@ def test_the_distances_at_the_start_are_those_of_the_proxy_that_sampled() -> Non
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("limits", [Limits(1.0), Limits(1.0, 1.0)])
-def test_a_step_to_what_is_not_finite_is_undone(value: float, limits: Limits) -> None:
-    proxy = Slope(value)
-    share, found = region().shorten(proxy, [torch.tensor([0.5])], limits)
-    assert share == 0.0 and proxy.slope.item() == 0.5 and math.isfinite(found.moved)
+def test_a_step_to_no_number_ends_the_training(value: float) -> None:
+    with pytest.raises(FrugalignError, match="diverged"):
+        region().shorten(Slope(value), [torch.tensor([0.0])], Limits(1.0))
+
+
+def test_a_step_so_long_that_nothing_can_be_measured_is_shortened() -> None:
+    """At 1e38 a score overflows, and its divergence is not a number."""
+    proxy = Slope(-3e38)
+    share, found = region().shorten(proxy, [torch.tensor([0.0])], Limits(1.0))
+    assert share < 1.0 and found.moved <= 1.0 and abs(proxy.slope.item()) < 3e38
 
 
 def test_excess_is_the_worse_of_the_two() -> None:

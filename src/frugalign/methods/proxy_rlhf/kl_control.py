@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from frugalign.base.errors import FrugalignError
 from frugalign.methods.proxy_rlhf.loss import Minibatch, acceptance_logits, log_probabilities
 from frugalign.proxy.overseer import Objective, kl_choice
 
@@ -126,21 +127,28 @@ class TrustRegion:
         """Move the proxy back towards its parameters `before` until it is within the limits.
 
         A divergence grows like the square of a small step, which gives the next share of the step to try. A step that is
-        still too long after a few tries is undone, and so is one to parameters that are not finite.
+        still too long after a few tries is undone.
 
         Returns:
             the share of the step that is kept, and the distances.
+
+        Raises:
+            FrugalignError: the step made a weight infinite or NaN, from which no training recovers.
         """
         after = [parameter.detach().clone() for parameter in proxy.parameters()]
+        if not all(bool(parameter.isfinite().all()) for parameter in after):
+            raise FrugalignError(
+                "Training diverged: a weight of the proxy is not a finite number. Lower the learning rate."
+            )
         share, found = 1.0, self.distances(proxy)
         for _ in range(_TRIES):
             excess = limits.excess(found)
             if excess <= 1.0:
                 return share, found
-            share *= _MARGIN / excess**0.5
+            share *= _MARGIN / excess**0.5 if math.isfinite(excess) else 0.1
             _interpolate(proxy, before, after, share)
             found = self.distances(proxy)
-        if not limits.excess(found) <= 1.0:  # NaN too
+        if not limits.excess(found) <= 1.0:  # NaN is no reason to keep it
             share = 0.0
             _interpolate(proxy, before, after, share)
             found = self.distances(proxy)
