@@ -46,10 +46,16 @@ def test_kl_to_go_worked_number() -> None:
 
 
 def test_centring_is_per_position_over_the_sequences_that_reach_it() -> None:
-    """Position 0: mean of 6, 2 is 4; position 1: only the first two rows of 4, 0 reach it; position 2: the first alone."""
+    """Position 0: 6 − 2 and 2 − 6; position 1: 4 − 0 and 0 − 4; position 2: the first is alone, and pays all of its 3."""
     values = torch.tensor([[6.0, 4.0, 3.0], [2.0, 0.0, 100.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    assert losses.centre_by_position(values, valid).tolist() == [[2.0, 2.0, 0.0], [-2.0, -2.0, 0.0]]
+    assert losses.centre_by_position(values, valid).tolist() == [[4.0, 4.0, 3.0], [-4.0, -4.0, 0.0]]
+
+
+def test_the_mean_is_over_the_others() -> None:
+    values = torch.tensor([[6.0], [2.0], [1.0]])
+    valid = torch.ones(3, 1, dtype=torch.bool)
+    assert losses.centre_by_position(values, valid).tolist() == [[4.5], [-1.5], [-3.0]]
 
 
 def test_centring_over_two_processes_is_centring_over_all_rows() -> None:

@@ -191,7 +191,7 @@ def by_place(batches: list[Minibatch], field: str) -> dict[tuple[int, int], floa
 
 
 def test_advantages_are_those_of_the_equation(base: LoadedModel, tmp_path: Path) -> None:
-    """A_t·std = (r − mean of the others) − β (Σ_{t'>t} KL_{t'} − its mean at t), by naive loops; KL weighs β/std."""
+    """A_t·std = (r − mean of the others) − β (Σ_{t'>t} KL_{t'} − the others' mean at t), by naive loops; KL weighs β/std."""
     args, beta, rewards = config(tmp_path), 0.7, some_rewards()
     proxy = drawn_proxy(base, args)
     rollout = rolled(base, proxy, args)
@@ -205,7 +205,7 @@ def test_advantages_are_those_of_the_equation(base: LoadedModel, tmp_path: Path)
     std = math.sqrt(sum(value**2 for value in reward_part) / len(reward_part))
     to_go = [[sum(rollout.kl[row, t + 1 : lengths[row]].tolist()) for t in range(lengths[row])] for row in rows]
     for (row, t), advantage in by_place(experience.minibatches, "advantage").items():
-        reached = [to_go[other][t] for other in rows if lengths[other] > t]
+        reached = [to_go[other][t] for other in rows if lengths[other] > t and other != row] or [0.0]
         expected = (reward_part[row] - beta * (to_go[row][t] - sum(reached) / len(reached))) / std
         assert advantage == pytest.approx(expected, abs=2e-4)
     assert experience.statistics["reward_std"] == pytest.approx(std)

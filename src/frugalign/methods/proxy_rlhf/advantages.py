@@ -37,16 +37,18 @@ def kl_to_go(kl: Tensor, valid: Tensor) -> Tensor:
 
 
 def centre_by_position(values: Tensor, valid: Tensor, reduce_sum: object = None) -> Tensor:
-    """Subtract, at each position, the mean over the sequences that reach it: `[S, n]` -> `[S, n]`, 0 at padding.
+    """Subtract, at each position, the mean over the *other* sequences that reach it: `[S, n]` -> `[S, n]`, 0 at padding.
 
     The KL to go shrinks along a completion, whatever the choices. A single mean for the batch would reward early tokens.
-    `reduce_sum` sums a tensor over processes.
+    With the sequence itself in the mean, the gradient would shrink by `1 − 1/n_t`, and the longest one would pay nothing at its
+    end. Alone, a sequence keeps its value. `reduce_sum` sums a tensor over processes.
     """
     stacked = torch.stack([torch.where(valid, values, torch.zeros_like(values)).sum(0), valid.to(values.dtype).sum(0)])
     if callable(reduce_sum):
         stacked = reduce_sum(stacked)
-    mean = stacked[0] / stacked[1].clamp(min=1)
-    return torch.where(valid, values - mean, torch.zeros_like(values))
+    total, count = stacked
+    others = torch.where(count > 1, total - values, torch.zeros_like(values)) / (count - 1).clamp(min=1)
+    return torch.where(valid, values - others, torch.zeros_like(values))
 
 
 def gae(rewards: Tensor, kl: Tensor, values: Tensor, valid: Tensor, beta: float, lam: float) -> tuple[Tensor, Tensor]:
