@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,6 +236,19 @@ def test_a_finished_run_that_is_resumed_takes_no_further_step(capsys: pytest.Cap
     assert main([*flags, "--resume_from_checkpoint", "true"]) == 0
     assert Path("run/model.safetensors").read_bytes() == whole
     assert {path.name for path in Path("run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    capsys.readouterr()
+
+
+def test_a_checkpoint_too_many_is_deleted_on_resuming(capsys: pytest.CaptureFixture[str]) -> None:
+    """A kill between the last checkpoint and the deletion of the oldest one."""
+    flags = command(save_steps=2, save_total_limit=1)
+    assert main(flags) == 0
+    assert [path.name for path in Path("run").glob("checkpoint-*")] == ["checkpoint-4"]
+    shutil.copytree("run/checkpoint-4", "run/checkpoint-2")
+    Path("run/model.safetensors").unlink()
+    assert main(flags) == 0
+    assert [path.name for path in Path("run").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert Path("run/model.safetensors").is_file()
     capsys.readouterr()
 
 

@@ -149,6 +149,8 @@ class WholeCheckpoints(ABC):
         self.state = state
         if state.is_world_process_zero:
             keep_lines(Path(folder), state.global_step)
+            # A kill right after the last checkpoint leaves one too many.
+            keep_newest(Path(folder), self.args.save_total_limit)
         return TrainOutput(state.global_step, float("nan"), {})
 
     def _last_step(self) -> int:
@@ -265,9 +267,14 @@ def publish_checkpoint(run_dir: Path, step: int, state: dict[str, Any], keep: in
     announce("move", target)
     os.replace(staged, target)
     announce("moved", target)
+    keep_newest(run_dir, keep)
+    shutil.rmtree(run_dir / STAGING_FOLDER, ignore_errors=True)
+
+
+def keep_newest(run_dir: Path, keep: int | None) -> None:
+    """Delete all checkpoints but the newest `keep`. None keeps all."""
     for old in checkpoints_in(run_dir)[: -keep if keep else 0]:
         discard(old)
-    shutil.rmtree(run_dir / STAGING_FOLDER, ignore_errors=True)
 
 
 def discard(checkpoint: Path) -> None:
