@@ -93,6 +93,42 @@ def test_names_may_come_from_a_module_as_a_whole(names: str, tmp_path: Path) -> 
     assert before != of_file(tmp_path, "reward", whole, alone, local, ("LIMIT = 5", "LIMIT = 6"))
 
 
+@pytest.mark.parametrize("is_package", [True, False])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from lazy_of_reward.inner import LIMIT",
+        "from lazy_of_reward import inner",
+        "import lazy_of_reward.inner as inner",
+    ],
+)
+def test_what_a_reward_imports_when_it_is_called_counts(
+    statement: str, is_package: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first call and after it alike. A folder without `__init__.py` is a package too."""
+    used = "LIMIT" if "LIMIT" in statement else "inner.LIMIT"
+    (tmp_path / "rewards.py").write_text(
+        f"def reward(completions, **_):\n    {statement}\n    return [float({used})] * len(completions)\n"
+    )
+    inner = tmp_path / "lazy_of_reward" / "inner.py"
+    inner.parent.mkdir()
+    inner.write_text("LIMIT = 5\n")
+    if is_package:
+        (inner.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    (loaded,) = load_rewards([f"mine={tmp_path}/rewards.py:reward"])
+    before = reward_contents([loaded])["mine"]
+    try:
+        assert "lazy_of_reward" not in sys.modules, "nothing is imported by describing it"
+        assert loaded.function(completions=["a"]) == [5.0] and "lazy_of_reward.inner" in sys.modules
+        assert reward_contents([loaded])["mine"] == before
+        inner.write_text("LIMIT = 60\n")
+        assert reward_contents([loaded])["mine"] != before
+    finally:
+        for name in ("lazy_of_reward.inner", "lazy_of_reward"):
+            sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("change", [("UNUSED = 3", "UNUSED = 4"), ("    return sum", "    # why\n    return sum"), ("weight=2.0", "weight=3.0")])  # fmt: skip
 def test_what_a_reward_does_not_use_makes_no_difference(change: tuple[str, str], tmp_path: Path) -> None:
     assert of_file(tmp_path, "reward") == of_file(tmp_path, "reward", change)

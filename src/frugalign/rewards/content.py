@@ -17,9 +17,10 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def _described(named: NamedReward) -> Any:
         return own()
     attribute = re.search(r":(\w+)$", named.spec)
     home = _module_of(named.spec.rsplit(":", 1)[0].rsplit("=", 1)[-1]) if attribute else None
-    if attribute and home is not None and (found := _definitions(home, [attribute[1]])):
+    if attribute and (found := _definitions(_Source.of(home), [attribute[1]])):
         return found
     return _value(named.function)
 
@@ -63,19 +64,44 @@ def _module_of(where: str) -> ModuleType | None:
     return module_of_file(path.resolve()) if path.is_file() else None
 
 
-def _file(module: Any) -> Path | None:
-    found = getattr(module, "__file__", None)
-    return Path(found).resolve() if isinstance(found, str) and found.endswith(".py") else None
-
-
 # -- source -----------------------------------------------------------------------------------------------------------
 
 
-def _definitions(module: ModuleType | None, names: Sequence[str]) -> list[str]:
+class _Source(NamedTuple):
+    """A module's file, None where that is not known, and the package that its relative imports start from."""
+
+    file: Path | None
+    package: str
+
+    @classmethod
+    def of(cls, module: Any) -> _Source:
+        file = getattr(module, "__file__", None)
+        known = Path(file).resolve() if isinstance(file, str) and file.endswith(".py") else None
+        return cls(known, getattr(module, "__package__", None) or "")
+
+    @classmethod
+    def named(cls, name: str) -> _Source:
+        """The source of a module, loaded or not. A reward may import what it needs when it is called. Nothing is imported here."""
+        if name in sys.modules:
+            return cls.of(sys.modules[name])
+        spec, known, places = None, "", None
+        try:
+            for part in name.split("."):
+                known = f"{known}.{part}".lstrip(".")
+                if (spec := PathFinder.find_spec(known, places)) is None:
+                    return cls(None, "")
+                places = list(spec.submodule_search_locations or [])
+        except (ImportError, KeyError, ValueError):  # inside a package without a file of its own
+            return cls(None, "")
+        file = spec.origin if spec is not None else None
+        return cls(Path(file).resolve(), spec.parent or "") if spec and file and file.endswith(".py") else cls(None, "")
+
+
+def _definitions(source: _Source, names: Sequence[str]) -> list[str]:
     """The statements of a module that define these names, and those that define what they use in turn."""
     found: list[str] = []
     # `from words import *` may bind any of the names.
-    statements, waiting, seen = _statements(module), [*names, "*"], set[str]()
+    statements, waiting, seen = _statements(source), [*names, "*"], set[str]()
     while waiting:
         name = waiting.pop(0)
         if name in seen:
@@ -86,16 +112,15 @@ def _definitions(module: ModuleType | None, names: Sequence[str]) -> list[str]:
             if text in found:
                 continue
             found.append(text)
-            found += _imported(module, statement)
+            found += _imported(source, statement)
             waiting += sorted({each.id for each in ast.walk(statement) if isinstance(each, ast.Name)})
     return found
 
 
-def _statements(module: ModuleType | None) -> dict[str, list[ast.stmt]]:
+def _statements(source: _Source) -> dict[str, list[ast.stmt]]:
     """The top-level statements of a module by the names that they bind. Empty if its source is not known."""
-    path = _file(module)
     try:
-        tree = ast.parse(path.read_bytes()) if path is not None else ast.Module([], [])
+        tree = ast.parse(source.file.read_bytes()) if source.file is not None else ast.Module([], [])
     except (OSError, SyntaxError, ValueError, RecursionError):
         return {}
     found: dict[str, list[ast.stmt]] = {}
@@ -120,16 +145,16 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
             yield from (part.id for part in ast.walk(each) if isinstance(part, ast.Name))
 
 
-def _imported(module: ModuleType | None, statement: ast.stmt) -> list[str]:
+def _imported(source: _Source, statement: ast.stmt) -> list[str]:
     """Hashes of the user's modules that a statement imports, and of those that they import in turn."""
     found: list[str] = []
-    waiting = [(module, statement)]
-    seen = {_file(module)}
+    waiting = [(source, statement)]
+    seen = {source.file}
     while waiting:
         where, part = waiting.pop(0)
         for name in _modules_in(where, part):
-            imported = sys.modules.get(name)
-            path = _file(imported)
+            imported = _Source.named(name)
+            path = imported.file
             if path is None or path in seen or name.split(".")[0] == "frugalign" or _is_library(path):
                 continue
             seen.add(path)
@@ -139,12 +164,12 @@ def _imported(module: ModuleType | None, statement: ast.stmt) -> list[str]:
     return found
 
 
-def _modules_in(module: ModuleType | None, statement: ast.stmt) -> Iterator[str]:
+def _modules_in(source: _Source, statement: ast.stmt) -> Iterator[str]:
     for each in ast.walk(statement):
         if isinstance(each, ast.Import):
             yield from (alias.name for alias in each.names)
         elif isinstance(each, ast.ImportFrom):
-            package = (getattr(module, "__package__", None) or "").split(".")
+            package = source.package.split(".")
             parts = [*package[: len(package) + 1 - each.level], *([each.module] if each.module else [])]
             home = ".".join(filter(None, parts)) if each.level else str(each.module)
             yield from (home, *(f"{home}.{alias.name}" for alias in each.names))
@@ -190,13 +215,13 @@ def _value(value: Any, depth: int = 0) -> Any:
 
 
 def _function(function: Any, depth: int) -> Any:
-    module, top = sys.modules.get(function.__module__), function.__qualname__.split(".")[0]
-    if "<locals>" not in function.__qualname__ and (found := _definitions(module, [top])):
+    source, top = _Source.of(sys.modules.get(function.__module__)), function.__qualname__.split(".")[0]
+    if "<locals>" not in function.__qualname__ and (found := _definitions(source, [top])):
         return found
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     enclosed = {name: _value(_content(cell), depth) for name, cell in cells}
     settings = _value([function.__defaults__, function.__kwdefaults__], depth)
-    return [_value(function.__code__), enclosed, settings, _definitions(module, _global_names(function.__code__))]
+    return [_value(function.__code__), enclosed, settings, _definitions(source, _global_names(function.__code__))]
 
 
 def _content(cell: Any) -> Any:
@@ -215,12 +240,11 @@ def _class(found: Any, depth: int) -> list[Any]:
     """What a class does: its statements, or the code of its methods."""
     if not isinstance(found, type) or found.__module__ == "builtins":
         return []
-    module, top = sys.modules.get(found.__module__), found.__qualname__.split(".")[0]
-    path = _file(module)
-    if path is not None and _is_library(path):
+    source, top = _Source.of(sys.modules.get(found.__module__)), found.__qualname__.split(".")[0]
+    if source.file is not None and _is_library(source.file):
         return []
-    if "<locals>" not in found.__qualname__ and (source := _definitions(module, [top])):
-        return list(source)
+    if "<locals>" not in found.__qualname__ and (statements := _definitions(source, [top])):
+        return list(statements)
     return [[name, _value(each, depth + 1)] for name, each in sorted(vars(found).items()) if inspect.isfunction(each)]
 
 
