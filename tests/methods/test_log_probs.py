@@ -93,6 +93,19 @@ def test_the_states_are_those_at_each_answers_end() -> None:
     torch.testing.assert_close(found, endpoint_states(model, texts, [0, 2]), atol=1e-5, rtol=1e-5)
 
 
+def test_an_answer_of_several_turns_is_read_like_any_other() -> None:
+    """The only sentence end is in a turn of the user's, within the answer. Fitting and scoring read it there too."""
+    model = model_of("llama").eval()
+    prompt, answer = [3, 4], [5, 6, 1, 7, 8, 9]
+    given = {"input_ids": torch.tensor([prompt + answer]), "attention_mask": torch.ones(1, 8, dtype=torch.long)}
+    given["completion_mask"] = torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1]])
+    ends = SentenceEnds(torch.arange(23) == 1, torch.zeros(0, 0, dtype=torch.long))
+    read = ends.read(prompt, answer)
+    assert read == [*prompt, 5, 6, 1]
+    found = score_answers(model, model, given, Reading([2], ends)).states
+    torch.testing.assert_close(found, endpoint_states(model, [read], [2]), atol=1e-5, rtol=1e-5)
+
+
 def test_half_precision_keeps_its_gradient_and_counts_in_float32() -> None:
     model, given = model_of("llama").bfloat16(), batch()
     scored = score_answers(model, model, given)

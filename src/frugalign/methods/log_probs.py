@@ -95,7 +95,9 @@ def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], readi
 
 def _states(hidden: tuple[Tensor, ...], reading: Reading, ids: Tensor, is_answer: Tensor) -> Tensor:
     """The layers' states at each answer's last sentence end, `[M, layers, D]`, for `ids` and `is_answer` `[M, T]`."""
-    end = reading.ends.to(ids.device).last(ids, is_answer)
+    # Turns of others within an answer are no part of the loss, but `read_ids` reads across them.
+    within = (is_answer.cumsum(1) > 0) & (is_answer.flip(1).cumsum(1).flip(1) > 0)
+    end = reading.ends.to(ids.device).last(ids, within)
     rows = torch.arange(len(end), device=end.device)
     # A model may be spread over devices. Prompt tuning puts learned tokens before the batch's own.
     chosen = [hidden[layer][:, -ids.shape[1] :] for layer in reading.layers]
