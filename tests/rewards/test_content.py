@@ -93,6 +93,24 @@ def test_names_may_come_from_a_module_as_a_whole(names: str, tmp_path: Path) -> 
     assert before != of_file(tmp_path, "reward", whole, alone, local, ("LIMIT = 5", "LIMIT = 6"))
 
 
+def test_a_lambda_counts_beside_an_import_of_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement binds its own name, and the import may bind the names that it uses."""
+    found = set()
+    for factor, limit in ((1, 5), (2, 5), (1, 6)):
+        home = tmp_path / f"{factor}-{limit}"
+        home.mkdir()
+        (home / "star_of_reward.py").write_text(f"LIMIT = {limit}\n")
+        (home / "rewards.py").write_text(
+            f"from star_of_reward import *\nreward = lambda completions, **_: [LIMIT * {factor}]\n"
+        )
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(home)
+            (loaded,) = load_rewards([f"{home}/rewards.py:reward"])
+            found.add(named(loaded.function))
+            del sys.modules["star_of_reward"]
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("is_package", [True, False])
 @pytest.mark.parametrize(
     "statement",

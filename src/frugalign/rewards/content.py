@@ -51,7 +51,7 @@ def _described(named: NamedReward) -> Any:
         return own()
     attribute = re.search(r":(\w+)$", named.spec)
     home = _module_of(named.spec.rsplit(":", 1)[0].rsplit("=", 1)[-1]) if attribute else None
-    if attribute and (found := _definitions(_Source.of(home), [attribute[1]])):
+    if attribute and (found := _defined(_Source.of(home), attribute[1])):
         return found
     return _value(named.function)
 
@@ -95,6 +95,11 @@ class _Source(NamedTuple):
             return cls(None, "")
         file = spec.origin if spec is not None else None
         return cls(Path(file).resolve(), spec.parent or "") if spec and file and file.endswith(".py") else cls(None, "")
+
+
+def _defined(source: _Source, name: str) -> list[str]:
+    """`_definitions` of one name; empty if no statement binds it by that name, as with a lambda."""
+    return _definitions(source, [name]) if name in _statements(source) else []
 
 
 def _definitions(source: _Source, names: Sequence[str]) -> list[str]:
@@ -216,7 +221,7 @@ def _value(value: Any, depth: int = 0) -> Any:
 
 def _function(function: Any, depth: int) -> Any:
     source, top = _Source.of(sys.modules.get(function.__module__)), function.__qualname__.split(".")[0]
-    if "<locals>" not in function.__qualname__ and (found := _definitions(source, [top])):
+    if "<locals>" not in function.__qualname__ and (found := _defined(source, top)):
         return found
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     enclosed = {name: _value(_content(cell), depth) for name, cell in cells}
@@ -243,7 +248,7 @@ def _class(found: Any, depth: int) -> list[Any]:
     source, top = _Source.of(sys.modules.get(found.__module__)), found.__qualname__.split(".")[0]
     if source.file is not None and _is_library(source.file):
         return []
-    if "<locals>" not in found.__qualname__ and (statements := _definitions(source, [top])):
+    if "<locals>" not in found.__qualname__ and (statements := _defined(source, top)):
         return list(statements)
     return [[name, _value(each, depth + 1)] for name, each in sorted(vars(found).items()) if inspect.isfunction(each)]
 
