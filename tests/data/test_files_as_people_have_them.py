@@ -239,6 +239,12 @@ def test_answers_that_begin_with_the_prompt_in_every_row(tmp_path: Path) -> None
             1,
             "`chosen` does not begin with the prompt, as it does in 2 of 3 rows",
         ),
+        # Without the prompt in one column, its length in the other one would tell which answer is better.
+        (
+            [pair("a"), *(pair(q) | {"rejected": "no"} for q in "bcd")],
+            2,
+            "`rejected` does not begin with the prompt, as it does in 1 of 4 rows",
+        ),
         ([{"prompt": "Hi there", "completion": "Hi there, you"}], None, "begins with the prompt in the only row"),
         ([pair("a")], None, "`chosen` begins with the prompt in the only row; leave the prompt out of it"),
         ([pair("a", label="safe", system="Be kind.")], None, "`chosen` begins with the prompt in the only row"),

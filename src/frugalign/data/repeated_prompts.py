@@ -1,7 +1,8 @@
 """Answers that begin with the text of their prompt: texts that hold both, or answers that quote it.
 
 One row does not tell which of the two it is, the column does. If all answers of a column begin so, they hold their
-prompt, which is read once. If most do, the file mixes both and is refused. If a few do, they are quotes.
+prompt, which is read once. If most do, or a few beside another column where all do, the file mixes both and is refused.
+If a few do, they are quotes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class RepeatedPrompts:
         return [name for name in all_rows if self._n_rows > 1 or name in elsewhere]
 
     def problems(self, file: str, whole: Collection[str]) -> list[Problem]:
-        """The columns of which it is unclear whether they hold the prompts. `whole`: those that do."""
+        """The columns that may or may not hold the prompts. `whole`: those that do."""
         found = []
         for name, count in self._counts.items():
             if name in whole:
@@ -44,7 +45,7 @@ class RepeatedPrompts:
             if self._n_rows == count:
                 reason = f"`{name}` begins with the prompt in the only row; leave the prompt out of it"
                 found.append(Problem(file, None, reason))
-            elif count > self._n_rows / 2:
+            elif count > (0 if whole else self._n_rows / 2):
                 reason = (
                     f"`{name}` does not begin with the prompt, as it does in {count:,} of {self._n_rows:,} rows; leave the "
                     "prompt out of all answers, or of none"
@@ -58,7 +59,7 @@ class RepeatedPrompts:
         if whole:
             found.append(f"{file}: {_begins(whole)} with the prompt in every row; it is read once.")
         for name, count in self._counts.items():
-            if 0 < count <= self._n_rows / 2:
+            if 0 < count <= self._n_rows / 2 and not whole:
                 rows = f"{count:,} of {self._n_rows:,} rows"
                 found.append(
                     f"{file}: {_begins([name])} with the prompt in {rows}; these answers are left as they are."

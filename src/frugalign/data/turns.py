@@ -81,7 +81,7 @@ def text_turns(text: str) -> list[dict[str, str]] | None:
 
 
 def _turn_marks(text: str) -> list[_Mark]:
-    """The marks of turns in a text. Lines of an answer that look like a mark of another format are none.
+    """The marks of turns in a text. Lines of an answer that look like a mark of another format do not count.
 
     The first mark tells the format. Of names, those of one user and one assistant are marks. If the first turn begins
     after an empty line, or the first answer where nothing precedes that turn, so do all others.

@@ -128,7 +128,7 @@ def _pipeline(tokenizer: Any) -> dict[str, Any]:
 
 
 def different_keys(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """The entries of two configs that differ, in words. A key that one version of transformers alone knows is no difference."""
+    """The entries of two configs that differ, in words. A key that only one version of transformers knows does not count."""
     same_keys = mine.get(VERSION) == theirs.get(VERSION)
     found = []
     for key in sorted({*mine, *theirs} - {VERSION}):
