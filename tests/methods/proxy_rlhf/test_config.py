@@ -13,6 +13,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.cli.method import command_of
 from frugalign.cli.parser import parse
 from frugalign.methods.proxy_rlhf import ProxyConfig
+from frugalign.methods.proxy_rlhf.config import default_budget
 
 COMMAND = command_of("proxy")
 
@@ -62,6 +63,48 @@ def test_defaults_that_follow_from_others(tmp_path: Path) -> None:
     ).network()
     assert (other["max_candidates"], other["value_head"], other["initial_bias"], other["dim"]) == (8, True, 0.0, 3)
     assert config(tmp_path, max_candidates=5).network()["max_candidates"] == 5
+
+
+@pytest.mark.parametrize(
+    ("parameters", "budget", "completions", "rollouts"),
+    [
+        (260_032, 3_000_000, 128, 183),  # 3 million of 128·128 each
+        (135_000_000, 74_074, 16, 36),  # 1e13 / 135 million; two prompts of eight
+        (7_000_000_000, 50_000, 16, 24),
+    ],
+)
+def test_a_run_is_as_long_as_its_base_allows(
+    parameters: int, budget: int, completions: int, rollouts: int, tmp_path: Path
+) -> None:
+    found = config(tmp_path)
+    found.size_to(parameters)
+    assert default_budget(parameters) == budget
+    assert (found.per_device_train_batch_size, found.max_steps) == (completions, rollouts * 4)
+
+
+def test_what_is_given_is_not_sized_by_the_base(tmp_path: Path) -> None:
+    """Completions, steps, epochs; a budget is an upper bound of given steps, and alone it sets them."""
+
+    def sized(**options: Any) -> tuple[int, int]:
+        found = config(tmp_path, max_new_tokens=10, **options)
+        found.size_to(135_000_000)
+        return found.per_device_train_batch_size, found.max_steps
+
+    assert sized(per_device_train_batch_size=32, budget_tokens=3_200) == (32, 10 * 4)
+    assert sized(per_device_train_batch_size=32, budget_tokens=3_200, max_steps=8) == (32, 8)
+    assert sized(per_device_train_batch_size=32, budget_tokens=3_200, max_steps=800) == (32, 10 * 4)
+    assert sized(per_device_train_batch_size=32, max_steps=800) == (32, 800)
+    assert sized(per_device_train_batch_size=32, num_train_epochs=2) == (32, -1), "of the epochs, by round_steps"
+    assert sized(budget_tokens=1) == (16, 4), "one rollout at least"
+    assert sized(num_generations=6, num_mini_batches=1, budget_tokens=10**9)[0] == 126, "a multiple of the group"
+
+
+def test_sizes_survive_the_way_to_yaml_and_back(tmp_path: Path) -> None:
+    found = config(tmp_path, budget_tokens=100_000)
+    found.size_to(3_000_000)
+    again = ProxyConfig(**found.resolved() | {"use_cpu": True})
+    again.size_to(3_000_000)
+    assert (again.per_device_train_batch_size, again.max_steps) == (found.per_device_train_batch_size, found.max_steps)
 
 
 def test_eval_steps_switches_evaluation_on(tmp_path: Path) -> None:

@@ -32,6 +32,18 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
 }
 
 
+_COMPLETIONS = 128
+_ROLLOUTS = 30
+_BUDGET = (50_000, 3_000_000)
+_WORK = 1e13
+"""Parameters times tokens of the default budget. One core samples that in a quarter of an hour."""
+
+
+def default_budget(base_parameters: int) -> int:
+    """The tokens that a training samples if nothing is said about its length: what takes minutes, not the night."""
+    return int(min(max(_WORK / max(1, base_parameters), _BUDGET[0]), _BUDGET[1]))
+
+
 @dataclass
 class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     """The configuration of a run: every field of `ProxyOptions` and of `TrainingArguments`.
@@ -41,11 +53,19 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     """
 
     own: ClassVar[type] = ProxyOptions
-    own_may_change: ClassVar[frozenset[str]] = frozenset({"log_completions"})
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"log_completions", "budget_tokens", "num_train_epochs"})
     not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
     def prepare(self) -> None:
         """Fill in the folder, and what a proxy fixes."""
+        # What `size_to` chooses by the base's size holds a value that transformers accepts until then.
+        self._by_base = {
+            name for name in ("per_device_train_batch_size", "num_train_epochs") if getattr(self, name) == -1
+        }
+        if "per_device_train_batch_size" in self._by_base:
+            self.per_device_train_batch_size = self._group * max(1, _COMPLETIONS // self._group)
+        if "num_train_epochs" in self._by_base:
+            self.num_train_epochs = 1.0
         if self.output_dir is None:
             self.output_dir = "runs/proxy"
         if self.eval_steps is not None:
@@ -80,6 +100,25 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
             prompts % self.num_mini_batches == 0,
             f"A rollout's {prompts} prompts per device do not divide into num_mini_batches = {self.num_mini_batches}.",
         )
+
+    @property
+    def _group(self) -> int:
+        """The fewest completions of a rollout on one device."""
+        return self.num_generations * self.num_mini_batches
+
+    def size_to(self, base_parameters: int) -> None:
+        """Set what was not given by the base's size, in place: the completions of a rollout, and `max_steps`."""
+        budget = self.budget_tokens or default_budget(base_parameters)
+        each = self.max_new_tokens * self.world_size
+        if "per_device_train_batch_size" in self._by_base:
+            most = max(1, _COMPLETIONS // self._group)
+            groups = budget // (_ROLLOUTS * each * self._group)
+            self.per_device_train_batch_size = self._group * max(1, min(most, groups))
+        rollouts = max(1, budget // (each * self.per_device_train_batch_size))
+        if self.budget_tokens is not None and self.max_steps > 0:
+            self.max_steps = min(self.max_steps, rollouts * self.steps_per_rollout)
+        elif self.max_steps <= 0 and "num_train_epochs" in self._by_base:
+            self.max_steps = rollouts * self.steps_per_rollout
 
     @property
     def steps_per_rollout(self) -> int:

@@ -7,11 +7,14 @@ from typing import Literal
 
 from frugalign.options import groups
 from frugalign.options.declare import defaults, like, notes, option
-from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSITIVE, SHARE, SIZE
+from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSITIVE, SHARE, SIZE, Kind
+
+_BATCH = Kind("at least 1, or -1 for a size that fits the base", lambda x: x >= 1 or x == -1, whole=True)
+_EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
 
 
 @dataclass
-@defaults(max_steps=960, learning_rate=1e-2, per_device_train_batch_size=128, save_steps=100)
+@defaults(learning_rate=1e-2, save_steps=100)
 @notes(
     model_name_or_path="The model stays frozen.",
     dataset_name="It holds prompts in a `prompt` column (strings or messages).",
@@ -19,8 +22,7 @@ from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSI
     temperature="The base proposes tokens at it.",
     max_prompt_length="Default: a prompt over the context is an error.",
     num_generations="Each is the others' baseline.",
-    max_steps="They are rounded up to whole rollouts.",
-    per_device_train_batch_size="It counts the responses of a rollout and is a multiple of num_generations.",
+    max_steps="They are rounded up to whole rollouts; without epochs, -1 stands for those of budget_tokens.",
     output_dir="Default: runs/proxy.",
     save_steps="They are rounded up to whole rollouts.",
 )
@@ -65,6 +67,21 @@ class ProxyOptions(
         None, "b of an untrained proxy. Default: 0 (marginal), 4 (sequential), 2 (sequential, tail dropped).", FINITE
     )
 
+    budget_tokens: int | None = option(
+        None,
+        "Most tokens to sample in training, if every response has its full length. Default: what takes minutes on a laptop, "
+        "3 million for a small base and fewer for a larger one.",
+        COUNT,
+    )
+    num_train_epochs: float = like(groups.Epochs, "num_train_epochs", -1, "-1: those of budget_tokens.", _EPOCHS)
+    per_device_train_batch_size: int = like(
+        groups.Steps,
+        "per_device_train_batch_size",
+        -1,
+        "It counts the responses of a rollout and is a multiple of num_generations. -1: 128, or fewer if the budget "
+        "would not last for 30 rollouts.",
+        _BATCH,
+    )
     beta: float | None = like(
         groups.Beta,
         "beta",

@@ -117,6 +117,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._logs: dict[str, list[float]] = {}
         self._loss_sum = 0.0
         open_run_folder(str(args.output_dir))
+        args.size_to(causal_lm(self.lm).num_parameters())
         self.schedule = Schedule(len(train_dataset), args.prompts_per_device * args.world_size, args.seed)
         args.round_steps(self.schedule.rounds_per_epoch)
         with _trainer_errors():
