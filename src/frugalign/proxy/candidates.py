@@ -113,7 +113,8 @@ def _likeliest(logits: Tensor, temperature: float, limits: Limits) -> _Likeliest
     scaled = logits if temperature == 1.0 else logits / temperature
     log_total = scaled.logsumexp(-1, keepdim=True)
     likely, most = scaled >= log_total + _log(limits.p_t), limits.max_candidates
-    found = _search(scaled, likely, most) if logits.numel() >= _SEARCH_FROM else None
+    may_search = limits.p_t > 0 and logits.numel() >= _SEARCH_FROM  # at 0 it would find the whole vocabulary
+    found = _search(scaled, likely, most) if may_search else None
     if found is None:
         wanted = likely.sum(-1).clamp(min=1)
         count = wanted.clamp(max=most)
