@@ -86,6 +86,17 @@ def test_a_process_that_a_command_starts_may_use_what_is_inside(tmp_path: Path) 
     assert "FRUGALIGN_FOLDERS_IN_USE" not in os.environ
 
 
+def test_folders_may_be_left_in_the_order_in_which_they_were_taken(tmp_path: Path) -> None:
+    """As by two threads. What this process starts knows which of them are still held."""
+    held = [in_use(tmp_path / name) for name in ("first", "second")]
+    for each in held:
+        each.__enter__()
+    held[0].__exit__(None, None, None)
+    assert lock._inherited() == [str((tmp_path / "second").resolve())]
+    held[1].__exit__(None, None, None)
+    assert lock._inherited() == [] and lock._INHERITED not in os.environ
+
+
 def test_another_program_s_lock_file_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("pid 7")
     (tmp_path / "mine" / "theirs").mkdir(parents=True)

@@ -85,7 +85,7 @@ def in_use(
 @contextmanager
 def holding(folder: str | Path) -> Iterator[None]:
     """Note that this process holds the lock of a folder: it, and the processes that it starts, may use what is inside."""
-    place, before = Path(folder).resolve(), os.environ.get(_INHERITED)
+    place = Path(folder).resolve()
     mine = os.getpid(), place
     _held.add(mine)
     os.environ[_INHERITED] = json.dumps([*_inherited(), str(place)])
@@ -93,10 +93,13 @@ def holding(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(mine)
-        if before is None:
-            os.environ.pop(_INHERITED, None)
+        rest = _inherited()
+        if str(place) in rest:  # another thread may have taken or left folders meanwhile
+            rest.remove(str(place))
+        if rest:
+            os.environ[_INHERITED] = json.dumps(rest)
         else:
-            os.environ[_INHERITED] = before
+            os.environ.pop(_INHERITED, None)
 
 
 def _inherited() -> list[str]:
