@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -281,12 +282,22 @@ def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, m
     (tmp_path / "one").mkdir()
     monkeypatch.chdir(tmp_path / "one")
     setting = {"num_generations": 4, "num_iterations": 1}
-    first, cell = run(data, Path("study"), "proxy", setting)
+    common = Task.common
+
+    def warned(task: Task) -> Any:
+        logging.getLogger("frugalign.methods").warning("the training warned")
+        return common(task)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Task, "common", warned)
+        first, cell = run(data, Path("study"), "proxy", setting)
+    assert "the training warned" in first["warnings"]
     (cell.folder / "cell.json").unlink()
     with monkeypatch.context() as patched:
         patched.setattr("frugalign.study.task.Task.common", lambda task: pytest.fail("trained again"))
         again = run_cell(cell.folder, Path("study/start"), Path("study/trainings"))
         assert again["costs"] == first["costs"] and again["training_machine"] == first["training_machine"]
+        assert again["warnings"] == first["warnings"], "what it warned of is not lost either"
         # Another judge and fewer prompts.
         (tmp_path / "two").mkdir()
         monkeypatch.chdir(tmp_path / "two")

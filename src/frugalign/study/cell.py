@@ -83,7 +83,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
         training.mkdir(parents=True, exist_ok=True)
         with _waited_for(training), holding(training):
             delete_leftovers(training)
-            trained = _trained(request, training, start, jobs)
+            trained = _trained(request, training, start, jobs, warnings)
         result: CellResult = {
             "request": request,
             "metrics": _evaluated(request, trained, evaluation_folder(folder), batch_size),
@@ -91,7 +91,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             "evaluation_costs": read_costs(evaluation_folder(folder)),
             "machine": machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs),
             "training_machine": trained.get("machine"),
-            "warnings": list(dict.fromkeys(warnings)),
+            "warnings": list(dict.fromkeys([*trained.get("warnings", []), *warnings])),
         }
         write_json_atomic(folder / RESULT_FILE, result)
         (folder / FAILED_FILE).unlink(missing_ok=True)
@@ -161,8 +161,11 @@ def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
         return lock.acquire()
 
 
-def _trained(request: dict[str, Any], folder: Path, start: Path, jobs: int) -> Trained:
-    """The finished training of this folder, or a new one: the policy to measure, the training's costs and its machine."""
+def _trained(request: dict[str, Any], folder: Path, start: Path, jobs: int, warnings: list[str]) -> Trained:
+    """The finished training of this folder, or a new one: the policy to measure, the training's costs, machine and warnings.
+
+    `warnings`: those logged so far, to which a new training adds its own.
+    """
     from frugalign.methods import registry
     from frugalign.methods.budget import Budget
     from frugalign.study.task import Task
@@ -182,7 +185,7 @@ def _trained(request: dict[str, Any], folder: Path, start: Path, jobs: int) -> T
     assert train is not None, "the plan has no line for a method that trains no policy"
     policy = train(task)
     where = machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs)
-    found: Trained = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where}
+    found: Trained = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where, "warnings": list(warnings)}
     # The folder may be moved or shared between studies, so the run's path is stored relative to it.
     write_json_atomic(folder / TRAINED_FILE, {**found, "policy": _replaced(policy, run, RUN_FOLDER)})
     return found

@@ -79,11 +79,12 @@ class TracePiece(TypedDict):
 
 
 class Trained(TypedDict):
-    """A finished training: the policy to measure (the values of a `PolicySpec`), its costs and its machine."""
+    """A finished training: the policy to measure (the values of a `PolicySpec`), its costs, its machine, and what it warned of."""
 
     policy: dict[str, Any]
     costs: Costs
     machine: dict[str, Any]
+    warnings: list[str]
 
 
 class _Request(TypedDict, total=False):
@@ -116,6 +117,7 @@ class _Result(TypedDict):
 class _Training(TypedDict, total=False):
     policy: dict[str, Any]
     costs: dict[str, Any]
+    warnings: list[str]
 
 
 def read_result(cell: Path) -> CellResult | None:
