@@ -1,6 +1,7 @@
 """What makes a reward another one under the same name: code that it uses, values that it holds, weights."""
 
 import functools
+import importlib.util
 import itertools
 import os
 import re
@@ -145,6 +146,28 @@ def test_what_a_reward_imports_when_it_is_called_counts(
     finally:
         for name in ("lazy_of_reward.inner", "lazy_of_reward"):
             sys.modules.pop(name, None)
+
+
+def test_a_package_that_only_its_own_finder_knows_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a package that was installed to be edited."""
+    place = tmp_path / "elsewhere" / "edited_of_reward.py"
+    place.parent.mkdir()
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+            return importlib.util.spec_from_file_location(name, place) if name == "edited_of_reward" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    (tmp_path / "rewards.py").write_text(
+        "def reward(completions, **_):\n    import edited_of_reward as edited\n    return [edited.LIMIT] * len(completions)\n"
+    )
+    (loaded,) = load_rewards([f"mine={tmp_path}/rewards.py:reward"])
+    found = set()
+    for limit in (5, 6):
+        place.write_text(f"LIMIT = {limit}\n")
+        found.add(reward_contents([loaded])["mine"])
+    assert len(found) == 2 and "edited_of_reward" not in sys.modules
 
 
 @pytest.mark.parametrize("change", [("UNUSED = 3", "UNUSED = 4"), ("    return sum", "    # why\n    return sum"), ("weight=2.0", "weight=3.0")])  # fmt: skip

@@ -18,6 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
@@ -84,11 +85,14 @@ class _Source(NamedTuple):
         """The source of a module, loaded or not. A reward may import what it needs when it is called. Nothing is imported here."""
         if name in sys.modules:
             return cls.of(sys.modules[name])
-        spec, known, places = None, "", None
+        spec, known = None, ""
+        places: list[str] | None = None
         try:
             for part in name.split("."):
                 known = f"{known}.{part}".lstrip(".")
-                if (spec := PathFinder.find_spec(known, places)) is None:
+                # The first part may be known to another finder, as of a package that was installed to be edited.
+                spec = find_spec(known) if places is None else PathFinder.find_spec(known, places)
+                if spec is None:
                     return cls(None, "")
                 places = list(spec.submodule_search_locations or [])
         except (ImportError, KeyError, ValueError):  # inside a package without a file of its own
