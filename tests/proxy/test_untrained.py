@@ -8,6 +8,7 @@ from tests.proxy.small_models import SMALL
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from frugalign.engines.transformers import embedding_rows
+from frugalign.proxy import network
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import network_size, new_proxy
 
@@ -108,3 +109,17 @@ def test_the_count_by_hand_is_the_network_s() -> None:
         proxy = new_proxy(model, {"hidden": 6, "dim": 6, "candidate_features": features})
         rest = 2 * 7 if features == "lookahead" else 7 * 6 + 17 * 6 + 6
         assert sum(p.numel() for p in proxy.parameters()) == 2 * 16 + 17 * 6 + rest + 1
+
+
+def test_the_head_is_not_copied_and_its_keys_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base in bfloat16: the rows are the head's own memory, and the keys and their scale those of the whole in float32."""
+    model = build("llama-tied").bfloat16()
+    rows = embedding_rows(model)
+    assert rows.dtype == torch.bfloat16 and rows.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+    proxy = new_proxy(model, {})
+    assert proxy.config.embedding_scale == pytest.approx(1 / float(rows.float().pow(2).mean().sqrt()), rel=1e-6)
+    whole = proxy.keys(rows.float())
+    monkeypatch.setattr(network, "_ROWS", 10)
+    torch.testing.assert_close(proxy.keys(rows), whole)
+    assert len(whole) == V + 1
+    assert new_proxy(model, {}).config.embedding_scale == pytest.approx(proxy.config.embedding_scale, rel=1e-6)

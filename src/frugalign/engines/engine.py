@@ -119,7 +119,7 @@ class Engine(Protocol):
         ...
 
     def output_embeddings(self) -> Tensor:
-        """The rows of the LM head, float32 `[V, D]`. A proxy computes its keys from them."""
+        """The rows of the LM head, `[V, D]` in any floating dtype. A proxy computes its keys from them."""
         ...
 
     def weights_id(self) -> str:

@@ -70,13 +70,13 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 
 
 def embedding_rows(model: PreTrainedModel) -> Tensor:
-    """Output-embedding rows `e_c`, float32 `[V, D]`. A 4-bit head is dequantised."""
+    """Output-embedding rows `e_c`, `[V, D]`: the head's own weight, in its dtype and not copied. A 4-bit head is dequantised."""
     weight: Any = head_weight(model)
     if not weight.is_floating_point():
         import bitsandbytes as bnb
 
         weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    rows: Tensor = weight.detach().float()
+    rows: Tensor = weight.detach()
     return rows
 
 

@@ -31,6 +31,8 @@ CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
 _SIZES = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
 _SHARE = 0.0099
 _DENSE_BELOW = 1024
+_ROWS = 1 << 14
+"""Embedding rows that are converted at once."""
 
 
 class ProxyModelConfig(PreTrainedConfig):
@@ -140,10 +142,11 @@ class ProxyModel(PreTrainedModel):
     def keys(self, embeddings: Tensor) -> Tensor:
         """`k(e_c)` for embedding rows `[U, D]`, and last the tail's key if it is kept: `[U, d]` or `[U + 1, d]`.
 
-        A constant of the base scales the rows to unit size.
+        A constant of the base scales the rows to unit size. They may have the base's dtype: a float32 copy of a head of a large
+        vocabulary would take gigabytes, so only a chunk of it exists at a time.
         """
-        out: Tensor = self.key(embeddings * self.config.embedding_scale)
-        return torch.cat([out, self.tail_key]) if self.keeps_tail else out
+        parts = [self.key(rows.float() * self.config.embedding_scale) for rows in embeddings.split(_ROWS)]
+        return torch.cat([*parts, self.tail_key] if self.keeps_tail else parts)
 
     def value(self, h: Tensor) -> Tensor:
         """`V(s_t)` from `h [N, D]` -> `[N]`."""
@@ -268,13 +271,18 @@ def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) 
         "vocabulary": vocabulary,
         "hidden": size,
         "dim": size,
-        "embedding_scale": float(1.0 / rows.pow(2).mean().sqrt().clamp(min=1e-12)),
+        "embedding_scale": float(1.0 / _mean_square(rows).sqrt().clamp(min=1e-12)),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ProxyModel(
             ProxyModelConfig(**(defaults | {key: value for key, value in config.items() if value is not None}))
         )
+
+
+def _mean_square(rows: Tensor) -> Tensor:
+    parts = [part.float().pow(2).mean() * (len(part) / len(rows)) for part in rows.split(_ROWS)]
+    return torch.stack(parts).sum()
 
 
 def check_proxy(proxy: ProxyModel, wanted: dict[str, Any], base: BaseFingerprint) -> None:
