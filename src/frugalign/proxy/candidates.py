@@ -40,6 +40,11 @@ class Candidates:
     log_mass: Tensor
     capped: Tensor
 
+    @property
+    def listed(self) -> Tensor:
+        """Columns of a token of their own, which is all but padding and the tail: bool `[B, K]`."""
+        return self.mask & ~self.tail
+
     def select(self, rows: Tensor) -> Candidates:
         return Candidates(
             self.ids[rows],

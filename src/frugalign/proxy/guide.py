@@ -176,15 +176,19 @@ class ProxyGuide:
         chosen, log_a, log_1ma, _ = self.acceptance(h, logits, lookahead)
         log_pi = self.log_pi(chosen, log_a, log_1ma)
         if self.tail == "keep":
-            rest = beyond(logits / self.temperature, chosen.ids, chosen.mask & ~chosen.tail)
-            rest = torch.log_softmax(rest, -1).nan_to_num(nan=-math.inf)  # where there is no tail
-            found = rest + log_pi.masked_fill(~chosen.tail, -math.inf).amax(-1, keepdim=True)
+            found = self._log_p_in_tail(logits, chosen) + log_pi.masked_fill(~chosen.tail, -math.inf).amax(
+                -1, keepdim=True
+            )
         else:
             found = torch.full_like(logits, -math.inf)
         # The other columns write −inf where a candidate does: reduce by the maximum.
-        mask = chosen.mask & ~chosen.tail
-        columns, values = torch.where(mask, chosen.ids, chosen.ids[:, :1]), log_pi.masked_fill(~mask, -math.inf)
-        return found.scatter_reduce_(-1, columns, values, "amax")
+        columns = torch.where(chosen.listed, chosen.ids, chosen.ids[:, :1])
+        return found.scatter_reduce_(-1, columns, log_pi.masked_fill(~chosen.listed, -math.inf), "amax")
+
+    def _log_p_in_tail(self, logits: Tensor, chosen: Candidates) -> Tensor:
+        """`log p_T` of every token given that it is in the tail, `[B, V]`: −inf outside, and everywhere if there is no tail."""
+        rest = beyond(logits / self.temperature, chosen.ids, chosen.listed)
+        return torch.log_softmax(rest, -1).nan_to_num(nan=-math.inf, neginf=-math.inf)
 
     def _dense_log_probs(self, h: Tensor, logits: Tensor) -> Tensor | None:
         """The same without sorting, which is cheaper for few rows.
@@ -230,10 +234,8 @@ class ProxyGuide:
         token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
         in_tail = (token == logits.shape[-1]).nonzero().squeeze(-1)
         if len(in_tail):
-            found = chosen.select(in_tail)
-            rest = beyond(logits[in_tail] / self.temperature, found.ids, found.mask & ~found.tail)
-            uniform = noise.uniform(STREAM_TAIL)[in_tail]
-            token[in_tail] = draw(rest.softmax(-1), uniform) if do_sample else rest.argmax(-1)
+            log_p = self._log_p_in_tail(logits[in_tail], chosen.select(in_tail))
+            token[in_tail] = draw(log_p.exp(), noise.uniform(STREAM_TAIL)[in_tail]) if do_sample else log_p.argmax(-1)
         details = Decision(chosen, log_a, log_pi, choice, rejected, coin_flipped, states)
         if not do_sample:
             return Emission(token, details=details)
@@ -245,16 +247,15 @@ class ProxyGuide:
         gain = temperature_gain(logits, self.temperature)
         if gain is None:
             return torch.zeros_like(chosen.log_mass)
-        own = chosen.mask & ~chosen.tail
-        found = overseer.mass_of(log_pi, own, gain.gather(-1, chosen.ids.masked_fill(~own, 0)))
+        listed = overseer.mass_of(log_pi, chosen.listed, gain.gather(-1, chosen.ids.masked_fill(~chosen.listed, 0)))
         if self.tail == "drop":
-            return found
-        within = beyond(logits / self.temperature, chosen.ids, own).softmax(-1).nan_to_num(nan=0.0)
-        return found + overseer.mass_of(log_pi, chosen.tail) * (within * gain).sum(-1)
+            return listed
+        within = self._log_p_in_tail(logits, chosen).exp()
+        return listed + overseer.mass_of(log_pi, chosen.tail) * (within * gain).sum(-1)
 
     def _greedy(self, logits: Tensor, chosen: Candidates, log_a: Tensor, log_pi: Tensor) -> Tensor:
         """Column of the greedy token `[B]`: the tail's where its likeliest token is likelier under π than any candidate."""
-        choice = overseer.greedy_choice(chosen.log_p, log_a, chosen.mask & ~chosen.tail, self.objective)
+        choice = overseer.greedy_choice(chosen.log_p, log_a, chosen.listed, self.objective)
         if self.tail == "drop" or self.objective != "marginal":
             return choice
         best = log_pi.gather(-1, choice[:, None])
@@ -262,8 +263,7 @@ class ProxyGuide:
         as_a_whole, place = log_pi.masked_fill(~chosen.tail, -math.inf).max(-1, keepdim=True)
         if not bool((as_a_whole > best).any()):
             return choice
-        rest = beyond(logits / self.temperature, chosen.ids, chosen.mask & ~chosen.tail)
-        likeliest = as_a_whole + torch.log_softmax(rest, -1).amax(-1, keepdim=True).nan_to_num(nan=-math.inf)
+        likeliest = as_a_whole + self._log_p_in_tail(logits, chosen).amax(-1, keepdim=True)
         return torch.where(likeliest > best, place, choice[:, None]).squeeze(-1)
 
     def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
