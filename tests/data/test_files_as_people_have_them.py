@@ -35,6 +35,16 @@ REFUSED: dict[str, tuple[bytes, int | None, str]] = {
         2,
         "`m` holds half a character, U+DC4D",
     ),
+    "long-half-key.jsonl": (
+        lines('{"prompt": "a", "' + 500 * "x" + '\\ud83d": 1}'),
+        None,
+        f"the name of the column `{79 * 'x'}…` holds half a character",
+    ),
+    "long-key.jsonl": (
+        lines('{"prompt": "a", "' + 500 * "y" + '": 1}', '{"prompt": "a", "' + 500 * "y" + '": "b"}'),
+        2,
+        f"`{79 * 'y'}…` ",
+    ),
     "half-key.jsonl": (lines('{"prompt": "a", "\\ud83d": 1}'), None, "holds half a character"),
     "half.json": (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', 2, "`prompt` holds half a character, U+D83D"),
     "integer.jsonl": (lines(FINE | {"n": 1}, FINE | {"n": 2**63}), 2, "`n` holds an integer beyond 64 bits"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.progress import READ, Part, work
-from frugalign.base.wording import visible
+from frugalign.base.wording import shown, visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +21,16 @@ _LARGE = 4 << 20
 """Bytes of a file that takes long enough for a bar."""
 
 
+_QUOTED = re.compile("`([^`]*)`")
+_LONGEST_NAME = 80
+
+
+def _shortened(name: re.Match[str]) -> str:
+    """A name in a reason, at most 80 characters long. A command keeps its length."""
+    is_short = len(name[1]) <= _LONGEST_NAME or name[1].startswith("frugalign ")
+    return name[0] if is_short else f"`{shown(name[1], quoted=False, longest=_LONGEST_NAME)}`"
+
+
 @dataclass(frozen=True)
 class Problem:
     """A problem in one row, or in the whole file if `row` is None. Rows count from 1: lines in JSON lines, records
@@ -28,6 +39,10 @@ class Problem:
     file: str
     row: int | None
     reason: str
+
+    def __post_init__(self) -> None:
+        # A file that was taken apart in the wrong place has columns whose names are whole rows.
+        object.__setattr__(self, "reason", _QUOTED.sub(_shortened, self.reason))
 
     def __str__(self) -> str:
         text = f"{self.file}: {self.reason}" if self.row is None else f"{self.file}, row {self.row}: {self.reason}"
