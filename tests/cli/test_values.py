@@ -54,6 +54,7 @@ def test_words_of_another_type(text: str, hint: Any) -> None:
         (3, int, 3),
         (3, float, 3.0),
         (1e3, int, 1000),
+        (-(10**400), int, -(10**400)),
         ("3e-4", float, 3e-4),  # YAML 1.1 reads it as text
         (None, int | None, None),
         (True, bool, True),

@@ -166,6 +166,14 @@ def test_an_attribute_may_be_a_path_or_the_principles_themselves(
         assert load_principles(attribute(monkeypatch, value)) == Principles("", ("Be kind.",))
 
 
+def test_an_attribute_may_be_a_function_that_returns_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a model's and a data set's name."""
+    path = written(tmp_path, "p.yaml", "- Be kind.")
+    assert load_principles(attribute(monkeypatch, lambda: path)) == Principles("", ("Be kind.",))
+    with pytest.raises(FrugalignError, match="cannot be called for a path: ZeroDivisionError"):
+        load_principles(attribute(monkeypatch, lambda: 1 / 0))
+
+
 # -- mistakes -------------------------------------------------------------------------------------------------------------
 
 

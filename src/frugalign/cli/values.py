@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
@@ -87,7 +86,7 @@ def from_yaml(value: Any, hint: Any) -> Any:
             return value
         if origin is str and isinstance(value, bool):  # `resume_from_checkpoint: true` is text for its field
             return str(value).lower()
-        if origin is int and type(value) in (int, float) and math.isfinite(value) and value == int(value):
+        if origin is int and (type(value) is int or (type(value) is float and value.is_integer())):
             return int(value)
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             with suppress(OverflowError):  # an integer of hundreds of digits

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import MAX_BYTES, read_yaml
-from frugalign.base.specs import is_attribute, load_attribute
+from frugalign.base.specs import is_attribute, load_attribute, resolve_name
 from frugalign.base.wording import shown
 from frugalign.data.chat_template import ChatTemplate
 from frugalign.data.templating import AUTO, Prompt, Rendering, as_messages, is_chat
@@ -62,7 +62,8 @@ def load_principles(name: str) -> Principles:
     """Load principles by name.
 
     Args:
-        name: a shipped set, a .yaml, .yml, .md or .txt file, or `package.module:attribute` (a text or such a path).
+        name: a shipped set, a .yaml, .yml, .md or .txt file, or `package.module:attribute` (a text, such a path, or a function
+            that returns one).
 
     Raises:
         FrugalignError: an unknown name, a file without principles, or a file in another format.
@@ -73,6 +74,8 @@ def load_principles(name: str) -> Principles:
         found = load_attribute(name)
         if isinstance(found, Principles):
             return found
+        if callable(found):
+            return load_principles(resolve_name(name))
         if not isinstance(found, (str, Path)):
             raise FrugalignError(f"The principles {name} must be a text or a path, not a {type(found).__name__}.")
         if isinstance(found, Path) or Path(found).suffix in (".yaml", ".yml", ".md", ".txt"):
