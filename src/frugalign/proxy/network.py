@@ -145,7 +145,9 @@ class ProxyModel(PreTrainedModel):
         A constant of the base scales the rows to unit size. They may have the base's dtype: a float32 copy of a head of a large
         vocabulary would take gigabytes, so only a chunk of it exists at a time.
         """
-        parts = [self.key(rows.float() * self.config.embedding_scale) for rows in embeddings.split(_ROWS)]
+        parts = [
+            self.key(rows.to(self.key.weight.dtype) * self.config.embedding_scale) for rows in embeddings.split(_ROWS)
+        ]
         return torch.cat([*parts, self.tail_key] if self.keeps_tail else parts)
 
     def value(self, h: Tensor) -> Tensor:
