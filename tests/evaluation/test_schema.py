@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from frugalign.base.quantities import KL_PARTS
 from frugalign.evaluation.schema import (
     FEW_PROMPTS,
-    KL_PARTS,
     MEASURES,
     Response,
     against,

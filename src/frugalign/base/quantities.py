@@ -1,6 +1,9 @@
-"""Counts and times in messages, in short."""
+"""Counts and times in messages, in short, and the parts of a KL."""
 
 from __future__ import annotations
+
+KL_PARTS = ("kl_temperature", "kl_restriction", "kl_choice")
+"""The parts that add up to the KL to the base at temperature 1, as emissions, generations and measures name them."""
 
 
 def in_short(number: float) -> str:

@@ -114,10 +114,9 @@ class BaseGuide:
         if not do_sample:
             return Emission(token=logits.argmax(-1))
         zero = torch.zeros(logits.shape[0], device=logits.device)
-        gain = temperature_gain(logits, self.temperature)
-        warmth = zero if gain is None else ((logits / self.temperature).softmax(-1) * gain).sum(-1)
-        token = self._draw(logits / self.temperature, noise)
-        return Emission(token, kl_temperature=warmth, kl_restriction=zero, kl_choice=zero)
+        gain, scaled = temperature_gain(logits, self.temperature), logits / self.temperature
+        warmth = zero if gain is None else (scaled.softmax(-1) * gain).sum(-1)
+        return Emission(self._draw(scaled, noise), kl_temperature=warmth, kl_restriction=zero, kl_choice=zero)
 
     def _draw(self, scores: Tensor, noise: Noise) -> Tensor:
         """`scores [B, V]`, the unnormalised log-probabilities -> token ids `[B]`."""

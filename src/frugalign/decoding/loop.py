@@ -19,6 +19,7 @@ from torch import Tensor
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import SAMPLED, advance
+from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.chooser import BaseGuide, Chooser, Emission, TokenTrace
 from frugalign.decoding.noise import Noise, row_keys
 from frugalign.engines.engine import Engine, Sequences, StepOutput
@@ -289,11 +290,10 @@ class _Batch:
         if alive.all():
             return Step(position, self.rows, hidden, emission)
         details = emission.details
+        parts = {name: getattr(emission, name) for name in KL_PARTS}
         narrowed = Emission(
             token=emission.token[alive],
-            kl_temperature=None if emission.kl_temperature is None else emission.kl_temperature[alive],
-            kl_restriction=None if emission.kl_restriction is None else emission.kl_restriction[alive],
-            kl_choice=None if emission.kl_choice is None else emission.kl_choice[alive],
+            **{name: None if part is None else part[alive] for name, part in parts.items()},
             details=details.select(alive) if hasattr(details, "select") else details,
         )
         return Step(position, self.rows[alive.cpu()], hidden[alive], narrowed)
@@ -306,7 +306,7 @@ class _Accumulator:
         self.ids: list[list[int]] = [[] for _ in range(n)]
         self.ended = [False] * n
         self.traces: list[list[TokenTrace]] | None = [[] for _ in range(n)] if record_trace else None
-        names = ("kl_temperature", "kl_restriction", "kl_choice") if do_sample else ()
+        names = KL_PARTS if do_sample else ()
         self.kl = {name: torch.zeros(n, dtype=torch.float64) for name in names}
         self.n = n
         self.states: Tensor | None = None

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from frugalign.base.quantities import KL_PARTS
 from frugalign.base.wording import pluralize
 from frugalign.metrics import (
     Estimate,
@@ -62,9 +63,6 @@ MEASURES: Mapping[str, Measure] = {
 The prefix `base_` marks the base's value. To add a measure, add a line here and its value in `estimates`. To show it, add it
 to `_KEPT` in `study/table.py` and to `_TABLE` in `reports/run_page.py`."""
 
-
-KL_PARTS = ("kl_temperature", "kl_restriction", "kl_choice")
-"""The measures that add up to `kl_per_sequence` where a guide chooses the tokens."""
 
 FEW_PROMPTS = 50
 """Measures on fewer prompts are marked in every table and on every page, with a warning."""

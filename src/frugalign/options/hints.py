@@ -70,7 +70,7 @@ def describe(hint: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type, without conversion. A whole number is also a float; True is no number."""
+    """Whether a value is of the type, without conversion. A whole number counts as a float too; True does not count as a number."""
     return any(_fits(value, member) for member in members(hint))
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, SAMPLED, work
+from frugalign.base.quantities import KL_PARTS
 from frugalign.data.templating import AUTO, Prompt, Rendering, encode_prompts
 from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
@@ -251,7 +252,7 @@ class Policy:
         if not settings.do_sample or (self.best_of_n is not None and (moved or guided)) or (moved and guided):
             return Divergence(None)
         if not moved:
-            parts = {name: getattr(sampled, name) for name in ("kl_temperature", "kl_restriction", "kl_choice")}
+            parts = {name: getattr(sampled, name) for name in KL_PARTS}
             if any(part is None for part in parts.values()):
                 return Divergence(None)
             kl = sum(parts.values()).tolist()

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from frugalign.base.ledger import Ledger
+from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.loop import Step
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import embedding_rows
 from frugalign.evaluation.responses import measure_responses
-from frugalign.evaluation.schema import KL_PARTS, Response, estimates
+from frugalign.evaluation.schema import Response, estimates
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.policies.policy import Policy, Record
 from frugalign.policies.prompt_rows import PromptRows, Scoring

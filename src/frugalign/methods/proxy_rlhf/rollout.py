@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from frugalign.base.ledger import Ledger
+from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Step, generate
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.proxy.guide import Decision, ProxyGuide
@@ -195,9 +196,7 @@ def roll_out(
     if positions is None:
         return None
     longest = int(recorder.valid.any(0).sum())
-    parts = {
-        name: float(getattr(generation, name).mean()) for name in ("kl_temperature", "kl_restriction", "kl_choice")
-    }
+    parts = {name: float(getattr(generation, name).mean()) for name in KL_PARTS}
     lengths = torch.tensor([float(len(ids)) for ids in generation.completion_ids])
     ended = torch.tensor([float(done) for done in generation.ended])
     statistics = {name: total / max(1, recorder.n) for name, total in recorder.sums.items()} | {
