@@ -18,11 +18,12 @@ from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.experience import Experience
 from frugalign.methods.proxy_rlhf.kl_control import KLController
-from frugalign.methods.proxy_rlhf.loss import Minibatch, log_probabilities, proxy_loss
+from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
 from frugalign.proxy.overseer import kl_choice
+from frugalign.proxy.positions import log_probabilities
 
 GROUP, PROMPTS, LENGTH = 4, 4, 10
 ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A balm for my horse.", "Curse him!"]

@@ -11,9 +11,9 @@ import torch
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.proxy_rlhf.kl_control import BETA, Distances, KLController, Limits, TrustRegion
 from frugalign.methods.proxy_rlhf.loss import Minibatch
-from frugalign.methods.proxy_rlhf.rollout import Positions
 from frugalign.proxy.candidates import Limits as CandidateLimits
 from frugalign.proxy.candidates import candidates
+from frugalign.proxy.positions import Positions
 
 
 def after(*kls: float, target: float = 10.0, beta: float = 0.3) -> list[float]:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from frugalign.methods.proxy_rlhf import loss as objective_module
-from frugalign.methods.proxy_rlhf.loss import Minibatch, distinct, log_probabilities, proxy_loss
-from frugalign.methods.proxy_rlhf.rollout import Positions
+from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.proxy import overseer
+from frugalign.proxy import positions as positions_module
 from frugalign.proxy.network import ProxyModel, ProxyModelConfig
+from frugalign.proxy.positions import Positions, distinct, log_probabilities
 
 OBJECTIVES = ["marginal", "sequential", "sequential_integrated"]
 WIDTH, VOCABULARY = 4, 3
@@ -213,8 +213,8 @@ def test_the_quadrature_in_chunks_is_the_quadrature(objective: Any, monkeypatch:
         return quadrature(log_p, *rest)
 
     monkeypatch.setattr(overseer, "sequential_log_pi", counted)
-    for elements in (objective_module._CHUNK_ELEMENTS, 5 * 64 * VOCABULARY):
-        monkeypatch.setattr(objective_module, "_CHUNK_ELEMENTS", elements)
+    for elements in (positions_module._CHUNK_ELEMENTS, 5 * 64 * VOCABULARY):
+        monkeypatch.setattr(positions_module, "_CHUNK_ELEMENTS", elements)
         score = proxy(batch.positions.hidden, batch.positions.ids, embeddings=batch.embeddings, index=batch.index)
         log_prob, log_pi = log_probabilities(score, batch.positions, objective)
         kl = overseer.kl_choice(log_pi, batch.positions.log_p, batch.positions.mask)

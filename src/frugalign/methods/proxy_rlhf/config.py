@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
+from frugalign.methods.proxy_network import network_settings
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
 from frugalign.options.training_config import TrainingConfig
 
@@ -149,22 +150,8 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
 
     def network(self) -> dict[str, Any]:
         """The options that the proxy's config stores. None stands for a default that depends on the base."""
-        # A sequential proxy rejects a share 1 − σ(b) before it has learned anything, and with the tail kept that reaches rare tokens.
-        bias = 0.0 if self.objective == "marginal" else 2.0 if self.tail == "drop" else 4.0
-        cap = 8 if self.candidate_features == "lookahead" else 256
-        return {
-            "hidden": self.hidden,
-            "dim": self.dim or self.hidden,
-            "objective": self.objective,
-            "candidate_features": self.candidate_features,
-            "temperature": self.temperature,
-            "p_t": self.p_t,
-            "max_candidates": self.max_candidates or cap,
-            "tail": self.tail,
+        return network_settings(self) | {
             "max_new_tokens": self.max_new_tokens,
             "max_prompt_length": self.max_prompt_length,
-            "initial_bias": bias if self.initial_bias is None else self.initial_bias,
             "value_head": self.advantage == "gae",
-            "prompt_format": self.prompt_format,
-            "chat_template_kwargs": self.chat_template_kwargs,
         }

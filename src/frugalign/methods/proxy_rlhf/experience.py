@@ -20,11 +20,12 @@ from frugalign.data.encode import as_completions
 from frugalign.methods.proxy_rlhf import advantages as losses
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.kl_control import KLController
-from frugalign.methods.proxy_rlhf.loss import Minibatch, distinct, log_probabilities
+from frugalign.methods.proxy_rlhf.loss import Minibatch
 from frugalign.methods.proxy_rlhf.rollout import Rollout
 from frugalign.policies.prompt_rows import Scoring
 from frugalign.proxy.network import ProxyModel
 from frugalign.proxy.overseer import Objective
+from frugalign.proxy.positions import distinct, log_probabilities
 from frugalign.rewards import CompletionBatch, NamedReward, TrainerHooks, score
 from frugalign.rewards.check_scores import (
     reads_states,

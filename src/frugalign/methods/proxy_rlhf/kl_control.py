@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
-from frugalign.methods.proxy_rlhf.loss import Minibatch, acceptance_logits, log_probabilities
+from frugalign.methods.proxy_rlhf.loss import Minibatch, acceptance_logits
 from frugalign.proxy.overseer import Objective, kl_choice
+from frugalign.proxy.positions import log_probabilities
 
 _TRIES = 4
 _MARGIN = 0.9

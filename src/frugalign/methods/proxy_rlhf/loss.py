@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from frugalign.methods.proxy_rlhf.advantages import clipped_objective
-from frugalign.methods.proxy_rlhf.rollout import Positions
 from frugalign.proxy import overseer
-
-_CHUNK_ELEMENTS = 4_000_000
-"""Elements of `[N, K, nodes]` that the quadrature holds at once."""
+from frugalign.proxy.positions import Positions, log_probabilities
 
 
 @dataclass
@@ -36,25 +32,6 @@ class Minibatch:
     n_sequences: int
 
 
-def log_probabilities(score: Tensor, positions: Positions, objective: overseer.Objective) -> tuple[Tensor, Tensor]:
-    """Log-probability of the recorded choice at each position under the objective `[N]`, and `log π` of every candidate `[N, K]`.
-
-    `score [N, K]`: the proxy's acceptance logits.
-    """
-    log_a, log_1ma = overseer.log_acceptance(score)
-    if objective == "marginal":
-        log_pi = overseer.marginal_log_pi(positions.log_p, log_a, positions.mask)
-    else:
-        log_pi = _sequential(positions, log_a, log_1ma)
-    if objective == "sequential":
-        assert positions.rejected is not None and positions.coin_flipped is not None
-        path = overseer.sequential_path_log_prob(
-            log_a, log_1ma, positions.rejected, positions.choice, positions.coin_flipped
-        )
-        return path, log_pi
-    return log_pi.gather(-1, positions.choice[:, None]).squeeze(-1), log_pi
-
-
 def acceptance_logits(proxy: nn.Module, batch: Minibatch, with_value: bool = False) -> Any:
     """The proxy's logits `[N, K]` at the positions of a minibatch and, `with_value`, also its values `[N]`."""
     positions = batch.positions
@@ -66,33 +43,6 @@ def acceptance_logits(proxy: nn.Module, batch: Minibatch, with_value: bool = Fal
         lookahead=positions.lookahead,
         with_value=with_value,
     )
-
-
-def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
-    """The quadrature, in chunks of positions with similar numbers of candidates.
-
-    Each chunk is recomputed in the backward pass. `[N, K, nodes]` never exists as a whole, and little of it is padding.
-    """
-    n, width = log_a.shape
-    size = max(1, _CHUNK_ELEMENTS // (64 * width))
-    if n <= size:
-        return overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask)
-    counts = positions.mask.sum(-1)  # real candidates come first
-    log_pi = torch.full_like(log_a, -torch.inf)
-    for rows in counts.argsort(stable=True).split(size):
-        most = int(counts[rows[-1]])
-        part = (each[rows, :most] for each in (positions.log_p, log_a, log_1ma, positions.mask))
-        found = torch.utils.checkpoint.checkpoint(overseer.sequential_log_pi, *part, use_reentrant=False)
-        log_pi = log_pi.index_put((rows[:, None], torch.arange(most, device=rows.device)), found)
-    return log_pi
-
-
-def distinct(positions: Positions, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The embedding rows `[U, D]` of the distinct candidates, and the index `[N, K]` into them. The tail's index is U."""
-    if rows is None:
-        return None, None
-    ids, index = positions.ids.unique(return_inverse=True)
-    return rows[ids[ids < len(rows)]], index  # the tail's id is the vocabulary's size, the last of all
 
 
 def proxy_loss(

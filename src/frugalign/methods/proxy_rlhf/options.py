@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from frugalign.methods.proxy_network import ProxyNetwork
 from frugalign.options import groups
 from frugalign.options.declare import defaults, like, notes, option
-from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, NON_NEGATIVE, POSITIVE, SHARE, SIZE, Kind
+from frugalign.options.kinds import COUNT, NON_NEGATIVE, POSITIVE, SHARE, Kind
 
 _BATCH = Kind("at least 1, or -1 for a size that fits the base", lambda x: x >= 1 or x == -1, whole=True)
 _EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
@@ -27,6 +28,7 @@ _EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
     save_steps="They are rounded up to whole rollouts.",
 )
 class ProxyOptions(
+    ProxyNetwork,
     groups.TrainingRun,
     groups.EvalSteps,
     groups.Steps,
@@ -42,30 +44,6 @@ class ProxyOptions(
     groups.Model,
 ):
     """Options of `frugalign proxy`, with the names of TRL and transformers where they exist."""
-
-    objective: Literal["marginal", "sequential", "sequential_integrated"] = option(
-        "marginal",
-        "What the coin flips mean: proposals with replacement (marginal), without (sequential), and integrated out.",
-    )
-    candidate_features: Literal["embedding", "lookahead", "token_bias"] = option(
-        "embedding",
-        "What the proxy knows of a candidate: its embedding, the state after it, or (control) only its identity.",
-    )
-    p_t: float = option(
-        0.01, "Candidates have at least this probability under the base; the likeliest token always is one.", BELOW_ONE
-    )
-    max_candidates: int | None = option(None, "Most candidates of a position. Default: 256, lookahead 8.", COUNT)
-    tail: Literal["keep", "drop"] = option(
-        "keep",
-        "Tokens that are not candidates: judged together as one more candidate, or never emitted.",
-    )
-    hidden: int | None = option(
-        None, "Hidden width of q. Default: the largest that keeps the proxy under 1 % of the base.", SIZE
-    )
-    dim: int | None = option(None, "Width d of q and k. Default: as `hidden`.", SIZE)
-    initial_bias: float | None = option(
-        None, "b of an untrained proxy. Default: 0 (marginal), 4 (sequential), 2 (sequential, tail dropped).", FINITE
-    )
 
     budget_tokens: int | None = option(
         None,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,45 +21,7 @@ from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Ste
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.overseer import entropy, expected_rejections, mass_of, relative_acceptance
-
-
-@dataclass
-class Positions:
-    """`N` decided positions, padded to `K` candidates, of which a kept tail is one.
-
-    `sequence`, `position [N]`; `hidden [N, D]`; `ids [N, K]`, `log_p [N, K]` (proposals, −inf at padding), `mask [N, K]`; `choice [N]`;
-    `rejected [N, K]`, `coin_flipped [N]`: the coin flips of the sequential overseer; `lookahead [N, K, D]`.
-    """
-
-    sequence: Tensor
-    position: Tensor
-    hidden: Tensor
-    ids: Tensor
-    log_p: Tensor
-    mask: Tensor
-    choice: Tensor
-    rejected: Tensor | None
-    coin_flipped: Tensor | None
-    lookahead: Tensor | None
-
-    def select(self, rows: Tensor) -> Positions:
-        """The chosen positions, with padding trimmed."""
-        width = max(1, int(self.mask[rows].sum(-1).max())) if len(rows) and rows.any() else 1
-
-        def pick(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            return value[rows][:, :width] if value.dim() > 1 else value[rows]
-
-        wide: dict[str, Any] = {
-            name: pick(getattr(self, name)) for name in ("ids", "log_p", "mask", "rejected", "lookahead")
-        }
-        narrow = {name: getattr(self, name)[rows] for name in ("sequence", "position", "hidden", "choice")}
-        coin_flipped = None if self.coin_flipped is None else self.coin_flipped[rows]
-        return replace(self, **wide, **narrow, coin_flipped=coin_flipped)
-
-    def __len__(self) -> int:
-        return len(self.sequence)
+from frugalign.proxy.positions import Positions
 
 
 @dataclass

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress_display import showing
 from frugalign.base.wording import pluralize
 from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
 from frugalign.evaluation.schema import few_prompts
+from frugalign.methods.proxies import save_proxy
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 from frugalign.options.loading import model_arguments
 from frugalign.rewards import load_rewards
 from frugalign.runs.checkpoints import checkpoint_to_resume
-from frugalign.runs.folder import open_run_folder, publish
-from frugalign.runs.layout import COSTS_FILE
+from frugalign.runs.folder import open_run_folder
 from frugalign.runs.lock import in_use
 from frugalign.runs.progress import TrainingProgress, say_size
 
@@ -65,7 +63,7 @@ def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTr
     TrainingProgress("training the proxy", _SHOWN, "rollout", config.steps_per_rollout).replace_defaults(trainer)
     _say_size(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_artefact(trainer, folder)
+    save_proxy(trainer, folder)
     return trainer
 
 
@@ -87,21 +85,3 @@ def _say_size(trainer: ProxyTrainer) -> None:
     per_token = 1 + (args.network()["max_candidates"] if args.candidate_features == "lookahead" else 0)
     sampled = responses * args.max_new_tokens
     say_size(sampled, responses * prompt + sampled * per_token, how)
-
-
-def save_artefact(trainer: ProxyTrainer, folder: Path) -> None:
-    """Write the proxy, its card and the costs into the run folder."""
-    if not trainer.is_world_process_zero():
-        return
-    proxy = trainer.accelerator.unwrap_model(trainer.model)
-    base = proxy.config.base
-    card = model_card(
-        title=f"Proxy for {base['name'] or 'a causal language model'}",
-        description="Accepts or rejects every token that its frozen base proposes (Proxy-RLHF, arXiv 2403.04283).",
-        base_model=base["name"],
-        tables=CardTables(settings=trainer.args.options(), costs=trainer.ledger.table()),
-        usage=f"from frugalign import GuidedModel\n\nmodel = GuidedModel.from_pretrained({str(folder)!r})",
-    )
-    write_atomic(folder / CARD_FILE, card)
-    trainer.ledger.save(folder / COSTS_FILE)
-    publish(folder, proxy.save_pretrained)

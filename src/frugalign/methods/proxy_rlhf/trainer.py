@@ -32,6 +32,7 @@ from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import TransformersEngine, causal_lm, context_length, device_of, embedding_rows
+from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.evaluate_proxy import evaluate_proxy
 from frugalign.methods.proxy_rlhf.experience import (
@@ -41,7 +42,6 @@ from frugalign.methods.proxy_rlhf.experience import (
     check_first_rollout,
     score_rollout,
 )
-from frugalign.methods.proxy_rlhf.inputs import load_base, prepare_proxy
 from frugalign.methods.proxy_rlhf.kl_control import AfterEachStep, KLController, TrustRegion
 from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out

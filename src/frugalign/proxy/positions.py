@@ -1,0 +1,103 @@
+"""Decided positions of responses: what the proxy reads there, and what it makes of it.
+
+They hold all that training needs of the language model, so training runs no forward pass of it. They come from a rollout, or from
+a pass over stored answers (`methods/stored_answers`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frugalign.proxy import overseer
+
+_CHUNK_ELEMENTS = 4_000_000
+"""Elements of `[N, K, nodes]` that the quadrature holds at once."""
+
+
+@dataclass
+class Positions:
+    """`N` decided positions, padded to `K` candidates, of which a kept tail is one.
+
+    `sequence`, `position [N]`; `hidden [N, D]`; `ids [N, K]`, `log_p [N, K]` (proposals, −inf at padding), `mask [N, K]`; `choice [N]`;
+    `rejected [N, K]`, `coin_flipped [N]`: the coin flips of the sequential overseer; `lookahead [N, K, D]`.
+    """
+
+    sequence: Tensor
+    position: Tensor
+    hidden: Tensor
+    ids: Tensor
+    log_p: Tensor
+    mask: Tensor
+    choice: Tensor
+    rejected: Tensor | None = None
+    coin_flipped: Tensor | None = None
+    lookahead: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Positions:
+        """The chosen positions, with padding trimmed."""
+        width = max(1, int(self.mask[rows].sum(-1).max())) if len(rows) and rows.any() else 1
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value[rows][:, :width] if value.dim() > 1 else value[rows]
+
+        wide: dict[str, Any] = {
+            name: pick(getattr(self, name)) for name in ("ids", "log_p", "mask", "rejected", "lookahead")
+        }
+        narrow = {name: getattr(self, name)[rows] for name in ("sequence", "position", "hidden", "choice")}
+        coin_flipped = None if self.coin_flipped is None else self.coin_flipped[rows]
+        return replace(self, **wide, **narrow, coin_flipped=coin_flipped)
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+
+def log_probabilities(score: Tensor, positions: Positions, objective: overseer.Objective) -> tuple[Tensor, Tensor]:
+    """Log-probability of the recorded choice at each position under the objective `[N]`, and `log π` of every candidate `[N, K]`.
+
+    `score [N, K]`: the proxy's acceptance logits.
+    """
+    log_a, log_1ma = overseer.log_acceptance(score)
+    if objective == "marginal":
+        log_pi = overseer.marginal_log_pi(positions.log_p, log_a, positions.mask)
+    else:
+        log_pi = _sequential(positions, log_a, log_1ma)
+    if objective == "sequential":
+        assert positions.rejected is not None and positions.coin_flipped is not None
+        path = overseer.sequential_path_log_prob(
+            log_a, log_1ma, positions.rejected, positions.choice, positions.coin_flipped
+        )
+        return path, log_pi
+    return log_pi.gather(-1, positions.choice[:, None]).squeeze(-1), log_pi
+
+
+def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
+    """The quadrature, in chunks of positions with similar numbers of candidates.
+
+    Each chunk is recomputed in the backward pass. `[N, K, nodes]` never exists as a whole, and little of it is padding.
+    """
+    n, width = log_a.shape
+    size = max(1, _CHUNK_ELEMENTS // (64 * width))
+    if n <= size:
+        return overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask)
+    counts = positions.mask.sum(-1)  # real candidates come first
+    log_pi = torch.full_like(log_a, -torch.inf)
+    for rows in counts.argsort(stable=True).split(size):
+        most = int(counts[rows[-1]])
+        part = (each[rows, :most] for each in (positions.log_p, log_a, log_1ma, positions.mask))
+        found = torch.utils.checkpoint.checkpoint(overseer.sequential_log_pi, *part, use_reentrant=False)
+        log_pi = log_pi.index_put((rows[:, None], torch.arange(most, device=rows.device)), found)
+    return log_pi
+
+
+def distinct(positions: Positions, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The embedding rows `[U, D]` of the distinct candidates, and the index `[N, K]` into them. The tail's index is U."""
+    if rows is None:
+        return None, None
+    ids, index = positions.ids.unique(return_inverse=True)
+    return rows[ids[ids < len(rows)]], index  # the tail's id is the vocabulary's size, the last of all
