@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from frugalign.proxy.proposal_clocks import proposal_integrals
+
 Objective = Literal["marginal", "sequential", "sequential_integrated"]
 
-_NODES = 64
-_LOG_T_MIN = -18.0
 _RAREST = -18.0
 """Sequential proposals come at no lower a log-rate. The quadrature's nodes then span every rate, whatever the base is sure of."""
 
@@ -48,35 +48,19 @@ def sequential_rates(log_p: Tensor) -> Tensor:
     return torch.where(log_p > -math.inf, log_p.clamp(min=_RAREST), log_p)
 
 
-def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tensor, nodes: int = _NODES) -> Tensor:
+def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tensor) -> Tensor:
     """Emission probability of the sequential overseer (proposals without replacement, the last one emitted without a coin), `[B, K]`.
 
     Exponential clocks of rate `p(c)` give the proposal order, so with `S_c(t) = e^{−p(c)t}`
 
-        π(c) = ∫ p_c S_c [ a_c Π_{c'≠c}(1 − a_{c'}(1 − S_{c'})) + (1 − a_c) Π_{c'≠c}(1 − a_{c'})(1 − S_{c'}) ] dt,
+        π(c) = p_c a_c ∫ S_c Π_{c'≠c}(1 − a_{c'}(1 − S_{c'})) dt + p_c Π(1 − a) ∫ S_c Π_{c'≠c}(1 − S_{c'}) dt.
 
-    by the trapezoid rule in `log t`. The first term is "accepted, and no earlier proposal was", the second "last of
-    all".
+    The first term is "accepted, and no earlier proposal was", the second "last of all, after every other was rejected", whatever its own coin shows.
     """
-    log_p = sequential_rates(log_p)
-    p = log_p.exp()[:, :, None]
-    column = mask[:, :, None]
-    p_min = p.squeeze(-1).masked_fill(~mask, math.inf).amin(-1)
-    stop = math.log(45.0) - p_min.clamp(min=1e-30).log()
-    step = (stop - _LOG_T_MIN) / (nodes - 1)
-    log_t = (_LOG_T_MIN + step[:, None] * torch.arange(nodes, device=log_p.device, dtype=log_p.dtype))[:, None, :]
-    pt = p * log_t.exp()
-    log_a, log_1ma = log_a[:, :, None], log_1ma[:, :, None]
-    # log(1 − a(1 − S)) = log((1 − a) + a·S): two positive terms, stable for every a and S.
-    passed = torch.logaddexp(log_1ma, log_a - pt).masked_fill(~column, 0.0)
-    gone = (log_1ma + torch.log(-torch.expm1(-pt.clamp(min=1e-38)))).masked_fill(~column, 0.0)
-    accepted_first = log_a + passed.sum(1, keepdim=True) - passed
-    last_of_all = log_1ma + gone.sum(1, keepdim=True) - gone
-    density = log_p[:, :, None] - pt + log_t + torch.logaddexp(accepted_first, last_of_all)
-    density = density.masked_fill(~column, 0.0)  # not −inf: an all-infinite row has no gradient
-    ends = torch.full((nodes,), 0.0, device=log_p.device, dtype=log_p.dtype)
-    ends[0] = ends[-1] = -math.log(2)
-    raw = (density + ends).logsumexp(-1) + step.log()[:, None]
+    rate = sequential_rates(log_p)
+    first, last = proposal_integrals(log_a.exp(), log_1ma.exp(), rate.exp(), mask)
+    none = log_1ma.masked_fill(~mask, 0.0).sum(-1, keepdim=True)
+    raw = rate + torch.logaddexp(log_a + first.log(), none + last.log())
     # The probabilities sum to 1 exactly, so normalise away the quadrature's error.
     return torch.log_softmax(raw.masked_fill(~mask, -math.inf), -1)
 

@@ -9,13 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from frugalign.proxy import overseer
-
-_CHUNK_ELEMENTS = 4_000_000
-"""Elements of `[N, K, nodes]` that the quadrature holds at once."""
 
 
 @dataclass
@@ -66,7 +62,7 @@ def log_probabilities(score: Tensor, positions: Positions, objective: overseer.O
     if objective == "marginal":
         log_pi = overseer.marginal_log_pi(positions.log_p, log_a, positions.mask)
     else:
-        log_pi = _sequential(positions, log_a, log_1ma)
+        log_pi = overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask)
     if objective == "sequential":
         assert positions.rejected is not None and positions.coin_flipped is not None
         path = overseer.sequential_path_log_prob(
@@ -74,25 +70,6 @@ def log_probabilities(score: Tensor, positions: Positions, objective: overseer.O
         )
         return path, log_pi
     return log_pi.gather(-1, positions.choice[:, None]).squeeze(-1), log_pi
-
-
-def _sequential(positions: Positions, log_a: Tensor, log_1ma: Tensor) -> Tensor:
-    """The quadrature, in chunks of positions with similar numbers of candidates.
-
-    Each chunk is recomputed in the backward pass. `[N, K, nodes]` never exists as a whole, and little of it is padding.
-    """
-    n, width = log_a.shape
-    size = max(1, _CHUNK_ELEMENTS // (64 * width))
-    if n <= size:
-        return overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask)
-    counts = positions.mask.sum(-1)  # real candidates come first
-    log_pi = torch.full_like(log_a, -torch.inf)
-    for rows in counts.argsort(stable=True).split(size):
-        most = int(counts[rows[-1]])
-        part = (each[rows, :most] for each in (positions.log_p, log_a, log_1ma, positions.mask))
-        found = torch.utils.checkpoint.checkpoint(overseer.sequential_log_pi, *part, use_reentrant=False)
-        log_pi = log_pi.index_put((rows[:, None], torch.arange(most, device=rows.device)), found)
-    return log_pi
 
 
 def distinct(positions: Positions, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""The proxy's loss: its gradient against enumeration and finite differences, and the quadrature in chunks."""
+"""The proxy's loss: its gradient against enumeration and finite differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
 from frugalign.proxy import overseer
-from frugalign.proxy import positions as positions_module
 from frugalign.proxy.network import ProxyModel, ProxyModelConfig
 from frugalign.proxy.positions import Positions, distinct, log_probabilities
 
@@ -197,32 +196,6 @@ def test_loss_worked_number() -> None:
     loss, logs = proxy_loss(proxy, batch, "marginal", 0.2, 0.5)
     assert float(loss.detach()) == pytest.approx(-float(batch.advantage.sum()) / 5 + 0.5)
     assert logs == {"clip_fraction": 0.0, "value_loss": pytest.approx(1.0)}
-
-
-@pytest.mark.parametrize("objective", ["sequential", "sequential_integrated"])
-def test_the_quadrature_in_chunks_is_the_quadrature(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 5 of 12 positions: the same log-probabilities, KL and gradients as all at once."""
-    proxy = random_proxy(2)
-    batch, _ = random_batch(objective)
-    found = []
-    calls: list[int] = []
-    quadrature = overseer.sequential_log_pi
-
-    def counted(log_p: Tensor, *rest: Any) -> Tensor:
-        calls.append(len(log_p))
-        return quadrature(log_p, *rest)
-
-    monkeypatch.setattr(overseer, "sequential_log_pi", counted)
-    for elements in (positions_module._CHUNK_ELEMENTS, 5 * 64 * VOCABULARY):
-        monkeypatch.setattr(positions_module, "_CHUNK_ELEMENTS", elements)
-        score = proxy(batch.positions.hidden, batch.positions.ids, embeddings=batch.embeddings, index=batch.index)
-        log_prob, log_pi = log_probabilities(score, batch.positions, objective)
-        kl = overseer.kl_choice(log_pi, batch.positions.log_p, batch.positions.mask)
-        found.append((log_prob.detach(), kl.detach(), gradients((log_prob * batch.advantage + kl).sum(), proxy)))
-    assert calls[:4] == [12, 5, 5, 2]
-    for whole, parts in zip(*found, strict=True):
-        torch.testing.assert_close(whole, parts, atol=1e-12, rtol=1e-12)
-        assert float(whole.abs().max()) > 1e-3
 
 
 def test_distinct_candidates_are_few_rows_and_an_index() -> None:
