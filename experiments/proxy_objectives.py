@@ -2,7 +2,7 @@
 
     FRUGALIGN_TRIALS=folder python -m experiments.proxy_objectives [--smoke]
 
-Every run has the defaults of its recipe. It stops when the mean reward of the last five rollouts reaches the mark, or after the default budget. The sequential objectives start at several biases b: an untrained one rejects a share 1 − σ(b), which is what it can learn from, and
+Every run has the defaults of its recipe. It stops when the mean reward of the last five rollouts reaches the mark, or after a hundred rollouts. The sequential objectives start at several biases b: an untrained one rejects a share 1 − σ(b), which is what it can learn from, and
 that share flattens the base. Seconds are those of training alone, on one thread.
 """
 
@@ -27,6 +27,8 @@ from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 WORK = Path("runs/proxy-objectives")
 ROLLOUTS = 5
 """Rollouts whose mean reward is compared with the mark."""
+MOST = 100
+"""Rollouts after which a run that does not reach the mark is stopped."""
 LINES: dict[str, tuple[str, float]] = {
     "marginal": ("marginal", 0.0),
     **{f"sequential, b = {b}": ("sequential", float(b)) for b in (2, 4, 6, 8)},
@@ -62,8 +64,8 @@ TASKS = {
 class Reaching(TrainerCallback):
     """Records every rollout's mean reward, and stops at the mark."""
 
-    def __init__(self, mark: float) -> None:
-        self.mark, self.reached = mark, False
+    def __init__(self, mark: float, most: int) -> None:
+        self.mark, self.most, self.reached = mark, most, False
         self.rewards: list[float] = []
         self.kls: list[float] = []
 
@@ -74,14 +76,16 @@ class Reaching(TrainerCallback):
         self.kls.append(logs["kl"])
         if len(self.rewards) >= ROLLOUTS and mean(self.rewards[-ROLLOUTS:]) >= self.mark:
             self.reached = control.should_training_stop = True
+        if len(self.rewards) >= self.most:
+            control.should_training_stop = True
 
 
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def measured(task: Task, objective: str, bias: float, folder: Path, **more: Any) -> dict[str, Any]:
-    """Train until the mark. Returns the summary's columns; where the mark was not reached, they are those of the whole budget."""
+def measured(task: Task, objective: str, bias: float, folder: Path, most: int = MOST, **more: Any) -> dict[str, Any]:
+    """Train until the mark. Returns the summary's columns; where the mark was not reached, they are those of all rollouts."""
     train, _, _ = training_prompts(task.prompts(), hold_out=False)
     fixed: dict[str, Any] = {
         "logging_steps": 1,
@@ -93,7 +97,7 @@ def measured(task: Task, objective: str, bias: float, folder: Path, **more: Any)
     args = ProxyConfig(
         output_dir=str(folder), **fixed, **task.settings, **{"objective": objective, "initial_bias": bias, **more}
     )
-    found = Reaching(task.mark)
+    found = Reaching(task.mark, most)
     trainer = ProxyTrainer(task.model(), task.reward, args, train, callbacks=[found])
     trainer.train()
     costs, rollouts = trainer.ledger, len(found.rewards)

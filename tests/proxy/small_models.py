@@ -49,22 +49,34 @@ def _lora(model: Any) -> Any:
     return adapted
 
 
+def gemma(vocabulary: int, cap: float = 3.0) -> Any:
+    """Gemma's whole decoding path: soft caps on attention and logits, and a window that is shorter than the prompts."""
+    caps = {"final_logit_softcapping": cap, "attn_logit_softcapping": 1.0, "attn_implementation": "eager"}
+    config = Gemma2Config(**SMALL | {"vocab_size": vocabulary}, head_dim=8, sliding_window=4, **caps)
+    model = Gemma2ForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:  # scores of attention that its cap bends
+            layer.self_attn.q_proj.weight.mul_(30)
+            layer.self_attn.k_proj.weight.mul_(30)
+    return model
+
+
 def build(name: str) -> Any:
     """A tiny random model with a distribution that is far from flat."""
     torch.manual_seed(0)
     if name == "gpt2":
         model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=64))
-    elif name == "qwen2-untied":
-        model = Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=False))
-    elif name == "gemma2-softcap":
-        model = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, sliding_window=32, final_logit_softcapping=3.0))
+    elif name.startswith("qwen2"):
+        model = Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=name == "qwen2-tied"))
+    elif name.startswith("gemma2"):
+        model = gemma(V)
     elif name == "mistral-window":
         model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4))
     else:
         model = LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False))
     with torch.no_grad():
-        # GPT-2's weights are tied, which makes a token follow itself: a smaller scale keeps a choice.
-        spread = 0.8 if name == "gpt2" else 2.0
+        # Tied weights make a token follow itself: a smaller scale keeps a choice.
+        spread = 0.8 if name in ("gpt2", "qwen2-tied") else 2.0
         scale = spread / float(model.get_output_embeddings().weight.std() * 4.0)
         model.get_output_embeddings().weight.mul_(scale)
     model.generation_config.eos_token_id = None
@@ -72,7 +84,7 @@ def build(name: str) -> Any:
     return (_lora(model) if name == "llama-lora" else model).eval()
 
 
-MODELS = ["llama", "gpt2", "qwen2-untied", "gemma2-softcap", "mistral-window", "llama-lora"]
+MODELS = ["llama", "gpt2", "qwen2-tied", "qwen2-untied", "gemma2", "mistral-window", "llama-lora"]
 
 
 def proxy_for(model: Any, seed: int = 0, **options: Any) -> ProxyModel:
@@ -95,7 +107,7 @@ def formula(model: Any, proxy: ProxyModel, prefix: list[int], strength: float = 
     handle.remove()
     h = caught[0][0, -1].float()
     log_p = logits.log_softmax(-1)
-    chosen = (log_p.exp() >= proxy.config.p_t) | (torch.arange(V) == int(log_p.argmax()))
+    chosen = (log_p.exp() >= proxy.config.p_t) | (torch.arange(len(log_p)) == int(log_p.argmax()))
     rows = inner.get_output_embeddings().weight.float() * proxy.config.embedding_scale
     with torch.no_grad():
         query = proxy.query(h) / proxy.config.dim**0.5

@@ -87,7 +87,8 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
 
     A column of weight zero is never drawn.
     """
-    cumulative = weights.cumsum(-1)
+    # In float32 a token less likely than 6e-8 would add nothing to those before it, and large vocabularies have many.
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
     target = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
     # `right=True`: the first column whose cumulative weight exceeds the target, so flat stretches (zero weights) are skipped.
     column = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
