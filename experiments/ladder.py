@@ -90,6 +90,7 @@ def run_proxy(model: Any, tok: Any, temperature: float, size: Size, folder: str)
         per_device_train_batch_size=size.completions,
         num_generations=8,
         num_mini_batches=1,
+        num_iterations=2,
         max_steps=2 * (size.repeats + 1),
         save_strategy="no",
         use_cpu=True,

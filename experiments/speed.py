@@ -100,6 +100,7 @@ def optimisation_share(model: Any, tok: Any, folder: Path, size: Size, temperatu
         max_new_tokens=size.new_tokens,
         temperature=temperature,
         per_device_train_batch_size=size.completions,
+        num_iterations=2,
         max_steps=4,
         save_strategy="no",
         use_cpu=True,

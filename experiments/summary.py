@@ -23,11 +23,17 @@ RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 
-def script_options(doc: str | None) -> argparse.Namespace:
-    """The command line of a script that writes a summary. `smoke`: its smallest setting."""
+def script_options(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
+    """The command line of a script that writes a summary. `smoke`: its smallest setting.
+
+    Args:
+        more: arguments of the script's own, by name, as `add_argument` takes them.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = "The smallest setting, which only shows that the script runs. No summary is written."
     parser.add_argument("--smoke", action="store_true", help=text)
+    for name, settings in more.items():
+        parser.add_argument(name if "nargs" in settings else f"--{name}", **settings)
     return parser.parse_args()
 
 

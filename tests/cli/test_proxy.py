@@ -133,7 +133,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"dtype": "int7"}, ["int7"]),
         ({"output_dir": "my.py/run"}, ["my.py"]),
         ({"output_dir": "my.py"}, ["my.py"]),
-        ({"learning_rate": -1}, ["learning_rate is -1", "at least 0"]),
+        ({"learning_rate": -2}, ["learning_rate is -2", "at least 0"]),
         ({"hidden": 0}, ["hidden is 0"]),
         ({"per_device_train_batch_size": 0}, ["per_device_train_batch_size is 0"]),
         ({"seed": -1}, ["seed is -1"]),

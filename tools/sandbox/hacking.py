@@ -35,7 +35,7 @@ def exploit(bench: Bench, folder: Path, *, beta: float = 0.0, rollouts: int = 60
 
     with tempfile.TemporaryDirectory() as scratch:
         options = partial(ProxyConfig, output_dir=scratch, save_strategy="no", use_cpu=True, disable_tqdm=True)
-        config = options(beta=beta, max_new_tokens=40, learning_rate=1e-2, max_steps=2 * rollouts)
+        config = options(beta=beta, max_new_tokens=40, learning_rate=1e-2, num_iterations=2, max_steps=2 * rollouts)
         dataset = Dataset.from_list([{"prompt": prompt} for prompt in bench.prompts])
         ProxyTrainer(bench.model, recorded_reward, config, dataset, processing_class=bench.tokenizer).train()
     tenth = max(1, len(learned_by_rollout) // 10)

@@ -41,7 +41,10 @@ class EvaluateOptions(
     )
     max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 128.")
     temperature: float | None = like(
-        groups.Sampling, "temperature", None, "A proxy allows only the one of its training. Default: that, else 1."
+        groups.Sampling,
+        "temperature",
+        None,
+        "A proxy allows only the one of its training. Default: that, else the model's own, else 1.",
     )
     num_samples: int = option(1, "Completions per prompt.", COUNT)
     batch_size: int = option(64, "Completions generated at once. The result does not depend on it.", COUNT)

@@ -24,7 +24,10 @@ class AnswerOptions(groups.Seed, groups.Decoding, groups.ChatTemplate, PolicyOpt
     show_rejections: bool = option(False, "Show proposed, rejected and accepted tokens in colour.")
     max_new_tokens: int | None = like(groups.Sampling, "max_new_tokens", None, "Default: the proxy's, else 256.")
     temperature: float | None = like(
-        groups.Sampling, "temperature", None, "A proxy allows only the one of its training. Default: that, else 1."
+        groups.Sampling,
+        "temperature",
+        None,
+        "A proxy allows only the one of its training. Default: that, else the model's own, else 1.",
     )
 
 

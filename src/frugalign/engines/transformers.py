@@ -92,6 +92,13 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return tuple(ids) if of_turn is None or of_turn in ids else (*ids, of_turn)
 
 
+def sampling_temperature(model: PreTrainedModel) -> float:
+    """The temperature at which the model's own generation config samples, or 1."""
+    config = getattr(causal_lm(model), "generation_config", None)
+    value = getattr(config, "temperature", None) if getattr(config, "do_sample", None) else None
+    return float(value) if value else 1.0
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """The maximum number of positions by the model's config, or None."""
     config = model.config.get_text_config()

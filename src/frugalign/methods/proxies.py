@@ -13,7 +13,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.engines.loading import LoadedModel, load_model, prepare_tokenizer
-from frugalign.engines.transformers import device_of
+from frugalign.engines.transformers import device_of, sampling_temperature
 from frugalign.options.loading import model_arguments
 from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
 from frugalign.runs.folder import publish
@@ -39,6 +39,8 @@ def load_base(
 
 def prepare_proxy(proxy: ProxyModel | None, loaded: LoadedModel, base: BaseFingerprint, args: Any) -> ProxyModel:
     """The given proxy, checked, or a new one; on the LM's device, with the run's settings in its config."""
+    if args.temperature is None:
+        args.temperature = sampling_temperature(loaded.model) if proxy is None else float(proxy.config.temperature)
     settings = args.network()
     if proxy is None:
         proxy = new_proxy(loaded.model, settings, seed=args.seed)

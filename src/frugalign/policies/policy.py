@@ -27,7 +27,13 @@ from frugalign.engines.adapters import attach_adapter
 from frugalign.engines.engine import Engine
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.engines.transformers import TransformersEngine, context_length, device_of, embedding_rows
+from frugalign.engines.transformers import (
+    TransformersEngine,
+    context_length,
+    device_of,
+    embedding_rows,
+    sampling_temperature,
+)
 from frugalign.policies.best_of_n import BestOfN
 from frugalign.policies.principles import Principles, load_principles, under_principles
 from frugalign.policies.prompt_rows import PromptBatch, PromptRows
@@ -110,7 +116,7 @@ class Policy:
             return replace(
                 settings,
                 max_new_tokens=settings.max_new_tokens or max_new_tokens,
-                temperature=settings.temperature or 1.0,
+                temperature=settings.temperature or sampling_temperature(self.base_model),
                 prompt_format=settings.prompt_format or "auto",
             )
         if settings.temperature not in (None, artefact.temperature):

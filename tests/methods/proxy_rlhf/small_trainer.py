@@ -29,7 +29,7 @@ def vowels(completions: list[Any], **_: Any) -> list[float]:
 
 def trainer(base: LoadedModel, folder: Path, reward: Any = short, data: Dataset | None = None, **options: Any) -> Any:
     """Four prompts, four completions each, two steps a rollout, four steps in all."""
-    extra = {name: options.pop(name) for name in ("eval_dataset", "callbacks") if name in options}
+    extra = {name: options.pop(name) for name in ("eval_dataset", "callbacks", "proxy") if name in options}
     given = {
         "max_steps": 4,
         "num_iterations": 1,

@@ -14,8 +14,10 @@ from frugalign.cli.method import command_of
 from frugalign.cli.parser import parse
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.config import default_budget
+from frugalign.proxy.network import ProxyModelConfig
 
 COMMAND = command_of("proxy")
+SMALL = ProxyModelConfig(hidden=16, width=64)
 
 
 def config(tmp_path: Path, **options: Any) -> ProxyConfig:
@@ -77,9 +79,9 @@ def test_a_run_is_as_long_as_its_base_allows(
     parameters: int, budget: int, completions: int, rollouts: int, tmp_path: Path
 ) -> None:
     found = config(tmp_path)
-    found.size_to(parameters)
+    found.size_to(parameters, SMALL)
     assert default_budget(parameters) == budget
-    assert (found.per_device_train_batch_size, found.max_steps) == (completions, rollouts * 4)
+    assert (found.per_device_train_batch_size, found.max_steps) == (completions, rollouts * 16)
 
 
 def test_what_is_given_is_not_sized_by_the_base(tmp_path: Path) -> None:
@@ -87,24 +89,44 @@ def test_what_is_given_is_not_sized_by_the_base(tmp_path: Path) -> None:
 
     def sized(**options: Any) -> tuple[int, int]:
         found = config(tmp_path, max_new_tokens=10, **options)
-        found.size_to(135_000_000)
+        found.size_to(135_000_000, SMALL)
         return found.per_device_train_batch_size, found.max_steps
 
-    assert sized(per_device_train_batch_size=32, budget_tokens=3_200) == (32, 10 * 4)
+    assert sized(per_device_train_batch_size=32, budget_tokens=3_200) == (32, 10 * 16)
     assert sized(per_device_train_batch_size=32, budget_tokens=3_200, max_steps=8) == (32, 8)
-    assert sized(per_device_train_batch_size=32, budget_tokens=3_200, max_steps=800) == (32, 10 * 4)
+    assert sized(per_device_train_batch_size=32, budget_tokens=3_200, max_steps=800) == (32, 10 * 16)
     assert sized(per_device_train_batch_size=32, max_steps=800) == (32, 800)
     assert sized(per_device_train_batch_size=32, num_train_epochs=2) == (32, -1), "of the epochs, by round_steps"
-    assert sized(budget_tokens=1) == (16, 4), "one rollout at least"
+    assert sized(budget_tokens=1) == (16, 16), "one rollout at least"
     assert sized(num_generations=6, num_mini_batches=1, budget_tokens=10**9)[0] == 126, "a multiple of the group"
+
+
+@pytest.mark.parametrize(
+    ("network", "rate"),
+    [
+        ({"hidden": 16, "width": 64}, 0.01),
+        ({"hidden": 32, "width": 64}, 0.005),
+        ({"hidden": 16, "width": 256}, 0.005),
+        ({"hidden": 256, "width": 576}, 1.28 / 256 / 24),
+        ({"hidden": 1, "width": 8}, 0.01),
+        ({"hidden": 256, "width": 576, "candidate_features": "token_bias"}, 0.1),
+    ],
+)
+def test_the_learning_rate_falls_as_the_proxy_grows(network: dict[str, Any], rate: float, tmp_path: Path) -> None:
+    found, given = config(tmp_path), config(tmp_path, learning_rate=0.3)
+    for each in (found, given):
+        each.size_to(1_000_000, ProxyModelConfig(**network))
+    assert found.learning_rate == pytest.approx(rate) and given.learning_rate == 0.3
+    assert found.fixed_settings()["learning_rate"] == found.learning_rate, "a resumed run must have the same one"
 
 
 def test_sizes_survive_the_way_to_yaml_and_back(tmp_path: Path) -> None:
     found = config(tmp_path, budget_tokens=100_000)
-    found.size_to(3_000_000)
+    found.size_to(3_000_000, SMALL)
     again = ProxyConfig(**found.resolved() | {"use_cpu": True})
-    again.size_to(3_000_000)
-    assert (again.per_device_train_batch_size, again.max_steps) == (found.per_device_train_batch_size, found.max_steps)
+    again.size_to(3_000_000, SMALL)
+    for name in ("per_device_train_batch_size", "max_steps", "learning_rate"):
+        assert getattr(again, name) == getattr(found, name), name
 
 
 def test_eval_steps_switches_evaluation_on(tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from frugalign.base.errors import FrugalignError
-from frugalign.methods.proxy_rlhf.kl_control import BETA, Distances, KLController, Limits, TrustRegion
+from frugalign.methods.proxy_rlhf.kl_control import (
+    BETA,
+    Distances,
+    KLController,
+    Limits,
+    RolloutUpdate,
+    TrustRegion,
+)
 from frugalign.methods.proxy_rlhf.loss import Minibatch
 from frugalign.proxy.candidates import Limits as CandidateLimits
 from frugalign.proxy.candidates import candidates
@@ -201,3 +208,53 @@ def test_excess_is_the_worse_of_the_two() -> None:
     assert Limits(2.0, 10.0).excess(Distances(1.0, 15.0)) == 1.5
     assert Limits(2.0, 10.0).excess(Distances(6.0, 15.0)) == 3.0
     assert Limits(2.0).excess(Distances(1.0, 1e6)) == 0.5
+
+
+# -- how many passes a rollout carries ---------------------------------------------------------------------------------
+
+
+def passes(slopes: list[float], limits: Limits, n_minibatches: int = 2) -> tuple[RolloutUpdate, int]:
+    """An update whose optimiser steps set the proxy to these slopes one after the other, and how many of them it took."""
+    batches = [minibatch() for _ in range(n_minibatches)]
+    update, proxy = RolloutUpdate(region(*batches), limits), Slope()
+    for step, slope in enumerate(slopes):
+        if update.minibatch(step) is None:
+            return update, step
+        assert update.minibatch(step) is batches[step % n_minibatches]
+        update.begin(proxy)
+        proxy.slope.data.fill_(slope)
+        update.end(proxy)
+    return update, len(slopes)
+
+
+def test_passes_end_after_the_one_that_moved_the_policy_far_enough() -> None:
+    """Whole passes: a first step that is far enough does not cut the pass short."""
+    enough = by_hand(minibatch(), -1.0)[0]
+    limits = Limits(2 * enough)
+    assert passes([-0.1, -0.2, -1.01, -1.02, -1.03, -1.04], limits)[1] == 4
+    assert passes([-1.01, -0.1, -1.01, -0.2, -0.3, -0.4], limits)[1] == 6
+    assert passes([-1.01, -0.1, -1.01, -1.02], limits, n_minibatches=1)[1] == 1
+
+
+def test_passes_end_where_the_steps_are_hardly_kept() -> None:
+    """At 1.2 targets from the base, further steps outwards are undone."""
+    limits = Limits(1e6, by_hand(minibatch(), -1.0)[1])
+    update, taken = passes([-1.0, -50.0, -99.0, -99.0, -99.0, -99.0], limits)
+    assert taken == 4 and update.statistics()["kl_after"] <= limits.from_base  # type: ignore[operator]
+
+
+def test_what_an_update_did() -> None:
+    update, _ = passes([-0.5, -0.6], Limits(100.0))
+    moved, far = by_hand(minibatch(), -0.6)
+    found = update.statistics()
+    assert (found["passes"], found["step_kept"]) == (1.0, 1.0)
+    assert (found["moved"], found["kl_after"]) == pytest.approx((moved, far), rel=1e-4)
+    assert passes([-0.5, -0.6, -0.7], Limits(1e9))[0].statistics()["passes"] == 1.5
+
+
+def test_a_skipped_step_moves_nothing() -> None:
+    update, taken = passes([-1.0, -1.0], Limits(1e-3))
+    proxy = Slope(5.0)
+    assert taken == 2 and update.minibatch(2) is None and update.minibatch(3) is None
+    update.end(proxy)
+    assert proxy.slope.item() == 5.0

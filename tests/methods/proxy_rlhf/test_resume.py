@@ -83,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
         "max_steps": 12,
         "num_iterations": 1,
         "save_steps": 4,
-        "logging_steps": 3,  # neither the rollouts' step nor the checkpoints'
+        "logging_steps": 6,  # not the checkpoints' step
         "eval_steps": 4,
         "max_new_tokens": 8,
         "num_generations": 4,

@@ -13,7 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tests.methods.proxy_rlhf.small_trainer import ORDERS, dataset, digest, short, trainer, vowels
 from tests.two_layers import two_layers
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from frugalign import sandbox
 from frugalign.base.errors import FrugalignError
@@ -91,6 +91,39 @@ def test_the_optimisation_runs_no_lm_forward(base: LoadedModel, tmp_path: Path) 
         counts.append((found.ledger.lm_forward_tokens, found.ledger.optimizer_steps))
     assert counts[0][0] == counts[1][0] > 0
     assert (counts[0][1], counts[1][1]) == (2, 16)
+
+
+def test_a_rollout_that_is_used_up_is_left_alone(base: LoadedModel, tmp_path: Path) -> None:
+    """A region so small that the first pass uses it up: the other passes change neither weights nor the optimiser's moments."""
+    digests, moments = [], []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            digests.append(digest(found.model))
+            moments.append([state["exp_avg"].sum().item() for state in found.optimizer.state.values()])
+
+    found = trainer(base, tmp_path, num_iterations=4, max_steps=8, max_update_kl=1e-6, callbacks=[Watch()])
+    before = digest(found.model)
+    found.train()
+    assert found.state.global_step == 8 and found.ledger.optimizer_steps == 2
+    assert len(set(digests[1:])) == 1 and digests[1] != before
+    assert all(each == moments[1] for each in moments[1:])
+    line = next(line for line in read_log(tmp_path) if "passes" in line)
+    assert line["passes"] == 1.0 and 0 < line["step_kept"] < 1 and line["moved"] <= 1e-6 and line["grad_norm"] > 0
+
+
+def test_the_temperature_is_the_models_own_unless_told(
+    base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes into the proxy, which fixes it for whoever uses the proxy."""
+    assert trainer(base, tmp_path / "one").model.config.temperature == 1.0
+    monkeypatch.setattr(base.model.generation_config, "do_sample", True)
+    monkeypatch.setattr(base.model.generation_config, "temperature", 0.6)
+    found = trainer(base, tmp_path / "own")
+    assert found.model.config.temperature == found.args.temperature == found.args.options()["temperature"] == 0.6
+    given = trainer(base, tmp_path / "given", temperature=0.8)
+    assert given.model.config.temperature == 0.8
+    assert trainer(base, tmp_path / "again", proxy=given.model).args.temperature == 0.8
 
 
 def test_steps_are_rounded_up_to_whole_rollouts(base: LoadedModel, tmp_path: Path) -> None:
@@ -280,11 +313,11 @@ def test_the_limit_of_the_kl_is_of_the_responses_that_teach(base: LoadedModel, t
     made = trainer(base, tmp_path, poison_only, target_kl=1e-3)
     torch.nn.init.normal_(made.model.query_out.weight)  # far from the base
     made.train()
-    found = made._region.distances()
-    used = torch.cat([batch.positions.sequence for batch in made._minibatches]).unique()
+    found = made._update.region.distances()
+    used = torch.cat([batch.positions.sequence for batch in made._update.region.minibatches]).unique()
     assert len(used) == 4
     assert found.moved == pytest.approx(0.0, abs=1e-6) and found.from_base > 0.01
-    assert made._limits.from_base == found.from_base
+    assert made._update.limits.from_base == found.from_base
 
 
 def test_gae_with_every_completion_masked_stays_finite(base: LoadedModel, tmp_path: Path) -> None:

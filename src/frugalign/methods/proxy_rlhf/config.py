@@ -45,6 +45,21 @@ def default_budget(base_parameters: int) -> int:
     return int(min(max(_WORK / max(1, base_parameters), _BUDGET[0]), _BUDGET[1]))
 
 
+_LEARNING_RATE = 1e-2
+_TOKEN_BIAS_RATE = 0.1
+
+
+def default_learning_rate(network: Any) -> float:
+    """The learning rate of a proxy with this `ProxyModelConfig`: `1.28 / (hidden·√width)`, which is 0.01 at 16 and 64.
+
+    A step of Adam changes every weight alike, so it moves the policy the further the more weights a score adds up. Too small a rate
+    costs passes over a rollout, which are cheap; too large a one is shortened by the trust region, which wastes what was sampled.
+    """
+    if network.candidate_features == "token_bias":
+        return _TOKEN_BIAS_RATE
+    return float(min(_LEARNING_RATE, 1.28 / (network.hidden * math.sqrt(network.width))))
+
+
 @dataclass
 class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     """The configuration of a run: every field of `ProxyOptions` and of `TrainingArguments`.
@@ -60,13 +75,14 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     def prepare(self) -> None:
         """Fill in the folder, and what a proxy fixes."""
         # What `size_to` chooses by the base's size holds a value that transformers accepts until then.
-        self._by_base = {
-            name for name in ("per_device_train_batch_size", "num_train_epochs") if getattr(self, name) == -1
-        }
+        open_ones = ("per_device_train_batch_size", "num_train_epochs", "learning_rate")
+        self._by_base = {name for name in open_ones if getattr(self, name) == -1}
         if "per_device_train_batch_size" in self._by_base:
             self.per_device_train_batch_size = self._group * max(1, _COMPLETIONS // self._group)
         if "num_train_epochs" in self._by_base:
             self.num_train_epochs = 1.0
+        if "learning_rate" in self._by_base:
+            self.learning_rate = _LEARNING_RATE
         if self.output_dir is None:
             self.output_dir = "runs/proxy"
         if self.eval_steps is not None:
@@ -107,8 +123,11 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
         """The fewest completions of a rollout on one device."""
         return self.num_generations * self.num_mini_batches
 
-    def size_to(self, base_parameters: int) -> None:
-        """Set what was not given by the base's size, in place: the completions of a rollout, and `max_steps`."""
+    def size_to(self, base_parameters: int, network: Any) -> None:
+        """Set what was not given, in place: the completions of a rollout and `max_steps` by the base's size, the learning rate by the
+        proxy's."""
+        if "learning_rate" in self._by_base:
+            self.learning_rate = default_learning_rate(network)
         budget = self.budget_tokens or default_budget(base_parameters)
         each = self.max_new_tokens * self.world_size
         if "per_device_train_batch_size" in self._by_base:
@@ -129,7 +148,8 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     def round_steps(self, rounds_per_epoch: int) -> None:
         """Round all step counts up to whole rollouts, in place.
 
-        If max_steps is -1, it follows from the epochs. save_steps and eval_steps below 1 are shares of max_steps, as in transformers.
+        If max_steps is -1, it follows from the epochs. Counts below 1 are shares of max_steps, as in transformers. So a log line describes
+        whole rollouts.
         """
 
         def whole(steps: float) -> int:
@@ -138,7 +158,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
         if self.max_steps <= 0:
             self.max_steps = math.ceil(self.num_train_epochs * rounds_per_epoch) * self.steps_per_rollout
         self.max_steps = whole(self.max_steps)
-        for name in ("save_steps", "eval_steps"):
+        for name in ("save_steps", "eval_steps", "logging_steps"):
             steps = getattr(self, name)
             if steps is not None:
                 setattr(self, name, whole(steps if steps >= 1 else steps * self.max_steps))

@@ -24,7 +24,7 @@ def run(job: Job) -> PolicyValues:
         int(setting.get("per_device_train_batch_size", 128)),
         # Prompts divide into the minibatches.
         group=int(setting.get("num_generations", 8)) * mini_batches,
-        steps_per_rollout=int(setting.get("num_iterations", 2)) * mini_batches,
+        steps_per_rollout=int(setting.get("num_iterations", 8)) * mini_batches,
     )
     completions = sizes.pop("completions")
     options = job.common() | job.shared("reward", "reward_weights")

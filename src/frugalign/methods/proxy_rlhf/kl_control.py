@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from frugalign.proxy.positions import log_probabilities
 
 _TRIES = 4
 _MARGIN = 0.9
+_ENOUGH = 0.5
+_LITTLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,59 @@ class TrustRegion:
             _interpolate(proxy, before, after, share)
             found = self.distances(proxy)
         return share, found
+
+
+@dataclass
+class RolloutUpdate:
+    """The optimiser steps on one rollout. They stop after the pass that has used up its trust region.
+
+    A pass costs about a hundredth of sampling on a model of a hundred million parameters, so the region decides how many there are.
+    """
+
+    region: TrustRegion
+    limits: Limits
+    _before: list[Tensor] = field(default_factory=list)
+    _kept: list[float] = field(default_factory=list)
+    _norms: list[float] = field(default_factory=list)
+    _found: Distances | None = None
+    _stopped: bool = False
+
+    def minibatch(self, step: int) -> Minibatch | None:
+        """The minibatch of optimiser step `step` of the rollout. None: no step."""
+        each = len(self.region.minibatches)
+        if step and step % each == 0:
+            self._stopped = self._stopped or self._is_used_up(each)
+        return None if self._stopped else self.region.minibatches[step % each]
+
+    def _is_used_up(self, steps_per_pass: int) -> bool:
+        """Whether the policy has moved most of the way that it may, or the last pass hardly moved it."""
+        assert self._found is not None
+        moved = self._found.moved >= _ENOUGH * self.limits.moved
+        return moved or sum(self._kept[-steps_per_pass:]) < _LITTLE * steps_per_pass
+
+    def begin(self, proxy: nn.Module) -> None:
+        """Remember the proxy as it is before an optimiser step, with its gradients."""
+        gradients = [parameter.grad for parameter in proxy.parameters() if parameter.grad is not None]
+        self._norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        self._before = [parameter.detach().clone() for parameter in proxy.parameters()]
+
+    def end(self, proxy: nn.Module) -> None:
+        """Keep as much of the step just made as the limits allow."""
+        if self._before:
+            share, self._found = self.region.shorten(proxy, self._before, self.limits)
+            self._kept.append(share)
+            self._before = []
+
+    def statistics(self) -> dict[str, float]:
+        """What the update did: `passes`, means over its steps, and the distances at its end."""
+        assert self._found is not None
+        return {
+            "grad_norm": sum(self._norms) / len(self._norms),
+            "passes": len(self._kept) / len(self.region.minibatches),
+            "step_kept": sum(self._kept) / len(self._kept),
+            "moved": self._found.moved,
+            "kl_after": self._found.from_base,
+        }
 
 
 def _interpolate(proxy: nn.Module, before: Sequence[Tensor], after: Sequence[Tensor], share: float) -> None:

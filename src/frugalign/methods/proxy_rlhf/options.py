@@ -11,16 +11,16 @@ from frugalign.options.declare import defaults, like, notes, option
 from frugalign.options.kinds import COUNT, NON_NEGATIVE, POSITIVE, SHARE, Kind
 
 _BATCH = Kind("at least 1, or -1 for a size that fits the base", lambda x: x >= 1 or x == -1, whole=True)
+_RATE = Kind("at least 0, or -1", lambda x: x >= 0 or x == -1, largest=100)
 _EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
 
 
 @dataclass
-@defaults(learning_rate=1e-2, save_steps=100)
+@defaults(save_steps=100)
 @notes(
     model_name_or_path="The model stays frozen.",
     dataset_name="It holds prompts in a `prompt` column (strings or messages).",
     adapter="It is part of the frozen base.",
-    temperature="The base proposes tokens at it.",
     max_prompt_length="Default: a prompt over the context is an error.",
     num_generations="Each is the others' baseline.",
     max_steps="They are rounded up to whole rollouts; without epochs, -1 stands for those of budget_tokens.",
@@ -34,7 +34,7 @@ class ProxyOptions(
     groups.Steps,
     groups.Generations,
     groups.PromptLength,
-    groups.Sampling,
+    groups.PromptFormat,
     groups.TruncationPenalty,
     groups.RewardErrors,
     groups.RewardWeights,
@@ -45,6 +45,13 @@ class ProxyOptions(
 ):
     """Options of `frugalign proxy`, with the names of TRL and transformers where they exist."""
 
+    max_new_tokens: int = like(groups.Sampling, "max_new_tokens", 128)
+    temperature: float | None = like(
+        groups.Sampling,
+        "temperature",
+        None,
+        "The base proposes tokens at it. Default: what its generation config samples at, else 1.",
+    )
     budget_tokens: int | None = option(
         None,
         "Most tokens to sample in training, if every response has its full length. Default: what takes minutes on a laptop, "
@@ -59,6 +66,9 @@ class ProxyOptions(
         "It counts the responses of a rollout and is a multiple of num_generations. -1: 128, or fewer if the budget "
         "would not last for 30 rollouts.",
         _BATCH,
+    )
+    learning_rate: float = like(
+        groups.Steps, "learning_rate", -1, "-1: by the size of the proxy, 0.01 for a small one.", _RATE
     )
     beta: float | None = like(
         groups.Beta,
@@ -77,7 +87,9 @@ class ProxyOptions(
         "How far one rollout may move the policy, in nats per response: KL of the new policy to the old one.",
         POSITIVE,
     )
-    num_iterations: int = option(2, "Passes over a rollout.", COUNT)
+    num_iterations: int = option(
+        8, "Most passes over a rollout. They end once it has moved the policy half of max_update_kl.", COUNT
+    )
     num_mini_batches: int = option(2, "Optimiser steps per pass.", COUNT)
     epsilon: float = option(0.2, "Clip range of PPO.", NON_NEGATIVE)
     advantage: Literal["leave_one_out", "gae"] = option(

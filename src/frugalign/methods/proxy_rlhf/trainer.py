@@ -42,8 +42,8 @@ from frugalign.methods.proxy_rlhf.experience import (
     check_first_rollout,
     score_rollout,
 )
-from frugalign.methods.proxy_rlhf.kl_control import AfterEachStep, KLController, TrustRegion
-from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
+from frugalign.methods.proxy_rlhf.kl_control import AfterEachStep, KLController, RolloutUpdate, TrustRegion
+from frugalign.methods.proxy_rlhf.loss import proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
 from frugalign.policies.prompt_rows import PromptRows, Scoring
@@ -76,6 +76,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     args: ProxyConfig
     processing_class: PreTrainedTokenizerBase
+    _update: RolloutUpdate
 
     def __init__(
         self,
@@ -113,11 +114,10 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         if eval_dataset is not None:  # report a prompt that does not fit before training
             self._encode(eval_dataset, tokenizer, args, proxy)
         self._round = -1
-        self._minibatches: list[Minibatch] = []
         self._logs: dict[str, list[float]] = {}
         self._loss_sum = 0.0
         open_run_folder(str(args.output_dir))
-        args.size_to(causal_lm(self.lm).num_parameters())
+        args.size_to(causal_lm(self.lm).num_parameters(), proxy.config)
         self.schedule = Schedule(len(train_dataset), args.prompts_per_device * args.world_size, args.seed)
         args.round_steps(self.schedule.rounds_per_epoch)
         with _trainer_errors():
@@ -129,7 +129,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                 eval_dataset=eval_dataset,
                 processing_class=tokenizer,
                 callbacks=[
-                    AfterEachStep(self._shorten_step),
+                    AfterEachStep(self._end_step),
                     RunFolder(self.ledger, args.resolved()),
                     *(callbacks or []),
                 ],
@@ -210,7 +210,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             self._note(name, value)
         return scored
 
-    def _new_round(self, round_: int) -> list[Minibatch]:
+    def _new_round(self, round_: int) -> RolloutUpdate:
         args = self.args
         epoch, chosen = self.schedule.prompts(round_)
         numbers = sample_numbers(chosen, args.num_generations)
@@ -256,10 +256,9 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             )
         kl = self._sum(torch.tensor([rollout.statistics["kl_choice"], 1.0], dtype=torch.float64))
         self.kl.observe(float(kl[0] / kl[1]))
-        self._region = TrustRegion(experience.minibatches, args.objective, self._sum)
+        region = TrustRegion(experience.minibatches, args.objective, self._sum)
         # Of the positions that the region measures, which leave out responses without a reward.
-        self._limits = self.kl.limits(self._region.distances().from_base, args.max_update_kl)
-        return experience.minibatches
+        return RolloutUpdate(region, self.kl.limits(region.distances().from_base, args.max_update_kl))
 
     def _count(self) -> None:
         """Add the counts of all processes since the last call to the run's ledger."""
@@ -288,26 +287,28 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         args = self.args
         round_, within = divmod(self.state.global_step, args.steps_per_rollout)
         if round_ != self._round:
-            self._minibatches = self._new_round(round_)
+            self._update = self._new_round(round_)
             self._round = round_
+        minibatch = self._update.minibatch(within)
+        if minibatch is None:
+            # Without gradients the optimiser changes nothing, its moments included.
+            return torch.zeros((), device=args.device)
         started = time.perf_counter()
-        loss = super().training_step(
-            model, {"minibatch": self._minibatches[within % args.num_mini_batches]}, num_items_in_batch
-        )
-        self._before = [parameter.detach().clone() for parameter in model.parameters()]
+        loss = super().training_step(model, {"minibatch": minibatch}, num_items_in_batch)
+        self._update.begin(model)
         self.ledger.add_seconds("optimise", time.perf_counter() - started)
         self.ledger.count(optimizer_steps=1)
         self._note("loss", float(loss))
         self._loss_sum += float(loss)
         return loss
 
-    def _shorten_step(self) -> None:
-        """Keep as much of the optimiser step just made as the trust region allows."""
+    def _end_step(self) -> None:
+        """Keep as much of the optimiser step just made as the trust region allows, and note what a finished update did."""
         started = time.perf_counter()
-        share, found = self._region.shorten(self.accelerator.unwrap_model(self.model), self._before, self._limits)
-        self._note("step_kept", share)
-        self._note("moved", found.moved)
-        self._note("kl_after", found.from_base)
+        self._update.end(self.accelerator.unwrap_model(self.model))
+        if self.state.global_step % self.args.steps_per_rollout == 0:
+            for name, value in self._update.statistics().items():
+                self._note(name, value)
         self.ledger.add_seconds("optimise", time.perf_counter() - started)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +335,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             logs = logs | self._means()
             self._logs.clear()
         if "train_loss" in logs:
-            total = self._sum(torch.tensor([self._loss_sum, float(self.state.global_step)], dtype=torch.float64))
+            total = self._sum(torch.tensor([self._loss_sum, float(self.ledger.optimizer_steps)], dtype=torch.float64))
             logs = logs | {"train_loss": float(total[0] / total[1].clamp(min=1))}
         super().log(logs, start_time)
 
@@ -369,7 +370,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
     def reset_run_state(self) -> None:
-        self._round, self._minibatches, self._logs, self._loss_sum = -1, [], {}, 0.0
+        self._round, self._logs, self._loss_sum = -1, {}, 0.0
         self.kl = KLController(self.args.beta, self.args.target_kl)
 
     def run_settings(self) -> dict[str, Any]:
