@@ -29,7 +29,7 @@ from frugalign.decoding.loop import LoopOptions
 from frugalign.engines.loading import load_model
 from frugalign.engines.states import endpoint_states, n_layers
 from frugalign.engines.transformers import TransformersEngine
-from frugalign.methods.rerank.confidence import pair_confidence
+from frugalign.methods.confidence import pair_confidence
 from frugalign.methods.rerank.config import RerankConfig
 from frugalign.methods.rerank.trainer import RerankTrainer
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel

@@ -113,8 +113,8 @@ def test_imports_only_go_down_the_tiers(path: Path) -> None:
     [
         ("decoding", "from frugalign.proxy.network import ProxyModel"),
         ("proxy", "import frugalign.methods.proxy_rlhf.trainer"),
-        ("methods.psle", "from frugalign.methods.rerank.confidence import pair_confidence"),
-        ("methods", "from frugalign.methods.rerank.confidence import pair_confidence"),
+        ("methods.psle", "from frugalign.methods.rerank.groups import rank_groups"),
+        ("methods", "from frugalign.methods.rerank.groups import rank_groups"),
         ("rewards", "from frugalign.proxy.network import ProxyModel"),
         ("proxy", "def f():\n    from frugalign.sandbox import gold"),
         ("proxy", "from frugalign import Ledger"),

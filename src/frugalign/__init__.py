@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from frugalign.evaluation import evaluate as evaluate
     from frugalign.methods.proxy_rlhf.config import ProxyConfig as ProxyConfig
     from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer as ProxyTrainer
+    from frugalign.methods.proxy_stored.config import StoredProxyConfig as StoredProxyConfig
+    from frugalign.methods.proxy_stored.trainer import StoredProxyTrainer as StoredProxyTrainer
     from frugalign.methods.psle.config import PSLEConfig as PSLEConfig
     from frugalign.methods.psle.trainer import PSLETrainer as PSLETrainer
     from frugalign.methods.rerank.config import RerankConfig as RerankConfig
@@ -35,6 +37,8 @@ _HOME = {
     "RepresentationReward": "rewards",
     "RerankConfig": "methods.rerank",
     "RerankTrainer": "methods.rerank",
+    "StoredProxyConfig": "methods.proxy_stored",
+    "StoredProxyTrainer": "methods.proxy_stored",
     "evaluate": "evaluation",
 }
 __all__ = [*_HOME, "__version__"]

@@ -66,11 +66,8 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
     """
     if command.config_first and argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    if any(word in ("--help", "-h") for word in argv):
-        print(_parser(command, command.options).format_help(), end="")
-        raise SystemExit(0)
-    if "--help_all" in argv:
-        print(_parser(command, _full(command)).format_help(), end="")
+    if any(word in ("--help", "-h", "--help_all") for word in argv):
+        print(help_of(command, every=not any(word in ("--help", "-h") for word in argv)), end="")
         raise SystemExit(0)
     known, unknown = _parser(command, command.options).parse_known_args(list(argv))
     target = command.options
@@ -93,6 +90,11 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
     if command.full is None:  # a full config has checked itself, and then changed what transformers changes
         check_options(options)
     return options
+
+
+def help_of(command: Command, *, every: bool = False) -> str:
+    """What `--help` prints, or `--help_all` with the inherited flags (`every`)."""
+    return _parser(command, _full(command) if every else command.options).format_help()
 
 
 def read_config(path: str, target: type) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -94,21 +94,57 @@ def _completion_logits(
     ledger: Ledger | None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (row, logits `[n, V]` that predicted the row's n completion tokens)."""
-    device = device_of(forward.model)
     order = [row for row in _by_length(prompt_ids, completion_ids) if completion_ids[row]]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        # The last token predicts nothing that is scored: leave it out.
-        texts = [list(prompt_ids[row]) + list(completion_ids[row])[:-1] for row in rows]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for row, read in read_completions(forward, prompt_ids, completion_ids, batches, ledger):
+        yield row, read.logits
+
+
+@dataclass(frozen=True)
+class Read:
+    """What predicted a completion's n tokens: the LM head's input `hidden [n, D]`, and `logits [n, V]`. `states [n, layers, D]`: hidden
+    states after each of them, if asked for."""
+
+    hidden: Tensor
+    logits: Tensor
+    states: Tensor | None = None
+
+
+def read_completions(
+    forward: Forward,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    batches: Iterable[Sequence[int]],
+    ledger: Ledger | None = None,
+    *,
+    layers: Sequence[int] = (),
+) -> Iterator[tuple[int, Read]]:
+    """Feed prompts with their completions in these `batches` of rows, and yield (row, what predicted its completion).
+
+    `layers`: indices into `hidden_states`, whose states are returned too.
+    """
+    device = device_of(forward.model)
+    # The last token predicts nothing that is scored. It is left out, unless its state is read.
+    left_out = 0 if layers else 1
+    for rows in batches:
+        texts = [[*prompt_ids[row], *completion_ids[row]] for row in rows]
+        texts = [text[: len(text) - left_out] for text in texts]
         width = max(len(text) for text in texts)
         input_ids = torch.tensor([[0] * (width - len(text)) + text for text in texts], device=device)
         mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        keep = max(len(completion_ids[row]) for row in rows)
-        output = forward(input_ids, attention_mask=mask, position_ids=positions, use_cache=False, keep=keep)
+        keep = max(len(completion_ids[row]) for row in rows) + 1 - left_out
+        output = forward(
+            input_ids, attention_mask=mask, position_ids=positions, use_cache=False, keep=keep, all_layers=bool(layers)
+        )
         n_tokens = sum(len(text) for text in texts)
         advance(FED, n_tokens)
         if ledger is not None:
             ledger.count(lm_forward_tokens=n_tokens)
         for index, row in enumerate(rows):
-            yield row, output.logits[index, -len(completion_ids[row]) :]
+            n = len(completion_ids[row])
+            states = None
+            if output.layers is not None:
+                states = torch.stack([output.layers[layer][index, width - n :].float() for layer in layers], 1)
+            place = slice(keep - n - 1 + left_out, keep - 1 + left_out)
+            yield row, Read(output.hidden[index, place], output.logits[index, place], states)

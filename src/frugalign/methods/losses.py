@@ -14,6 +14,17 @@ def dpo_loss(delta: Tensor, beta: float) -> Tensor:
     return -logsigmoid(beta * delta)
 
 
+def robust_dpo_loss(delta: Tensor, beta: float, noise: float) -> Tensor:
+    """`[(1−ε)·ℓ(Δ) − ε·ℓ(−Δ)]/(1−2ε)` per pair `[B]`, where ℓ is DPO's loss: unbiased if a share ε of the labels is wrong (Chowdhury et
+    al. 2024, eq. 12)."""
+    return ((1 - noise) * dpo_loss(delta, beta) - noise * dpo_loss(-delta, beta)) / (1 - 2 * noise)
+
+
+def ipo_loss(delta: Tensor, beta: float) -> Tensor:
+    """`(Δ − 1/(2β))²` per pair `[B]` (Azar et al. 2023, eq. 17), on whole answers as in the paper. TRL divides Δ by their lengths."""
+    return (delta - 1 / (2 * beta)).pow(2)
+
+
 def confidence_loss(delta: Tensor, gamma: Tensor, beta: float) -> Tensor:
     """`−γ·log σ(βΔ) − (1−γ)·log σ(−βΔ)` per pair `[B]`: DPO where the label is right with probability γ.
 

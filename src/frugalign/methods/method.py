@@ -23,6 +23,8 @@ PolicyValues = dict[str, Any]
 class Verb:
     """A method's command, `frugalign NAME`.
 
+    Several methods may share one command. The first is its form, unless a further one `takes` the given options.
+
     Attributes:
         summary: its line in `frugalign --help`.
         description: the head of `frugalign NAME --help`.
@@ -31,6 +33,8 @@ class Verb:
         train: `package.module:function`, called with the parsed options.
         closing: the lines to print at the end, from the options and the result of `train`. Only the first process prints any.
         writes_report: whether the run's page is written right after training.
+        when: of a further form of a verb, what it is for.
+        takes: `package.module:function` that says whether the given options, a mapping, ask for that form.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Verb:
     closing: Callable[[Any, Any], list[str]]
     config: str | None = None
     writes_report: bool = False
+    when: str = ""
+    takes: str | None = None
 
 
 @dataclass(frozen=True)

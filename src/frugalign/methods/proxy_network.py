@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from frugalign.options.declare import Group, option
-from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, SIZE
+from frugalign.options import groups
+from frugalign.options.declare import Group, like, option
+from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, SIZE, Kind
+
+_RATE = Kind("at least 0, or -1", lambda x: x >= 0 or x == -1, largest=100)
+LEARNING_RATE = 1e-2
+_TOKEN_BIAS_RATE = 0.1
 
 
 @dataclass(eq=False, repr=False)
 class ProxyNetwork(Group, section="proxy"):
-    """What a proxy judges, and how large it is."""
+    """What a proxy judges, how large it is, and how its base proposes."""
 
     objective: Literal["marginal", "sequential", "sequential_integrated"] = option(
         "marginal",
@@ -33,7 +40,24 @@ class ProxyNetwork(Group, section="proxy"):
         None, "Hidden width of q. Default: the largest that keeps the proxy under 1 % of the base.", SIZE
     )
     dim: int | None = option(None, "Width d of q and k. Default: as `hidden`.", SIZE)
-    initial_bias: float = option(0.0, "b of an untrained proxy.", FINITE)
+    initial_bias: float | None = option(
+        None, "b of an untrained proxy. Default: 0 (marginal), 4 (sequential), 2 (sequential, tail dropped).", FINITE
+    )
+    initial_proxy: str | None = option(
+        None,
+        "Start from this trained proxy, a folder or hub id. Its settings of the network and the proposals must be the same.",
+    )
+
+    max_new_tokens: int = like(groups.Sampling, "max_new_tokens", 128)
+    temperature: float | None = like(
+        groups.Sampling,
+        "temperature",
+        None,
+        "The base proposes tokens at it. Default: what its generation config samples at, else 1.",
+    )
+    learning_rate: float = like(
+        groups.Steps, "learning_rate", -1, "-1: by the size of the proxy, 0.01 for a small one.", _RATE
+    )
 
 
 def network_settings(args: Any) -> dict[str, Any]:
@@ -41,6 +65,8 @@ def network_settings(args: Any) -> dict[str, Any]:
 
     `args`: a config with `ProxyNetwork` and `groups.PromptFormat`, and a `temperature`. None stands for a default that depends on the base.
     """
+    # A sequential proxy rejects a share 1 − σ(b) before it has learned anything, and with the tail kept that reaches rare tokens.
+    bias = 0.0 if args.objective == "marginal" else 2.0 if args.tail == "drop" else 4.0
     cap = 8 if args.candidate_features == "lookahead" else 256
     return {
         "hidden": args.hidden,
@@ -51,7 +77,23 @@ def network_settings(args: Any) -> dict[str, Any]:
         "p_t": args.p_t,
         "max_candidates": args.max_candidates or cap,
         "tail": args.tail,
-        "initial_bias": args.initial_bias,
+        "initial_bias": bias if args.initial_bias is None else args.initial_bias,
         "prompt_format": args.prompt_format,
         "chat_template_kwargs": args.chat_template_kwargs,
     }
+
+
+def is_control(setting: Mapping[str, Any]) -> bool:
+    """Whether a proxy with this setting ignores the state."""
+    return bool(setting.get("candidate_features") == "token_bias")
+
+
+def default_learning_rate(network: Any) -> float:
+    """The learning rate of a proxy with this `ProxyModelConfig`: `1.28 / (hidden·√width)`, which is 0.01 at 16 and 64.
+
+    A step of Adam changes every weight alike, so it moves the policy the further the more weights a score adds up. Too small a rate
+    costs passes over a rollout, which are cheap; too large a one is shortened by the trust region, which wastes what was sampled.
+    """
+    if network.candidate_features == "token_bias":
+        return _TOKEN_BIAS_RATE
+    return float(min(LEARNING_RATE, 1.28 / (network.hidden * math.sqrt(network.width))))

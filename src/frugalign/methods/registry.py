@@ -16,6 +16,7 @@ from frugalign.methods.method import Method
 FOLDERS = (
     "untrained",
     "proxy_rlhf",
+    "proxy_stored",
     "representation_reward",
     "rerank",
     "psle",

@@ -13,13 +13,16 @@ from frugalign.options.kinds import (
     COUNT,
     COUNT_OR_ZERO,
     FINITE,
+    LABEL_NOISE,
     LEARNING_RATE,
     MAX_STEPS,
     NON_NEGATIVE,
     NON_POSITIVE,
+    PART,
     PATH,
     POSITIVE,
     SEED,
+    SHARE,
     SIZE,
     STEPS_OR_FRACTION,
     TEMPERATURE,
@@ -131,6 +134,28 @@ class TruncationPenalty(Group, section="rewards"):
 
     missing_eos_penalty: float = option(
         0.0, "Added to the reward of a response that is cut at max_new_tokens.", NON_POSITIVE
+    )
+
+
+@dataclass(eq=False, repr=False)
+class HeldOut(Group, section="data"):
+    """What is left out of the training."""
+
+    test_fraction: float = option(
+        0.2, "Share of the prompts held out for a report, where there is no test split.", PART
+    )
+    validation_fraction: float = option(
+        0.15, "Share of the other prompts that stop the training, where there is no validation split.", PART
+    )
+
+
+@dataclass(eq=False, repr=False)
+class Cache(Group, section="data"):
+    """Where what a model computed is kept."""
+
+    cache_dir: str | None = option(None, "Where hidden states are kept. Default: ~/.cache/frugalign.", PATH)
+    max_cache_gib: float = option(
+        20.0, "Largest size of that cache, in GiB; what was used longest ago leaves first.", POSITIVE
     )
 
 
@@ -257,6 +282,43 @@ class Margin(Group, section="objective"):
     """The margin of probes."""
 
     margin: float = option(1.0, "Margin of the probes' pair loss −log σ(r_chosen − r_rejected − margin).", FINITE)
+
+
+@dataclass(eq=False, repr=False)
+class KLWeight(Group, section="objective"):
+    """The weight of an exact KL."""
+
+    kl_weight: float = option(0.0, "Weight of the KL to the starting model in the loss.", NON_NEGATIVE)
+
+
+@dataclass(eq=False, repr=False)
+class TargetKL(Group, section="objective"):
+    """The KL to hold."""
+
+    target_kl: float | None = option(None, "Hold this KL to the base, in nats per response.", POSITIVE)
+
+
+@dataclass(eq=False, repr=False)
+class ConfidenceFloor(Group, section="objective"):
+    """How far a reward may doubt a label."""
+
+    confidence_floor: float = option(
+        0.5, "The least γ of a pair: 0.5 weakens doubtful labels, 0 lets them flip.", SHARE
+    )
+
+
+@dataclass(eq=False, repr=False)
+class LabelNoise(Group, section="objective"):
+    """What is known of the labels."""
+
+    label_noise: float | None = option(None, "Share of wrong labels, where it is known.", LABEL_NOISE)
+
+
+@dataclass(eq=False, repr=False)
+class Patience(Group, section="optimisation"):
+    """When a training ends early."""
+
+    patience: int = option(20, "Evaluations without a lower validation loss before the training ends.", COUNT_OR_ZERO)
 
 
 # -- run ----------------------------------------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ SHARE = Kind("between 0 and 1", lambda x: 0 <= x <= 1)
 """A share, 0 and 1 included."""
 PROBABILITY = Kind("above 0 and at most 1", lambda x: 0 < x <= 1)
 BELOW_ONE = Kind("at least 0 and below 1", lambda x: 0 <= x < 1)
+LABEL_NOISE = Kind("above 0 and below 0.5", lambda x: 0 < x < 0.5)
 PART = Kind("above 0 and below 1", lambda x: 0 < x < 1)
 """A part of a whole, neither none nor all of it, such as held-out prompts."""
 

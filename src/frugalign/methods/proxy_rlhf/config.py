@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
-from frugalign.methods.proxy_network import network_settings
+from frugalign.methods.proxy_network import LEARNING_RATE, default_learning_rate, network_settings
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
 from frugalign.options.training_config import TrainingConfig
 
@@ -45,21 +45,6 @@ def default_budget(base_parameters: int) -> int:
     return int(min(max(_WORK / max(1, base_parameters), _BUDGET[0]), _BUDGET[1]))
 
 
-_LEARNING_RATE = 1e-2
-_TOKEN_BIAS_RATE = 0.1
-
-
-def default_learning_rate(network: Any) -> float:
-    """The learning rate of a proxy with this `ProxyModelConfig`: `1.28 / (hidden·√width)`, which is 0.01 at 16 and 64.
-
-    A step of Adam changes every weight alike, so it moves the policy the further the more weights a score adds up. Too small a rate
-    costs passes over a rollout, which are cheap; too large a one is shortened by the trust region, which wastes what was sampled.
-    """
-    if network.candidate_features == "token_bias":
-        return _TOKEN_BIAS_RATE
-    return float(min(_LEARNING_RATE, 1.28 / (network.hidden * math.sqrt(network.width))))
-
-
 @dataclass
 class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     """The configuration of a run: every field of `ProxyOptions` and of `TrainingArguments`.
@@ -82,7 +67,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
         if "num_train_epochs" in self._by_base:
             self.num_train_epochs = 1.0
         if "learning_rate" in self._by_base:
-            self.learning_rate = _LEARNING_RATE
+            self.learning_rate = LEARNING_RATE
         if self.output_dir is None:
             self.output_dir = "runs/proxy"
         if self.eval_steps is not None:

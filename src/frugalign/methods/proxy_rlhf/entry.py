@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
+from frugalign.methods.proxy_network import is_control
 
 if TYPE_CHECKING:
     from frugalign.methods.proxy_rlhf.config import ProxyConfig
@@ -49,11 +49,6 @@ def closing(config: ProxyConfig, trainer: ProxyTrainer) -> list[str]:
     ]
 
 
-def is_control(setting: Mapping[str, Any]) -> bool:
-    """Whether the proxy ignores the state."""
-    return bool(setting.get("candidate_features") == "token_bias")
-
-
 ENTRIES = (
     Method(
         "proxy",
@@ -66,7 +61,8 @@ ENTRIES = (
         verb=Verb(
             "proxy",
             "train a proxy for a frozen model (Proxy-RLHF)",
-            "Train a proxy of under 1 % of a frozen model's parameters that accepts or rejects every token it proposes.",
+            "Train a proxy of under 1 % of a frozen model's parameters that accepts or rejects every token it proposes. By a reward, on "
+            "responses that it samples to prompts.",
             options="frugalign.methods.proxy_rlhf.options:ProxyOptions",
             config="frugalign.methods.proxy_rlhf.config:ProxyConfig",
             train="frugalign.methods.proxy_rlhf.run:train_proxy",

@@ -11,7 +11,6 @@ from frugalign.options.declare import defaults, like, notes, option
 from frugalign.options.kinds import COUNT, NON_NEGATIVE, POSITIVE, SHARE, Kind
 
 _BATCH = Kind("at least 1, or -1 for a size that fits the base", lambda x: x >= 1 or x == -1, whole=True)
-_RATE = Kind("at least 0, or -1", lambda x: x >= 0 or x == -1, largest=100)
 _EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
 
 
@@ -23,12 +22,14 @@ _EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
     adapter="It is part of the frozen base.",
     max_prompt_length="Default: a prompt over the context is an error.",
     num_generations="Each is the others' baseline.",
+    target_kl="It adapts beta, and counts what the proxy chooses (`kl_choice`).",
     max_steps="They are rounded up to whole rollouts; without epochs, -1 stands for those of budget_tokens.",
     output_dir="Default: runs/proxy.",
     save_steps="They are rounded up to whole rollouts.",
 )
 class ProxyOptions(
     ProxyNetwork,
+    groups.TargetKL,
     groups.TrainingRun,
     groups.EvalSteps,
     groups.Steps,
@@ -45,13 +46,6 @@ class ProxyOptions(
 ):
     """Options of `frugalign proxy`, with the names of TRL and transformers where they exist."""
 
-    max_new_tokens: int = like(groups.Sampling, "max_new_tokens", 128)
-    temperature: float | None = like(
-        groups.Sampling,
-        "temperature",
-        None,
-        "The base proposes tokens at it. Default: what its generation config samples at, else 1.",
-    )
     budget_tokens: int | None = option(
         None,
         "Most tokens to sample in training, if every response has its full length. Default: what takes minutes on a laptop, "
@@ -67,20 +61,12 @@ class ProxyOptions(
         "would not last for 30 rollouts.",
         _BATCH,
     )
-    learning_rate: float = like(
-        groups.Steps, "learning_rate", -1, "-1: by the size of the proxy, 0.01 for a small one.", _RATE
-    )
     beta: float | None = like(
         groups.Beta,
         "beta",
         None,
         "Its unit is reward per nat of KL to the base, over a response. With target_kl it is the starting value. "
         "Default: 0.05, with target_kl what a nat there is worth by the rewards' spread.",
-    )
-    target_kl: float | None = option(
-        None,
-        "Adapt beta towards this KL to the base, in nats per response. It counts what the proxy chooses (`kl_choice`).",
-        POSITIVE,
     )
     max_update_kl: float = option(
         1.0,

@@ -34,6 +34,7 @@ class PSLEOptions(
     groups.Steps,
     groups.Epochs,
     groups.Beta,
+    groups.KLWeight,
     groups.SFTWeight,
     groups.SamplingBatch,
     groups.Generations,
@@ -78,7 +79,6 @@ class PSLEOptions(
         1.0, "T_w: the rise of the reward that multiplies a weight by e, in units of tau_scale.", TEMPERATURE
     )
     weight_cap: float = option(5.0, "The largest weight, as a multiple of the round's mean weight.", POSITIVE)
-    kl_weight: float = option(0.0, "Weight of the KL to the starting model, in nats per token.", NON_NEGATIVE)
 
     share_prefix: bool = option(True, "Feed the principles to the model once, not once per prompt.")
     skip_long_prompts: bool = option(

@@ -1,47 +1,36 @@
-"""The feature store: a model's endpoint states on a list of texts, computed once and kept on disk in shards.
-
-Every key (model, tokenizer, layers, texts) has a folder. A shard is a safetensors file that is written atomically, so a killed
-run resumes with the next shard. It holds a hash of its states, and is computed again if that or its shape does not fit. The
-store is bounded: before it grows beyond `max_gib`, the least recently used keys are deleted, unless a command is using them.
-"""
+"""The feature store: a model's endpoint states on a list of texts, computed once and kept on disk in shards."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import check_safetensors, write_atomic, writing
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, work
 from frugalign.base.wording import pluralize
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.states import endpoint_states
 from frugalign.engines.transformers import causal_lm
-from frugalign.runs.layout import LOCK_FILE
-from frugalign.runs.lock import Reading, delete_leftovers, is_held, is_read
+from frugalign.runs.lock import Reading
 from frugalign.runs.progress import say_size
+from frugalign.runs.shard_store import ShardStore
 
 _SHARD_BYTES = 64 * 2**20
 _SHARD_TOKENS = 8192
 """Tokens of a shard, on average. A kill loses no more than one shard."""
 _IN_MEMORY = 512 * 2**20
-_USED = "last_used"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,7 +104,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: str | Path, *, max_gib: float = 20.0) -> None:
-        self.folder, self.max_bytes = Path(folder), int(max_gib * 2**30)
+        self._store = ShardStore(folder, max_gib=max_gib)
 
     def features(
         self,
@@ -134,71 +123,28 @@ class FeatureStore:
         """
         width: int = causal_lm(model).config.get_text_config().hidden_size
         row_bytes = len(layers) * width * 4
-        needed = row_bytes * len(sequences)
-        if needed > self.max_bytes:
+        needed, most = row_bytes * len(sequences), self._store.max_bytes
+        if needed > most:
             raise FrugalignError(
                 f"The states of {len(sequences):,} texts take {needed / 2**30:.1f} GiB, and the store may hold "
-                f"{self.max_bytes / 2**30:.1f}: choose fewer layers, or raise its bound."
+                f"{most / 2**30:.1f}: choose fewer layers, or raise its bound."
             )
         mean_length = sum(map(len, sequences)) / max(1, len(sequences))
         per_shard = max(1, min(shard_bytes // row_bytes, int(_SHARD_TOKENS / max(1.0, mean_length))))
-        place = self.folder / key_of(model, tokenizer, sequences, layers, per_shard)
-        self._make_room(place, needed)
-        with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
-            with FileLock(place / LOCK_FILE):  # another command may be computing the same
-                delete_leftovers(place)
-                reading = Reading(place)
-                shards = self._shards(place, model, sequences, layers, per_shard, ledger)
-                write_atomic(place / _USED, "")
-        return Features(shards, per_shard, (len(sequences), len(layers), width), reading)
+        parts = [sequences[start : start + per_shard] for start in range(0, len(sequences), per_shard)]
 
-    @staticmethod
-    def _shards(
-        place: Path,
-        model: PreTrainedModel,
-        sequences: Sequence[Sequence[int]],
-        layers: Sequence[int],
-        per_shard: int,
-        ledger: Ledger | None,
-    ) -> list[Path]:
-        """The shards of a key. Those that are missing or damaged are computed."""
-        starts = range(0, len(sequences), per_shard)
-        shards = [place / f"shard-{start // per_shard:05d}.safetensors" for start in starts]
-        width: int = causal_lm(model).config.get_text_config().hidden_size
-        shapes = [(min(per_shard, len(sequences) - start), len(layers), width) for start in starts]
-        missing = [
-            (start, shard)
-            for start, shard, shape in zip(starts, shards, shapes, strict=True)
-            if not _is_whole(shard, shape)
-        ]
-        texts = [sequences[start : start + per_shard] for start, _ in missing]
-        tokens = sum(len(text) for part in texts for text in part)
-        n_missing = sum(map(len, texts))
-        others = "" if n_missing == len(sequences) else f" of {len(sequences):,}, the others are stored"
-        say_size(0, tokens, f"the hidden states of {pluralize(n_missing, 'answer')}{others}")
-        with work("hidden states", tokens, FED):
-            for (_, shard), part in zip(missing, texts, strict=True):
-                states = endpoint_states(model, part, layers, ledger=ledger)
-                write_atomic(shard, save({"states": states}, {"hash": _hash(shard, states)}))
-        return shards
+        def compute(missing: list[int]) -> Iterator[dict[str, Tensor]]:
+            texts = [parts[each] for each in missing]
+            tokens, n_missing = sum(len(text) for part in texts for text in part), sum(map(len, texts))
+            others = "" if n_missing == len(sequences) else f" of {len(sequences):,}, the others are stored"
+            say_size(0, tokens, f"the hidden states of {pluralize(n_missing, 'answer')}{others}")
+            with work("hidden states", tokens, FED):
+                for part in texts:
+                    yield {"states": endpoint_states(model, part, layers, ledger=ledger)}
 
-    def _make_room(self, keep: Path, needed: int) -> None:
-        """Delete keys that nobody uses, least recently used first, until `needed` more bytes fit."""
-        if not self.folder.is_dir():
-            return
-        others = [path for path in self.folder.iterdir() if path.is_dir() and path != keep]
-        sizes = {path: _size(path) for path in others}
-        total = needed + sum(sizes.values())
-        for path in sorted(others, key=_last_used):
-            if total <= self.max_bytes:
-                return
-            if is_held(path / LOCK_FILE) or is_read(path):
-                continue
-            shutil.rmtree(path, ignore_errors=True)
-            total -= sizes[path]
-        if total > self.max_bytes:
-            _log.warning("The stored states exceed their bound for now, since other commands are using them.")
+        key = key_of(model, tokenizer, sequences, layers, per_shard)
+        found = self._store.shards(key, len(parts), compute, needed=needed)
+        return Features(found.files, per_shard, (len(sequences), len(layers), width), found.reading)
 
 
 def key_of(
@@ -219,41 +165,3 @@ def key_of(
     for ids in sequences:
         digest.update(torch.tensor(list(ids), dtype=torch.int64).numpy().tobytes() + b"\n")
     return digest.hexdigest()[:24]
-
-
-def _is_whole(shard: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether a shard is there and holds what was stored: float32 states of this shape, with their hash."""
-    if not shard.is_file():
-        return False
-    try:
-        check_safetensors(shard)
-        with safe_open(shard, framework="pt") as file:
-            stored, names = (file.metadata() or {}).get("hash"), list(file.keys())
-            states = file.get_tensor("states") if names == ["states"] else torch.empty(0)
-    except (FrugalignError, SafetensorError, OSError, RuntimeError):  # damaged: computed again
-        return False
-    is_expected = states.dtype == torch.float32 and tuple(states.shape) == shape
-    return is_expected and stored == _hash(shard, states)
-
-
-def _hash(shard: Path, states: Tensor) -> str:
-    """A hash of the states, and of the place of the shard in its key."""
-    digest = hashlib.blake2b(f"{shard.parent.name}/{shard.name}".encode(), digest_size=16)
-    digest.update(states.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _size(place: Path) -> int:
-    """The bytes of a key. Another command may be deleting it."""
-    try:
-        return sum(file.stat().st_size for file in place.iterdir())
-    except FileNotFoundError:
-        return 0
-
-
-def _last_used(place: Path) -> float:
-    marker = place / _USED
-    try:
-        return (marker if marker.is_file() else place).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

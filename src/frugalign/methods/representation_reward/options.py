@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from frugalign.options import groups
 from frugalign.options.check import check_options
-from frugalign.options.declare import defaults, notes, option
-from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, NON_NEGATIVE, PART, PATH, POSITIVE
+from frugalign.options.declare import defaults, like, notes, option
+from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, NON_NEGATIVE
 
 
 @dataclass
@@ -20,6 +20,8 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, 
 class RewardOptions(
     groups.Run,
     groups.Margin,
+    groups.Cache,
+    groups.HeldOut,
     groups.PromptFormat,
     groups.PairLength,
     groups.Data,
@@ -45,20 +47,13 @@ class RewardOptions(
         "layers, as the validation loss chooses.",
         LAYER,
     )
-    test_fraction: float = option(
-        0.2, "Share of the prompts held out for the report, where there is no test split.", PART
-    )
-    validation_fraction: float = option(
-        0.15, "Share of the other prompts that stop the fit and calibrate the reward.", PART
-    )
-
     weight_decay: list[float] = option(
         [1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
         "L2 penalties to try on standardised states, each times the number of features; the validation loss chooses.",
         NON_NEGATIVE,
     )
     max_iterations: int = option(200, "Most L-BFGS iterations.", COUNT)
-    patience: int = option(20, "Iterations without a lower validation loss before the fit ends.", COUNT)
+    patience: int = like(groups.Patience, "patience", 20, "An evaluation is an L-BFGS iteration.", COUNT)
 
     full_model: bool = option(
         False, "Also train a whole reward model on the same pairs: its accuracy and cost, beside the probes'."
@@ -67,10 +62,6 @@ class RewardOptions(
     full_model_learning_rate: float = option(1e-4, "Its learning rate.", LEARNING_RATE)
 
     n_shuffles: int = option(5, "Fits on shuffled labels for the control.", COUNT_OR_ZERO)
-    cache_dir: str | None = option(None, "Where hidden states are kept. Default: ~/.cache/frugalign/states.", PATH)
-    max_cache_gib: float = option(
-        20.0, "Largest size of that cache, in GiB; the states used longest ago leave first.", POSITIVE
-    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -9,7 +9,6 @@ from frugalign.options import groups
 from frugalign.options.declare import like, notes, option
 from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE, Kind
 
-_LABEL_NOISE = Kind("above 0 and below 0.5", lambda x: 0 < x < 0.5)
 _GROUP_SIZE = Kind("at least 2, or 0 for none", lambda x: x >= 2 or x == 0, whole=True)
 
 
@@ -19,6 +18,7 @@ _GROUP_SIZE = Kind("at least 2, or 0 for none", lambda x: x >= 2 or x == 0, whol
     beta="It is that of DPO.",
     sft_weight="Here per token of the favoured answer, times |2γ − 1| (the term of RPO).",
     missing_eos_penalty="Probes fitted on whole answers can score a cut one wrongly.",
+    label_noise="γ per pair then weighs the label too, by Bayes' rule.",
     margin="It is that of the updates every reward_refresh_steps.",
     output_dir="Default: runs/rerank.",
     per_device_train_batch_size="It counts pairs.",
@@ -29,6 +29,8 @@ class RerankOptions(
     groups.EvalSteps,
     groups.Steps,
     groups.Epochs,
+    groups.ConfidenceFloor,
+    groups.LabelNoise,
     groups.Beta,
     groups.SFTWeight,
     groups.Margin,
@@ -49,14 +51,6 @@ class RerankOptions(
         "pair", "γ from the current policy's states: per pair, per batch (the published code's form), or constant."
     )
     constant_confidence: float = option(1.0, "γ where it is constant: 1 is DPO, 1 − ε conservative DPO.", SHARE)
-    confidence_floor: float = option(
-        0.5, "The least γ of a pair: 0.5 weakens doubtful labels, 0 lets them flip.", SHARE
-    )
-    label_noise: float | None = option(
-        None,
-        "Share of wrong labels, where it is known: γ per pair then weighs the label too, by Bayes' rule.",
-        _LABEL_NOISE,
-    )
     kappa: float = option(7.5, "Steepness of the batch confidence.", POSITIVE)
 
     sample: int = option(

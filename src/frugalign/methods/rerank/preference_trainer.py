@@ -21,6 +21,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import base_parameters
+from frugalign.methods.confidence import prefer_given
 from frugalign.methods.log_probs import Reading, Scored
 from frugalign.methods.losses import confidence_loss, imitation_loss
 from frugalign.methods.rerank.carriers import Carrier, prepare_policy
@@ -228,14 +229,6 @@ class PreferenceTrainer(Trainer):
         due = self.control.should_log
         super().log(logs)
         self.control.should_log = due  # logging a line takes it back
-
-
-def prefer_given(gamma: Tensor, given: Tensor | None) -> Tensor:
-    """γ, replaced by a row's own confidence if it has one."""
-    if given is None:
-        return gamma
-    own = given.to(gamma)
-    return torch.where(own.isnan(), gamma, own)
 
 
 def confidence_shares(gamma: Tensor) -> dict[str, Share]:

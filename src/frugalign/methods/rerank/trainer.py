@@ -19,23 +19,27 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Dropped, Groups, pair_groups
 from frugalign.data.splits import pairs_fingerprint, rows_fingerprint
-from frugalign.data.templating import Rendering
 from frugalign.engines.artefacts import content_hash
-from frugalign.engines.fingerprints import check_base, fingerprint
+from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
-from frugalign.engines.transformers import causal_lm
+from frugalign.methods.confidence import (
+    batch_confidence,
+    check_probes,
+    pair_confidence,
+    posterior_confidence,
+    prefer_given,
+)
 from frugalign.methods.log_probs import Scored
 from frugalign.methods.rerank.carriers import carrier_of
 from frugalign.methods.rerank.collator import encode_pairs
-from frugalign.methods.rerank.confidence import batch_confidence, pair_confidence, posterior_confidence
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import EpochPairs, EpochRanking, cut_share, rank_groups
-from frugalign.methods.rerank.preference_trainer import Pairs, PreferenceTrainer, prefer_given
+from frugalign.methods.rerank.preference_trainer import Pairs, PreferenceTrainer
 from frugalign.methods.rerank.probe_tracking import ProbeTracker, ProbeTracking
 from frugalign.methods.rerank.running_means import mean_of
 from frugalign.options.loading import policy_arguments
 from frugalign.rewards.check_scores import warn_of_cut_responses
-from frugalign.rewards.representation.network import PROBES, RepresentationModel, check_rendering, load_probes
+from frugalign.rewards.representation.network import PROBES, RepresentationModel, load_probes
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
 
@@ -87,7 +91,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         # A copy, since tracking changes the probes.
         self.probes = load_probes(reward) if isinstance(reward, str) else copy.deepcopy(reward)
         if self.probes is not None:
-            _check_probes(self.probes, policy, tokenizer, args)
+            check_probes(self.probes, policy, tokenizer, args)
             args.max_length = args.max_length or self.probes.config.max_length
         self.reward = copy.deepcopy(self.probes)  # as fitted, without tracking
         self._ranking: dict[str, float] = {}
@@ -254,19 +258,3 @@ def _data_hashes(probes: RepresentationModel | None, data: Dataset | Groups, *, 
     if not is_sampled:
         columns |= {"completions": data.completions, "rewards": data.rewards or [[]] * len(data.prompts)}
     return found | {"prompts" if is_sampled else "groups": rows_fingerprint(Dataset.from_dict(columns))}
-
-
-def _check_probes(
-    probes: RepresentationModel, model: Any, tokenizer: PreTrainedTokenizerBase, args: RerankConfig
-) -> None:
-    """Check that the probes were fitted on this model, with this prompt format.
-
-    Raises:
-        FrugalignError: they were not.
-    """
-    if probes.config.width != causal_lm(model).config.get_text_config().hidden_size:
-        raise FrugalignError("The representation reward was fitted on a model of another width.")
-    if probes.config.base is not None:
-        found = fingerprint(model, tokenizer, name=str(args.model_name_or_path or ""))
-        check_base(probes.config.base, found, "The representation reward")
-    check_rendering(probes.config, Rendering.of(args), tokenizer)

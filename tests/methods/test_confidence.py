@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from frugalign.methods.rerank.confidence import batch_confidence, pair_confidence, posterior_confidence
+from frugalign.methods.confidence import batch_confidence, pair_confidence, posterior_confidence
 
 
 def test_confidence_by_hand() -> None:

@@ -1,11 +1,20 @@
-"""The confidence γ in a label, from the current rewards of both answers (`docs/methods/rerank.md#the-loss`). Pure functions.
+"""The confidence γ in a label, from the current rewards of both answers (`docs/methods/rerank.md#the-loss`).
 
 `methods/losses.py` has the loss that γ weights.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, sigmoid
+from typing import Any
+
+from torch import Tensor, sigmoid, where
+from transformers import PreTrainedTokenizerBase
+
+from frugalign.base.errors import FrugalignError
+from frugalign.data.templating import Rendering
+from frugalign.engines.fingerprints import check_base, fingerprint
+from frugalign.engines.transformers import causal_lm
+from frugalign.rewards.representation.network import RepresentationModel, check_rendering
 
 
 def pair_confidence(chosen: Tensor, rejected: Tensor, floor: float = 0.5) -> Tensor:
@@ -35,3 +44,25 @@ def batch_confidence(chosen: Tensor, rejected: Tensor, mu: float, kappa: float =
     """
     gap = sigmoid(chosen - mu).mean() - sigmoid(rejected - mu).mean()
     return sigmoid(kappa * gap).clamp(min=0.5).detach().expand(len(chosen))
+
+
+def prefer_given(gamma: Tensor, given: Tensor | None) -> Tensor:
+    """γ, replaced by a row's own confidence if it has one."""
+    if given is None:
+        return gamma
+    own = given.to(gamma)
+    return where(own.isnan(), gamma, own)
+
+
+def check_probes(probes: RepresentationModel, model: Any, tokenizer: PreTrainedTokenizerBase, args: Any) -> None:
+    """Check that the probes were fitted on this model, with this prompt format.
+
+    Raises:
+        FrugalignError: they were not.
+    """
+    if probes.config.width != causal_lm(model).config.get_text_config().hidden_size:
+        raise FrugalignError("The representation reward was fitted on a model of another width.")
+    if probes.config.base is not None:
+        found = fingerprint(model, tokenizer, name=str(args.model_name_or_path or ""))
+        check_base(probes.config.base, found, "The representation reward")
+    check_rendering(probes.config, Rendering.of(args), tokenizer)

@@ -1,0 +1,365 @@
+"""The feature cache: what a proxy reads of stored answers, from one pass through the frozen base (`docs/methods/proxy.md#stored-data`).
+
+At every token of an answer it keeps the head's input, the candidates with the log-probabilities of proposing them, the column of the
+answer's own token, and the token's log-probability under the base. From then on training runs the proxy alone. Candidates are
+stored without padding. Rows are read from the disk as they are needed, so memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.base.progress import FED, work
+from frugalign.base.wording import pluralize
+from frugalign.decoding.log_probs import Read, read_completions
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.sentences import SentenceEnds, sentence_ends
+from frugalign.engines.transformers import Forward, embedding_rows, evaluating
+from frugalign.proxy.candidates import Candidates, Limits, beyond, candidates
+from frugalign.proxy.positions import Positions
+from frugalign.runs.progress import say_size
+from frugalign.runs.shard_store import ShardFile, Shards, ShardStore
+
+_SHARD_TOKENS = 8192
+"""Tokens that are fed for a shard, on average. A kill loses no more than one shard."""
+_LOGIT_BYTES = 256 * 2**20
+"""Float32 logits of one batch, at most, unless one answer alone has more."""
+_BATCH = 32
+_TYPICAL_CANDIDATES = 12
+"""Candidates of a position, to estimate how much a key takes on the disk."""
+_BY_ANSWER = ("begins", "states")
+_RULED_OUT = -1e4
+_BY_COLUMN = ("ids", "log_p", "teacher_log_p")
+"""Tensors with an entry for every candidate. The others have one for every position."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Token ids of prompts and their answers, and which tokens of an answer count: 0 for turns of others."""
+
+    prompt_ids: Sequence[Sequence[int]]
+    answer_ids: Sequence[Sequence[int]]
+    masks: Sequence[Sequence[int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.answer_ids)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens fed in one pass. The last token of an answer predicts nothing."""
+        return sum(map(len, self.prompt_ids)) + sum(map(len, self.answer_ids)) - len(self)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """How the base proposes: at a `temperature`, and which tokens are candidates. The tail is kept, since an answer may hold any token."""
+
+    temperature: float
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The distribution that the proxy is to imitate: `model` after other `prompt_ids`, at `temperature`."""
+
+    model: Any
+    tokenizer: Any
+    prompt_ids: Sequence[Sequence[int]]
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Imitated:
+    """What a teacher says at `N` positions: its `log_p [N, K]` of every column, and `rest [N]`, the part of `KL(teacher ‖ π)` that lies
+    within the tail, on which a proxy has no influence."""
+
+    log_p: Tensor
+    rest: Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """The positions of some answers. `positions.sequence` counts the answers from 0. `base_log_prob [N]`: of each answer's own token under
+    the base. `lengths [n]`: positions of each answer."""
+
+    positions: Positions
+    base_log_prob: Tensor
+    lengths: Tensor
+    imitated: Imitated | None = None
+
+    def to(self, device: torch.device) -> Features:
+        """The same on another device."""
+        if self.lengths.device == device:
+            return self
+
+        def moved(part: Any) -> Any:
+            there = {each.name: getattr(part, each.name) for each in fields(part)}
+            return replace(part, **{name: value.to(device) for name, value in there.items() if value is not None})
+
+        imitated = None if self.imitated is None else moved(self.imitated)
+        return Features(moved(self.positions), self.base_log_prob.to(device), self.lengths.to(device), imitated)
+
+
+@dataclass(frozen=True)
+class AnswerFeatures:
+    """Features of `N` answers on the disk. `read` gives those of some of them."""
+
+    shards: Shards
+    per_shard: int
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def states(self, rows: Sequence[int]) -> Tensor:
+        """The hidden states of the answers `rows` at their last sentence ends, `[n, layers, D]`, if they were asked for."""
+        files = [(ShardFile.of(self.shards.files[row // self.per_shard]), row % self.per_shard) for row in rows]
+        return torch.cat([file.rows("states", place, place + 1) for file, place in files])
+
+    def read(self, rows: Sequence[int]) -> Features:
+        """The features of the answers `rows`, in this order."""
+        parts = [_answer(self.shards.files[row // self.per_shard], row % self.per_shard) for row in rows]
+        lengths = torch.tensor([len(part["choice"]) for part in parts])
+        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        counts = together["count"].long()
+        which = torch.arange(len(counts)).repeat_interleave(counts)
+        column = torch.arange(len(which)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        shape = (len(counts), int(counts.max()) if len(counts) else 1)
+
+        def padded(values: Tensor, fill: float) -> Tensor:
+            out = torch.full(shape, fill, dtype=values.dtype)
+            out[which, column] = values
+            return out
+
+        positions = Positions(
+            sequence=torch.arange(len(rows)).repeat_interleave(lengths),
+            position=together["position"].long(),
+            hidden=together["hidden"].float(),
+            ids=padded(together["ids"].long(), 0),
+            log_p=padded(together["log_p"], -math.inf),
+            mask=padded(torch.ones(len(which), dtype=torch.bool), False),
+            choice=together["choice"].long(),
+        )
+        imitated = None
+        if "teacher_log_p" in together:
+            imitated = Imitated(padded(together["teacher_log_p"], -math.inf), together["teacher_rest"])
+        return Features(positions, together["base_log_prob"], lengths, imitated)
+
+
+def _answer(shard: Path, row: int) -> dict[str, Tensor]:
+    """The tensors of one answer of a shard."""
+    file = ShardFile.of(shard)
+    begins = _begins(shard)
+    (start, column), (stop, last) = begins[row].tolist(), begins[row + 1].tolist()
+    return {
+        name: file.rows(name, *((column, last) if name in _BY_COLUMN else (start, stop)))
+        for name in file.names
+        if name not in _BY_ANSWER
+    }
+
+
+@lru_cache(maxsize=4096)
+def _begins(shard: Path) -> Tensor:
+    return ShardFile.of(shard).rows("begins")
+
+
+def answer_features(
+    model: Any,
+    tokenizer: Any,
+    answers: Answers,
+    proposals: Proposals,
+    store: ShardStore,
+    *,
+    ledger: Ledger | None = None,
+    teacher: Teacher | None = None,
+    layers: Sequence[int] = (),
+    dtype: torch.dtype = torch.bfloat16,
+) -> AnswerFeatures:
+    """What a proxy reads of these answers, from the store. What is missing is computed and stored.
+
+    Args:
+        model: the frozen base.
+        dtype: of the stored states.
+        teacher: whose distribution is stored too. Its prompts belong to the same answers.
+        layers: indices into `hidden_states` whose states at every answer's last sentence end are stored too, as probes read them.
+
+    Raises:
+        FrugalignError: an answer without a token that counts, more features than the store may hold, or a full disk.
+    """
+    _check(answers)
+    width = embedding_rows(model).shape[1]
+    n_positions = sum(map(len, answers.answer_ids))
+    a_position = width * dtype.itemsize + (12 if teacher is not None else 8) * _TYPICAL_CANDIDATES + 24
+    needed = n_positions * a_position + len(answers) * len(layers) * width * 4
+    if needed > store.max_bytes:
+        raise FrugalignError(
+            f"The features of {len(answers):,} answers take about {needed / 2**30:.1f} GiB, and the store may hold "
+            f"{store.max_bytes / 2**30:.1f}: raise its bound (--max_cache_gib)."
+        )
+    per_shard = max(1, int(_SHARD_TOKENS * len(answers) / max(1, answers.n_tokens)))
+    starts = range(0, len(answers), per_shard)
+    ends = sentence_ends(tokenizer) if layers else None
+    reading = _Pass(model, answers, proposals, teacher, tuple(layers), ends, dtype, ledger)
+
+    def compute(missing: list[int]) -> Iterator[dict[str, Tensor]]:
+        rows = [range(starts[each], min(starts[each] + per_shard, len(answers))) for each in missing]
+        n_missing, tokens = sum(map(len, rows)), sum(reading.n_tokens(part) for part in rows)
+        others = "" if n_missing == len(answers) else f" of {len(answers):,}, the others are stored"
+        if n_missing:
+            say_size(0, tokens, f"the features of {pluralize(n_missing, 'answer')}{others}")
+        with work("features", tokens, FED):
+            for part in rows:
+                yield reading.shard(part)
+
+    key = _key(model, tokenizer, answers, proposals, teacher, f"{dtype} {per_shard} {list(layers)}")
+    return AnswerFeatures(store.shards(key, len(starts), compute, needed=needed), per_shard, len(answers))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The pass through the base, and through the teacher where there is one."""
+
+    model: Any
+    answers: Answers
+    proposals: Proposals
+    teacher: Teacher | None
+    layers: tuple[int, ...]
+    ends: SentenceEnds | None
+    dtype: torch.dtype
+    ledger: Ledger | None
+
+    def n_tokens(self, rows: Sequence[int]) -> int:
+        """Tokens that these rows feed."""
+        answers = self.answers
+        prompts = [answers.prompt_ids] + ([self.teacher.prompt_ids] if self.teacher is not None else [])
+        return sum(len(each[row]) + len(answers.answer_ids[row]) - 1 for each in prompts for row in rows)
+
+    @torch.no_grad()
+    def shard(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of a shard: those of every row one after the other. `begins`: where each row begins."""
+        found: dict[int, dict[str, Tensor]] = {}
+        ids, teacher = self.answers.answer_ids, self.teacher
+        for batch in self._batches(rows):
+            taught: dict[int, Read] = {}
+            if teacher is not None:
+                with evaluating(teacher.model), Forward(teacher.model) as forward:
+                    taught = dict(read_completions(forward, teacher.prompt_ids, ids, [batch], self.ledger))
+            with evaluating(self.model), Forward(self.model) as forward:
+                prompts = self.answers.prompt_ids
+                read = dict(read_completions(forward, prompts, ids, [batch], self.ledger, layers=self.layers))
+            found |= zip(batch, self._of_batch(batch, read, taught), strict=True)
+        ordered = [found[row] for row in rows]
+        begins = [[0, 0]]
+        for part in ordered:
+            begins.append([begins[-1][0] + len(part["choice"]), begins[-1][1] + len(part["ids"])])
+        joined = {name: torch.cat([part[name] for part in ordered]) for name in ordered[0]}
+        return joined | {"begins": torch.tensor(begins)}
+
+    def _batches(self, rows: Sequence[int]) -> list[list[int]]:
+        """The rows in batches of similar length, whose logits take a bounded part of the memory."""
+        ids, vocabulary = self.answers.answer_ids, embedding_rows(self.model).shape[0]
+        batches: list[list[int]] = []
+        for row in sorted(rows, key=lambda row: len(ids[row])):
+            size = len(batches[-1]) + 1 if batches else 1
+            if 1 < size <= _BATCH and size * len(ids[row]) * vocabulary * 4 <= _LOGIT_BYTES:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        return batches
+
+    def _of_batch(self, rows: Sequence[int], read: dict[int, Read], taught: dict[int, Read]) -> list[dict[str, Tensor]]:
+        """The tensors of every answer of a batch. All positions are worked on at once, since answers are many and short."""
+        device, temperature, answers = read[rows[0]].logits.device, self.proposals.temperature, self.answers
+        ids = torch.tensor([token for row in rows for token in answers.answer_ids[row]], device=device)
+        place = torch.cat([torch.arange(len(answers.answer_ids[row])) for row in rows]).to(device)
+        counts = torch.ones(len(ids), dtype=torch.bool, device=device)
+        if answers.masks is not None:
+            counts = torch.tensor([bool(each) for row in rows for each in answers.masks[row]], device=device)
+        logits, tokens = torch.cat([read[row].logits for row in rows])[counts], ids[counts]
+        chosen = candidates(logits, temperature, self.proposals.limits, "keep")
+        is_own = (chosen.ids == tokens[:, None]) & chosen.listed
+        scaled = logits / temperature
+        by_position = {
+            "hidden": torch.cat([read[row].hidden for row in rows])[counts].to(self.dtype),
+            "position": place[counts].int(),
+            "count": chosen.mask.sum(-1).int(),
+            # A token that is no candidate is in the tail.
+            "choice": torch.where(is_own.any(-1), is_own.int().argmax(-1), chosen.tail.int().argmax(-1)).int(),
+            "base_log_prob": torch.log_softmax(scaled, -1).gather(-1, tokens[:, None]).squeeze(-1),
+        }
+        by_column = {"ids": chosen.ids[chosen.mask].int(), "log_p": chosen.log_p[chosen.mask]}
+        if self.teacher is not None:
+            said = torch.cat([taught[row].logits for row in rows])[counts] / self.teacher.temperature
+            imitated = imitate(said, scaled, chosen)
+            by_position["teacher_rest"] = imitated.rest
+            by_column["teacher_log_p"] = imitated.log_p[chosen.mask]
+        lengths = [
+            len(answers.answer_ids[row]) if answers.masks is None else sum(map(bool, answers.masks[row]))
+            for row in rows
+        ]
+        widths = [int(part.sum()) for part in by_position["count"].split(lengths)]
+        parts = {name: value.cpu().split(lengths) for name, value in by_position.items()}
+        parts |= {name: value.cpu().split(widths) for name, value in by_column.items()}
+        each = [{name: value[number] for name, value in parts.items()} for number in range(len(rows))]
+        if self.ends is not None:
+            for row, found in zip(rows, each, strict=True):
+                states, end = read[row].states, len(self.ends.read((), answers.answer_ids[row]))
+                assert states is not None
+                found["states"] = states[end - 1 : end].cpu()
+        return each
+
+
+def imitate(teacher: Tensor, base: Tensor, chosen: Candidates) -> Imitated:
+    """What a teacher says about the columns of a base with its tail kept.
+
+    Args:
+        teacher, base: logits over their temperatures, `[N, V]`.
+        chosen: the base's columns.
+    """
+    log_p, log_base = torch.log_softmax(teacher, -1), torch.log_softmax(base, -1)
+    tail = beyond(log_p, chosen.ids, chosen.listed)
+    mass = tail.logsumexp(-1, keepdim=True)
+    columns = log_p.gather(-1, chosen.ids.masked_fill(~chosen.listed, 0))
+    columns = torch.where(chosen.listed, columns, -math.inf)
+    # Finite where the teacher rules a token out, since 0·∞ is not 0.
+    columns = torch.where(chosen.tail, mass, columns).clamp(min=_RULED_OUT)
+    within = log_base - beyond(log_base, chosen.ids, chosen.listed).logsumexp(-1, keepdim=True)
+    gap = (tail - mass - within).masked_fill(tail == -math.inf, 0.0)
+    return Imitated(columns, (tail.exp() * gap).sum(-1))
+
+
+def _check(answers: Answers) -> None:
+    for row in range(len(answers)):
+        counts = answers.masks[row] if answers.masks is not None else answers.answer_ids[row]
+        if not len(answers.answer_ids[row]) or (answers.masks is not None and not any(counts)):
+            raise FrugalignError(f"Answer {row + 1} has no tokens, so there is nothing to learn from it.")
+
+
+def _key(model: Any, tokenizer: Any, answers: Answers, proposals: Proposals, teacher: Teacher | None, form: str) -> str:
+    """A hash of everything that the features depend on. The token ids reflect the chat template."""
+    about: list[Any] = [fingerprint(model, tokenizer).identity, str(model.dtype), form]
+    about += [proposals.temperature, proposals.limits.p_t, proposals.limits.max_candidates]
+    rows: list[Sequence[Sequence[int]]] = [answers.prompt_ids, answers.answer_ids]
+    rows += [] if answers.masks is None else [answers.masks]
+    if teacher is not None:
+        identity = fingerprint(teacher.model, teacher.tokenizer).identity
+        about += [identity, str(teacher.model.dtype), teacher.temperature]
+        rows.append(teacher.prompt_ids)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for part in rows:
+        digest.update(b"\n")
+        for ids in part:
+            digest.update(torch.tensor(list(ids), dtype=torch.int64).numpy().tobytes() + b"\n")
+    return digest.hexdigest()[:24]

@@ -1,0 +1,83 @@
+"""A proxy from stored data as a method: its part of the command, and its lines in a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from frugalign.methods.job import Job
+from frugalign.methods.method import Method, PolicyValues, Verb
+from frugalign.methods.proxy_network import is_control
+
+if TYPE_CHECKING:
+    from frugalign.methods.proxy_stored.config import StoredProxyConfig
+    from frugalign.methods.proxy_stored.trainer import StoredProxyTrainer
+
+_CONFIG = "frugalign.methods.proxy_stored.config:StoredProxyConfig"
+
+
+def from_pairs(job: Job) -> PolicyValues:
+    """Train a proxy on the study's preference pairs, or on pairs of sampled groups."""
+    return _train(job, {"dataset_name": job.preferences})
+
+
+def distilled(job: Job) -> PolicyValues:
+    """Train a proxy to say plainly what the base says under principles."""
+    return _train(job, {"dataset_name": job.dataset} | job.shared("principles"))
+
+
+def _train(job: Job, options: dict[str, Any]) -> PolicyValues:
+    from frugalign.methods.proxy_stored.config import StoredProxyConfig
+    from frugalign.methods.proxy_stored.run import train_stored
+
+    steps = {} if job.budget.steps is None else {"max_steps": job.budget.steps}
+    config = StoredProxyConfig(
+        **job.common() | {"save_strategy": "no", "test_fraction": 0.0} | options | job.setting | steps
+    )
+    trainer = train_stored(config, callbacks=job.callbacks())
+    job.spend(trainer.ledger)
+    return {"proxy": str(job.run_folder)}
+
+
+def closing(config: StoredProxyConfig, trainer: StoredProxyTrainer) -> list[str]:
+    """The cost of the proxy, and the command that evaluates it."""
+    if not trainer.is_world_process_zero():
+        return []
+    share = trainer.ledger.shares["of_base"] or 0.0
+    best = f", the best of step {trainer.best.step}" if config.patience and trainer.best.step else ""
+    return [
+        f"A proxy of {trainer.ledger.trainable_parameters:,} parameters, {100 * share:.2f} % of its base, is in {config.output_dir}, trained in "
+        f"{trainer.ledger.wall_clock_seconds:,.0f} s{best}.",
+        f"Next: frugalign evaluate --model_name_or_path {config.model_name_or_path} --proxy {config.output_dir} "
+        f"--dataset_name PROMPTS --reward REWARD --output_dir {config.output_dir}/evaluation",
+    ]
+
+
+ENTRIES = (
+    Method(
+        "proxy_from_pairs",
+        "a proxy that learns from preference pairs, without sampling",
+        from_pairs,
+        needs=("preferences",),
+        config=_CONFIG,
+        is_control=is_control,
+        verb=Verb(
+            "proxy",
+            "train a proxy for a frozen model (Proxy-RLHF)",
+            "Train a proxy on preference pairs, demonstrations or a teacher. The frozen model reads them once, and nothing is sampled.",
+            options="frugalign.methods.proxy_stored.options:StoredProxyOptions",
+            config=_CONFIG,
+            train="frugalign.methods.proxy_stored.run:train_stored",
+            closing=closing,
+            when="preference pairs, demonstrations, principles or a teacher",
+            takes="frugalign.methods.signals:is_stored",
+        ),
+    ),
+    Method(
+        "proxy_distilled",
+        "a proxy that learns to answer as the base does under principles",
+        distilled,
+        needs=("principles",),
+        config=_CONFIG,
+        is_control=is_control,
+    ),
+)

@@ -1,0 +1,110 @@
+"""Stored data as examples: the answers with their token ids, and which of them belong to an example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from frugalign.base.errors import FrugalignError
+from frugalign.data.splits import column
+from frugalign.data.templating import Rendering
+from frugalign.engines.encode import encode_for_model, tokenize_pairs
+from frugalign.engines.loading import LoadedModel
+from frugalign.methods.answer_features import Answers
+
+Signal = Literal["pairs", "demonstrations", "teacher"]
+EXTRA = ("confidence", "weight")
+"""Optional columns: confidence in a pair's label, and the weight of an example."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Answers, and what is learned from them.
+
+    A pair's better answer has the row `2i`, its worse one `2i + 1`. Otherwise an example is one answer. `weights`: one per example.
+    `confidence`: of each pair's label, NaN where it is not given.
+    """
+
+    signal: Signal
+    answers: Answers
+    weights: list[float]
+    confidence: list[float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def rows(self, examples: Sequence[int]) -> list[int]:
+        """The rows of these examples' answers: all better ones first, then all worse ones."""
+        if self.signal != "pairs":
+            return list(examples)
+        return [2 * example for example in examples] + [2 * example + 1 for example in examples]
+
+
+def signal_of(data: Dataset, *, has_teacher: bool) -> Signal:
+    """What this data can teach.
+
+    Raises:
+        FrugalignError: nothing without a reward.
+    """
+    if has_teacher:
+        return "teacher"
+    if "chosen" in data.column_names:
+        return "pairs"
+    if "completion" in data.column_names:
+        return "demonstrations"
+    raise FrugalignError(
+        "Prompts alone teach nothing: give a reward, preference pairs, demonstrations, principles or a teacher."
+    )
+
+
+def examples_of(signal: Signal, data: Dataset, base: LoadedModel, args: Any) -> Examples:
+    """Encode the rows of `data` for this base.
+
+    Raises:
+        FrugalignError: a row without a usable answer, weight or confidence, naming it.
+    """
+    rendering = Rendering.of(args)
+    extra = {name: _numbers(data, name) for name in EXTRA}
+    weights = extra["weight"] or [1.0] * len(data)
+    if signal == "pairs":
+        pairs = tokenize_pairs(data, base.model, base.tokenizer, max_length=args.max_length, rendering=rendering)
+        sides = list(zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True))
+        masks = None
+        if "chosen_mask" in pairs:
+            both = zip(pairs["chosen_mask"], pairs["rejected_mask"], strict=True)
+            masks = [mask for pair in both for mask in pair]
+        answers = Answers(
+            [prompt for prompt in pairs["prompt_ids"] for _ in range(2)], [ids for pair in sides for ids in pair], masks
+        )
+        return Examples(signal, answers, weights, extra["confidence"])
+    ids = column(data, "completion_ids") if "completion_ids" in data.column_names else None
+    encoded = encode_for_model(
+        base.model,
+        base.tokenizer,
+        column(data, "prompt"),
+        column(data, "completion"),
+        completion_ids=ids,
+        max_length=args.max_length,
+        rendering=rendering,
+    )
+    masks = encoded.completion_masks if encoded.others else None
+    return Examples(signal, Answers(encoded.prompt_ids, encoded.completion_ids, masks), weights)
+
+
+def _numbers(data: Dataset, name: str) -> list[float] | None:
+    """A column of weights (default 1), or of confidences (default NaN)."""
+    if name not in data.column_names:
+        return None
+    missing, most = (1.0, math.inf) if name == "weight" else (math.nan, 1.0)
+    found = []
+    for row, value in enumerate(column(data, name)):
+        number = missing if value is None else float(value)
+        if not (0 <= number <= most and number != math.inf) and not (name == "confidence" and math.isnan(number)):
+            allowed = "a number of at least 0" if name == "weight" else "in [0, 1]"
+            raise FrugalignError(f"Row {row + 1} has the {name} {value}; it must be {allowed}.")
+        found.append(number)
+    return found

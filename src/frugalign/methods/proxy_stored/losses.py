@@ -1,0 +1,112 @@
+"""What a proxy learns from stored answers. Pure functions of the log-ratio to the base (`docs/methods/proxy.md#stored-data`).
+
+`ρ(y) = Σ_t log π(y_t) − log p(y_t)` is exact from stored features: no reference model runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from frugalign.methods.answer_features import Features
+from frugalign.methods.losses import confidence_loss, dpo_loss, imitation_loss, ipo_loss, robust_dpo_loss
+from frugalign.proxy import overseer
+from frugalign.proxy.positions import distinct, log_probabilities
+
+INTEGRATED: dict[str, overseer.Objective] = {
+    "marginal": "marginal",
+    "sequential": "sequential_integrated",
+    "sequential_integrated": "sequential_integrated",
+}
+"""The likelihood of a stored answer by a proxy's objective. No coin was flipped for it, so the flips are integrated out."""
+
+
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """What a proxy makes of `n` stored answers, with gradients. All `[n]`.
+
+    `log_ratio`: `log π(y) − log p(y)`. `log_prob`: `log π(y)`. `kl`: `Σ_t KL(π_t ‖ p_t)` on the answer's prefixes. `lengths`: tokens that count.
+    `from_teacher`: `Σ_t KL(teacher_t ‖ π_t)`, where a teacher was read.
+    """
+
+    log_ratio: Tensor
+    log_prob: Tensor
+    kl: Tensor
+    lengths: Tensor
+    from_teacher: Tensor | None = None
+
+
+def score_stored(
+    proxy: nn.Module, features: Features, objective: overseer.Objective, embeddings: Tensor | None
+) -> ScoredAnswers:
+    """Run the proxy on stored features.
+
+    Args:
+        proxy: the network, or its data-parallel wrapper.
+        objective: the proxy's.
+        embeddings: rows of the base's output embeddings `[V, D]`; None if the proxy does not read them.
+    """
+    positions = features.positions
+    rows, index = distinct(positions, embeddings)
+    score = proxy(positions.hidden, positions.ids, embeddings=rows, index=index)
+    _, log_pi = log_probabilities(score, positions, INTEGRATED[objective])
+    own = positions.choice[:, None]
+    ratio = (log_pi.gather(-1, own) - positions.log_p.gather(-1, own)).squeeze(-1)
+
+    def by_answer(values: Tensor) -> Tensor:
+        return values.new_zeros(len(features.lengths)).index_add(0, positions.sequence, values)
+
+    log_ratio = by_answer(ratio)
+    from_teacher = None
+    if features.imitated is not None:
+        from_teacher = by_answer(
+            overseer.kl_choice(features.imitated.log_p, log_pi, positions.mask) + features.imitated.rest
+        )
+    return ScoredAnswers(
+        log_ratio=log_ratio,
+        log_prob=log_ratio + by_answer(features.base_log_prob),
+        kl=by_answer(overseer.kl_choice(log_pi, positions.log_p, positions.mask)),
+        lengths=features.lengths,
+        from_teacher=from_teacher,
+    )
+
+
+def pair_loss(scored: ScoredAnswers, args: Any, confidence: Tensor | None) -> Tensor:
+    """The loss of pairs whose better answers come first, `[B]`, without the brake.
+
+    Args:
+        scored: `2B` answers.
+        args: `loss`, `beta`, `label_noise`, `sft_weight`.
+        confidence: of every label, `[B]`; only with the loss `sigmoid`.
+    """
+    chosen, rejected = scored.log_ratio.chunk(2)
+    delta = chosen - rejected
+    gamma = delta.new_ones(len(delta)) if confidence is None else confidence
+    noise = 0.1 if args.label_noise is None else args.label_noise
+    if args.loss == "ipo":
+        found = ipo_loss(delta, args.beta)
+    elif args.loss == "robust":
+        found = robust_dpo_loss(delta, args.beta, noise)
+    elif args.loss == "conservative":
+        found = confidence_loss(delta, delta.new_full((len(delta),), 1 - noise), args.beta)
+    elif confidence is None:
+        found = dpo_loss(delta, args.beta)
+    else:
+        found = confidence_loss(delta, gamma, args.beta)
+    if args.sft_weight:
+        better, worse = (scored.log_prob / scored.lengths).chunk(2)
+        found = found + args.sft_weight * imitation_loss(better, worse, gamma)
+    return found
+
+
+def demonstration_loss(scored: ScoredAnswers) -> Tensor:
+    """`−log π(y)/|y|` of every demonstration, `[n]`."""
+    return -scored.log_prob / scored.lengths
+
+
+def teacher_loss(scored: ScoredAnswers) -> Tensor:
+    """`(1/|y|)·Σ_t KL(teacher_t ‖ π_t)` of every answer, `[n]`."""
+    assert scored.from_teacher is not None
+    return scored.from_teacher / scored.lengths

@@ -1,0 +1,358 @@
+"""`StoredProxyTrainer`: a proxy from pairs, demonstrations or a teacher, on `transformers.Trainer`.
+
+The frozen base reads every answer once, before training (`methods/answer_features`). From then on a step runs the proxy alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.ledger import Ledger
+from frugalign.data.splits import column, pairs_fingerprint, rows_fingerprint
+from frugalign.engines.artefacts import content_hash
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import causal_lm, embedding_rows
+from frugalign.methods.answer_features import AnswerFeatures, Features, Proposals, answer_features
+from frugalign.methods.confidence import check_probes, pair_confidence, posterior_confidence, prefer_given
+from frugalign.methods.proxies import load_base, prepare_proxy
+from frugalign.methods.proxy_stored.brake import Best, Brake
+from frugalign.methods.proxy_stored.config import StoredProxyConfig
+from frugalign.methods.proxy_stored.examples import Examples, examples_of, signal_of
+from frugalign.methods.proxy_stored.losses import (
+    ScoredAnswers,
+    demonstration_loss,
+    pair_loss,
+    score_stored,
+    teacher_loss,
+)
+from frugalign.methods.proxy_stored.teacher import teacher_model, teacher_of
+from frugalign.proxy.network import ProxyModel
+from frugalign.proxy.overseer import Objective
+from frugalign.rewards.representation.network import PROBES, RepresentationModel, load_probes
+from frugalign.runs.checkpoints import WholeCheckpoints
+from frugalign.runs.folder import RunFolder
+from frugalign.runs.processes import local_rows
+from frugalign.runs.shard_store import ShardStore
+
+_SCORED = 1024
+"""Answers whose states probes read at once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The features of some examples' answers, the examples' `weights [B]`, and the `confidence [B]` in pairs' labels, if any is known."""
+
+    features: Features
+    weights: Tensor
+    confidence: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        confidence = None if self.confidence is None else self.confidence.to(device)
+        return Batch(self.features.to(device), self.weights.to(device), confidence)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Examples with the features of their answers. Called with numbers of examples, it returns their batch."""
+
+    examples: Examples
+    features: AnswerFeatures
+
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Batch]:
+        examples = self.examples
+        confidence = None
+        if examples.confidence is not None:
+            confidence = torch.tensor([examples.confidence[number] for number in numbers])
+        weights = torch.tensor([examples.weights[number] for number in numbers])
+        return {"batch": Batch(self.features.read(examples.rows(numbers)), weights, confidence)}
+
+
+class StoredProxyTrainer(WholeCheckpoints, Trainer):
+    """Trains a proxy for a frozen language model from stored answers.
+
+    Args:
+        model: the frozen LM, loaded or as a hub id or folder.
+        args: a `StoredProxyConfig`.
+        train_dataset: pairs (prompt, chosen, rejected), or demonstrations (prompt, completion); with a teacher, prompts and the completions
+            on which to imitate it. A column `weight` weights an example, `confidence` replaces a pair's label by a probability.
+        eval_dataset: validation data in the same form, which stops the training.
+        processing_class: the tokenizer; required if `model` is a bare module.
+        proxy: a proxy to start from. Default: a new one of the default size.
+
+    Raises:
+        FrugalignError: a user error, in one sentence.
+    """
+
+    args: StoredProxyConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | LoadedModel | str,
+        args: StoredProxyConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        proxy: ProxyModel | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        base = load_base(model, processing_class, args)
+        lm = base.model.eval().requires_grad_(False)
+        self.ledger = Ledger()
+        about = fingerprint(lm, base.tokenizer, name=base.name, revision=args.revision, adapter=args.adapter)
+        proxy = prepare_proxy(proxy, base, about, args)
+        args.size_to(proxy.config)
+        self.objective: Objective = proxy.config.objective
+        has_teacher = args.teacher is not None or args.principles is not None
+        self.signal = signal_of(train_dataset, has_teacher=has_teacher)
+        self._embeddings = embedding_rows(lm) if proxy.config.candidate_features == "embedding" else None
+        self._data_hashes = {
+            "base": about.identity,
+            "data": _content(train_dataset),
+            "validation": _content(eval_dataset),
+        }
+        taught_by = teacher_model(base, args) if has_teacher else None
+        probes = None if args.reward is None else load_probes(args.reward)
+        if probes is not None:
+            if self.signal != "pairs":
+                raise FrugalignError("reward gives the confidence in the labels of pairs, and this data has none.")
+            check_probes(probes, lm, base.tokenizer, args)
+            args.max_length = args.max_length or probes.config.max_length
+            self._data_hashes["probes"] = content_hash(PROBES, probes)
+        read = _Reader(base, taught_by, probes, args, proxy, self.ledger)
+        with self.ledger.phase("rollout"):
+            self.stored = read(self.signal, train_dataset)
+            self.validation = None if eval_dataset is None else read(self.signal, eval_dataset)
+        super().__init__(
+            model=proxy,
+            args=args,
+            data_collator=self.stored,
+            train_dataset=list(range(len(self.stored.examples))),
+            eval_dataset=None if self.validation is None else list(range(len(self.validation.examples))),
+            processing_class=base.tokenizer,
+            callbacks=[_StopsWhereItIsBest(self), RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
+        )
+        # The loss is a mean over examples, so Trainer must average the micro-batches of an accumulated step.
+        self.model_accepts_loss_kwargs = False
+        self.reset_run_state()
+        trainable = sum(parameter.numel() for parameter in proxy.parameters())
+        self.ledger.set_parameters(trainable=trainable, base=causal_lm(lm).num_parameters())
+
+    # -- the loss --------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss over the batch's examples, with the brake."""
+        batch: Batch = inputs["batch"]
+        scored = score_stored(model, batch.features, self.objective, self._embeddings)
+        each, noted = self._losses(scored, batch)
+        loss = (batch.weights * each).mean() + self.brake.weight * scored.kl.mean()
+        for name, value in noted.items():
+            self._noted[name].append(value)
+        return (loss, noted) if return_outputs else loss
+
+    def _losses(self, scored: ScoredAnswers, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The loss of every example without the brake `[B]`, and what to log, under TRL's names."""
+        noted = {"kl": float(scored.kl.detach().mean())}
+        if self.signal == "teacher":
+            assert scored.from_teacher is not None
+            noted["kl_from_teacher"] = float((scored.from_teacher / scored.lengths).detach().mean())
+            return teacher_loss(scored), noted
+        if self.signal == "demonstrations":
+            noted["logps"] = float(scored.log_prob.detach().mean())
+            return demonstration_loss(scored), noted
+        rewards = self.args.beta * scored.log_ratio.detach()
+        chosen, rejected = rewards.chunk(2)
+        log_probs = scored.log_prob.detach().chunk(2)
+        noted |= {
+            "rewards/chosen": float(chosen.mean()),
+            "rewards/rejected": float(rejected.mean()),
+            "rewards/accuracies": float((chosen > rejected).float().mean()),
+            "rewards/margins": float((chosen - rejected).mean()),
+            "logps/chosen": float(log_probs[0].mean()),
+            "logps/rejected": float(log_probs[1].mean()),
+        }
+        confidence = batch.confidence
+        if confidence is not None:
+            confidence = torch.where(confidence.isnan(), 1.0, confidence)
+            noted["confidence/mean"] = float(confidence.mean())
+        return pair_loss(scored, self.args, confidence), noted
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.ledger.phase("optimise"):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        self.brake.observe(self._mean(torch.tensor(self._noted["kl"][-1])))
+        self._noted["kl_weight"].append(self.brake.weight)
+        self.ledger.count(optimizer_steps=int(self.accelerator.sync_gradients))
+        return loss
+
+    def _mean(self, value: Tensor) -> float:
+        """The mean over processes."""
+        if self.accelerator.num_processes == 1:
+            return float(value)
+        return float(self.accelerator.reduce(value.to(self.accelerator.device), "mean"))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"batch": inputs["batch"].to(self.accelerator.device)}
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the ledger counts LM tokens; Trainer's estimate is for language models
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last log line."""
+        if "loss" in logs:
+            logs = logs | {name: sum(values) / len(values) for name, values in self._noted.items()}
+            self._noted.clear()
+        super().log(logs, start_time)
+
+    # -- evaluation ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The loss and the logged measures on the validation data. Processes share the examples."""
+        if self.validation is None:
+            raise FrugalignError("There is no eval_dataset to evaluate on.")
+        proxy = self.accelerator.unwrap_model(self.model)
+        with self.ledger.phase("evaluate"):
+            found = self.measure(self.validation, proxy)
+        self.best.observe(found["loss"], self.state.global_step, proxy)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def measure(self, stored: Stored, proxy: nn.Module) -> dict[str, float]:
+        """Means over examples: `loss`, with the brake, and what training logs."""
+        mine, sums, size = local_rows(len(stored.examples)), defaultdict[str, float](float), self.args.eval_batch_size
+        for start in range(0, len(mine), size):
+            numbers = mine[start : start + size]
+            batch = self._prepare_inputs(stored(numbers))["batch"]
+            scored = score_stored(proxy, batch.features, self.objective, self._embeddings)
+            each, noted = self._losses(scored, batch)
+            loss = (batch.weights * each).mean() + self.brake.weight * scored.kl.mean()
+            for name, value in (noted | {"loss": float(loss)}).items():
+                sums[name] += len(numbers) * value
+        names = sorted(sums)
+        values = torch.tensor([*(sums[name] for name in names), float(len(mine))], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return {name: float(value / values[-1]) for name, value in zip(names, values[:-1], strict=True)}
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's. Afterwards the proxy is the one of the best evaluation, unless `patience` is 0."""
+        found = super().train(*args, **kwargs)
+        self.best.restore(self.accelerator.unwrap_model(self.model))
+        return found
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.best.save(Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.best.load(Path(resume_from_checkpoint))
+
+    def reset_run_state(self) -> None:
+        self._noted: dict[str, list[float]] = defaultdict(list)
+        self.brake, self.best = Brake(self.args.kl_weight, self.args.target_kl), Best(self.args.patience)
+
+    def run_settings(self) -> dict[str, Any]:
+        return self.args.fixed_settings() | self._data_hashes
+
+    def run_state(self) -> dict[str, Any]:
+        brake = {"weight": self.brake.weight, "recent": self.brake.recent}
+        return {"noted": dict(self._noted), "brake": brake, "best": self.best.state()}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        self._noted.update(state["noted"])
+        self.brake.weight, self.brake.recent = state["brake"]["weight"], state["brake"]["recent"]
+        self.best.load_state(state["best"])
+
+
+class _StopsWhereItIsBest(TrainerCallback):
+    """Ends a training whose validation loss has not fallen for `patience` evaluations."""
+
+    def __init__(self, trainer: StoredProxyTrainer) -> None:
+        self._trainer = trainer
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._trainer.best.is_over:
+            control.should_training_stop = True
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads data sets once through the base."""
+
+    base: LoadedModel
+    taught_by: LoadedModel | None
+    probes: RepresentationModel | None
+    args: StoredProxyConfig
+    proxy: ProxyModel
+    ledger: Ledger
+
+    def __call__(self, signal: Any, data: Dataset) -> Stored:
+        args, config, base = self.args, self.proxy.config, self.base
+        examples = examples_of(signal, data, base, args)
+        proposals = Proposals(config.temperature, self.proxy.limits)
+        teacher = None if self.taught_by is None else teacher_of(column(data, "prompt"), self.taught_by, base, args)
+        store = ShardStore(
+            args.cache_dir or Path.home() / ".cache" / "frugalign" / "features", max_gib=args.max_cache_gib
+        )
+        layers = [] if self.probes is None else list(self.probes.config.layers)
+        features = answer_features(
+            base.model, base.tokenizer, examples.answers, proposals, store, teacher=teacher, layers=layers
+        )
+        # Features that the store already holds count as what they cost when they were computed.
+        self.ledger.count(lm_forward_tokens=examples.answers.n_tokens + (len(examples.answers) if layers else 0))
+        if teacher is not None:
+            self.ledger.count(lm_forward_tokens=replace(examples.answers, prompt_ids=teacher.prompt_ids).n_tokens)
+        return Stored(self._with_confidence(examples, features), features)
+
+    def _with_confidence(self, examples: Examples, features: AnswerFeatures) -> Examples:
+        """The confidence of the probes in every label, unless a row has its own. It is fixed, since the base's states are."""
+        if self.probes is None:
+            return examples
+        rewards = [
+            self.probes.calibrated(features.states(range(start, min(start + _SCORED, len(features)))))
+            for start in range(0, len(features), _SCORED)
+        ]
+        chosen, rejected = torch.cat(rewards).detach().reshape(-1, 2).unbind(1)
+        noise, floor = self.args.label_noise, self.args.confidence_floor
+        if noise is None:
+            gamma = pair_confidence(chosen, rejected, floor)
+        else:
+            gamma = posterior_confidence(chosen, rejected, noise, floor)
+        given = None if examples.confidence is None else torch.tensor(examples.confidence)
+        return replace(examples, confidence=prefer_given(gamma, given).tolist())
+
+
+def _content(data: Dataset | None) -> str | None:
+    if data is None:
+        return None
+    return pairs_fingerprint(data) if "chosen" in data.column_names else rows_fingerprint(data)
