@@ -37,7 +37,7 @@ def guide(objective: str = "marginal", features: str = "embedding") -> Any:
     """A proxy whose weights do something."""
     model, _ = base()
     options = {"objective": objective, "candidate_features": features, "p_t": 0.001, "max_candidates": 8}
-    proxy = new_proxy(model, options | {"initial_bias": 0.0 if objective == "marginal" else 4.0})
+    proxy = new_proxy(model, options)
     with torch.no_grad():
         for number, parameter in enumerate(proxy.parameters()):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(30 + number)))

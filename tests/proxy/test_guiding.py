@@ -45,6 +45,9 @@ def scripted(
         def limits(self) -> Limits:
             return Limits(config.p_t, config.max_candidates)
 
+        def offset(self, log_p: torch.Tensor) -> float:
+            return 0.0  # the scores are the whole of it
+
         def __call__(self, h: torch.Tensor, ids: torch.Tensor, **_: Any) -> torch.Tensor:
             return torch.tensor([*scores, 0.0 if tail is None else tail])[ids]
 
@@ -231,12 +234,24 @@ def test_two_proxies_compose_on_the_union_if_their_tails_are_kept(capped: bool) 
     torch.testing.assert_close(policy(guide(first, second, strengths=[0.5, 2.0]))[0], weights / weights.sum())
 
 
+@pytest.mark.parametrize("objective", ["sequential", "sequential_integrated"])
+def test_two_sequential_proxies_compose_on_the_union_too(objective: str) -> None:
+    """C = {1, 3, 2} and {1, 3}, against enumeration of (1, 2, 3, tail): 2 takes the second proxy's a_R."""
+    first = scripted(SCORES, objective, p_t=0.1, tail=TAIL)
+    second = scripted(OTHER, objective, p_t=0.2, tail=OTHER_TAIL)
+    judged = [(A[1], B[1]), (A[2], B_TAIL), (A[3], B[3]), (A_TAIL, B_TAIL)]
+    whole = emission([0.5, 0.15, 0.3, 0.05], [a**0.5 * b**2 for a, b in judged])
+    found = policy(guide(first, second, strengths=[0.5, 2.0]))[0]
+    torch.testing.assert_close(found, torch.tensor([whole[3], *whole[:3]]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("objective", ["sequential", "sequential_integrated"])
 @pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
-def test_a_tail_in_the_sequential_form(strength: float) -> None:
+def test_a_tail_in_the_sequential_form(strength: float, objective: str) -> None:
     """Proposed and rejected as a whole, p = (.5, .15, .3, tail .05). What it emits is drawn from p within it."""
     p, tail = torch.tensor([[0.03, 0.5, 0.15, 0.3, 0.02]]), [0, 4]
     scores = [*SCORES, 0.0]
-    found = policy(guide(scripted(scores, "sequential", tail=TAIL), strengths=[strength]), p)[0]
+    found = policy(guide(scripted(scores, objective, tail=TAIL), strengths=[strength]), p)[0]
     whole = emission([0.5, 0.15, 0.3, 0.05], [a**strength for a in (A[1], A[2], A[3], A_TAIL)])
     torch.testing.assert_close(found[[1, 2, 3]], torch.tensor(whole[:3]), atol=2e-6, rtol=0)
     torch.testing.assert_close(found[tail], whole[3] * torch.tensor([0.6, 0.4]), atol=2e-6, rtol=0)

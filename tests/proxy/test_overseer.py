@@ -103,6 +103,20 @@ def test_constant_acceptance_leaves_marginal_unchanged_and_sequential_within_its
         assert distance > 1e-9  # it does flatten p
 
 
+def test_the_even_offset_worked_numbers() -> None:
+    """p = (½, 0.3, 0.2), r = ½: 1 − a = r·(1 − p) = (.25, .35, .4). Two candidates are emitted with exactly p, whatever r; padding adds nothing."""
+    log_p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.9, 0.1, 0.0, 0.0]], dtype=torch.float64).log()
+    rejection = (-overseer.even_offset(log_p, 0.0)).sigmoid()
+    torch.testing.assert_close(rejection[0, :3], torch.tensor([0.25, 0.35, 0.4], dtype=torch.float64))
+    for bias in (-2.0, 0.0, 3.0):
+        offset = overseer.even_offset(log_p, bias)
+        assert float(offset[0, 3].abs()) < 1e-12
+        log_pi = overseer.sequential_log_pi(log_p, *overseer.log_acceptance(bias + offset), log_p > -math.inf)
+        torch.testing.assert_close(log_pi[1, :2], log_p[1, :2], atol=1e-8, rtol=0)
+    sure = overseer.even_offset(torch.tensor([[0.0, -20.0]]), 4.0)
+    assert bool(sure.isfinite().all())
+
+
 N_DRAWS = 120_000
 
 

@@ -141,11 +141,12 @@ class ProxyGuide:
             proxy(h, chosen.ids, keys=keys, lookahead=states)
             for proxy, keys in zip(self.proxies, self.keys, strict=True)
         ]
+        if own and self.tail == "keep":
+            scores = [_tail_beyond(score, chosen, columns) for score, columns in zip(scores, own, strict=True)]
+        scores = [score + proxy.offset(chosen.log_p) for proxy, score in zip(self.proxies, scores, strict=True)]
         if len(scores) == 1 and self.strengths[0] == 1.0:
             log_a, log_1ma = overseer.log_acceptance(scores[0])
             return chosen, log_a, log_1ma, states
-        if own and self.tail == "keep":
-            scores = [_tail_beyond(score, chosen, columns) for score, columns in zip(scores, own, strict=True)]
         parts = [
             strength * overseer.log_acceptance(score)[0] for strength, score in zip(self.strengths, scores, strict=True)
         ]

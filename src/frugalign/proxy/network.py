@@ -24,7 +24,7 @@ from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerpr
 from frugalign.engines.transformers import embedding_rows
 from frugalign.options.kinds import BELOW_ONE, COUNT, POSITIVE
 from frugalign.proxy.candidates import Limits, Tail
-from frugalign.proxy.overseer import Objective
+from frugalign.proxy.overseer import Objective, even_offset
 
 CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
 
@@ -150,6 +150,11 @@ class ProxyModel(PreTrainedModel):
         ]
         return torch.cat([*parts, self.tail_key] if self.keeps_tail else parts)
 
+    def offset(self, log_p: Tensor) -> Tensor | float:
+        """What a sequential proxy adds to its logits of acceptance, so that an untrained one hardly changes the base. 0 for a marginal one."""
+        config = self.config
+        return 0.0 if config.objective == "marginal" else even_offset(log_p, config.initial_bias)
+
     def value(self, h: Tensor) -> Tensor:
         """`V(s_t)` from `h [N, D]` -> `[N]`."""
         out: Tensor = self.value_out(torch.tanh(self.value_in(nn.functional.layer_norm(h, (h.shape[-1],))))).squeeze(-1)
@@ -164,6 +169,7 @@ class ProxyModel(PreTrainedModel):
         keys: Tensor | None = None,
         lookahead: Tensor | None = None,
         index: Tensor | None = None,
+        log_p: Tensor | None = None,
         with_value: bool = False,
     ) -> Any:
         """Logits of acceptance and, `with_value`, also `V(s_t) [N]`. One forward lets a data-parallel wrapper see
@@ -176,11 +182,14 @@ class ProxyModel(PreTrainedModel):
                 candidates. The tail's index is U.
             keys: what `keys` gives for the rows. When guiding: the whole vocabulary, with `index` = `ids`.
             lookahead: `[N, K, D]` hidden states after each candidate (feature `lookahead`). The tail's are not read.
+            log_p: `[N, K]` of the candidates as proposals. What it adds is `offset`, which the caller adds if it is left out.
 
         Returns:
             `[N, K]` float32.
         """
         scores = self._scores(h, ids, embeddings, keys, lookahead, index)
+        if log_p is not None:
+            scores = scores + self.offset(log_p)
         return (scores, self.value(h)) if with_value else scores
 
     def _scores(

@@ -19,6 +19,8 @@ from frugalign.proxy.proposal_clocks import proposal_integrals
 
 Objective = Literal["marginal", "sequential", "sequential_integrated"]
 
+_SURE = 1e-6
+"""How far from 1 a proposal's probability is taken to be at least, so that logits of acceptance stay finite."""
 _RAREST = -18.0
 """Sequential proposals come at no lower a log-rate. The quadrature's nodes then span every rate, whatever the base is sure of."""
 
@@ -26,6 +28,17 @@ _RAREST = -18.0
 def log_acceptance(score: Tensor) -> tuple[Tensor, Tensor]:
     """`log a` and `log(1 − a)` for `a = σ(score)`, both exact in the tails."""
     return logsigmoid(score), logsigmoid(-score)
+
+
+def even_offset(log_p: Tensor, bias: float) -> Tensor:
+    """What is added to logits of acceptance, so that a sequential overseer with logit `bias` everywhere is the base to second order, `[B, K]`.
+
+    It makes `1 − a = r·(1 − p)`, with `r = 1 − σ(bias)`. A constant `a` flattens `p`: whatever is rejected is rejected in favour of the others. Of
+    what `c` loses, `r·p·(1 − p_c)`, it gets as much back from those that are rejected before it. Zero at padding.
+    """
+    share = torch.sigmoid(torch.tensor(-bias, dtype=log_p.dtype, device=log_p.device))
+    rejection = share * -torch.expm1(log_p.clamp(max=-_SURE))
+    return torch.log1p(-rejection) - rejection.log() - bias
 
 
 def scaled_acceptance(log_a: Tensor) -> Tensor:

@@ -57,13 +57,13 @@ def test_steps_and_prompts_of_a_rollout(tmp_path: Path) -> None:
 
 
 def test_defaults_that_follow_from_others(tmp_path: Path) -> None:
-    """The cap is 256, with lookahead 8; a value head only with GAE; `dim` is `hidden` unless told; a given bias stays."""
+    """The cap is 256, with lookahead 8; a value head only with GAE; `dim` is `hidden` unless told."""
     plain = config(tmp_path, hidden=7).network()
     assert (plain["max_candidates"], plain["value_head"], plain["dim"]) == (256, False, 7)
     other = config(
-        tmp_path, candidate_features="lookahead", advantage="gae", objective="sequential", initial_bias=0.0, dim=3
+        tmp_path, candidate_features="lookahead", advantage="gae", objective="sequential", initial_bias=0.5, dim=3
     ).network()
-    assert (other["max_candidates"], other["value_head"], other["initial_bias"], other["dim"]) == (8, True, 0.0, 3)
+    assert (other["max_candidates"], other["value_head"], other["initial_bias"], other["dim"]) == (8, True, 0.5, 3)
     assert config(tmp_path, max_candidates=5).network()["max_candidates"] == 5
 
 

@@ -18,7 +18,7 @@ from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.experience import Experience
 from frugalign.methods.proxy_rlhf.kl_control import KLController
-from frugalign.methods.proxy_rlhf.loss import Minibatch, proxy_loss
+from frugalign.methods.proxy_rlhf.loss import Minibatch, acceptance_logits, proxy_loss
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.network import ProxyModel, new_proxy
@@ -138,13 +138,7 @@ def test_the_optimisation_starts_at_what_the_rollout_sampled_under(
     compared = 0
     for batch in batches:
         positions = batch.positions
-        score = proxy(
-            positions.hidden,
-            positions.ids,
-            embeddings=batch.embeddings,
-            index=batch.index,
-            lookahead=positions.lookahead,
-        )
+        score = acceptance_logits(proxy, batch)
         log_prob, log_pi = log_probabilities(score, positions, args.objective)
         kl = kl_choice(log_pi, positions.log_p, positions.mask)
         torch.testing.assert_close(log_pi.detach(), batch.old_log_pi)

@@ -50,6 +50,7 @@ def log_pi(model: Any, proxy: ProxyModel, prefix: list[int]) -> tuple[Tensor, Te
     query = proxy.query(h) / proxy.config.dim**0.5
     score = torch.cat([proxy.key(rows[chosen]) @ query, proxy.tail_key @ query]) + proxy.bias
     columns = torch.cat([log_p[chosen], log_p[rest].logsumexp(0)[None]])
+    score = score + proxy.offset(columns)
     if proxy.config.objective == "marginal":
         found = (columns + logsigmoid(score)).log_softmax(-1)
     else:

@@ -232,7 +232,8 @@ def _minibatch(
     positions = rollout.positions.select(sequences[rollout.positions.sequence])
     rows, index = distinct(positions, embeddings)
     where = (positions.sequence, positions.position)
-    logits = proxy(positions.hidden, positions.ids, embeddings=rows, index=index, lookahead=positions.lookahead)
+    read = {"embeddings": rows, "index": index, "lookahead": positions.lookahead, "log_p": positions.log_p}
+    logits = proxy(positions.hidden, positions.ids, **read)
     old, old_log_pi = log_probabilities(logits, positions, objective)
     return Minibatch(
         positions=positions,

@@ -41,6 +41,7 @@ def acceptance_logits(proxy: nn.Module, batch: Minibatch, with_value: bool = Fal
         embeddings=batch.embeddings,
         index=batch.index,
         lookahead=positions.lookahead,
+        log_p=positions.log_p,
         with_value=with_value,
     )
 

@@ -50,7 +50,7 @@ def score_stored(
     """
     positions = features.positions
     rows, index = distinct(positions, embeddings)
-    score = proxy(positions.hidden, positions.ids, embeddings=rows, index=index)
+    score = proxy(positions.hidden, positions.ids, embeddings=rows, index=index, log_p=positions.log_p)
     _, log_pi = log_probabilities(score, positions, INTEGRATED[objective])
     own = positions.choice[:, None]
     ratio = (log_pi.gather(-1, own) - positions.log_p.gather(-1, own)).squeeze(-1)
