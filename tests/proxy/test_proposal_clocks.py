@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from frugalign.proxy import overseer, proposal_clocks
-from frugalign.proxy.proposal_clocks import nodes, proposal_integrals
+from frugalign.proxy.proposal_clocks import ProposalClocks, log_rates, nodes
 
 RAREST = [0.9, 0.3, 1e-2, 1e-4, 1e-6, math.exp(-18)]
 
@@ -56,7 +56,7 @@ def states(n: int, width: int, *, bias: float, spread: float, seed: int = 0) -> 
 def test_log_pi_is_the_recursion_over_sets(bias: float, spread: float) -> None:
     """|Δ log π| < 1e-7 also for candidates that are hardly ever emitted; in float32 < 1e-5."""
     log_p, score, mask = states(12, 8, bias=bias, spread=spread)
-    rate = overseer.sequential_rates(log_p).exp()
+    rate = log_rates(log_p).exp()
     exact = torch.full_like(log_p, -math.inf)
     for row in range(len(log_p)):
         count = int(mask[row].sum())
@@ -69,22 +69,39 @@ def test_log_pi_is_the_recursion_over_sets(bias: float, spread: float) -> None:
         assert bool((found[~mask] == -math.inf).all())
 
 
-def test_what_is_last_is_left_out_only_where_it_is_lost_in_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every `last` computed, log π is the same to 1e-12."""
-    log_p, score, mask = states(60, 8, bias=4.0, spread=2.0)
-    log_a, log_1ma = overseer.log_acceptance(score)
-    found = overseer.sequential_log_pi(log_p, log_a, log_1ma, mask)
-    asked: list[int] = []
-    last = proposal_clocks._last
+def test_what_is_last_is_left_out_only_where_it_is_lost_in_rounding() -> None:
+    """Where 60 rows accept nearly everything, log π with every `last` is the same to 1e-12; where they do not, it is not."""
+    for bias, is_lost in ((25.0, True), (2.0, False)):
+        log_p, score, mask = states(60, 8, bias=bias, spread=1.0)
+        log_a, log_1ma = overseer.log_acceptance(score)
+        some = (mask.sum(-1) > 1)[:, None] & mask  # the only candidate is always the last
+        log_p, mask = log_p[some.any(-1)], mask[some.any(-1)]
+        log_a, log_1ma = log_a[some.any(-1)], log_1ma[some.any(-1)]
+        clocks = ProposalClocks(log_p, mask)
+        first, last = clocks.integrals(log_a.exp(), log_1ma.exp())
+        assert bool((last == 0).all()) == is_lost
+        found = overseer.sequential_log_pi(log_p, log_a, log_1ma, mask)
+        back = clocks._order.argsort()
+        none = log_1ma.masked_fill(~mask, 0.0).sum(-1, keepdim=True)
+        raw = log_p + torch.logaddexp(log_a + first.log(), none + clocks._last[back].log())
+        whole = raw.masked_fill(~mask, -math.inf).log_softmax(-1)
+        torch.testing.assert_close(found[mask], whole[mask], atol=1e-12, rtol=0)
 
-    def every(rate: Tensor, real: Tensor, needed: Tensor) -> Tensor:
-        asked.append(int(needed.sum()))
-        return last(rate, real, torch.ones_like(needed))
 
-    monkeypatch.setattr(proposal_clocks, "_last", every)
-    whole = overseer.sequential_log_pi(log_p, log_a, log_1ma, mask)
-    torch.testing.assert_close(found[mask], whole[mask], atol=1e-12, rtol=0)
-    assert 0 < asked[0] < 60
+def test_clocks_are_kept_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same to the last bit as clocks built anew, whether all of S, some of it or none is kept."""
+    log_p, score, mask = states(40, 6, bias=0.0, spread=1.0)
+    monkeypatch.setattr(proposal_clocks, "_ELEMENTS", 2000)
+    anew = overseer.sequential_log_pi(log_p, *overseer.log_acceptance(score), mask)
+    kept = []
+    for most in (1 << 24, 3000, 0):
+        monkeypatch.setattr(proposal_clocks, "_KEPT", most)
+        clocks = ProposalClocks(log_p, mask)
+        kept.append(sum(part._silent is not None for part in clocks._parts))
+        for _ in range(2):
+            found = overseer.sequential_log_pi(log_p, *overseer.log_acceptance(score), mask, clocks)
+            assert torch.equal(found, anew)
+    assert kept[0] > kept[1] > kept[2] == 0
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,14 +115,10 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return found.detach(), gradient
 
     whole, gradient = run()
-    sizes: list[int] = []
-    chunks = proposal_clocks._chunks
     monkeypatch.setattr(proposal_clocks, "_ELEMENTS", 2000)
-    monkeypatch.setattr(
-        proposal_clocks, "_chunks", lambda *a: (sizes.append(len(rows)) or (rows, width) for rows, width in chunks(*a))
-    )
     parts, of_parts = run()
-    assert len(sizes) > 10 and max(sizes) < 60
+    sizes = [part.rows.stop - part.rows.start for part in ProposalClocks(log_p, mask)._parts]
+    assert len(sizes) > 5 and max(sizes) < 60
     torch.testing.assert_close(parts, whole, atol=1e-8, rtol=0)
     torch.testing.assert_close(of_parts, gradient, atol=1e-7, rtol=1e-7)
     assert overseer.sequential_log_pi(*(each[:0] for each in (log_p, score, score, mask))).shape == (0, 9)
@@ -124,5 +137,5 @@ def test_certain_acceptances_have_finite_gradients(level: float) -> None:
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
     log_p, score, mask = states(6, 4, bias=0.0, spread=1.0)
-    rate, a = log_p.exp(), score.sigmoid().requires_grad_()
-    assert torch.autograd.gradcheck(lambda value: proposal_integrals(value, 1 - value, rate, mask)[0], a)
+    clocks, a = ProposalClocks(log_p, mask), score.sigmoid().requires_grad_()
+    assert torch.autograd.gradcheck(lambda value: clocks.integrals(value, 1 - value)[0], a)

@@ -31,7 +31,7 @@ CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
 _SIZES = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
 _SHARE = 0.0099
 _DENSE_BELOW = 1024
-_ROWS = 1 << 14
+_ROWS = 1 << 11
 """Embedding rows that are converted at once."""
 
 
@@ -143,12 +143,23 @@ class ProxyModel(PreTrainedModel):
         """`k(e_c)` for embedding rows `[U, D]`, and last the tail's key if it is kept: `[U, d]` or `[U + 1, d]`.
 
         A constant of the base scales the rows to unit size. They may have the base's dtype: a float32 copy of a head of a large
-        vocabulary would take gigabytes, so only a chunk of it exists at a time.
+        vocabulary would take gigabytes, so only a chunk of it exists at a time, and the keys themselves only once.
         """
-        parts = [
-            self.key(rows.to(self.key.weight.dtype) * self.config.embedding_scale) for rows in embeddings.split(_ROWS)
-        ]
-        return torch.cat([*parts, self.tail_key] if self.keeps_tail else parts)
+        if torch.is_grad_enabled():  # the few rows of a minibatch
+            found = self._keys(embeddings)
+            return torch.cat([found, self.tail_key]) if self.keeps_tail else found
+        found = self.key.weight.new_empty((len(embeddings) + self.keeps_tail, self.config.dim))
+        for start in range(0, len(embeddings), _ROWS):
+            rows = embeddings[start : start + _ROWS]
+            found[start : start + len(rows)] = self._keys(rows)
+        if self.keeps_tail:
+            found[-1:] = self.tail_key
+        return found
+
+    def _keys(self, rows: Tensor) -> Tensor:
+        # The scale goes into the small matrix, so that rows in float32 are not copied at all.
+        weight = self.key.weight
+        return nn.functional.linear(rows.to(weight.dtype), weight * self.config.embedding_scale, self.key.bias)
 
     def offset(self, log_p: Tensor) -> Tensor | float:
         """What a sequential proxy adds to its logits of acceptance, so that an untrained one hardly changes the base. 0 for a marginal one."""

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from frugalign.proxy.proposal_clocks import proposal_integrals
+from frugalign.proxy.proposal_clocks import ProposalClocks, log_rates
 
 Objective = Literal["marginal", "sequential", "sequential_integrated"]
 
 _SURE = 1e-6
 """How far from 1 a proposal's probability is taken to be at least, so that logits of acceptance stay finite."""
-_RAREST = -18.0
-"""Sequential proposals come at no lower a log-rate. The quadrature's nodes then span every rate, whatever the base is sure of."""
 
 
 def log_acceptance(score: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,12 +54,9 @@ def marginal_log_pi(log_p: Tensor, log_a: Tensor, mask: Tensor) -> Tensor:
     return torch.log_softmax((log_p + log_a).masked_fill(~mask, -math.inf), -1)
 
 
-def sequential_rates(log_p: Tensor) -> Tensor:
-    """Log-rates of the sequential overseer's clocks: `log p`, but at least −18 at real columns."""
-    return torch.where(log_p > -math.inf, log_p.clamp(min=_RAREST), log_p)
-
-
-def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tensor) -> Tensor:
+def sequential_log_pi(
+    log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tensor, clocks: ProposalClocks | None = None
+) -> Tensor:
     """Emission probability of the sequential overseer (proposals without replacement, the last one emitted without a coin), `[B, K]`.
 
     Exponential clocks of rate `p(c)` give the proposal order, so with `S_c(t) = e^{−p(c)t}`
@@ -69,11 +64,12 @@ def sequential_log_pi(log_p: Tensor, log_a: Tensor, log_1ma: Tensor, mask: Tenso
         π(c) = p_c a_c ∫ S_c Π_{c'≠c}(1 − a_{c'}(1 − S_{c'})) dt + p_c Π(1 − a) ∫ S_c Π_{c'≠c}(1 − S_{c'}) dt.
 
     The first term is "accepted, and no earlier proposal was", the second "last of all, after every other was rejected", whatever its own coin shows.
+    `clocks`: of these proposals, if they were built before.
     """
-    rate = sequential_rates(log_p)
-    first, last = proposal_integrals(log_a.exp(), log_1ma.exp(), rate.exp(), mask)
+    clocks = ProposalClocks(log_p, mask) if clocks is None else clocks
+    first, last = clocks.integrals(log_a.exp(), log_1ma.exp())
     none = log_1ma.masked_fill(~mask, 0.0).sum(-1, keepdim=True)
-    raw = rate + torch.logaddexp(log_a + first.log(), none + last.log())
+    raw = clocks.log_rate + torch.logaddexp(log_a + first.log(), none + last.log())
     # The probabilities sum to 1 exactly, so normalise away the quadrature's error.
     return torch.log_softmax(raw.masked_fill(~mask, -math.inf), -1)
 
@@ -103,7 +99,7 @@ def sample_sequential(
     Returns:
         choice `[B]` (column), rejected `[B, K]` (before it), coin_flipped `[B]` (false: the last candidate, which needs none).
     """
-    order = (sequential_rates(log_p) + gumbel.to(log_p.dtype)).masked_fill(~mask, -math.inf)
+    order = (log_rates(log_p) + gumbel.to(log_p.dtype)).masked_fill(~mask, -math.inf)
     accepted = (uniform.log() < log_a.to(uniform.dtype)) & mask
     n_accepted = accepted.any(-1)
     first = order.masked_fill(~accepted, -math.inf).argmax(-1)

@@ -7,11 +7,13 @@ a pass over stored answers (`methods/stored_answers`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from frugalign.proxy import overseer
+from frugalign.proxy.proposal_clocks import ProposalClocks
 
 
 @dataclass
@@ -49,6 +51,11 @@ class Positions:
         coin_flipped = None if self.coin_flipped is None else self.coin_flipped[rows]
         return replace(self, **wide, **narrow, coin_flipped=coin_flipped)
 
+    @cached_property
+    def clocks(self) -> ProposalClocks:
+        """What a sequential overseer computes of the proposals alone, once for all steps."""
+        return ProposalClocks(self.log_p, self.mask)
+
     def __len__(self) -> int:
         return len(self.sequence)
 
@@ -62,7 +69,7 @@ def log_probabilities(score: Tensor, positions: Positions, objective: overseer.O
     if objective == "marginal":
         log_pi = overseer.marginal_log_pi(positions.log_p, log_a, positions.mask)
     else:
-        log_pi = overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask)
+        log_pi = overseer.sequential_log_pi(positions.log_p, log_a, log_1ma, positions.mask, positions.clocks)
     if objective == "sequential":
         assert positions.rejected is not None and positions.coin_flipped is not None
         path = overseer.sequential_path_log_prob(

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,25 +37,62 @@ _CLOSER = 0.7
 """`last` needs closer nodes than a mixture with positive weights."""
 _SILENT = -60.0
 """Exponents stop here, far under what could matter, since a processor is slow with denormal numbers."""
+_RAREST = -18.0
+"""Sequential proposals come at no lower a log-rate. The nodes then span every rate, whatever the base is sure of."""
 _ELEMENTS = 1 << 18
 """Elements of `[n, K, nodes]` held at once on a CPU, where they fit into the cache. Elsewhere 64 times as many."""
+_KEPT = 1 << 24
+"""Elements of `S` that are kept for the next evaluation."""
 
 
-def proposal_integrals(a: Tensor, rejection: Tensor, rate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`first` and `last` of every candidate, `[N, K]`, 1 at padding. `first` is differentiable in the acceptances.
+def log_rates(log_p: Tensor) -> Tensor:
+    """Log-rates of the clocks: `log p`, but at least −18 at real columns."""
+    return torch.where(log_p > -math.inf, log_p.clamp(min=_RAREST), log_p)
 
-    What is last matters by the probability that all reject, `Π(1 − a)`. Where that is lost in rounding, `last` is zero.
+
+class ProposalClocks:
+    """The clocks of some positions: all that no acceptance changes, so that it is computed once for many steps of training.
 
     Args:
-        a: `[N, K]`; rejection: `1 − a`, which a float cannot hold where `a` is nearly 1.
-        rate: `p [N, K]`; mask: `[N, K]`, true for real candidates, which come first in a row.
+        log_p: `[N, K]` of the proposals; mask: `[N, K]`, true for real candidates, which come first in a row.
     """
-    mask = mask & (rate > 0)
-    first: Tensor = _First.apply(a, rejection, rate, mask)
-    # π_c ≥ p_c·a_c, since first ≥ 1. And p_c·last ≤ 1.
-    none = rejection.detach().masked_fill(~mask, 1.0).prod(-1)
-    least = (rate * a.detach()).masked_fill(~mask, math.inf).amin(-1)
-    return first, _last(rate, mask, none > torch.finfo(rate.dtype).eps * least)
+
+    def __init__(self, log_p: Tensor, mask: Tensor) -> None:
+        self.log_rate = log_rates(log_p)
+        rate, mask = self.log_rate.exp(), mask & (log_p > -math.inf)
+        self._order, bounds = _chunks(rate, mask)
+        # Rows are in the chunks' order from here on.
+        self._rate, self._mask = rate[self._order], mask[self._order]
+        self._parts, kept = [], 0
+        for start, end, width in bounds:
+            part = _Part(slice(start, end), self._rate[start:end, :width], self._mask[start:end, :width])
+            kept += part.keep() if kept < _KEPT else 0
+            self._parts.append(part)
+
+    def integrals(self, a: Tensor, rejection: Tensor) -> tuple[Tensor, Tensor]:
+        """`first` and `last` of every candidate, `[N, K]`, 1 at padding. `first` is differentiable in the acceptances.
+
+        What is last matters by the probability that all reject, `Π(1 − a)`. Where that is lost in rounding, `last` may be zero.
+
+        Args:
+            a: `[N, K]`; rejection: `1 − a`, which a float cannot hold where `a` is nearly 1.
+        """
+        a, rejection = a[self._order], rejection[self._order]
+        first: Tensor = _First.apply(a, rejection, self._mask, self._parts)
+        # π_c ≥ p_c·a_c, since first ≥ 1. And p_c·last ≤ 1.
+        none = rejection.detach().masked_fill(~self._mask, 1.0).prod(-1)
+        least = (self._rate * a.detach()).masked_fill(~self._mask, math.inf).amin(-1)
+        is_lost = bool((none <= torch.finfo(a.dtype).eps * least).all())
+        last = torch.zeros_like(self._rate) if is_lost else self._last
+        back = torch.empty_like(self._order).scatter_(0, self._order, torch.arange(len(a), device=a.device))
+        return first[back], last[back]
+
+    @cached_property
+    def _last(self) -> Tensor:
+        last = torch.ones_like(self._rate)
+        for part in self._parts:
+            last[part.rows, : part.width] = part.last()
+        return last.masked_fill_(~self._mask, 1.0)
 
 
 def nodes(rarest: Tensor, *, closer: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -73,71 +110,75 @@ def nodes(rarest: Tensor, *, closer: float = 1.0) -> tuple[Tensor, Tensor]:
     return t.to(rarest), (step * t * (1 + shrunk)).to(rarest)
 
 
+class _Part:
+    """Some rows in the chunks' order, with weights `[n, M]` of their nodes. At padding every factor is 1 and every term 0."""
+
+    def __init__(self, rows: slice, rate: Tensor, mask: Tensor) -> None:
+        self.rows, self.width, self.mask = rows, rate.shape[1], mask
+        self._rate = rate.masked_fill(~mask, math.inf)[:, :, None]
+        self._rarest = rate.masked_fill(~mask, 1.0).amin(-1)
+        self._times, self.weight = nodes(self._rarest)
+        self._silent: Tensor | None = None
+
+    def silent(self) -> Tensor:
+        """`S [n, K, M]`, as good as 0 at padding."""
+        return _exponents(self._rate, self._times).exp_() if self._silent is None else self._silent
+
+    def keep(self) -> int:
+        """Keep `S`. Returns its number of elements."""
+        self._silent = self.silent()
+        return self._silent.numel()
+
+    def last(self) -> Tensor:
+        times, weight = nodes(self._rarest, closer=_CLOSER)
+        exponent = _exponents(self._rate, times)
+        rung = exponent.expm1()  # with a minus sign, which all terms of a row share in the end
+        factor = (weight * rung.prod(1))[:, :, None]
+        return (exponent.exp_().div_(rung) @ factor).squeeze(-1).abs()
+
+
 class _First(torch.autograd.Function):
-    """Rows are worked through in chunks of similar width, in both directions, so that `[N, K, nodes]` never exists as a whole."""
+    """Works through the parts in both directions, so that `[N, K, nodes]` never exists as a whole."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, rejection: Tensor, rate: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(a, rejection, rate, mask)
+    def forward(ctx: Any, a: Tensor, rejection: Tensor, mask: Tensor, parts: list[_Part]) -> Tensor:
+        ctx.save_for_backward(a, rejection, mask)
+        ctx.parts = parts
         first = torch.ones_like(a)
-        for rows, width in _chunks(rate, mask):
-            part = _Nodes(*(each[rows, :width] for each in (a, rejection, rate, mask)))
-            first[rows, :width] = part.integral()
+        for part in parts:
+            silent, passed, factor = _factors(part, a, rejection)
+            first[part.rows, : part.width] = (passed.reciprocal_().mul_(silent) @ factor).squeeze(-1)
         return first.masked_fill_(~mask, 1.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, rejection, rate, mask = ctx.saved_tensors
+        a, rejection, mask = ctx.saved_tensors
         to_a, to_rejection = torch.zeros_like(a), torch.zeros_like(a)
         gradient = gradient.masked_fill(~mask, 0.0)
-        for rows, width in _chunks(rate, mask):
-            part = _Nodes(*(each[rows, :width] for each in (a, rejection, rate, mask)))
-            to_a[rows, :width], to_rejection[rows, :width] = part.gradients(gradient[rows, :width])
+        for part in ctx.parts:
+            silent, passed, factor = _factors(part, a, rejection)
+            share = (silent / passed).mul_(gradient[part.rows, : part.width, None])
+            of_passed = (share.sum(1, keepdim=True) - share).div_(passed)
+            to_rejection[part.rows, : part.width] = (of_passed @ factor).squeeze(-1)
+            to_a[part.rows, : part.width] = (of_passed.mul_(silent) @ factor).squeeze(-1)
         return to_a.masked_fill_(~mask, 0.0), to_rejection.masked_fill_(~mask, 0.0), None, None
 
 
-class _Nodes:
-    """What both directions need of some rows: `weight [n, M]`, and `[n, K, M]`. At padding every factor is 1 and every term 0."""
-
-    def __init__(self, a: Tensor, rejection: Tensor, rate: Tensor, mask: Tensor) -> None:
-        exponent, weight = _exponents(rate, mask)
-        self.silent = exponent.exp_()
-        self.passed = torch.addcmul(rejection.masked_fill(~mask, 1.0)[:, :, None], a[:, :, None], self.silent)
-        self.factor = (weight * self.passed.prod(1))[:, :, None]
-
-    def integral(self) -> Tensor:
-        return ((self.silent / self.passed) @ self.factor).squeeze(-1)
-
-    def gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `Σ gradient·first` in the acceptances and in the rejections, `[n, K]` each."""
-        share = (self.silent / self.passed).mul_(gradient[:, :, None])
-        of_passed = (share.sum(1, keepdim=True) - share).div_(self.passed)
-        to_rejection = (of_passed @ self.factor).squeeze(-1)
-        return (of_passed.mul_(self.silent) @ self.factor).squeeze(-1), to_rejection
+def _factors(part: _Part, a: Tensor, rejection: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`S` and `1 − a(1 − S)`, `[n, K, M]` each, and the latter's product over all candidates times the weights, `[n, M, 1]`."""
+    here, silent = (part.rows, slice(part.width)), part.silent()
+    left = rejection[here].masked_fill(~part.mask, 1.0)
+    passed = torch.addcmul(left[:, :, None], a[here][:, :, None], silent)
+    return silent, passed, (part.weight * passed.prod(1))[:, :, None]
 
 
-def _last(rate: Tensor, mask: Tensor, needed: Tensor) -> Tensor:
-    """`last [N, K]` in the rows where `needed [N]`, and 0 in the others. 1 at padding."""
-    last = torch.zeros_like(rate)
-    which = needed.nonzero().squeeze(-1)
-    for rows, width in _chunks(rate[which], mask[which]):
-        rows = which[rows]
-        exponent, weight = _exponents(rate[rows, :width], mask[rows, :width], closer=_CLOSER)
-        rung = exponent.expm1()  # with a minus sign, which all terms of a row share in the end
-        factor = (weight * rung.prod(1))[:, :, None]
-        last[rows, :width] = (exponent.exp_().div_(rung) @ factor).squeeze(-1).abs()
-    return last.masked_fill_(~mask, 1.0)
+def _exponents(rate: Tensor, times: Tensor) -> Tensor:
+    """`log S [n, K, M]` of clocks of `rate [n, K, 1]` at `times [n, M]`."""
+    return (rate * -times[:, None, :]).clamp_(min=_SILENT)
 
 
-def _exponents(rate: Tensor, mask: Tensor, closer: float = 1.0) -> tuple[Tensor, Tensor]:
-    """`log S [n, K, M]` of every clock at its row's nodes, as good as −∞ at padding, and their weights `[n, M]`."""
-    t, weight = nodes(rate.masked_fill(~mask, 1.0).amin(-1), closer=closer)
-    exponent = -rate.masked_fill(~mask, math.inf)[:, :, None] * t[:, None, :]
-    return exponent.clamp_(min=_SILENT), weight
-
-
-def _chunks(rate: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Rows that are worked through together, and their width. They have similar numbers of candidates and nodes."""
+def _chunks(rate: Tensor, mask: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """An order of the rows `[N]`, and of every chunk its start, end and width. Its rows have similar numbers of candidates and nodes."""
     rule, most = _RULES[rate.dtype], _ELEMENTS * (1 if rate.device.type == "cpu" else 64)
     rarest = rate.masked_fill(~mask, 1.0).amin(-1)
     n_nodes = (math.log(rule.gone) - rule.start - rarest.log()) / rule.step
@@ -145,9 +186,10 @@ def _chunks(rate: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, int]]:
     order = (counts * 1000 + n_nodes).argsort(stable=True)
     # At most so many elements for each row of a chunk that ends there.
     sizes = (counts[order] * n_nodes[order].cummax(0).values).tolist() if len(order) else []
-    start = 0
+    widths, bounds, start = counts[order].tolist(), [], 0
     while start < len(order):
         ends = range(start + 2, len(order) + 1)
         end = start + 1 + bisect_left(ends, True, key=lambda end: (end - start) * sizes[end - 1] > most)
-        yield order[start:end], int(counts[order[end - 1]])
+        bounds.append((start, end, widths[end - 1]))
         start = end
+    return order, bounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def at(
 
 
 def joined(parts: list[Positions]) -> Positions:
-    values = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+    values = {name: [getattr(part, name) for part in parts] for name in (field.name for field in fields(Positions))}
     return Positions(**{name: None if value[0] is None else torch.cat(value) for name, value in values.items()})
 
 
