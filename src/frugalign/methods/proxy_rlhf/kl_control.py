@@ -48,8 +48,9 @@ class Limits:
 
 
 BETA = 0.05
-_GAIN = 0.3
-_RISING = 1.1
+_LARGEST = 0.3
+_FALLING = 0.3
+_RISE = 0.03
 _OVER_TARGET = 1.2
 """A rollout may end this many times the target away from the base, or as far as it began."""
 
@@ -58,9 +59,9 @@ _OVER_TARGET = 1.2
 class KLController:
     """Steers `kl_choice`, in nats per sequence, towards `target` by the price `beta`. Without a target, β is constant.
 
-    `log β` moves by `0.3·log(kl/target)`, at most 0.3 after a rollout. So β never falls while the KL is over the target. Nor does it
-    fall while the KL rises by more than a tenth a rollout, since a new proxy starts below its target at any price. If β is too low
-    meanwhile, the trust region bounds the KL.
+    `log β` moves by `log(kl/target)` where the KL is over the target and by `0.3·log(kl/target)` below, at most 0.3 after a rollout. So β
+    never falls while the KL is over the target. Nor does it fall while the KL rises by more than 3 % of the target a rollout, since a new
+    proxy starts below its target at any price. If β is too low meanwhile, the trust region bounds the KL.
     """
 
     beta: float | None
@@ -81,10 +82,12 @@ class KLController:
         """Change β after a rollout with this mean KL."""
         if self.target is None or self.beta is None:
             return
-        far = max(-1.0, min(1.0, math.log(max(kl, 1e-9) / self.target)))
-        rises = self.last_kl is not None and kl > _RISING * self.last_kl
-        if far > 0 or not rises:
-            self.beta *= math.exp(_GAIN * far)
+        far = math.log(max(kl, 1e-9) / self.target)
+        rises = self.last_kl is not None and kl > self.last_kl + _RISE * self.target
+        if far > 0:
+            self.beta *= math.exp(min(far, _LARGEST))
+        elif not rises:
+            self.beta *= math.exp(max(_FALLING * far, -_LARGEST))
         self.last_kl = kl
 
     def limits(self, from_base: float, moved: float) -> Limits:
