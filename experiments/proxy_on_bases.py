@@ -1,9 +1,9 @@
 """The default command of `frugalign proxy` on bases that differ: does it hold its KL, and does it learn?
 
-    FRUGALIGN_TRIALS=folder python -m experiments.proxy_on_bases [--smoke] [--seed N] [BASE=TASK ...]
+    FRUGALIGN_TRIALS=folder python -m experiments.proxy_on_bases [--smoke] [--seed N] [--budget_tokens N] [BASE=TASK ...]
 
 BASE is a folder, a hub id, or package.module:attribute. TASK is sandbox, stories or short_answers; it gives prompts, reward, response length and
-target. The default is the sandbox's model and the two models of the trials folder. A finished run is not trained again.
+target. The default is the sandbox's model and the two models of the trials folder. What is finished is not run again.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ LAST = 5
 
 @dataclass(frozen=True)
 class Task:
-    """What a proxy learns: `prompts` returns a folder or a name, and `target` is in nats a response."""
+    """What a proxy learns: `prompts` returns a folder or a name, `target` is in nats a response, and `samples` are of each test prompt."""
 
     prompts: Callable[[], str]
     reward: str
     max_new_tokens: int
     target: float
+    samples: int
 
 
 def _short_prompts() -> str:
@@ -45,21 +46,20 @@ def _short_prompts() -> str:
 
 
 TASKS = {
-    "sandbox": Task(lambda: "frugalign.sandbox:prompts", "frugalign.sandbox:learned", 32, 3.0),
-    "stories": Task(stories.prompts, "experiments/stories.py:reward", 96, 14.0),
-    "short_answers": Task(_short_prompts, "experiments/short_answers.py:reward", 64, 6.0),
+    "sandbox": Task(lambda: "frugalign.sandbox:prompts", "frugalign.sandbox:learned", 32, 3.0, 1),
+    "stories": Task(stories.prompts, "experiments/stories.py:reward", 96, 14.0, 4),
+    "short_answers": Task(_short_prompts, "experiments/short_answers.py:reward", 64, 6.0, 1),
 }
 
 
-def measured(base: str, task: Task, folder: Path, seed: int, smoke: bool) -> dict[str, Any]:
-    """Train a proxy by the default command, unless that is done, and test it. Returns a row of the table."""
+def measured(base: str, task: Task, folder: Path, seed: int, budget: int | None) -> dict[str, Any]:
+    """Train a proxy by the default command and test it, unless that is done. Returns a row of the table."""
     from frugalign.evaluation import EvaluationSettings, evaluate
     from frugalign.methods.proxy_rlhf import ProxyConfig
     from frugalign.methods.proxy_rlhf.run import train_proxy
     from frugalign.policies.spec import PolicySpec
 
     if not (folder / "model.safetensors").is_file():
-        smallest: dict[str, Any] = {"budget_tokens": 2_000} if smoke else {}
         config = ProxyConfig(
             model_name_or_path=base,
             dataset_name=task.prompts(),
@@ -68,14 +68,16 @@ def measured(base: str, task: Task, folder: Path, seed: int, smoke: bool) -> dic
             max_new_tokens=task.max_new_tokens,
             output_dir=str(folder),
             seed=seed,
+            budget_tokens=budget,
             logging_steps=1,  # rounded up to every rollout
             overwrite_output_dir=True,
-            **smallest,
         )
         train_proxy(config)
-    settings = EvaluationSettings(split="test", num_samples=1 if smoke else 4)
-    spec = PolicySpec(model_name_or_path=base, proxy=(str(folder),))
-    test = evaluate(spec, task.prompts(), task.reward, settings, output_dir=folder / "test")
+    if not (folder / "test" / "metrics.json").is_file():
+        settings = EvaluationSettings(split="test", num_samples=task.samples)
+        spec = PolicySpec(model_name_or_path=base, proxy=(str(folder),))
+        evaluate(spec, task.prompts(), task.reward, settings, output_dir=folder / "test")
+    test = read_json(folder / "test" / "metrics.json")
     costs = read_json(folder / "costs.json")
     kls = [line["kl_choice"] for line in read_log(folder) if "kl_choice" in line]
     return {
@@ -91,7 +93,12 @@ def measured(base: str, task: Task, folder: Path, seed: int, smoke: bool) -> dic
 
 def main() -> None:
     """Measure every base, print each row and write them."""
-    given = script_options(__doc__, bases={"nargs": "*", "metavar": "BASE=TASK"}, seed={"type": int, "default": 0})
+    given = script_options(
+        __doc__,
+        bases={"nargs": "*", "metavar": "BASE=TASK"},
+        seed={"type": int, "default": 0},
+        budget_tokens={"type": int, "help": "Default: that of the command."},
+    )
     bases = given.bases or ["frugalign.sandbox:model=sandbox"]
     if not given.bases and are_named():
         bases += [f"{model_folder('stories260k')}=stories", f"{model_folder('chat-3m')}=short_answers"]
@@ -100,11 +107,12 @@ def main() -> None:
         base, _, task = entry.rpartition("=")
         name = f"{base.rstrip('/').rpartition('/')[-1]}, {task}"
         folder = (Path("runs/smoke") / WORK.name if given.smoke else WORK) / f"{name.replace(', ', '-')}-{given.seed}"
-        rows[name] = measured(base, TASKS[task], folder, given.seed, given.smoke)
+        rows[name] = measured(base, TASKS[task], folder, given.seed, 2_000 if given.smoke else given.budget_tokens)
         print(json.dumps({name: rows[name]}), flush=True)
     if not given.smoke:
+        facts = {"seed": given.seed, "budget_tokens": given.budget_tokens or "default"}
         command = "FRUGALIGN_TRIALS=folder python -m experiments.proxy_on_bases BASE=TASK ..."
-        write_summary("proxy-on-bases", command, "0.26 to 135 million parameters", rows, {"seed": given.seed})
+        write_summary("proxy-on-bases", command, "0.26 to 135 million parameters", rows, facts)
 
 
 if __name__ == "__main__":
