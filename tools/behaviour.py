@@ -106,7 +106,7 @@ def preferences(folder: Path) -> dict[str, str]:
     found = {"reward": weights(folder / "reward")}
     common = [*SANDBOX, "--reward", "reward", "--use_cpu", "--max_steps", str(STEPS), "--learning_rate", "1e-3"]
     run("rerank", *common, *PAIRS, "--output_dir", "lora", "--reward_refresh_steps", "5", folder=folder)
-    run("rerank", *common, *PAIRS, "--output_dir", "full", "--no_use_peft", "--sft_weight", "1", folder=folder)
+    run("rerank", *common, *PAIRS, "--output_dir", "full", "--train", "full", "--sft_weight", "1", folder=folder)
     other = ["--dataset_name", "few.jsonl", "--sample", "4", "--max_new_tokens", "24", "--max_steps", "8"]
     rows = (Path(__file__).parents[1] / "src/frugalign/sandbox/prompts/train.jsonl").read_text().splitlines()[:48]
     (folder / "few.jsonl").write_text("\n".join(rows) + "\n")

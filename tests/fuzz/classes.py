@@ -300,7 +300,7 @@ _PLAN: dict[str, Any] = {
         "base": None,
         "four": {"method": "best_of_n", "n": 4},
         "proxy": {"beta": [0.1, 0.5], "hidden": 8, "objective": "marginal"},
-        "dpo": {"learning_rate": 1e-4, "use_peft": True},
+        "dpo": {"learning_rate": 1e-4, "train": "lora"},
         "sft": {"num_train_epochs": 2, "lora_r": 4},
     },
 }

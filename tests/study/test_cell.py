@@ -123,7 +123,7 @@ def sampled_for(cell: Outcome) -> list[dict[str, Any]]:
             False,
         ),
         ("kto", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, "adapter", False),
-        ("sft", {"learning_rate": 1e-4, "use_peft": False, "per_device_train_batch_size": 4}, "policy", False),
+        ("sft", {"learning_rate": 1e-4, "train": "full", "per_device_train_batch_size": 4}, "policy", False),
         ("rloo", {"learning_rate": 1e-3, "num_generations": 4}, "adapter", True),
         ("grpo", {"learning_rate": 1e-3, "num_generations": 4, "num_iterations": 2}, "adapter", True),
         ("online_dpo", {"learning_rate": 1e-3, "num_train_epochs": 2}, "adapter", True),

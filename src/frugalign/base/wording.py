@@ -81,7 +81,7 @@ _SAME = (
     ("device_map", "device", "use_gpu", "gpu", "use_cuda", "cuda"),
     ("epsilon", "cliprange", "clip_range", "clip_eps", "clip"),
     ("lora_r", "lora_rank", "rank", "r"),
-    ("use_peft", "use_lora", "lora", "peft"),
+    ("train", "use_peft", "use_lora", "lora", "peft"),
     ("gae_lambda", "lam", "gae_lam"),
     ("best_of_n", "bon", "best_of"),
     ("seed", "random_seed", "random_state"),

@@ -66,12 +66,16 @@ class ModelAdapter(Group, section="model"):
 
 
 @dataclass(eq=False, repr=False)
-class Lora(Group, section="LoRA"):
+class Lora(Group, section="trained weights"):
     """What is trained: an adapter, or every weight."""
 
-    use_peft: bool = option(True, "Train a LoRA adapter. --no_use_peft trains every weight.")
+    train: Literal["lora", "full"] = option("lora", "What is trained: a LoRA adapter (lora), or every weight (full).")
     lora_r: int = option(16, "Rank of the LoRA adapter.", SIZE)
     lora_alpha: int = option(32, "Scale (alpha) of the LoRA adapter.", COUNT)
+
+
+KINDS = {"lora": "adapter", "full": "policy", "proxy": "proxy"}
+"""The part of a policy that each choice of `train` gives, by its option's name (`--adapter` and so on)."""
 
 
 # -- data and rewards ---------------------------------------------------------------------------------------------------

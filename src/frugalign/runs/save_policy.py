@@ -12,6 +12,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.engines.adapters import record_adapter
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.model_records import record_model
+from frugalign.options.groups import KINDS
 from frugalign.runs.folder import open_run_folder, publish
 from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
@@ -43,7 +44,7 @@ def save_policy(
         description: one sentence for the card.
     """
     folder = open_run_folder(str(args.output_dir))
-    kind = "adapter" if args.use_peft else "policy"
+    kind = KINDS[args.train]
     card = model_card(
         title=f"{args.model_name_or_path or 'a causal language model'}, {done}",
         description=description,
@@ -57,7 +58,7 @@ def save_policy(
     def save(staged: Path) -> None:
         policy.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
-        if args.use_peft:
+        if args.train == "lora":
             record_adapter(staged, fingerprint(policy, tokenizer, without_adapter=True))
         else:
             record_model(staged)

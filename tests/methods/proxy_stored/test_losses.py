@@ -13,7 +13,8 @@ from torch.nn.functional import logsigmoid
 from frugalign.engines.transformers import embedding_rows
 from frugalign.methods import answer_features as module
 from frugalign.methods.answer_features import Answers, Proposals, Teacher, answer_features
-from frugalign.methods.proxy_stored.losses import demonstration_loss, pair_loss, score_stored, teacher_loss
+from frugalign.methods.answer_scores import score_stored
+from frugalign.methods.proxy_stored.losses import demonstration_loss, pair_loss, teacher_loss
 from frugalign.proxy import overseer
 from frugalign.proxy.network import ProxyModel
 from frugalign.runs.shard_store import ShardStore

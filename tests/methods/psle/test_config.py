@@ -155,7 +155,7 @@ def test_the_resolved_options_reload_from_yaml(tmp_path: Path) -> None:
         sft_weight=0.5,
         weighting="pair",
         kl_weight=0.01,
-        use_peft=False,
+        train="full",
         share_prefix=False,
         learning_rate=3e-5,
         lr_scheduler_type="cosine",
@@ -171,7 +171,7 @@ def test_the_resolved_options_reload_from_yaml(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(options, sort_keys=False))
     again: PSLEConfig = parse(COMMAND, ["--config", str(file)])
     assert again.resolved() == options and again.options() == first.options()
-    assert again.use_peft is False and again.reward_weights == [0.25, 1e-3] and again.save_total_limit is None
+    assert again.train == "full" and again.reward_weights == [0.25, 1e-3] and again.save_total_limit is None
     overridden: PSLEConfig = parse(COMMAND, ["--config", str(file), "--seed", "9", "--use_ranking"])
     assert overridden.seed == 9 and overridden.use_ranking and overridden.tau == 0.35
 

@@ -50,7 +50,7 @@ def _again(trainer: PSLETrainer, folder: Path) -> PSLETrainer:
 
 
 def test_every_weight_where_the_config_says_so(tmp_path: Path) -> None:
-    trainer = PSLETrainer(two_layers(), by_length, settings(tmp_path, use_peft=False), prompts(), principles=TOLD)
+    trainer = PSLETrainer(two_layers(), by_length, settings(tmp_path, train="full"), prompts(), principles=TOLD)
     assert not hasattr(trainer.model, "peft_config")
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 

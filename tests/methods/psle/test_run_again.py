@@ -189,14 +189,13 @@ def test_rewards_of_an_interrupted_scoring_go_to_their_own_rows(
 
 
 def test_full_training_keeps_the_start_for_its_kl() -> None:
-    assert main(command(use_peft="false", rounds=2, learning_rate=0.0003, kl_weight=0.1)) == 0
+    assert main(command(train="full", rounds=2, learning_rate=0.0003, kl_weight=0.1)) == 0
     seen = json.loads(Path("run/round-001/evaluation.json").read_text())
     assert seen["kl_per_sequence"]["mean"] > 0 and Path("run/round-001/model.safetensors").is_file()
     shutil.rmtree("run/round-001")
     whole = load_file("run/model.safetensors")
     assert (
-        main(command(use_peft="false", rounds=2, learning_rate=0.0003, kl_weight=0.1, resume_from_checkpoint="true"))
-        == 0
+        main(command(train="full", rounds=2, learning_rate=0.0003, kl_weight=0.1, resume_from_checkpoint="true")) == 0
     )
     again = load_file("run/model.safetensors")
     assert all(torch.equal(again[name], whole[name]) for name in whole)

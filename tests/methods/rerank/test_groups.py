@@ -205,7 +205,7 @@ def test_an_adapter_does_not_outlive_its_run(capsys: pytest.CaptureFixture[str])
     assert main(command(**flags)) == 0
     assert main(command(**flags)) == 2
     assert "holds an earlier run (adapter_model.safetensors)" in capsys.readouterr().err
-    assert main(command(**flags, use_peft="false", learning_rate=1e-4, overwrite_output_dir="true")) == 0
+    assert main(command(**flags, train="full", learning_rate=1e-4, overwrite_output_dir="true")) == 0
     assert not list(Path("run").glob("adapter*")) and Path("run/model.safetensors").is_file()
 
 

@@ -27,7 +27,7 @@ class Stock(DPOTrainer):
 
 def stock_of(found: RerankTrainer, folder: Path) -> Stock:
     """TRL's trainer of the same base, settings, pairs and weights."""
-    lora = found.args.use_peft
+    lora = found.args.train == "lora"
     base, reference = load_model(two_layers()), None if lora else load_model(two_layers()).model
     base.model.requires_grad_(True)
     args = DPOConfig(
@@ -44,14 +44,12 @@ def stock_of(found: RerankTrainer, folder: Path) -> Stock:
     return stock
 
 
-@pytest.mark.parametrize("use_peft", [True, False], ids=["lora", "every-weight"])
+@pytest.mark.parametrize("train", ["lora", "full"], ids=["lora", "every-weight"])
 @pytest.mark.parametrize("with_probes", [False, True])
-def test_at_full_confidence_it_is_stock_dpo(with_probes: bool, use_peft: bool, tmp_path: Path) -> None:
+def test_at_full_confidence_it_is_stock_dpo(with_probes: bool, train: str, tmp_path: Path) -> None:
     """Loss, every gradient and every logged number to 1e-6, with and without the states being read; the confidence of each row is 1."""
     columns = {"confidence": [1.0] * 8} if with_probes else None
-    found = trainer(
-        tmp_path, probes() if with_probes else None, columns, use_peft=use_peft, precompute_ref_log_probs=False
-    )
+    found = trainer(tmp_path, probes() if with_probes else None, columns, train=train, precompute_ref_log_probs=False)
     perturb(found)
     stock = stock_of(found, tmp_path / "stock")
     batch, same = batch_of(found), batch_of(stock)

@@ -26,10 +26,10 @@ def trained(folder: Path, **options: Any) -> RerankTrainer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use_peft", [True, False], ids=["lora", "every-weight"])
-def test_one_epoch_is_the_same_with_and_without(use_peft: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", ["lora", "full"], ids=["lora", "every-weight"])
+def test_one_epoch_is_the_same_with_and_without(train: str, tmp_path: Path) -> None:
     ahead, along = (
-        trained(tmp_path / str(wanted), use_peft=use_peft, precompute_ref_log_probs=wanted) for wanted in (True, False)
+        trained(tmp_path / str(wanted), train=train, precompute_ref_log_probs=wanted) for wanted in (True, False)
     )
     assert REFERENCE[0] in ahead.train_dataset.column_names and REFERENCE[0] not in along.train_dataset.column_names
     expected = weights(along)
@@ -38,7 +38,7 @@ def test_one_epoch_is_the_same_with_and_without(use_peft: bool, tmp_path: Path) 
 
 def test_every_weight_keeps_no_second_model(tmp_path: Path) -> None:
     """By default the weights before training are read once: the loss starts at log 2, and afterwards the start is gone."""
-    found = trainer(tmp_path, use_peft=False, learning_rate=1e-3)
+    found = trainer(tmp_path, train="full", learning_rate=1e-3)
     assert found.carrier.copy is None
     assert float(found.compute_loss(found.model, batch_of(found))) == pytest.approx(math.log(2), abs=1e-6)
     found.train()
@@ -49,7 +49,7 @@ def test_every_weight_keeps_no_second_model(tmp_path: Path) -> None:
 
 
 def test_only_rows_that_the_run_gets_to_are_run(tmp_path: Path) -> None:
-    found = trained(tmp_path, use_peft=False, max_steps=1)
+    found = trained(tmp_path, train="full", max_steps=1)
     missing = [math.isnan(value) for value in found.train_dataset[REFERENCE[0]]]
     assert sum(missing) == 4
     noted = [line for line in found.state.log_history if "loss" in line]
@@ -70,7 +70,7 @@ def test_several_epochs_run_the_reference_once(tmp_path: Path) -> None:
 def test_rows_that_an_epoch_drops_are_there_in_the_next(tmp_path: Path) -> None:
     """Eight pairs in batches of three, the incomplete one dropped: each epoch leaves out others."""
     options = {"max_steps": -1, "num_train_epochs": 4, "per_device_train_batch_size": 3, "dataloader_drop_last": True}
-    found = trained(tmp_path, use_peft=False, **options)
+    found = trained(tmp_path, train="full", **options)
     assert not any(map(math.isnan, found.train_dataset[REFERENCE[0]]))
     assert all(math.isfinite(line["loss"]) for line in found.state.log_history if "loss" in line)
 

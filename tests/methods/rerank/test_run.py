@@ -78,7 +78,7 @@ def test_pairs_become_an_adapter_that_evaluate_takes(capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 def test_every_weight_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(use_peft="false", learning_rate=1e-4)) == 0
+    assert main(command(train="full", learning_rate=1e-4)) == 0
     assert "--policy run" in capsys.readouterr().out
     costs = json.loads(Path("run/costs.json").read_text())
     assert costs["trainable_parameters"] == costs["base_parameters"]

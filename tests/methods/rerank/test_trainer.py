@@ -86,7 +86,7 @@ def test_the_reference_of_full_training_is_what_is_in_memory(tmp_path: Path) -> 
         max_steps=1,
         use_cpu=True,
         save_strategy="no",
-        use_peft=False,
+        train="full",
         precompute_ref_log_probs=False,
     )
     rows = Dataset.from_list(sample_pairs("train", 4))

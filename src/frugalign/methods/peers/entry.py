@@ -12,7 +12,7 @@ from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues
 
 _TRL = "frugalign.methods.peers.configs"
-_LORA = ("lora_r", "lora_alpha", "use_peft")
+_LORA = ("train", "lora_r", "lora_alpha")
 _PPO_NOTE = "RLOO and GRPO replace the PPO of the papers, which TRL no longer has."
 
 
@@ -37,7 +37,7 @@ def on_pairs(job: Job, method: str, rows_of_a_pair: int = 1) -> PolicyValues:
     options = _common(job) | options | setting
     if job.budget.steps is not None:
         options["max_steps"] = job.budget.steps
-    base = job.load(trained=not options.get("use_peft", True))
+    base = job.load(trained=options.get("train") == "full")
     kind = train_on_pairs(method, base, pairs, PeerRun(job.run_folder, job.ledger, options, job.callbacks()))
     return {kind: str(job.run_folder)}
 
@@ -71,7 +71,7 @@ def on_rewards(job: Job, method: str) -> PolicyValues:
     }
     options = _common(job) | options | setting | sizes | {"per_device_train_batch_size": completions // per_rollout}
     rewards = load_rewards(job.request["reward"])
-    base = job.load(trained=not options.get("use_peft", True))
+    base = job.load(trained=options.get("train") == "full")
     run = PeerRun(job.run_folder, job.ledger, options, job.callbacks())
     kind = train_on_rewards(method, base, job.prompts(), rewards, run)
     return {kind: str(job.run_folder)}

@@ -94,7 +94,7 @@ class PeerRun:
     Args:
         folder: receives the policy.
         ledger: counts tokens, steps and seconds.
-        options: the TRL config's, and `lora_r`, `lora_alpha`, `use_peft`, `prompt_format` and
+        options: the TRL config's, and `train`, `lora_r`, `lora_alpha`, `prompt_format` and
             `chat_template_kwargs` as everywhere here.
         callbacks: for the trainer.
     """
@@ -215,7 +215,7 @@ def _lora(options: dict[str, Any]) -> Any:
     """The LoRA that the options describe, or None for every weight. Removes these options."""
     from types import SimpleNamespace
 
-    wanted = bool(options.pop("use_peft", True))
+    wanted = options.pop("train", "lora") == "lora"
     shape = SimpleNamespace(lora_r=options.pop("lora_r", 16), lora_alpha=options.pop("lora_alpha", 32))
     return lora_of(shape) if wanted else None
 

@@ -32,18 +32,13 @@ from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import causal_lm, embedding_rows
 from frugalign.methods.answer_features import AnswerFeatures, Features, Proposals, answer_features
+from frugalign.methods.answer_scores import ScoredAnswers, score_stored
 from frugalign.methods.confidence import check_probes, pair_confidence, posterior_confidence, prefer_given
 from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_stored.brake import Best, Brake
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
 from frugalign.methods.proxy_stored.examples import Examples, examples_of, signal_of
-from frugalign.methods.proxy_stored.losses import (
-    ScoredAnswers,
-    demonstration_loss,
-    pair_loss,
-    score_stored,
-    teacher_loss,
-)
+from frugalign.methods.proxy_stored.losses import demonstration_loss, pair_loss, teacher_loss
 from frugalign.methods.proxy_stored.teacher import teacher_model, teacher_of
 from frugalign.proxy.network import ProxyModel
 from frugalign.proxy.overseer import Objective

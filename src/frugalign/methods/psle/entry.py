@@ -8,6 +8,7 @@ from frugalign.base.wording import pluralize
 from frugalign.methods.budget import GROUP_SIZE, batch_of
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
+from frugalign.options.groups import KINDS
 
 if TYPE_CHECKING:
     from frugalign.methods.psle.config import PSLEConfig
@@ -54,14 +55,14 @@ def _rounds(job: Job, method: str, k: int, *, one_example_a_prompt: bool = False
     config = PSLEConfig(**shared | options | setting | sizes)
     trainer = train_psle(config, callbacks=job.callbacks())
     job.spend(trainer.ledger)
-    return {"adapter" if config.use_peft else "policy": str(job.run_folder)}
+    return {KINDS[config.train]: str(job.run_folder)}
 
 
 def closing(config: PSLEConfig, trainer: PSLETrainer) -> list[str]:
     """The policy's folder, and the commands that report on it and evaluate it."""
     if config.process_index != 0:
         return []
-    kind = "adapter" if config.use_peft else "policy"
+    kind = KINDS[config.train]
     return [
         f"The {kind} is in {config.output_dir}, {pluralize(config.rounds, 'round')} in {trainer.ledger.wall_clock_seconds:,.0f} s.",
         f"Next: frugalign report {config.output_dir}, and frugalign evaluate --model_name_or_path {config.model_name_or_path} --{kind} "

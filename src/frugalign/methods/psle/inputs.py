@@ -28,7 +28,7 @@ def load_policy(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on its device, without dropout, and a tokenizer that is ready for batches."""
     if isinstance(model, str):
-        every_weight = peft_config is None or not args.use_peft
+        every_weight = peft_config is None or args.train == "full"
         loaded = load_model(model, **policy_arguments(args, trains_every_weight=every_weight))
         model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
     if tokenizer is None:

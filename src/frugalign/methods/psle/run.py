@@ -49,7 +49,7 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
     ledger = Ledger()
     train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_prompts > 0)
     with ledger.phase("load"):
-        arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
+        arguments = policy_arguments(config, trains_every_weight=config.train == "full")
         loaded = load_model(config.model_name_or_path, **arguments)
     rewards = load_rewards(config.reward, device=str(loaded.model.device))
     extra_rewards = load_rewards(config.eval_reward, device=str(loaded.model.device)) if config.eval_reward else None
@@ -62,7 +62,7 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         eval_dataset=held_out,
         eval_reward_funcs=extra_rewards,
         processing_class=loaded.tokenizer,
-        peft_config="default" if config.use_peft else None,
+        peft_config="default" if config.train == "lora" else None,
         callbacks=list(callbacks),
     )
     trainer.ledger.add(ledger, wall_clock=seconds_before)

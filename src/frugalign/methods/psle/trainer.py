@@ -109,7 +109,7 @@ class PSLETrainer:
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.args, self.ledger, self.callbacks = args, Ledger(), callbacks or []
-        if not args.use_peft and peft_config == "default":
+        if args.train == "full" and peft_config == "default":
             peft_config = None
         model, tokenizer = load_policy(model, processing_class, args, peft_config)
         self.processing_class = tokenizer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP, batch_of
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
+from frugalign.options.groups import KINDS
 
 if TYPE_CHECKING:
     from frugalign.methods.rerank.config import RerankConfig
@@ -79,14 +80,14 @@ def _train(job: Job, options: dict[str, Any], *, ends_by_steps: bool = True) -> 
     config = RerankConfig(**job.common() | plain | options | sizes)
     trainer = train_reranked(config, callbacks=job.callbacks())
     job.spend(trainer.ledger)
-    return {"adapter" if config.use_peft else "policy": str(job.run_folder)}
+    return {KINDS[config.train]: str(job.run_folder)}
 
 
 def closing(config: RerankConfig, trainer: RerankTrainer) -> list[str]:
     """The policy's folder, and the command that evaluates it."""
     if not trainer.is_world_process_zero():
         return []
-    kind = "adapter" if config.use_peft else "policy"
+    kind = KINDS[config.train]
     return [
         f"The {kind} is in {config.output_dir}, trained in {trainer.ledger.wall_clock_seconds:,.0f} s.",
         f"Next: frugalign evaluate --model_name_or_path {config.model_name_or_path} --{kind} {config.output_dir} "

@@ -21,10 +21,10 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import base_parameters
+from frugalign.methods.carriers import Carrier, prepare_policy
 from frugalign.methods.confidence import prefer_given
 from frugalign.methods.log_probs import Reading, Scored
 from frugalign.methods.losses import confidence_loss, imitation_loss
-from frugalign.methods.rerank.carriers import Carrier, prepare_policy
 from frugalign.methods.rerank.collator import REFERENCE, PairCollator, encode_pairs
 from frugalign.methods.rerank.config import RerankConfig
 from frugalign.methods.rerank.reference import store_references

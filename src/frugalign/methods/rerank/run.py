@@ -81,10 +81,10 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
         held_out = held_out_labelled if ranked else held_out
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
-        arguments = policy_arguments(config, trains_every_weight=not config.use_peft)
+        arguments = policy_arguments(config, trains_every_weight=config.train == "full")
         loaded = load_model(config.model_name_or_path, **arguments)
     shift_reward = _shift_reward(config, loaded)
-    loaded.model.requires_grad_(not config.use_peft)
+    loaded.model.requires_grad_(config.train == "full")
     if ranked:
         train = first_groups(config, loaded, ledger, resuming=checkpoint is not None)
         trained_on = training_data_record(config.dataset_name, prompts_in(config.dataset_name), held_out_fraction=0.0)

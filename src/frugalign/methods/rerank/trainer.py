@@ -22,6 +22,7 @@ from frugalign.data.splits import pairs_fingerprint, rows_fingerprint
 from frugalign.engines.artefacts import content_hash
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
+from frugalign.methods.carriers import carrier_of
 from frugalign.methods.confidence import (
     batch_confidence,
     check_probes,
@@ -30,7 +31,6 @@ from frugalign.methods.confidence import (
     prefer_given,
 )
 from frugalign.methods.log_probs import Scored
-from frugalign.methods.rerank.carriers import carrier_of
 from frugalign.methods.rerank.collator import encode_pairs
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import EpochPairs, EpochRanking, cut_share, rank_groups
@@ -57,7 +57,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
 
     Args:
         model: the policy to start from, loaded or as a hub id or folder. It gets a new LoRA, unless it already has an adapter (which is
-            then trained) or `args.use_peft` is false (which trains every weight).
+            then trained) or `args.train` is full (which trains every weight).
         reward: a representation reward's folder, or its probes. None with `confidence="constant"`. A `TrackedReward` has its own labelled
             pairs for updates; otherwise updates use the training pairs.
         args: a `RerankConfig`.
@@ -237,7 +237,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
 def _loaded(model: Any, args: RerankConfig, tokenizer: Any) -> tuple[Any, Any]:
     """The model, loaded if it is a name, and a tokenizer that is ready for batches."""
     if isinstance(model, str):
-        loaded = load_model(model, **policy_arguments(args, trains_every_weight=not args.use_peft))
+        loaded = load_model(model, **policy_arguments(args, trains_every_weight=args.train == "full"))
         model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
         model.requires_grad_(True)
     if tokenizer is None:

@@ -11,7 +11,7 @@ from tests.methods.rerank.small_trainer import batch_of, perturb, trainer
 from tests.two_layers import two_layers
 
 from frugalign.engines.loading import load_model
-from frugalign.methods.rerank.carriers import GivenAdapter
+from frugalign.methods.carriers import GivenAdapter
 from frugalign.methods.rerank.config import RerankConfig
 from frugalign.methods.rerank.trainer import RerankTrainer
 from frugalign.runs.save_policy import lora_of

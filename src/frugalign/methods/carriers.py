@@ -121,7 +121,7 @@ def carrier_of(model: Any, args: Any, *, keeps_start: bool) -> Carrier:
     """The carrier that `args` selects for this model."""
     if isinstance(model, PeftModel):
         return GivenAdapter(model)
-    return Lora(model, args) if args.use_peft else EveryWeight(model, keeps_start=keeps_start)
+    return Lora(model, args) if args.train == "lora" else EveryWeight(model, keeps_start=keeps_start)
 
 
 def prepare_policy(policy: Any, args: Any, pad_token_id: int) -> None:
