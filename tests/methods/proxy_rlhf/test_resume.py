@@ -71,7 +71,7 @@ def counters(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
-    """Twelve steps, two a rollout, a checkpoint every four: once whole, and killed in three ways and resumed."""
+    """Twelve steps, at most two a rollout, a checkpoint every four: once whole, and killed in three ways and resumed."""
     folder = tmp_path_factory.mktemp("resume")
     (folder / "killing.py").write_text(REWARD)
     orders = [f"I seek a {what}, keeper." for what in ("draught", "poison", "balm", "curse", "salve", "book", "tea")]
@@ -81,7 +81,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
         "dataset_name": folder / "prompts.jsonl",
         "reward": f"{folder / 'killing.py'}:reward",
         "max_steps": 12,
-        "num_iterations": 1,
+        "num_iterations": 2,
+        "num_mini_batches": 1,
+        "max_update_kl": 0.001,  # some rollouts carry two passes, others one
         "save_steps": 4,
         "logging_steps": 6,  # not the checkpoints' step
         "eval_steps": 4,
@@ -122,11 +124,12 @@ def test_a_killed_run_resumes_bit_for_bit(how: str, runs: tuple[Path, dict[str, 
 
 
 def test_the_whole_run_is_worth_comparing(runs: tuple[Path, dict[str, list[int]]]) -> None:
-    """β moved, the weights moved, and the lines of the metrics differ from each other."""
+    """β moved, the weights moved, some passes were left out, and the lines of the metrics differ from each other."""
     folder, _ = runs
     lines = [line for line in metrics(folder / "whole") if "reward" in line]
-    assert [line["step"] for line in lines] == [3, 6, 9, 12]
-    assert len({line["beta"] for line in lines}) > 1 and len({line["kl"] for line in lines}) == 4
+    assert [line["step"] for line in lines] == [6, 12]
+    assert len({line["beta"] for line in lines}) == 2 and len({line["kl"] for line in lines}) == 2
+    assert 1 < sum(line["passes"] for line in lines) / 2 < 2, [line["passes"] for line in lines]
     early, late = (folder / "whole" / f"checkpoint-{step}" / "model.safetensors" for step in (8, 12))
     assert early.read_bytes() != late.read_bytes()
 
