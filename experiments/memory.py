@@ -47,8 +47,8 @@ def random_model(width: int, vocabulary: int, layers: int) -> Any:
         tie_word_embeddings=True,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.to_empty(device="cpu")
+        model: Any = LlamaForCausalLM(config)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
     noise = 0.02 * torch.randn(999_983, generator=torch.Generator().manual_seed(0))
     for parameter in model.parameters():
         flat = parameter.data.reshape(-1)

@@ -418,6 +418,23 @@ def test_the_dense_form_is_the_sorted_one(
     torch.testing.assert_close(dense.exp(), policy(found))
 
 
+@pytest.mark.parametrize("objective", ["marginal", "sequential"])
+def test_many_logits_are_worked_on_some_rows_at_a_time(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows of bfloat16, two at a time: the same as at once, in float32."""
+    found = guide(scripted([*SCORES, 0.0], objective, tail=1.0))
+    logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    whole = found.log_probs(torch.zeros(7, 2), logits)
+    sizes: list[int] = []
+    some = ProxyGuide._log_probs
+    monkeypatch.setattr("frugalign.proxy.guide._AT_ONCE", 14)
+    monkeypatch.setattr(
+        ProxyGuide, "_log_probs", lambda self, h, *rest: (sizes.append(len(h)), some(self, h, *rest))[1]
+    )
+    parts = found.log_probs(torch.zeros(7, 2), logits)
+    assert sizes == [2, 2, 2, 1] and parts.dtype == torch.float32
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
+
+
 def test_where_the_dense_form_does_not_apply() -> None:
     uncapped = scripted([0.0] * 20, p_t=0.1)
     uncapped.config.max_candidates = 10

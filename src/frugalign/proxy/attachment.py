@@ -139,10 +139,7 @@ class _Attachment:
         logits: Tensor = output.logits
         batch, length, vocabulary = logits.shape
         hidden = hidden[:, -length:]
-        flat_hidden, flat_logits = (
-            hidden.reshape(batch * length, -1).float(),
-            logits.reshape(batch * length, -1).float(),
-        )
+        flat_hidden, flat_logits = hidden.reshape(batch * length, -1), logits.reshape(batch * length, -1)
         lookahead = self._lookahead(kwargs, output, length) if guide.needs_lookahead else None
         guided = guide.log_probs(flat_hidden, flat_logits, lookahead)
         output.logits = guided.reshape(batch, length, vocabulary)

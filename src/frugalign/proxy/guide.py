@@ -32,6 +32,8 @@ from frugalign.proxy.network import ProxyModel
 _SHOWN_REJECTIONS = 8
 _REPLAYS = 64
 _DENSE_UP_TO = 1 << 14
+_AT_ONCE = 1 << 24
+"""Logits that are worked on at once."""
 
 
 @dataclass
@@ -170,7 +172,20 @@ class ProxyGuide:
 
     @torch.no_grad()
     def log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None = None) -> Tensor:
-        """`log π` over the whole vocabulary `[B, V]`, normalised. With the tail dropped, −inf outside the candidates."""
+        """`log π` over the whole vocabulary `[B, V]`, normalised, float32. With the tail dropped, −inf outside the candidates.
+
+        A long prompt has gigabytes of logits. The copies that the steps here make of them exist for some rows at a time.
+        """
+        rows = max(1, _AT_ONCE // logits.shape[-1])
+        if lookahead is not None or len(logits) <= rows:
+            return self._log_probs(h.float(), logits.float(), lookahead)
+        found = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            found[part] = self._log_probs(h[part].float(), logits[part].float(), None)
+        return found
+
+    def _log_probs(self, h: Tensor, logits: Tensor, lookahead: Lookahead | None) -> Tensor:
         dense = self._dense_log_probs(h, logits)
         if dense is not None:
             return dense
