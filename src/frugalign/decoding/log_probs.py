@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, advance
-from frugalign.engines.transformers import Forward, device_of, evaluating
+from frugalign.engines.transformers import Forward, device_of, evaluating, may_share
 
 
 @torch.no_grad()
@@ -121,30 +121,96 @@ def read_completions(
 ) -> Iterator[tuple[int, Read]]:
     """Feed prompts with their completions in these `batches` of rows, and yield (row, what predicted its completion).
 
-    `layers`: indices into `hidden_states`, whose states are returned too.
+    A prompt that several rows of a batch share is fed once, if the model's cache can be repeated. `layers`: indices into `hidden_states`, whose
+    states are returned too.
     """
-    device = device_of(forward.model)
-    # The last token predicts nothing that is scored. It is left out, unless its state is read.
-    left_out = 0 if layers else 1
     for rows in batches:
-        texts = [[*prompt_ids[row], *completion_ids[row]] for row in rows]
-        texts = [text[: len(text) - left_out] for text in texts]
-        width = max(len(text) for text in texts)
-        input_ids = torch.tensor([[0] * (width - len(text)) + text for text in texts], device=device)
-        mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        keep = max(len(completion_ids[row]) for row in rows) + 1 - left_out
-        output = forward(
-            input_ids, attention_mask=mask, position_ids=positions, use_cache=False, keep=keep, all_layers=bool(layers)
-        )
-        n_tokens = sum(len(text) for text in texts)
+        prompts, completions = [prompt_ids[row] for row in rows], [completion_ids[row] for row in rows]
+        shares = may_share(forward.model) and len(set(map(tuple, prompts))) < len(rows)
+        read = _read_after_prompts if shares else _read_whole
+        n_tokens = tokens_to_read(forward.model, prompts, completions, layers=layers)
+        yield from zip(rows, read(forward, prompts, completions, layers), strict=True)
         advance(FED, n_tokens)
         if ledger is not None:
             ledger.count(lm_forward_tokens=n_tokens)
-        for index, row in enumerate(rows):
-            n = len(completion_ids[row])
-            states = None
-            if output.layers is not None:
-                states = torch.stack([output.layers[layer][index, width - n :].float() for layer in layers], 1)
-            place = slice(keep - n - 1 + left_out, keep - 1 + left_out)
-            yield row, Read(output.hidden[index, place], output.logits[index, place], states)
+
+
+def tokens_to_read(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[int] = (),
+) -> int:
+    """The tokens that `read_completions` feeds for one batch."""
+    prompts = map(tuple, prompt_ids)
+    fed = sum(map(len, set(prompts) if may_share(model) else prompts))
+    return fed + sum(map(len, completion_ids)) - (0 if layers else len(completion_ids))
+
+
+def _read_whole(
+    forward: Forward, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], layers: Sequence[int]
+) -> list[Read]:
+    # The last token predicts nothing that is scored. It is left out, unless its state is read.
+    left_out = 0 if layers else 1
+    texts = [[*prompt, *answer] for prompt, answer in zip(prompts, completions, strict=True)]
+    ids, mask = _padded_left([text[: len(text) - left_out] for text in texts], device_of(forward.model))
+    keep = max(map(len, completions)) + 1 - left_out
+    output = forward(
+        ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False, keep=keep, all_layers=bool(layers)
+    )
+    found = []
+    for row, answer in enumerate(completions):
+        states, n = None, len(answer)
+        if output.layers is not None:
+            states = torch.stack([output.layers[layer][row, ids.shape[1] - n :].float() for layer in layers], 1)
+        place = slice(keep - n - 1 + left_out, keep - 1 + left_out)
+        found.append(Read(output.hidden[row, place], output.logits[row, place], states))
+    return found
+
+
+def _read_after_prompts(
+    forward: Forward, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], layers: Sequence[int]
+) -> list[Read]:
+    """Every distinct prompt is fed once. Its cache is repeated for its completions, which are padded on the right."""
+    device = device_of(forward.model)
+    places: dict[tuple[int, ...], int] = {}
+    index = torch.tensor([places.setdefault(tuple(prompt), len(places)) for prompt in prompts], device=device)
+    ids, mask = _padded_left([list(prompt) for prompt in places], device)
+    before = forward(ids, attention_mask=mask, position_ids=_positions(mask), keep=1)
+    before.cache.batch_select_indices(index)
+    left_out = 0 if layers else 1
+    width = max(1, max(map(len, completions)) - left_out)
+    fed = [list(answer)[: len(answer) - left_out] for answer in completions]
+    rest = torch.tensor([answer + [0] * (width - len(answer)) for answer in fed], device=device)
+    is_fed = torch.tensor([[1] * len(answer) + [0] * (width - len(answer)) for answer in fed], device=device)
+    whole = torch.cat([mask[index], is_fed], 1)
+    output = forward(
+        rest,
+        attention_mask=whole,
+        position_ids=_positions(whole)[:, mask.shape[1] :],
+        cache=before.cache,
+        keep=width,
+        all_layers=bool(layers),
+    )
+    found = []
+    for row, answer in enumerate(completions):
+        first, n = index[row], len(answer)
+        hidden = torch.cat([before.hidden[first], output.hidden[row, : n - 1]])
+        logits = torch.cat([before.logits[first], output.logits[row, : n - 1]])
+        states = None
+        if output.layers is not None:
+            states = torch.stack([output.layers[layer][row, :n].float() for layer in layers], 1)
+        found.append(Read(hidden, logits, states))
+    return found
+
+
+def _padded_left(texts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask, `[B, T]` each."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[0] * (width - len(text)) + text for text in texts], device=device)
+    return ids, torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from frugalign.engines.base_settings import adapter_values, config_values
 from frugalign.engines.engine import Capabilities, StepOutput
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
 
+_MAY_SHARE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _COUNTS_PADDING = {"mpt", "gpt_neo"}
 """Architectures whose attention counts cache positions, padding included. They cannot share a prefix."""
 
@@ -345,6 +347,19 @@ def copy_cache(cache: Any) -> Any:
     if not hasattr(cache, "batch_select_indices") or not hasattr(cache, "batch_repeat_interleave"):
         raise FrugalignError(f"A {type(cache).__name__} cannot be expanded, so this model does not support lookahead.")
     return deepcopy(cache)
+
+
+@torch.no_grad()
+def may_share(model: PreTrainedModel) -> bool:
+    """Whether rows may go on from repeated copies of one prompt's cache, padded on the left: found once per model, by one token."""
+    if model not in _MAY_SHARE:
+        found = model.config.model_type not in _COUNTS_PADDING
+        if found:
+            output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(model)), use_cache=True)
+            layers = getattr(getattr(output, "past_key_values", None), "layers", [])
+            found = bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        _MAY_SHARE[model] = found
+    return _MAY_SHARE[model]
 
 
 def _ignores_padding(prefix: Any, longest: int) -> bool:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, work
 from frugalign.base.wording import pluralize
-from frugalign.decoding.log_probs import Read, read_completions
+from frugalign.decoding.log_probs import Read, read_completions, tokens_to_read
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
 from frugalign.engines.transformers import Forward, embedding_rows, evaluating
@@ -114,11 +115,12 @@ class Features:
 
 @dataclass(frozen=True)
 class AnswerFeatures:
-    """Features of `N` answers on the disk. `read` gives those of some of them."""
+    """Features of `n` answers on the disk. `read` gives those of some of them. `n_tokens`: what the whole pass feeds."""
 
     shards: Shards
     per_shard: int
     n: int
+    n_tokens: int
 
     def __len__(self) -> int:
         return self.n
@@ -208,13 +210,15 @@ def answer_features(
             f"The features of {len(answers):,} answers take about {needed / 2**30:.1f} GiB, and the store may hold "
             f"{store.max_bytes / 2**30:.1f}: raise its bound (--max_cache_gib)."
         )
-    per_shard = max(1, int(_SHARD_TOKENS * len(answers) / max(1, answers.n_tokens)))
+    # An even number, so that a shard has both answers of a pair.
+    per_shard = 2 * max(1, int(_SHARD_TOKENS * len(answers) / max(1, answers.n_tokens)) // 2)
     starts = range(0, len(answers), per_shard)
+    parts = [range(start, min(start + per_shard, len(answers))) for start in starts]
     ends = sentence_ends(tokenizer) if layers else None
     reading = _Pass(model, answers, proposals, teacher, tuple(layers), ends, dtype, ledger)
 
     def compute(missing: list[int]) -> Iterator[dict[str, Tensor]]:
-        rows = [range(starts[each], min(starts[each] + per_shard, len(answers))) for each in missing]
+        rows = [parts[each] for each in missing]
         n_missing, tokens = sum(map(len, rows)), sum(reading.n_tokens(part) for part in rows)
         others = "" if n_missing == len(answers) else f" of {len(answers):,}, the others are stored"
         if n_missing:
@@ -224,7 +228,8 @@ def answer_features(
                 yield reading.shard(part)
 
     key = _key(model, tokenizer, answers, proposals, teacher, f"{dtype} {per_shard} {list(layers)}")
-    return AnswerFeatures(store.shards(key, len(starts), compute, needed=needed), per_shard, len(answers))
+    shards = store.shards(key, len(parts), compute, needed=needed)
+    return AnswerFeatures(shards, per_shard, len(answers), sum(map(reading.n_tokens, parts)))
 
 
 @dataclass(frozen=True)
@@ -242,9 +247,15 @@ class _Pass:
 
     def n_tokens(self, rows: Sequence[int]) -> int:
         """Tokens that these rows feed."""
-        answers = self.answers
-        prompts = [answers.prompt_ids] + ([self.teacher.prompt_ids] if self.teacher is not None else [])
-        return sum(len(each[row]) + len(answers.answer_ids[row]) - 1 for each in prompts for row in rows)
+        models = [(self.model, self.answers.prompt_ids, self.layers)]
+        if self.teacher is not None:
+            models.append((self.teacher.model, self.teacher.prompt_ids, ()))
+        ids = self.answers.answer_ids
+        return sum(
+            tokens_to_read(model, [prompts[row] for row in batch], [ids[row] for row in batch], layers=layers)
+            for batch in self._batches(rows)
+            for model, prompts, layers in models
+        )
 
     @torch.no_grad()
     def shard(self, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -268,15 +279,18 @@ class _Pass:
         return joined | {"begins": torch.tensor(begins)}
 
     def _batches(self, rows: Sequence[int]) -> list[list[int]]:
-        """The rows in batches of similar length, whose logits take a bounded part of the memory."""
+        """The rows in batches of similar length, whose logits take a bounded part of the memory. Answers in a row to one prompt stay together,
+        so that it is fed once."""
         ids, vocabulary = self.answers.answer_ids, embedding_rows(self.model).shape[0]
+        together = [list(group) for _, group in groupby(rows, key=lambda row: tuple(self.answers.prompt_ids[row]))]
+        parts = [group[start : start + _BATCH] for group in together for start in range(0, len(group), _BATCH)]
         batches: list[list[int]] = []
-        for row in sorted(rows, key=lambda row: len(ids[row])):
-            size = len(batches[-1]) + 1 if batches else 1
-            if 1 < size <= _BATCH and size * len(ids[row]) * vocabulary * 4 <= _LOGIT_BYTES:
-                batches[-1].append(row)
+        for longest, part in sorted((max(len(ids[row]) for row in part), part) for part in parts):
+            size = len(part) + (len(batches[-1]) if batches else 0)
+            if batches and size <= _BATCH and size * longest * vocabulary * 4 <= _LOGIT_BYTES:
+                batches[-1] += part
             else:
-                batches.append([row])
+                batches.append(part)
         return batches
 
     def _of_batch(self, rows: Sequence[int], read: dict[int, Read], taught: dict[int, Read]) -> list[dict[str, Tensor]]:

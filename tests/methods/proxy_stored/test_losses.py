@@ -92,7 +92,7 @@ def read(model: Any, proxy: ProxyModel, folder: Path, teacher: bool = False) -> 
 
 
 @pytest.mark.parametrize("objective", ["marginal", "sequential_integrated"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-softcap"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-softcap", "mistral-window"])
 @pytest.mark.parametrize("settings", [{"p_t": 0.02}, {"p_t": 0.2, "temperature": 0.7}, {"max_candidates": 2}])
 def test_every_number_is_that_of_the_whole_vocabulary(
     name: str, objective: str, settings: dict[str, Any], tmp_path: Path

@@ -324,9 +324,7 @@ class _Reader:
             base.model, base.tokenizer, examples.answers, proposals, store, teacher=teacher, layers=layers
         )
         # Features that the store already holds count as what they cost when they were computed.
-        self.ledger.count(lm_forward_tokens=examples.answers.n_tokens + (len(examples.answers) if layers else 0))
-        if teacher is not None:
-            self.ledger.count(lm_forward_tokens=replace(examples.answers, prompt_ids=teacher.prompt_ids).n_tokens)
+        self.ledger.count(lm_forward_tokens=features.n_tokens)
         return Stored(self._with_confidence(examples, features), features)
 
     def _with_confidence(self, examples: Examples, features: AnswerFeatures) -> Examples:
