@@ -2,7 +2,7 @@
 
     python -m experiments.memory [--smoke]
 
-The model has 1.1 billion parameters: width 2,048, 16 layers and 131,072 tokens. First its own responses are sampled, then one rollout of as many is
+The model has 1.2 billion parameters: width 2,048, 16 layers and 131,072 tokens. First its own responses are sampled, then one rollout of as many is
 made and trained on. Each figure is the process's peak, without what it held when the model was loaded. At p_t = 0 every position has 256 candidates and the
 tail, which is the worst case. The kernel's peak is reset between figures, so the script runs on Linux.
 """
@@ -109,7 +109,7 @@ def main() -> None:
     measure("the model's own responses", lambda: generate(engine, ids, params))
     measure("a new proxy", lambda: proxies.append(new_proxy(model, {"p_t": 0.0})))
     measure("its keys", lambda: ProxyGuide.build(proxies, embedding_rows(model)))
-    measure("a rollout and four steps", train)
+    measure("a rollout and its optimisation", train)
     facts = {
         "parameters": size,
         "model, MB": 2 * size / MEGABYTE,
@@ -117,7 +117,7 @@ def main() -> None:
     }
     facts |= {"dim": proxies[0].config.dim, "responses": RESPONSES, "tokens": TOKENS}
     if not is_smoke:
-        write_summary("memory", "python -m experiments.memory", "a random Llama in bfloat16, 1.1 billion", rows, facts)
+        write_summary("memory", "python -m experiments.memory", "a random Llama in bfloat16, 1.2 billion", rows, facts)
     print(facts)
 
 

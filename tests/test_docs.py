@@ -113,6 +113,7 @@ TABLES = [
     for page in (
         ROOT / "README.md",
         ROOT / "docs" / "results.md",
+        ROOT / "docs" / "methods" / "proxy.md",
         ROOT / "docs" / "methods" / "representation-reward.md",
     )
     for name, table in NUMBERED.findall(page.read_text("utf-8"))
