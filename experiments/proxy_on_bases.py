@@ -110,7 +110,7 @@ def main() -> None:
         rows[name] = measured(base, TASKS[task], folder, given.seed, 2_000 if given.smoke else given.budget_tokens)
         print(json.dumps({name: rows[name]}), flush=True)
     if not given.smoke:
-        facts = {"seed": given.seed, "budget_tokens": given.budget_tokens or "default"}
+        facts = {"seed": given.seed}
         command = "FRUGALIGN_TRIALS=folder python -m experiments.proxy_on_bases BASE=TASK ..."
         write_summary("proxy-on-bases", command, "0.26 to 135 million parameters", rows, facts)
 

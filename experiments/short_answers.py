@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FEWEST, ENOUGH, MOST = 3, 8, 40
-N_TEST, N_TRAIN = 128, 1_024
+N_TEST, N_TRAIN = 64, 1_024
 LONGEST_PROMPT = 200
 """Characters of a prompt."""
 

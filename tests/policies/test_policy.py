@@ -77,6 +77,29 @@ def test_several_proxies_compose_at_their_strengths(proxies: list[str]) -> None:
     assert policy.trainable_parameters == sum(network.num_parameters() for network in networks)
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.6}, None, 0.6),
+        ({"do_sample": True, "temperature": 0.6}, 0.9, 0.9),
+        ({"do_sample": False, "temperature": 0.6}, None, 1.0),
+        ({"do_sample": True, "temperature": None}, None, 1.0),
+        ({"do_sample": None, "temperature": 0.6}, None, 1.0),
+        ({"do_sample": True, "temperature": 0.0}, None, 1.0),
+    ],
+)
+def test_a_base_samples_at_its_own_temperature_unless_told(
+    own: dict[str, Any], given: float | None, expected: float, proxies: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its generation config samples at. A proxy keeps the temperature that it was trained at."""
+    for name, value in own.items():
+        monkeypatch.setattr(base().model.generation_config, name, value)
+    policy = load(PolicySpec(), base=base())
+    assert policy.with_defaults(replace(SETTINGS, temperature=given)).temperature == expected
+    guided = load(PolicySpec.from_dict({"proxy": proxies[:1]}), base=base())
+    assert guided.with_defaults(replace(SETTINGS, temperature=None)).temperature == 1.0
+
+
 def test_a_proxys_template_arguments_are_the_default(tmp_path: Path) -> None:
     """They are stored with it, reach the encoding, and can be replaced."""
     proxy = new_proxy(base().model, {"p_t": 0.02, "chat_template_kwargs": {"loud": True}}, seed=0)

@@ -98,7 +98,7 @@ def sampling_temperature(model: PreTrainedModel) -> float:
     """The temperature at which the model's own generation config samples, or 1."""
     config = getattr(causal_lm(model), "generation_config", None)
     value = getattr(config, "temperature", None) if getattr(config, "do_sample", None) else None
-    return float(value) if value else 1.0
+    return float(value) if isinstance(value, (int, float)) and value > 0 else 1.0
 
 
 def context_length(model: PreTrainedModel) -> int | None:
