@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class ShardStore:
                 delete_leftovers(place)
                 reading = Reading(place)
                 missing = [each for each, file in enumerate(files) if not _is_whole(file)]
+                if missing:  # a damaged file may be open
+                    ShardFile.of.cache_clear()
+                    _opened.cache_clear()
                 for each, tensors in zip(missing, compute(missing), strict=True):
                     write_atomic(files[each], save(dict(tensors), {"hash": _hash(files[each], tensors)}))
                 write_atomic(place / _USED, "")
@@ -95,7 +99,8 @@ class ShardStore:
 class ShardFile:
     """A shard that is read by rows of its tensors, each time from the disk.
 
-    A memory map would count every page that was ever read as memory of this process, and so would tensors that stay open.
+    A memory map would count every page that was ever read as memory of this process, and so would tensors that stay open. The files that
+    were read last stay open, since opening one takes longer than reading some rows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,10 +131,23 @@ class ShardFile:
         if not number or not a_row:
             return torch.empty(number, *shape, dtype=dtype)
         content = bytearray(number * a_row)
-        with self._path.open("rb") as file:
-            file.seek(self._first + about["data_offsets"][0] + start * a_row)
-            file.readinto(content)
+        os.preadv(_opened(self._path).descriptor, [content], self._first + about["data_offsets"][0] + start * a_row)
         return torch.frombuffer(content, dtype=dtype).reshape(number, *shape)
+
+
+class _Opened:
+    """An open file, closed when nothing holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+@lru_cache(maxsize=128)
+def _opened(path: Path) -> _Opened:
+    return _Opened(path)
 
 
 def _is_whole(shard: Path) -> bool:
