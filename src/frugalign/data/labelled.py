@@ -76,7 +76,6 @@ def load_preference_data(name: str, group_column: str | None = None) -> dict[str
             f"{name} holds no preference data: it needs prompt, chosen and rejected, or prompt, completion and a label "
             f"of true and false{hint}."
         )
-    convert = _pairs if kind == "preference" else _labels
     found = {}
     for split, dataset in as_datasets(files, name).items():
         if group_column is not None and group_column not in dataset.column_names:
@@ -87,7 +86,7 @@ def load_preference_data(name: str, group_column: str | None = None) -> dict[str
         groups = (
             None if group_column is None else ["—" if value is None else str(value) for value in dataset[group_column]]
         )
-        found[split] = convert(dataset, groups)
+        found[split] = paired([dataset], groups) if kind == "preference" else _labels(dataset, groups)
     for split, preferences in found.items():
         if not len(preferences):
             raise FrugalignError(f"The split {split} of {name} holds no pair of two different answers.")
@@ -111,9 +110,10 @@ class _Answers:
         return self._rows[key]
 
 
-def _pairs(dataset: Dataset, groups: Sequence[str] | None) -> PreferenceData:
+def paired(parts: Sequence[Dataset], groups: Sequence[str] | None = None) -> PreferenceData:
+    """The pairs of some data sets, one after the other, as one. `groups`: of each pair."""
     kept, pairs, dropped, kept_groups = _Answers(), [], 0, []
-    columns = (column(dataset, name) for name in ("prompt", "chosen", "rejected"))
+    columns = ([each for part in parts for each in column(part, name)] for name in ("prompt", "chosen", "rejected"))
     for place, (prompt, chosen, rejected) in enumerate(zip(*columns, strict=True)):
         better, worse = kept.row(prompt, chosen), kept.row(prompt, rejected)
         if better == worse:

@@ -283,7 +283,11 @@ class _Pass:
         so that it is fed once."""
         ids, vocabulary = self.answers.answer_ids, embedding_rows(self.model).shape[0]
         together = [list(group) for _, group in groupby(rows, key=lambda row: tuple(self.answers.prompt_ids[row]))]
-        parts = [group[start : start + _BATCH] for group in together for start in range(0, len(group), _BATCH)]
+        parts: list[list[int]] = []
+        for group in together:
+            a_row = max(len(ids[row]) for row in group) * vocabulary * 4
+            most = max(1, min(_BATCH, _LOGIT_BYTES // a_row))
+            parts += [group[start : start + most] for start in range(0, len(group), most)]
         batches: list[list[int]] = []
         for longest, part in sorted((max(len(ids[row]) for row in part), part) for part in parts):
             size = len(part) + (len(batches[-1]) if batches else 0)

@@ -56,15 +56,16 @@ def prepare_proxy(proxy: ProxyModel | None, loaded: LoadedModel, base: BaseFinge
     return proxy
 
 
-def save_proxy(trainer: Any, folder: Path) -> None:
-    """Write a trainer's proxy, its card and the costs into the run folder."""
+def save_proxy(trainer: Any, folder: Path, learned: str) -> None:
+    """Write a trainer's proxy, its card and the costs into the run folder. `learned`: a sentence for the card on the signal."""
     if not trainer.is_world_process_zero():
         return
     proxy = trainer.accelerator.unwrap_model(trainer.model)
     base = proxy.config.base
     card = model_card(
         title=f"Proxy for {base['name'] or 'a causal language model'}",
-        description="Accepts or rejects every token that its frozen base proposes (Proxy-RLHF, arXiv 2403.04283).",
+        description="Accepts or rejects every token that its frozen base proposes (Proxy-RLHF, arXiv 2403.04283). "
+        + learned,
         base_model=base["name"],
         tables=CardTables(settings=trainer.args.options(), costs=trainer.ledger.table()),
         usage=f"from frugalign import GuidedModel\n\nmodel = GuidedModel.from_pretrained({str(folder)!r})",

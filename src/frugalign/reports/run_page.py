@@ -27,6 +27,7 @@ from frugalign.runs.layout import (
     REPORT_FILE,
     ROUND_PREFIX,
     SAMPLES_FILE,
+    PairsReport,
     Sample,
     ShiftStart,
     evaluation_of,
@@ -35,6 +36,7 @@ from frugalign.runs.layout import (
     read_evaluation_costs,
     read_log,
     read_metrics,
+    read_pairs_report,
     read_reward_report,
     read_samples,
     read_settings,
@@ -68,11 +70,14 @@ _CURVES = (
             ("temperature", "kl_temperature"),
             ("restriction", "kl_restriction"),
             ("held-out KL", "eval_kl_per_sequence"),
+            ("held-out answers", "eval_kl"),
         ),
     ),
+    ("nats per token, KL from the teacher", (("training", "kl_from_teacher"), ("held-out", "eval_kl_from_teacher"))),
     ("acceptance", (("training", "acceptance"), ("held-out", "eval_acceptance"))),
     ("tokens per completion", (("training", "completion_length"), ("held-out", "eval_mean_length"))),
     ("loss", (("training", "loss"), ("held-out", "eval_loss"))),
+    ("weight of the KL", (("training", "kl_weight"),)),
     ("pairs in order, implicit reward", (("training", "rewards/accuracies"), ("held-out", "eval_rewards/accuracies"))),
     (
         "pairs in order, probes",
@@ -96,6 +101,12 @@ _CURVES = (
     ),
 )
 _BINS = 10
+_ORDERED_BY = {
+    "implicit_reward": "The proxy's implicit reward",
+    "probes": "The probes",
+    "bag_of_words": "Words alone",
+    "length_only": "Length alone",
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,7 @@ class _Run:
     costs: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     rounds: Rounds | None = None
+    pairs: PairsReport | None = None
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -143,6 +155,10 @@ def _write(folder: Path) -> Path:
         rounds_before_samples=after,
         distributions=_distributions(run.samples),
         rows=_rows(run.metrics),
+        pairs=run.pairs,
+        pairs_rows=[(_ORDERED_BY[name], precise_interval(each)) for name, each in run.pairs["accuracy"].items()]
+        if run.pairs
+        else [],
         metrics=run.metrics,
         few=few_prompts(run.metrics["settings"]["prompts"]) if run.metrics.get("settings") else None,
         costs=run.costs,
@@ -185,6 +201,7 @@ def _read(folder: Path) -> _Run:
         samples=samples,
         costs=[(title, _cost_rows(found, of_training=title == "Training")) for title, found in costs if found],
         rounds=rounds,
+        pairs=read_pairs_report(folder),
     )
     return replace(run, missing=_missing(run))
 

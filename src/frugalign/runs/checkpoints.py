@@ -50,6 +50,7 @@ from frugalign.runs.layout import (
     EVALUATION_COSTS_FILE,
     LOG_FILE,
     METRICS_FILE,
+    PAIRS_REPORT_FILE,
     REPORT_FILE,
     SAMPLES_FILE,
     SHIFT_FILE,
@@ -65,7 +66,7 @@ from frugalign.runs.lock import check_not_deleted, in_use
 
 _log = logging.getLogger(__name__)
 _RUN_FILES = (
-    *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, SHIFT_FILE),
+    *(LOG_FILE, COSTS_FILE, CONFIG_FILE, COMPLETIONS_FILE, TRAINED_ON_FILE, SHIFT_FILE, PAIRS_REPORT_FILE),
     *(WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, ADAPTER_RECORD_FILE, MODEL_CONFIG_FILE, CARD_FILE),
     *(METRICS_FILE, SAMPLES_FILE, EVALUATION_COSTS_FILE, REPORT_FILE, MODEL_RECORD_FILE, f"{WEIGHTS_FILE}.index.json"),
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -81,6 +82,7 @@ class WholeCheckpoints(ABC):
 
     args: Any
     state: TrainerState
+    control: TrainerControl
     ledger: Ledger
     accelerator: Any
     callback_handler: Any
@@ -134,9 +136,10 @@ class WholeCheckpoints(ABC):
             found: TrainOutput = trainer.train(None, trial, ignore_keys_for_eval)
             return found
         check_whole(Path(checkpoint))
-        check_settings(checkpoint, checkpoint_state(Path(checkpoint)).get("settings", {}), self.run_settings())
+        stored = checkpoint_state(Path(checkpoint))
+        check_settings(checkpoint, stored.get("settings", {}), self.run_settings())
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.global_step < self._last_step():
+        if state.global_step < self._last_step() and not stored.get("stopped", False):
             restored = _LossSoFar(self)
             self.callback_handler.add_callback(restored)
             try:
@@ -177,7 +180,8 @@ class WholeCheckpoints(ABC):
             self._staging = False
         loss = self._loss()
         if self.args.should_save:
-            state = {"settings": self.run_settings(), "ledger": self.ledger.to_dict(), "loss": loss}
+            stopped = self.control.should_training_stop and step < self.state.max_steps
+            state = {"settings": self.run_settings(), "ledger": self.ledger.to_dict(), "loss": loss, "stopped": stopped}
             state |= self.run_state()
             publish_checkpoint(Path(self._get_output_dir(trial)), step, state, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
@@ -321,6 +325,7 @@ def _instead(damaged: Path) -> str:
 
 
 _BY_HASH = {"prompts", "held-out prompts", "pairs", "labelled pairs", "groups", "probes"}
+_BY_HASH |= {"data", "validation", "principles", "teacher"}
 """Settings whose values are hashes, and are not shown in messages."""
 
 

@@ -9,6 +9,7 @@
       groups/               epoch-000.jsonl: the ranking of an epoch; shift.jsonl: stored responses (rerank)
       shift.json            the reward and the noise floor of the shift (rerank, shift_reward)
       reward_report.json    accuracy and controls of a representation reward
+      pairs_report.json     accuracy of a proxy from pairs on held-out pairs, with baselines
       trained_on.json       the prompts that an adapter or a model was trained on
       checkpoint-40/        Trainer's files, frugalign.json (our state) and hashes.json (of the other files); written in
                             .frugalign-saving/ and moved into place whole
@@ -51,6 +52,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 GROUPS_FOLDER = "groups"
 SHIFT_FILE = "shift.json"
 REWARD_REPORT_FILE = "reward_report.json"
+PAIRS_REPORT_FILE = "pairs_report.json"
 TRAINED_ON_FILE = "trained_on.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 CHECKPOINT_STATE_FILE = "frugalign.json"
@@ -167,6 +169,24 @@ def read_shift(folder: Path) -> ShiftStart | None:
 def read_reward_report(folder: Path) -> dict[str, Any] | None:
     """The report that `train_reward` returned; None if there is none."""
     return read_json(folder / REWARD_REPORT_FILE) or None
+
+
+class PairsReport(TypedDict):
+    """How often held-out pairs are ordered as labelled. `split`: test, or validation, which also stopped the training.
+
+    `accuracy`: an `Estimate` by what orders them: `implicit_reward`, `probes` if there are any, `bag_of_words`, `length_only`.
+    """
+
+    split: str
+    pairs: int
+    prompts: int
+    accuracy: dict[str, dict[str, float | int]]
+
+
+def read_pairs_report(folder: Path) -> PairsReport | None:
+    """The accuracy on held-out pairs of a proxy that learned from pairs; None if there is none."""
+    found = read_json(folder / PAIRS_REPORT_FILE, PairsReport)
+    return cast(PairsReport, found) if found else None
 
 
 # -- an evaluation ----------------------------------------------------------------------------------------------------

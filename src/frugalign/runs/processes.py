@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import PartialState
@@ -19,6 +20,14 @@ def local_rows(size: int) -> list[int]:
 def gather_rows(rows: list[Any]) -> list[Any]:
     """The rows of all processes, sorted by their first entry."""
     return sorted(gather_object(rows), key=lambda row: row[0])
+
+
+def mean_over_processes(sums: Mapping[str, float], size: float) -> dict[str, float]:
+    """Means over all processes' rows, from the sums over the `size` rows of each. A process may have none."""
+    every = gather_object([(dict(sums), size)])
+    names = list(dict.fromkeys(name for found, _ in every for name in found))
+    total = sum(number for _, number in every)
+    return {name: sum(found.get(name, 0.0) for found, _ in every) / total for name in names}
 
 
 def add_all_counts(ledger: Ledger, mine: Ledger) -> None:

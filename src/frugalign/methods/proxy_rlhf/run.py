@@ -67,7 +67,7 @@ def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTr
     TrainingProgress("training the proxy", _SHOWN, "rollout", config.steps_per_rollout).replace_defaults(trainer)
     _say_size(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_proxy(trainer, folder)
+    save_proxy(trainer, folder, "Learned by a reward, from its own responses.")
     return trainer
 
 

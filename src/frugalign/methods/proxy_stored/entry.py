@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.methods.job import Job
@@ -42,11 +43,16 @@ def closing(config: StoredProxyConfig, trainer: StoredProxyTrainer) -> list[str]
     """The cost of the proxy, and the command that evaluates it."""
     if not trainer.is_world_process_zero():
         return []
+    from frugalign.methods.proxy_stored.pairs_report import in_words
+    from frugalign.runs.layout import read_pairs_report
+
     share = trainer.ledger.shares["of_base"] or 0.0
     best = f", the best of step {trainer.best.step}" if config.patience and trainer.best.step else ""
+    report = read_pairs_report(Path(str(config.output_dir)))
     return [
         f"A proxy of {trainer.ledger.trainable_parameters:,} parameters, {100 * share:.2f} % of its base, is in {config.output_dir}, trained in "
         f"{trainer.ledger.wall_clock_seconds:,.0f} s{best}.",
+        *([] if report is None else [in_words(report)]),
         f"Next: frugalign evaluate --model_name_or_path {config.model_name_or_path} --proxy {config.output_dir} "
         f"--dataset_name PROMPTS --reward REWARD --output_dir {config.output_dir}/evaluation",
     ]

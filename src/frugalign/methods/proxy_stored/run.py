@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress_display import showing
 from frugalign.data import load_splits
-from frugalign.data.groups import read_groups, save_groups
+from frugalign.data.groups import Groups, read_groups, save_groups
 from frugalign.data.load_files import columns_of
 from frugalign.data.splits import (
     column,
@@ -28,18 +28,24 @@ from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import sampling_temperature
 from frugalign.methods.proxies import save_proxy
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
-from frugalign.methods.proxy_stored.examples import EXTRA
+from frugalign.methods.proxy_stored.examples import EXTRA, numbers
+from frugalign.methods.proxy_stored.pairs_report import pairs_report, write_report
 from frugalign.methods.proxy_stored.teacher import taught_prompts, teacher_model
 from frugalign.methods.proxy_stored.trainer import StoredProxyTrainer
 from frugalign.options.loading import model_arguments
 from frugalign.proxy.network import load_proxy
 from frugalign.runs.checkpoints import checkpoint_to_resume
-from frugalign.runs.folder import open_run_folder
+from frugalign.runs.folder import open_run_folder, saving
 from frugalign.runs.layout import ranking_file
 from frugalign.runs.lock import in_use
 from frugalign.runs.progress import TrainingProgress, say_size
 from frugalign.runs.shared_sampling import GroupRequest, sample_on_all_processes
 
+_DESCRIBED = {
+    "pairs": "Learned from preference pairs, without sampling.",
+    "demonstrations": "Learned from demonstrations, without sampling.",
+    "teacher": "Learned to imitate a teacher, token by token.",
+}
 _SHOWN = ("loss", "rewards/accuracies", "kl", "eval_loss", "eval_rewards/accuracies", "eval_kl")
 _OTHER_SEED = 1
 """Draws the validation prompts, among those that the test prompts, drawn by seed 0, leave."""
@@ -47,10 +53,11 @@ _OTHER_SEED = 1
 
 @dataclass(frozen=True)
 class StoredData:
-    """The rows to train on, those that stop the training, and the record of the whole."""
+    """The rows to train on, those that stop the training, pairs that it never sees, if there are any, and the record of the whole."""
 
     train: Dataset
-    validation: Dataset | None
+    validation: Dataset
+    test: Dataset | None
     trained_on: dict[str, Any]
 
 
@@ -84,16 +91,26 @@ def _train(config: StoredProxyConfig, callbacks: Sequence[TrainerCallback]) -> S
     proxy = None if config.initial_proxy is None else load_proxy(config.initial_proxy)
     if config.temperature is None:
         config.temperature = sampling_temperature(base.model) if proxy is None else float(proxy.config.temperature)
-    train, validation = data.train, data.validation
+    train, validation, answers = data.train, data.validation, None
     if "completion" not in train.column_names and "chosen" not in train.column_names:
-        train, validation = _answered(train, validation, base, config, ledger)
+        kept = ranking_file(folder, 0)
+        answers = read_groups(kept) if checkpoint is not None and kept.is_file() else None
+        if answers is None:
+            prompts = column(train, "prompt") + column(validation, "prompt")
+            answers = _answers(prompts, base, config, ledger)
+        train, validation = _with_answers(train, answers, 0), _with_answers(validation, answers, len(train))
     seconds_before = ledger.wall_clock_seconds
     trainer = StoredProxyTrainer(base, config, train, validation, proxy=proxy, callbacks=list(callbacks))
     trainer.ledger.add(ledger, wall_clock=seconds_before)
     trainer.accelerator.unwrap_model(trainer.model).config.trained_on = data.trained_on
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_proxy(trainer, folder)
+    if trainer.is_world_process_zero():
+        if trainer.signal == "pairs":
+            write_report(pairs_report(trainer, data.train, data.validation, data.test), folder)
+        if answers is not None:
+            _keep(answers, ranking_file(folder, 0))
+    save_proxy(trainer, folder, _DESCRIBED[trainer.signal])
     return trainer
 
 
@@ -126,17 +143,24 @@ def read_stored(config: StoredProxyConfig) -> StoredData:
     splits = load_splits(name, kind=kind)
     trained = training_name(splits, name)
     warn_of_shared_splits(name, splits, trained)
-    rows, has_test = splits[trained], split_for(splits, "test", trained) is not None
-    held_out = 0.0 if has_test else config.test_fraction
+    rows, test_name = splits[trained], split_for(splits, "test", trained)
+    for extra in EXTRA:
+        numbers(rows, extra)  # before rows are left out, which changes their numbers
+    held_out = config.test_fraction if test_name is None else 0.0
     trained_on = training_data_record(name, rows, held_out_fraction=held_out)
+    test = None if test_name is None else splits[test_name]
     if held_out:
-        rows, _ = held_out_split(rows, held_out, 0)
+        rows, test = held_out_split(rows, held_out, 0)
     named = split_for(splits, "validation", trained)
     if named is not None:
         validation = splits[named]
     else:
         rows, validation = held_out_split(rows, config.validation_fraction, _OTHER_SEED)
-    return StoredData(_used(rows, kind), _used(validation, kind), trained_on)
+    test = None if test is None or kind != "preference" else _used(test, kind)
+    found = StoredData(_used(rows, kind), _used(validation, kind), test if test else None, trained_on)
+    if not (found.train and found.validation):
+        raise FrugalignError(f"{name} holds no pair of two different answers.")
+    return found
 
 
 def _used(rows: Dataset, kind: str) -> Dataset:
@@ -146,31 +170,31 @@ def _used(rows: Dataset, kind: str) -> Dataset:
     if kind != "preference":
         return found
     sides = zip(column(rows, "chosen"), column(rows, "rejected"), strict=True)
-    differ = [row for row, (chosen, rejected) in enumerate(sides) if chosen != rejected]
-    if not differ:
-        raise FrugalignError("The data holds no pair of two different answers.")
-    return found.select(differ)
+    return found.select([row for row, (chosen, rejected) in enumerate(sides) if chosen != rejected])
 
 
-def _answered(
-    train: Dataset, validation: Dataset | None, base: LoadedModel, config: StoredProxyConfig, ledger: Ledger
-) -> tuple[Dataset, Dataset | None]:
-    """Prompts with one answer each, sampled from the teacher. A resumed run reads those of the interrupted one."""
-    prompts = [column(part, "prompt") for part in (train, validation) if part is not None]
-    every = [prompt for part in prompts for prompt in part]
+def _answers(every: list[Any], base: LoadedModel, config: StoredProxyConfig, ledger: Ledger) -> Groups:
+    """One answer of the teacher to each prompt. A resumed run reads those that the interrupted one had sampled."""
     kept = ranking_file(Path(str(config.output_dir)), 0)
-    if kept.is_file():
-        groups = read_groups(kept)
-    else:
-        model = teacher_model(base, config)
-        say_size(len(every) * config.max_new_tokens, 0, f"one answer of the teacher to each of {len(every):,} prompts")
-        request = GroupRequest(taught_prompts(every, base, config), 1, 0, kept.with_suffix(""), share_prefix=True)
-        groups = sample_on_all_processes(model.model, model.tokenizer, request, config, ledger)
-        save_groups(groups, kept)
-    rows = [
-        {"prompt": prompt, "completion": texts[0], "completion_ids": ids[0]}
-        for prompt, texts, ids in zip(every, groups.completions, groups.completion_ids or [], strict=True)
-    ]
-    parts = [Dataset.from_list(rows[: len(prompts[0])])]
-    parts += [Dataset.from_list(rows[len(prompts[0]) :])] if validation is not None else []
-    return parts[0], parts[1] if validation is not None else None
+    model = teacher_model(base, config)
+    say_size(len(every) * config.max_new_tokens, 0, f"one answer of the teacher to each of {len(every):,} prompts")
+    request = GroupRequest(
+        taught_prompts(every, base, config), 1, 0, kept.with_name(f".{kept.stem}"), share_prefix=True
+    )
+    groups = sample_on_all_processes(model.model, model.tokenizer, request, config, ledger)
+    return replace(groups, prompts=every)
+
+
+def _keep(answers: Groups, path: Path) -> None:
+    """Write the answers where they can be read, in place of the partial work."""
+    with saving(path):
+        save_groups(answers, path)
+        for partial in path.parent.glob(f".{path.stem}-*.partial"):
+            partial.unlink()
+
+
+def _with_answers(rows: Dataset, groups: Groups, first: int) -> Dataset:
+    """The rows with the answers to them, which are those of `groups` from `first` on."""
+    here = slice(first, first + len(rows))
+    texts, ids = ([each[0] for each in found[here]] for found in (groups.completions, groups.completion_ids or []))
+    return rows.add_column("completion", texts).add_column("completion_ids", ids)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.templating import Rendering, encode_prompts
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.engines.transformers import embedding_rows
+from frugalign.engines.transformers import context_length, embedding_rows
 from frugalign.methods.answer_features import Teacher
 from frugalign.options.loading import model_arguments
 from frugalign.policies.principles import load_principles, under_principles
@@ -42,8 +43,21 @@ def taught_prompts(prompts: list[Any], base: LoadedModel, args: Any) -> list[Any
     return under_principles(load_principles(args.principles), prompts, base.tokenizer, Rendering.of(args))
 
 
-def teacher_of(prompts: list[Any], model: LoadedModel, base: LoadedModel, args: Any) -> Teacher:
-    """The teacher of answers to these prompts."""
+def teacher_of(
+    prompts: list[Any], answer_ids: Sequence[Sequence[int]], model: LoadedModel, base: LoadedModel, args: Any
+) -> Teacher:
+    """The teacher of these answers to these prompts.
+
+    Raises:
+        FrugalignError: a prompt as the teacher reads it and its answer exceed the teacher's context.
+    """
     taught = taught_prompts(prompts, base, args)
     ids = encode_prompts(taught, base.tokenizer, max_new_tokens=0, rendering=Rendering.of(args)).ids
+    context = context_length(model.model)
+    for row, (prompt, answer) in enumerate(zip(ids, answer_ids, strict=True)):
+        if context is not None and len(prompt) + len(answer) > context:
+            raise FrugalignError(
+                f"Row {row + 1} has {len(prompt) + len(answer)} tokens as the teacher reads it, and its context is {context}: "
+                "shorten the principles, or lower max_length."
+            )
     return Teacher(model.model, model.tokenizer, ids, args.temperature)

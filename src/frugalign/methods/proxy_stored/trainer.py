@@ -6,8 +6,6 @@ The frozen base reads every answer once, before training (`methods/answer_featur
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,63 +21,32 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.data.splits import column, pairs_fingerprint, rows_fingerprint
+from frugalign.data.splits import pairs_fingerprint, rows_fingerprint
 from frugalign.engines.artefacts import content_hash
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import causal_lm, embedding_rows
-from frugalign.methods.answer_features import AnswerFeatures, Features, Proposals, answer_features
+from frugalign.methods.answer_features import Proposals
 from frugalign.methods.answer_scores import ScoredAnswers, score_stored
-from frugalign.methods.confidence import check_probes, pair_confidence, posterior_confidence, prefer_given
+from frugalign.methods.confidence import check_probes
 from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_stored.brake import Best, Brake
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
-from frugalign.methods.proxy_stored.examples import Examples, examples_of, signal_of
+from frugalign.methods.proxy_stored.examples import signal_of
 from frugalign.methods.proxy_stored.losses import demonstration_loss, pair_loss, teacher_loss
-from frugalign.methods.proxy_stored.teacher import teacher_model, teacher_of
+from frugalign.methods.proxy_stored.reading import Batch, Reader, Stored
+from frugalign.methods.proxy_stored.teacher import teacher_model
+from frugalign.policies.principles import load_principles
 from frugalign.proxy.network import ProxyModel
 from frugalign.proxy.overseer import Objective
-from frugalign.rewards.representation.network import PROBES, RepresentationModel, load_probes
+from frugalign.rewards.representation.network import PROBES, load_probes
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
-from frugalign.runs.processes import local_rows
-from frugalign.runs.shard_store import ShardStore
-
-_SCORED = 1024
-"""Answers whose states probes read at once."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The features of some examples' answers, the examples' `weights [B]`, and the `confidence [B]` in pairs' labels, if any is known."""
-
-    features: Features
-    weights: Tensor
-    confidence: Tensor | None
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        confidence = None if self.confidence is None else self.confidence.to(device)
-        return Batch(self.features.to(device), self.weights.to(device), confidence)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Examples with the features of their answers. Called with numbers of examples, it returns their batch."""
-
-    examples: Examples
-    features: AnswerFeatures
-
-    def __call__(self, numbers: Sequence[int]) -> dict[str, Batch]:
-        examples = self.examples
-        confidence = None
-        if examples.confidence is not None:
-            confidence = torch.tensor([examples.confidence[number] for number in numbers])
-        weights = torch.tensor([examples.weights[number] for number in numbers])
-        return {"batch": Batch(self.features.read(examples.rows(numbers)), weights, confidence)}
+from frugalign.runs.processes import local_rows, mean_over_processes
 
 
 class StoredProxyTrainer(WholeCheckpoints, Trainer):
@@ -120,23 +87,29 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         has_teacher = args.teacher is not None or args.principles is not None
         self.signal = signal_of(train_dataset, has_teacher=has_teacher)
         self._embeddings = embedding_rows(lm) if proxy.config.candidate_features == "embedding" else None
-        self._data_hashes = {
+        self._data_hashes: dict[str, Any] = {
             "base": about.identity,
             "data": _content(train_dataset),
             "validation": _content(eval_dataset),
         }
         taught_by = teacher_model(base, args) if has_teacher else None
         probes = None if args.reward is None else load_probes(args.reward)
+        if taught_by is not None:
+            self._data_hashes["teacher"] = fingerprint(taught_by.model, taught_by.tokenizer).identity
+            if args.principles is not None:
+                self._data_hashes["principles"] = load_principles(args.principles).fingerprint()
         if probes is not None:
             if self.signal != "pairs":
                 raise FrugalignError("reward gives the confidence in the labels of pairs, and this data has none.")
             check_probes(probes, lm, base.tokenizer, args)
             args.max_length = args.max_length or probes.config.max_length
             self._data_hashes["probes"] = content_hash(PROBES, probes)
-        read = _Reader(base, taught_by, probes, args, proxy, self.ledger)
+        proposals = Proposals(proxy.config.temperature, proxy.limits)
+        self.reader = Reader(base, self.signal, proposals, args, self.ledger, taught_by, probes)
         with self.ledger.phase("rollout"):
-            self.stored = read(self.signal, train_dataset)
-            self.validation = None if eval_dataset is None else read(self.signal, eval_dataset)
+            self.stored = self.reader(train_dataset)
+            self.validation = None if eval_dataset is None else self.reader(eval_dataset)
+        args.eval_strategy = IntervalStrategy.NO if eval_dataset is None else IntervalStrategy.STEPS
         super().__init__(
             model=proxy,
             args=args,
@@ -196,16 +169,13 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self.ledger.phase("optimise"):
             loss: Tensor = super().training_step(*args, **kwargs)
-        self.brake.observe(self._mean(torch.tensor(self._noted["kl"][-1])))
-        self._noted["kl_weight"].append(self.brake.weight)
-        self.ledger.count(optimizer_steps=int(self.accelerator.sync_gradients))
+        self._step_kl.append(self._noted["kl"][-1])
+        if self.accelerator.sync_gradients:  # the last micro-batch of a step
+            self.brake.observe(mean_over_processes({"kl": sum(self._step_kl)}, len(self._step_kl))["kl"])
+            self._step_kl.clear()
+            self._noted["kl_weight"].append(self.brake.weight)
+            self.ledger.count(optimizer_steps=1)
         return loss
-
-    def _mean(self, value: Tensor) -> float:
-        """The mean over processes."""
-        if self.accelerator.num_processes == 1:
-            return float(value)
-        return float(self.accelerator.reduce(value.to(self.accelerator.device), "mean"))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"batch": inputs["batch"].to(self.accelerator.device)}
@@ -216,7 +186,8 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log line."""
         if "loss" in logs:
-            logs = logs | {name: sum(values) / len(values) for name, values in self._noted.items()}
+            means = {name: sum(values) / len(values) for name, values in self._noted.items()}
+            logs = logs | mean_over_processes(means, 1)
             self._noted.clear()
         super().log(logs, start_time)
 
@@ -232,7 +203,9 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         proxy = self.accelerator.unwrap_model(self.model)
         with self.ledger.phase("evaluate"):
             found = self.measure(self.validation, proxy)
-        self.best.observe(found["loss"], self.state.global_step, proxy)
+        # Under a target the weight of the KL moves, and losses with different weights do not compare.
+        braked = self.brake.weight * found["kl"] if self.args.target_kl is not None else 0.0
+        self.best.observe(found["loss"] - braked, self.state.global_step, proxy)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -250,11 +223,23 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
             loss = (batch.weights * each).mean() + self.brake.weight * scored.kl.mean()
             for name, value in (noted | {"loss": float(loss)}).items():
                 sums[name] += len(numbers) * value
-        names = sorted(sums)
-        values = torch.tensor([*(sums[name] for name in names), float(len(mine))], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return {name: float(value / values[-1]) for name, value in zip(names, values[:-1], strict=True)}
+        return mean_over_processes(sums, len(mine))
+
+    @torch.no_grad()
+    def log_ratios(self, stored: Stored) -> Tensor:
+        """`log π(y) − log p(y)` of every answer of stored examples, in the order of `Examples.rows`."""
+        proxy, size, numbers = (
+            self.accelerator.unwrap_model(self.model),
+            self.args.eval_batch_size,
+            len(stored.examples),
+        )
+        found = torch.empty(len(stored.features))
+        for start in range(0, numbers, size):
+            part = range(start, min(start + size, numbers))
+            features = self._prepare_inputs(stored(part))["batch"].features
+            scored = score_stored(proxy, features, self.objective, self._embeddings)
+            found[stored.examples.rows(part)] = scored.log_ratio.cpu()
+        return found
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -266,7 +251,8 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        self.best.save(Path(output_dir or str(self.args.output_dir)))
+        if self._staging:
+            self.best.save(Path(str(output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -274,6 +260,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
 
     def reset_run_state(self) -> None:
         self._noted: dict[str, list[float]] = defaultdict(list)
+        self._step_kl: list[float] = []
         self.brake, self.best = Brake(self.args.kl_weight, self.args.target_kl), Best(self.args.patience)
 
     def run_settings(self) -> dict[str, Any]:
@@ -298,51 +285,6 @@ class _StopsWhereItIsBest(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer.best.is_over:
             control.should_training_stop = True
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads data sets once through the base."""
-
-    base: LoadedModel
-    taught_by: LoadedModel | None
-    probes: RepresentationModel | None
-    args: StoredProxyConfig
-    proxy: ProxyModel
-    ledger: Ledger
-
-    def __call__(self, signal: Any, data: Dataset) -> Stored:
-        args, config, base = self.args, self.proxy.config, self.base
-        examples = examples_of(signal, data, base, args)
-        proposals = Proposals(config.temperature, self.proxy.limits)
-        teacher = None if self.taught_by is None else teacher_of(column(data, "prompt"), self.taught_by, base, args)
-        store = ShardStore(
-            args.cache_dir or Path.home() / ".cache" / "frugalign" / "features", max_gib=args.max_cache_gib
-        )
-        layers = [] if self.probes is None else list(self.probes.config.layers)
-        features = answer_features(
-            base.model, base.tokenizer, examples.answers, proposals, store, teacher=teacher, layers=layers
-        )
-        # Features that the store already holds count as what they cost when they were computed.
-        self.ledger.count(lm_forward_tokens=features.n_tokens)
-        return Stored(self._with_confidence(examples, features), features)
-
-    def _with_confidence(self, examples: Examples, features: AnswerFeatures) -> Examples:
-        """The confidence of the probes in every label, unless a row has its own. It is fixed, since the base's states are."""
-        if self.probes is None:
-            return examples
-        rewards = [
-            self.probes.calibrated(features.states(range(start, min(start + _SCORED, len(features)))))
-            for start in range(0, len(features), _SCORED)
-        ]
-        chosen, rejected = torch.cat(rewards).detach().reshape(-1, 2).unbind(1)
-        noise, floor = self.args.label_noise, self.args.confidence_floor
-        if noise is None:
-            gamma = pair_confidence(chosen, rejected, floor)
-        else:
-            gamma = posterior_confidence(chosen, rejected, noise, floor)
-        given = None if examples.confidence is None else torch.tensor(examples.confidence)
-        return replace(examples, confidence=prefer_given(gamma, given).tolist())
 
 
 def _content(data: Dataset | None) -> str | None:

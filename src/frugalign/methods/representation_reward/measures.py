@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from frugalign.data.labelled import PreferenceData
-from frugalign.methods.representation_reward import text_baselines as baselines
+from frugalign.methods import text_baselines as baselines
 from frugalign.methods.representation_reward.examples import Split, examples_of
 from frugalign.methods.representation_reward.feature_store import Features, LayerColumns, States
 from frugalign.methods.representation_reward.options import RewardOptions

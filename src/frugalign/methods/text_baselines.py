@@ -1,4 +1,4 @@
-"""Baselines that a probe should beat: the answer's length alone, and its words alone."""
+"""Baselines that whatever learned from preferences should beat: the answer's length alone, and its words alone."""
 
 from __future__ import annotations
 

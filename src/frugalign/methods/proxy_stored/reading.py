@@ -1,0 +1,111 @@
+"""Read data sets once through the frozen base, and hand out batches of what it said.
+
+Batches hold what `StoredProxyTrainer` learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from frugalign.base.ledger import Ledger
+from frugalign.data.splits import column
+from frugalign.engines.loading import LoadedModel
+from frugalign.methods.answer_features import AnswerFeatures, Features, Proposals, answer_features
+from frugalign.methods.confidence import pair_confidence, posterior_confidence, prefer_given
+from frugalign.methods.proxy_stored.config import StoredProxyConfig
+from frugalign.methods.proxy_stored.examples import Examples, Signal, examples_of
+from frugalign.methods.proxy_stored.teacher import teacher_of
+from frugalign.rewards.representation.network import RepresentationModel
+from frugalign.runs.shard_store import ShardStore
+
+_SCORED = 1024
+"""Answers whose states probes read at once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The features of some examples' answers, the examples' `weights [B]`, and the `confidence [B]` in pairs' labels, if any is known."""
+
+    features: Features
+    weights: Tensor
+    confidence: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        confidence = None if self.confidence is None else self.confidence.to(device)
+        return Batch(self.features.to(device), self.weights.to(device), confidence)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Examples with the features of their answers. Called with numbers of examples, it returns their batch."""
+
+    examples: Examples
+    features: AnswerFeatures
+
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Batch]:
+        examples = self.examples
+        confidence = None
+        if examples.confidence is not None:
+            confidence = torch.tensor([examples.confidence[number] for number in numbers])
+        weights = torch.tensor([examples.weights[number] for number in numbers])
+        return {"batch": Batch(self.features.read(examples.rows(numbers)), weights, confidence)}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads data sets once through the base, and through the teacher or for the probes where there are any."""
+
+    base: LoadedModel
+    signal: Signal
+    proposals: Proposals
+    args: StoredProxyConfig
+    ledger: Ledger
+    taught_by: LoadedModel | None = None
+    probes: RepresentationModel | None = None
+
+    def __call__(self, data: Dataset) -> Stored:
+        """The examples of `data` with their features, from the store as far as it holds them."""
+        args, base = self.args, self.base
+        examples = examples_of(self.signal, data, base, args)
+        teacher = None
+        if self.taught_by is not None:
+            teacher = teacher_of(column(data, "prompt"), examples.answers.answer_ids, self.taught_by, base, args)
+        store = ShardStore(
+            args.cache_dir or Path.home() / ".cache" / "frugalign" / "features", max_gib=args.max_cache_gib
+        )
+        layers = [] if self.probes is None else list(self.probes.config.layers)
+        features = answer_features(
+            base.model, base.tokenizer, examples.answers, self.proposals, store, teacher=teacher, layers=layers
+        )
+        # Features that the store already holds count as what they cost when they were computed.
+        self.ledger.count(lm_forward_tokens=features.n_tokens)
+        return Stored(self._with_confidence(examples, features), features)
+
+    def _with_confidence(self, examples: Examples, features: AnswerFeatures) -> Examples:
+        """The confidence of the probes in every label, unless a row has its own. It is fixed, since the base's states are."""
+        if self.probes is None:
+            return examples
+        chosen, rejected = self.rewards(features)
+        noise, floor = self.args.label_noise, self.args.confidence_floor
+        if noise is None:
+            gamma = pair_confidence(chosen, rejected, floor)
+        else:
+            gamma = posterior_confidence(chosen, rejected, noise, floor)
+        given = None if examples.confidence is None else torch.tensor(examples.confidence)
+        return replace(examples, confidence=prefer_given(gamma, given).tolist())
+
+    @torch.no_grad()
+    def rewards(self, features: AnswerFeatures) -> tuple[Tensor, Tensor]:
+        """The probes' calibrated rewards of all pairs' better and worse answers, `[n]` each."""
+        assert self.probes is not None
+        starts = range(0, len(features), _SCORED)
+        states = (features.states(range(start, min(start + _SCORED, len(features)))) for start in starts)
+        chosen, rejected = torch.cat([self.probes.calibrated(part) for part in states]).reshape(-1, 2).unbind(1)
+        return chosen, rejected
