@@ -39,7 +39,7 @@ def after(*kls: float, target: float = 10.0, beta: float = 0.3) -> list[float]:
 def test_it_rests_at_its_target_and_moves_the_right_way() -> None:
     assert after(10.0, 10.0) == pytest.approx([0.3, 0.3])
     assert after(15.0, 15.0)[1] > after(15.0)[0] > 0.3
-    assert 0 < after(5.0, 5.0)[1] < after(5.0)[0] < 0.3
+    assert 0 < after(5.0, 5.0, 5.0)[2] < after(5.0, 5.0)[1] < 0.3
     assert after(0.0, 0.0, 0.0)[-1] > 0
 
 
@@ -56,14 +56,21 @@ def test_it_never_falls_while_the_kl_is_over_the_target() -> None:
 
 
 def test_worked_prices() -> None:
-    """log(kl/target) over the target and 0.3 of it below, at most a factor e^±0.3; unchanged while the KL rises by 3 % of the target."""
-    assert after(5.0, 5.0)[1] == pytest.approx(0.3 * math.exp(0.6 * math.log(0.5)))
+    """log(kl/target) over the target and half of it below, at most a factor e^±0.3."""
     assert after(12.0)[0] == pytest.approx(0.3 * 1.2)
-    assert after(100.0)[0] == pytest.approx(0.3 * math.exp(0.3)) and after(0.0)[0] == pytest.approx(
-        0.3 * math.exp(-0.3)
-    )
-    first, second, third = after(2.0, 4.0, 4.2)
-    assert second == first and third < second
+    assert after(8.0, 8.0)[1] == pytest.approx(0.3 * 0.8**0.5)
+    assert after(100.0)[0] == pytest.approx(0.3 * math.exp(0.3))
+    assert after(0.0, 0.0)[1] == pytest.approx(0.3 * math.exp(-0.3))
+
+
+def test_it_waits_while_the_kl_comes_closer() -> None:
+    """Below the target: no fall at a new high. Over it: no rise while the KL falls by 2 % of the target."""
+    assert after(0.0, 2.0, 4.0, 4.3) == [0.3] * 4
+    assert after(4.0, 4.1)[1] < 0.3, "a high that is hardly new"
+    climbed, lost, again = after(4.0, 3.9, 4.5)
+    assert climbed == 0.3 and lost < climbed and again == lost
+    over, coming, slowly = after(20.0, 16.0, 15.9)
+    assert coming == over and slowly > coming
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

@@ -49,8 +49,8 @@ class Limits:
 
 BETA = 0.05
 _LARGEST = 0.3
-_FALLING = 0.3
-_RISE = 0.03
+_FALLING = 0.5
+_PROGRESS = 0.02
 _OVER_TARGET = 1.2
 """A rollout may end this many times the target away from the base, or as far as it began."""
 
@@ -59,14 +59,16 @@ _OVER_TARGET = 1.2
 class KLController:
     """Steers `kl_choice`, in nats per sequence, towards `target` by the price `beta`. Without a target, β is constant.
 
-    `log β` moves by `log(kl/target)` where the KL is over the target and by `0.3·log(kl/target)` below, at most 0.3 after a rollout. So β
-    never falls while the KL is over the target. Nor does it fall while the KL rises by more than 3 % of the target a rollout, since a new
-    proxy starts below its target at any price. If β is too low meanwhile, the trust region bounds the KL.
+    `log β` moves by `log(kl/target)` over the target and by half of that below, at most 0.3 after a rollout. It moves only while the KL does
+    not come closer by itself: over the target unless the KL falls by 2 % of the target, below it unless the KL is that much over the
+    `highest` so far. For a new proxy starts below its target at any price, and takes many rollouts to get there. If β is too low meanwhile, the
+    trust region bounds the KL.
     """
 
     beta: float | None
     target: float | None
     last_kl: float | None = None
+    highest: float | None = None
 
     def price(self, spread: float) -> float:
         """β, in reward per nat. Where none was given, the first rollout's `spread` of rewards sets it.
@@ -83,12 +85,14 @@ class KLController:
         if self.target is None or self.beta is None:
             return
         far = math.log(max(kl, 1e-9) / self.target)
-        rises = self.last_kl is not None and kl > self.last_kl + _RISE * self.target
-        if far > 0:
+        comes_back = self.last_kl is not None and kl < self.last_kl - _PROGRESS * self.target
+        climbs = self.highest is None or kl > self.highest + _PROGRESS * self.target
+        if far > 0 and not comes_back:
             self.beta *= math.exp(min(far, _LARGEST))
-        elif not rises:
+        elif far < 0 and not climbs:
             self.beta *= math.exp(max(_FALLING * far, -_LARGEST))
         self.last_kl = kl
+        self.highest = kl if self.highest is None else max(kl, self.highest)
 
     def limits(self, from_base: float, moved: float) -> Limits:
         """The limits of an update that starts this far from the base: it may not end further away than it starts, or than 1.2 targets."""

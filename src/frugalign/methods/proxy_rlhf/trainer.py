@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -377,10 +377,10 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         return self.args.fixed_settings() | self._data_hashes
 
     def run_state(self) -> dict[str, Any]:
-        return {"beta": self.kl.beta, "last_kl": self.kl.last_kl, "logs": self._logs, "loss_sum": self._loss_sum}
+        return {"kl": asdict(self.kl), "logs": self._logs, "loss_sum": self._loss_sum}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        self.kl.beta, self.kl.last_kl = state["beta"], state["last_kl"]
+        self.kl = KLController(**state["kl"])
         self._loss_sum = float(state["loss_sum"])
         if self.accelerator.is_main_process:  # only its numbers are saved
             self._logs = state["logs"]
