@@ -67,7 +67,7 @@ SAMPLING = {"max_new_tokens": 12, "learning_rate": 0.003}
 
 
 def commands(data: Path) -> dict[str, list[str]]:
-    """The command line of every verb. Checkpoints, log lines, rounds and epochs end at different steps."""
+    """The command line of every verb, and of each of its forms. Checkpoints, log lines, rounds and epochs end at different steps."""
     gold = {"reward": "frugalign.sandbox:gold", "dataset_name": data / "prompts"}
     proxy = {"max_steps": 8, "num_iterations": 1, "num_generations": 4, "per_device_train_batch_size": 16, "p_t": 0.001}
     proxy |= {"save_steps": 4, "logging_steps": 3, "eval_steps": 4, "target_kl": 0.5, "save_total_limit": 2}
@@ -78,13 +78,16 @@ def commands(data: Path) -> dict[str, list[str]]:
     psle = {"principles": "frugalign.sandbox:PRINCIPLES", "rounds": 2, "num_generations": 2, "eval_prompts": 4}
     psle |= {"per_device_train_batch_size": 4, "logging_steps": 3, "save_steps": 2, "sampling_batch_size": 4}
     reward = {"dataset_name": data / "pairs", "n_shuffles": 1, "max_iterations": 10, "cache_dir": "states"}
+    pairs = {"dataset_name": data / "pairs", "max_steps": 12, "per_device_train_batch_size": 16, "save_steps": 4}
+    pairs |= {"logging_steps": 3, "eval_steps": 2, "save_total_limit": 2, "cache_dir": "states", "target_kl": 0.5}
     verbs: dict[str, dict[str, Any]] = {
         "proxy": SANDBOX | SAMPLING | gold | proxy,
+        "proxy-pairs": SANDBOX | pairs,
         "reward": SANDBOX | reward,
         "rerank": SANDBOX | SAMPLING | rerank,
         "psle": SANDBOX | SAMPLING | gold | psle,
     }
-    found = {name: [name, *_flags(values), "--output_dir", "run"] for name, values in verbs.items()}
+    found = {name: [name.split("-")[0], *_flags(values), "--output_dir", "run"] for name, values in verbs.items()}
     return found | {"study": ["study", str(data / "study.yaml"), "--output_dir", "run"]}
 
 
@@ -231,7 +234,7 @@ def preload() -> None:
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for method in ("proxy_rlhf", "representation_reward", "rerank", "psle"):
+    for method in ("proxy_rlhf", "proxy_stored", "representation_reward", "rerank", "psle"):
         importlib.import_module(f"frugalign.methods.{method}.run")
     for module in ("evaluation", "study.cell", "study.runner", "reports.study.page", "cli.study", "reports.run_page"):
         importlib.import_module(f"frugalign.{module}")

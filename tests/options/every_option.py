@@ -1,4 +1,7 @@
-"""Every verb's flags, and a smallest right command line for each verb."""
+"""Every verb's flags, and a smallest right command line for each verb.
+
+A verb of several forms is there once for each: `proxy`, `proxy/1`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 @cache
 def command_of(verb: str) -> Command:
-    found: Command = method.command_of(verb) if verb in method.VERBS else import_module(f"frugalign.cli.{verb}").COMMAND
+    name, _, form = verb.partition("/")
+    if name in method.VERBS:
+        return method.command_of(name, int(form or 0))
+    found: Command = import_module(f"frugalign.cli.{name}").COMMAND
     return found
 
 
@@ -43,4 +49,9 @@ def hints_of(verb: str) -> dict[str, Any]:
     return get_type_hints(config_of(verb))
 
 
-VERBS = [verb for verb in main.VERBS if verb != "env"]
+VERBS = [
+    verb if number == 0 else f"{verb}/{number}"
+    for verb in main.VERBS
+    if verb != "env"
+    for number in range(len(method.FORMS.get(verb, [verb])))
+]

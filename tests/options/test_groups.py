@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields, replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+from tests.options.every_option import VERBS, command_of
 
 from frugalign.base.errors import FrugalignError
-from frugalign.cli import method
-from frugalign.cli.main import VERBS
 from frugalign.cli.parser import parse
 from frugalign.options import groups
 
-LOADS_A_MODEL = ("proxy", "reward", "rerank", "psle", "generate", "chat", "evaluate")
+LOADS_A_MODEL = ("proxy", "proxy/1", "reward", "rerank", "psle", "generate", "chat", "evaluate")
 
 
 def options_of(verb: str) -> type:
-    command = method.command_of(verb) if verb in method.VERBS else import_module(f"frugalign.cli.{verb}").COMMAND
-    options: type = command.options
-    return options
+    return command_of(verb).options
 
 
 @pytest.mark.parametrize("verb", LOADS_A_MODEL)
@@ -34,7 +30,7 @@ def test_a_verb_that_loads_a_model_has_every_model_option(verb: str) -> None:
 @pytest.mark.parametrize("verb", [*LOADS_A_MODEL, "study"])
 def test_a_verb_that_renders_prompts_takes_arguments_of_the_template(verb: str, tmp_path: Path) -> None:
     """As JSON on the command line, and as a mapping in YAML."""
-    command = method.command_of(verb) if verb in method.VERBS else import_module(f"frugalign.cli.{verb}").COMMAND
+    command = command_of(verb)
     light = replace(command, full=None, config_first=False)
     needed = [
         word

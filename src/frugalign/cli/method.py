@@ -6,6 +6,7 @@ a proxy by a reward and a proxy by stored data: what is given decides, so each f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from frugalign.cli.parser import Command
 
 FORMS: dict[str, list[Verb]] = {}
-"""The forms of every verb. The first takes what no other does."""
+"""The forms of every verb. The first one is for what no other takes."""
 for _method in METHODS.values():
     if _method.verb is not None:
         FORMS.setdefault(_method.verb.name, []).append(_method.verb)
@@ -35,7 +36,12 @@ def command_of(name: str, form: int = 0) -> Command:
 def _command(verb: Verb) -> Command:
     from frugalign.cli.parser import Command
 
-    return Command(verb.name, verb.description, load_attribute(verb.options), full=verb.config)
+    every = {
+        id(form): Command(form.name, form.description, load_attribute(form.options), form.config, when=form.when)
+        for form in FORMS[verb.name]
+    }
+    own = every.pop(id(verb))
+    return replace(own, other_forms=tuple(every.values()))
 
 
 def run(name: str, argv: list[str]) -> int:
@@ -45,7 +51,7 @@ def run(name: str, argv: list[str]) -> int:
     forms, asked = FORMS[name], [word for word in argv if word in ("--help", "-h", "--help_all")]
     if asked and len(forms) > 1:
         for form in forms:
-            print(f"\nWith {form.when}:\n" if form.when else "", end="")
+            print("" if form is forms[0] else f"\nWith {form.when}:\n\n", end="")
             print(help_of(_command(form), every="--help_all" in asked), end="")
         return 0
     verb = form_of(name, argv)

@@ -55,6 +55,9 @@ class Command:
     epilog: str = ""
     config_first: bool = False
     """Whether the file comes before the flags, without --config: `frugalign study FILE.yaml`."""
+    when: str = ""
+    """What a form of a verb that has several is given."""
+    other_forms: tuple[Command, ...] = ()
 
 
 def parse(command: Command, argv: Sequence[str]) -> Any:
@@ -79,7 +82,7 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
         raise FrugalignError(_unknown(command, target, unknown[0]))
     given = vars(known)
     config = given.pop("config", None)
-    values = (read_config(config, target) if config is not None else {}) | given
+    values = (read_config(config, target, command) if config is not None else {}) | given
     for item in _fields(target):
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise FrugalignError(f"{_flag(item)} is missing; `frugalign {command.name} --help` explains it.")
@@ -97,8 +100,10 @@ def help_of(command: Command, *, every: bool = False) -> str:
     return _parser(command, _full(command) if every else command.options).format_help()
 
 
-def read_config(path: str, target: type) -> dict[str, Any]:
+def read_config(path: str, target: type, command: Command | None = None) -> dict[str, Any]:
     """The YAML mapping in `path`, checked against the fields of `target`.
+
+    `command`: whose options they are, if its other forms may have an unknown key.
 
     Raises:
         FrugalignError: a missing or broken file, an unknown key, or a value of the wrong type.
@@ -112,6 +117,8 @@ def read_config(path: str, target: type) -> dict[str, Any]:
     values = {}
     for key, value in content.items():
         if key not in known:
+            if command is not None and (elsewhere := _of_other_form(command, key)):
+                raise FrugalignError(f"In the config file {path}, {key} {elsewhere}")
             raise FrugalignError(
                 f"The config file {path} has an unknown key {shown(key)}{did_you_mean(key, known) or '.'}"
             )
@@ -242,9 +249,19 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
+def _of_other_form(command: Command, name: object) -> str | None:
+    """The rest of a sentence about an option that only another form of the verb has; None if none has it."""
+    for other in command.other_forms:
+        if name in [item.name for item in _fields(other.options)]:
+            return f"is for {other.when}, and what is given is {command.when} (`frugalign {command.name} --help` lists the flags of both)."
+    return None
+
+
 def _unknown(command: Command, target: type, word: str) -> str:
     if not word.startswith("-"):
         return f"There is one argument too many, {shown(word)} (`frugalign {command.name} --help` lists the flags)."
     flag = word.split("=", 1)[0]
+    if elsewhere := _of_other_form(command, flag.removeprefix("--").removeprefix("no_")):
+        return f"{flag} {elsewhere}"
     near = did_you_mean(flag, [f"--{item.name}" for item in _fields(target)])
     return f"There is no flag {shown(flag, quoted=False)}{near} (`frugalign {command.name} --help` lists the flags)."

@@ -33,7 +33,7 @@ class Verb:
         train: `package.module:function`, called with the parsed options.
         closing: the lines to print at the end, from the options and the result of `train`. Only the first process prints any.
         writes_report: whether the run's page is written right after training.
-        when: of a further form of a verb, what it is for.
+        when: of a form of a verb, what it is given, in words.
         takes: `package.module:function` that says whether the given options, a mapping, ask for that form.
     """
 

@@ -16,6 +16,9 @@ def is_stored(given: Mapping[str, Any]) -> bool:
 
     Args:
         given: the options that a command was given, by name.
+
+    Raises:
+        FrugalignError: the data cannot be read, and no reward says what it is for.
     """
     if given.get("principles") or given.get("teacher"):
         return True
@@ -23,6 +26,8 @@ def is_stored(given: Mapping[str, Any]) -> bool:
         return False
     try:
         columns = columns_of(str(given["dataset_name"]))
-    except FrugalignError:  # reported where it is read
-        return False
+    except FrugalignError:
+        if given.get("reward"):  # reported where it is read
+            return False
+        raise
     return "chosen" in columns or ("completion" in columns and not given.get("reward"))

@@ -67,6 +67,7 @@ ENTRIES = (
             config="frugalign.methods.proxy_rlhf.config:ProxyConfig",
             train="frugalign.methods.proxy_rlhf.run:train_proxy",
             closing=closing,
+            when="prompts and a reward",
         ),
     ),
 )
