@@ -160,8 +160,8 @@ def test_the_losses_of_a_pair(settings: dict[str, Any], confidence: list[float] 
     assert float(pair_loss(scored, args_of(**settings), gamma)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_demonstration_and_a_teacher_count_per_token() -> None:
+def test_a_demonstration_counts_per_token_and_a_teacher_per_answer() -> None:
     scored = scored_by_hand([0.0, 0.0], [-4.0, -9.0], [2, 3])
     assert demonstration_loss(scored).tolist() == [2.0, 3.0]
     scored.from_teacher = torch.tensor([1.0, 6.0])
-    assert teacher_loss(scored).tolist() == [0.5, 2.0]
+    assert teacher_loss(scored).tolist() == [1.0, 6.0]

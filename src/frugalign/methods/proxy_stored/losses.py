@@ -47,6 +47,6 @@ def demonstration_loss(scored: ScoredAnswers) -> Tensor:
 
 
 def teacher_loss(scored: ScoredAnswers) -> Tensor:
-    """`(1/|y|)·Σ_t KL(teacher_t ‖ π_t)` of every answer, `[n]`."""
+    """`Σ_t KL(teacher_t ‖ π_t)` of every answer, `[n]`."""
     assert scored.from_teacher is not None
-    return scored.from_teacher / scored.lengths
+    return scored.from_teacher

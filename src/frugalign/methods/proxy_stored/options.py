@@ -16,7 +16,6 @@ _FRACTION = Kind("at least 0 and below 1", lambda x: 0 <= x < 1)
 @dataclass
 @defaults(
     num_train_epochs=5,
-    kl_weight=0.02,
     patience=5,
     validation_fraction=0.1,
 )
@@ -28,7 +27,6 @@ _FRACTION = Kind("at least 0 and below 1", lambda x: 0 <= x < 1)
     beta="It is that of DPO.",
     sft_weight="Here per token of the favoured answer of a pair.",
     principles="The model under these principles is the teacher.",
-    kl_weight="Here per nat and answer, exact, on the stored answers.",
     target_kl="Here on the stored answers, by adapting kl_weight.",
     confidence_floor="Here of --reward.",
     label_noise="With --reward, γ weighs the label too, by Bayes' rule. The losses conservative and robust assume 0.1 by default.",
@@ -46,7 +44,6 @@ class StoredProxyOptions(
     groups.ConfidenceFloor,
     groups.LabelNoise,
     groups.TargetKL,
-    groups.KLWeight,
     groups.Beta,
     groups.SFTWeight,
     groups.SamplingBatch,
@@ -72,6 +69,12 @@ class StoredProxyOptions(
     )
     loss: Literal["sigmoid", "conservative", "robust", "ipo"] = option(
         "sigmoid", "The loss of pairs: DPO's, with smoothed labels, corrected for wrong labels, or IPO's."
+    )
+    kl_weight: float | None = like(
+        groups.KLWeight,
+        "kl_weight",
+        None,
+        "Here per nat and answer, exact, on the stored answers. Default: 0.02 with pairs, whose loss has no end of its own; else 0.",
     )
     eval_steps: float | None = like(
         groups.EvalSteps,

@@ -130,7 +130,7 @@ def read_stored(config: StoredProxyConfig) -> StoredData:
         if "completion" in columns
         else "prompt-only"
     )
-    if "label" in columns and "chosen" not in columns:
+    if kind == "prompt-completion" and "label" in columns and not has_teacher:
         raise FrugalignError(
             f"{name} labels single answers as good or bad. A proxy learns from pairs or from good answers alone: keep those, or fit a reward "
             "on it (`frugalign reward`) and train the proxy by that."

@@ -48,6 +48,8 @@ from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
 from frugalign.runs.processes import local_rows, mean_over_processes
 
+_BRAKE = 0.02
+
 
 class StoredProxyTrainer(WholeCheckpoints, Trainer):
     """Trains a proxy for a frozen language model from stored answers.
@@ -86,6 +88,8 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         self.objective: Objective = proxy.config.objective
         has_teacher = args.teacher is not None or args.principles is not None
         self.signal = signal_of(train_dataset, has_teacher=has_teacher)
+        if args.kl_weight is None:
+            args.kl_weight = _BRAKE if self.signal == "pairs" or args.target_kl is not None else 0.0
         self._embeddings = embedding_rows(lm) if proxy.config.candidate_features == "embedding" else None
         self._data_hashes: dict[str, Any] = {
             "base": about.identity,
@@ -261,7 +265,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
     def reset_run_state(self) -> None:
         self._noted: dict[str, list[float]] = defaultdict(list)
         self._step_kl: list[float] = []
-        self.brake, self.best = Brake(self.args.kl_weight, self.args.target_kl), Best(self.args.patience)
+        self.brake, self.best = Brake(self.args.kl_weight or 0.0, self.args.target_kl), Best(self.args.patience)
 
     def run_settings(self) -> dict[str, Any]:
         return self.args.fixed_settings() | self._data_hashes
