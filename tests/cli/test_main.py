@@ -137,7 +137,9 @@ def test_validate_prints_every_problem(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["validate", str(path), "--max_problems", "1"]) == 2
     assert "… and 1 more" in capsys.readouterr().out
     assert main(["validate", "frugalign.sandbox:prompts"]) == 0
-    assert capsys.readouterr().out.endswith("prompt-only (2 files): no problem.\n")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("prompt-only (2 files): no problem.")
+    assert said[1:] == ["Read by: frugalign evaluate, frugalign proxy, frugalign psle."]
 
 
 def test_env_names_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
