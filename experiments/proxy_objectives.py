@@ -33,7 +33,7 @@ MOST = 50
 """Rollouts after which a run that does not reach the mark is stopped."""
 LINES: dict[str, tuple[str, float]] = {"marginal": ("marginal", 0.0)} | {
     f"{name}, b = {bias}": (objective, float(bias))
-    for bias in (0, 1, 2)
+    for bias in (2, 1, 0)
     for name, objective in (("sequential, integrated", "sequential_integrated"), ("sequential", "sequential"))
 }
 

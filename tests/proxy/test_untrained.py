@@ -14,6 +14,7 @@ from frugalign.engines.transformers import TransformersEngine, embedding_rows
 from frugalign.proxy import attach, network
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import network_size, new_proxy
+from frugalign.proxy.overseer import even_offset
 
 V = 64
 WIDE = 262_000
@@ -199,6 +200,28 @@ def test_the_default_size_stays_under_one_per_cent(width: int, parameters: int, 
     count = 2 * width + (width + 1) * size + rest + 1
     assert count < 0.01 * parameters
     assert size >= 16 or features == "lookahead"
+
+
+@pytest.mark.parametrize("features", ["embedding", "lookahead", "token_bias"])
+def test_logits_of_an_integrated_sequential_proxy_move_four_times_as_far(features: str) -> None:
+    """With the weights of a marginal one, but for the bias b = 2 and the offset of the proposals."""
+    model, options = build("llama-tied"), {"hidden": 4, "candidate_features": features, "initial_bias": 2.0}
+    marginal, sequential = (
+        new_proxy(model, options | {"objective": name}) for name in ("marginal", "sequential_integrated")
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in marginal.named_parameters():
+            if name != "bias":
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+        sequential.load_state_dict(marginal.state_dict())
+        ids = torch.tensor([[3, 5, V]])
+        h, log_p = torch.randn(1, 16, generator=generator), torch.tensor([[0.5, 0.3, 0.2]]).log()
+        read = {"keys": marginal.keys(embedding_rows(model))} if features == "embedding" else {}
+        read |= {"lookahead": torch.randn(1, 3, 16, generator=generator)} if features == "lookahead" else {}
+        small, large = (proxy(h, ids, log_p=log_p, **read) for proxy in (marginal, sequential))
+    assert float((small - 2).abs().min()) > 1e-3
+    torch.testing.assert_close(large - even_offset(log_p, 2.0) - 2, 4 * (small - 2), atol=1e-5, rtol=1e-5)
 
 
 def test_the_count_by_hand_is_the_network_s() -> None:

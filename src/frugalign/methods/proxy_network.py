@@ -40,7 +40,9 @@ class ProxyNetwork(Group, section="proxy"):
         None, "Hidden width of q. Default: the largest that keeps the proxy under 1 % of the base.", SIZE
     )
     dim: int | None = option(None, "Width d of q and k. Default: as `hidden`.", SIZE)
-    initial_bias: float = option(0.0, "b of an untrained proxy.", FINITE)
+    initial_bias: float | None = option(
+        None, "b of an untrained proxy. Default: 0, and 2 for sequential_integrated.", FINITE
+    )
     initial_proxy: str | None = option(
         None,
         "Start from this trained proxy, a folder or hub id. Its settings of the network and the proposals must be the same.",
@@ -63,6 +65,8 @@ def network_settings(args: Any) -> dict[str, Any]:
 
     `args`: a config with `ProxyNetwork` and `groups.PromptFormat`, and a `temperature`. None stands for a default that depends on the base.
     """
+    # Sampled decisions need rejections to learn from. Integrated ones do not, and a larger b keeps rare tokens rare.
+    bias = 2.0 if args.objective == "sequential_integrated" else 0.0
     cap = 8 if args.candidate_features == "lookahead" else 256
     return {
         "hidden": args.hidden,
@@ -73,7 +77,7 @@ def network_settings(args: Any) -> dict[str, Any]:
         "p_t": args.p_t,
         "max_candidates": args.max_candidates or cap,
         "tail": args.tail,
-        "initial_bias": args.initial_bias,
+        "initial_bias": bias if args.initial_bias is None else args.initial_bias,
         "prompt_format": args.prompt_format,
         "chat_template_kwargs": args.chat_template_kwargs,
     }

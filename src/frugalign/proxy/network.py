@@ -31,6 +31,7 @@ CandidateFeatures = Literal["embedding", "lookahead", "token_bias"]
 _SIZES = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
 _SHARE = 0.0099
 _DENSE_BELOW = 1024
+_INTEGRATED_GAIN = 4.0
 _ROWS = 1 << 11
 """Embedding rows that are converted at once."""
 
@@ -111,6 +112,12 @@ class ProxyModel(PreTrainedModel):
     def limits(self) -> Limits:
         """Which tokens the proxy judges one by one."""
         return Limits(self.config.p_t, self.config.max_candidates)
+
+    @property
+    def gain(self) -> float:
+        """What the logits are multiplied by, but for their bias. An integrated sequential proxy starts with few rejections, so its
+        logits have further to move. Where decisions are sampled, it would multiply their noise."""
+        return _INTEGRATED_GAIN if self.config.objective == "sequential_integrated" else 1.0
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -214,7 +221,8 @@ class ProxyModel(PreTrainedModel):
     ) -> Tensor:
         features = self.config.candidate_features
         if features == "token_bias":
-            biases: Tensor = self.token_bias[ids]
+            start = self.config.initial_bias
+            biases: Tensor = start + self.gain * (self.token_bias[ids] - start)
             return biases
         if features == "lookahead":
             assert lookahead is not None
@@ -222,12 +230,12 @@ class ProxyModel(PreTrainedModel):
             if self.keeps_tail:
                 before = nn.functional.linear(self._hidden(h), self.tail_out.weight, self.tail_out.bias)
                 scores = torch.where(ids == self.config.vocabulary, before, scores)
-            return scores + self.bias
+            return self.gain * scores + self.bias
         if keys is None:
             assert embeddings is not None
             keys = self.keys(embeddings)
         columns = ids if index is None else index
-        query = self.query(h) / math.sqrt(self.config.dim)
+        query = self.query(h) * (self.gain / math.sqrt(self.config.dim))
         if len(keys) <= _DENSE_BELOW:
             scores = (query @ keys.T).gather(-1, columns)
         else:
