@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frugalign.methods.budget import PAIRS_PER_STEP
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
 from frugalign.methods.proxy_network import is_control
@@ -17,13 +18,14 @@ _CONFIG = "frugalign.methods.proxy_stored.config:StoredProxyConfig"
 
 
 def from_pairs(job: Job) -> PolicyValues:
-    """Train a proxy on the study's preference pairs, or on pairs of sampled groups."""
-    return _train(job, {"dataset_name": job.preferences})
+    """Train a proxy on the study's preference pairs, as many to a step as the methods that feed them to the model."""
+    return _train(job, {"dataset_name": job.preferences, "per_device_train_batch_size": PAIRS_PER_STEP})
 
 
 def distilled(job: Job) -> PolicyValues:
-    """Train a proxy to say plainly what the base says under principles."""
-    return _train(job, {"dataset_name": job.dataset} | job.shared("principles"))
+    """Train a proxy to say plainly what the base says under principles, to as many prompts as the budget allows."""
+    prompts = job.some_prompts(job.budget.prompts(1))
+    return _train(job, {"dataset_name": str(prompts)} | job.shared("principles"))
 
 
 def _train(job: Job, options: dict[str, Any]) -> PolicyValues:
