@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class Limits:
 
 
 BETA = 0.05
-_LARGEST = 0.3
+_RISE, _FALL = 0.7, 0.3
 _FALLING = 0.5
 _PROGRESS = 0.02
 _OVER_TARGET = 1.2
@@ -59,7 +59,7 @@ _OVER_TARGET = 1.2
 class KLController:
     """Steers `kl_choice`, in nats per sequence, towards `target` by the price `beta`. Without a target, β is constant.
 
-    `log β` moves by `log(kl/target)` over the target and by half of that below, at most 0.3 after a rollout. It moves only while the KL does
+    `log β` moves by `log(kl/target)` over the target and by half of that below, at most 0.7 up and 0.3 down after a rollout. It moves only while the KL does
     not come closer by itself: over the target unless the KL falls by 2 % of the target, below it unless the KL is that much over the
     `highest` so far. For a new proxy starts below its target at any price, and takes many rollouts to get there. If β is too low meanwhile, the
     trust region bounds the KL.
@@ -88,9 +88,9 @@ class KLController:
         comes_back = self.last_kl is not None and kl < self.last_kl - _PROGRESS * self.target
         climbs = self.highest is None or kl > self.highest + _PROGRESS * self.target
         if far > 0 and not comes_back:
-            self.beta *= math.exp(min(far, _LARGEST))
+            self.beta *= math.exp(min(far, _RISE))
         elif far < 0 and not climbs:
-            self.beta *= math.exp(max(_FALLING * far, -_LARGEST))
+            self.beta *= math.exp(max(_FALLING * far, -_FALL))
         self.last_kl = kl
         self.highest = kl if self.highest is None else max(kl, self.highest)
 
@@ -167,9 +167,11 @@ class TrustRegion:
 
 @dataclass
 class RolloutUpdate:
-    """The optimiser steps on one rollout. They stop after the pass that has used up its trust region.
+    """The optimiser steps on one rollout. They stop after the pass that has moved the policy most of the way that it may.
 
     A pass costs about a hundredth of sampling on a model of a hundred million parameters, so the region decides how many there are.
+    Where steps lead out of the limit on the distance from the base, and so are hardly kept, the next pass has twice the `price` of
+    the KL. A rollout that begins beyond the limit would teach nothing else.
     """
 
     region: TrustRegion
@@ -179,19 +181,20 @@ class RolloutUpdate:
     _norms: list[float] = field(default_factory=list)
     _found: Distances | None = None
     _stopped: bool = False
+    price: float = 1.0
 
     def minibatch(self, step: int) -> Minibatch | None:
         """The minibatch of optimiser step `step` of the rollout. None: no step."""
         each = len(self.region.minibatches)
-        if step and step % each == 0:
-            self._stopped = self._stopped or self._is_used_up(each)
-        return None if self._stopped else self.region.minibatches[step % each]
-
-    def _is_used_up(self, steps_per_pass: int) -> bool:
-        """Whether the policy has moved most of the way that it may, or the last pass hardly moved it."""
-        assert self._found is not None
-        moved = self._found.moved >= _ENOUGH * self.limits.moved
-        return moved or sum(self._kept[-steps_per_pass:]) < _LITTLE * steps_per_pass
+        if step and step % each == 0 and not self._stopped:
+            assert self._found is not None
+            self._stopped = self._found.moved >= _ENOUGH * self.limits.moved
+            if sum(self._kept[-each:]) < _LITTLE * each:
+                self.price *= 2
+        if self._stopped:
+            return None
+        minibatch = self.region.minibatches[step % each]
+        return minibatch if self.price == 1 else replace(minibatch, kl_weight=self.price * minibatch.kl_weight)
 
     def begin(self, proxy: nn.Module) -> None:
         """Remember the proxy as it is before an optimiser step, with its gradients."""
