@@ -177,7 +177,8 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         if self.accelerator.sync_gradients:  # the last micro-batch of a step
             self.brake.observe(mean_over_processes({"kl": sum(self._step_kl)}, len(self._step_kl))["kl"])
             self._step_kl.clear()
-            self._noted["kl_weight"].append(self.brake.weight)
+            if self.args.target_kl is not None:
+                self._noted["kl_weight"].append(self.brake.weight)
             self.ledger.count(optimizer_steps=1)
         return loss
 
