@@ -61,9 +61,9 @@ def test_they_are_those_of_the_whole_softmax(name: str, chunk: int, monkeypatch:
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(ours[key], parameter.grad, atol=1e-6, rtol=1e-4)
     mask = given["completion_mask"][:, 1:]
-    torch.testing.assert_close(scored.entropy, -(log_p.exp() * log_p).sum(-1) * mask)
-    torch.testing.assert_close(scored.mean_logit, logits.mean(-1) * mask)
-    assert torch.equal(scored.is_top1, (logits.argmax(-1) == given["input_ids"][:, 1:]) * mask)
+    torch.testing.assert_close(scored.statistics.entropy, -(log_p.exp() * log_p).sum(-1) * mask)
+    torch.testing.assert_close(scored.statistics.mean_logit, logits.mean(-1) * mask)
+    assert torch.equal(scored.statistics.is_top1, (logits.argmax(-1) == given["input_ids"][:, 1:]) * mask)
     assert torch.equal(scored.mask, mask.bool())
 
 

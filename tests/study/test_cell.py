@@ -122,6 +122,12 @@ def sampled_for(cell: Outcome) -> list[dict[str, Any]]:
             "adapter",
             False,
         ),
+        (
+            "dpo",
+            {"train": "proxy", "learning_rate": 0.03, "per_device_train_batch_size": 4, "cache_dir": "cache"},
+            "proxy",
+            False,
+        ),
         ("kto", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, "adapter", False),
         ("sft", {"learning_rate": 1e-4, "train": "full", "per_device_train_batch_size": 4}, "policy", False),
         ("rloo", {"learning_rate": 1e-3, "num_generations": 4}, "adapter", True),
@@ -137,8 +143,15 @@ def sampled_for(cell: Outcome) -> list[dict[str, Any]]:
     ],
 )
 def test_a_method_trains_within_its_budget(
-    data: Path, tmp_path: Path, method: str, setting: dict[str, Any], kind: str, samples: bool
+    data: Path,
+    tmp_path: Path,
+    method: str,
+    setting: dict[str, Any],
+    kind: str,
+    samples: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     result, cell = run(data, tmp_path, method, setting)
     folder = cell.folder
     costs, metrics = result["costs"], result["metrics"]

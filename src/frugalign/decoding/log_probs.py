@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, advance
+from frugalign.decoding.chooser import BaseGuide, Guide
 from frugalign.engines.transformers import Forward, device_of, evaluating, may_share
 
 
@@ -25,13 +26,18 @@ def sequence_log_probs(
     temperature: float = 1.0,
     batch_size: int = 16,
     ledger: Ledger | None = None,
+    guide: Guide | None = None,
 ) -> list[Tensor]:
-    """`log p_T` of every completion token given all before it: one float32 tensor of the completion's length per row."""
+    """`log p_T` of every completion token given all before it: one float32 tensor of the completion's length per row.
+
+    With a `guide`, it is that of the guided model, at the guide's temperature.
+    """
+    guide = guide or BaseGuide(temperature)
     found: list[Tensor] = [torch.empty(0)] * len(prompt_ids)
     with evaluating(model), Forward(model) as forward:
-        for row, logits in _completion_logits(forward, prompt_ids, completion_ids, batch_size, ledger):
-            ids = torch.tensor(list(completion_ids[row]), device=logits.device)
-            log_p = torch.log_softmax(logits / temperature, -1)
+        for row, read in _completions(forward, prompt_ids, completion_ids, batch_size, ledger):
+            ids = torch.tensor(list(completion_ids[row]), device=read.logits.device)
+            log_p = guide.log_probs(read.hidden, read.logits)
             found[row] = log_p.gather(-1, ids[:, None]).squeeze(-1).cpu()
     return found
 
@@ -71,12 +77,12 @@ def sequence_kl(
         chosen = order[start : start + batch_size]
         prompts, completions = [prompt_ids[row] for row in chosen], [completion_ids[row] for row in chosen]
         with evaluating(model), Forward(model) as forward:
-            policy = dict(_completion_logits(forward, prompts, completions, batch_size, ledger))
+            policy = dict(_completions(forward, prompts, completions, batch_size, ledger))
         with reference.context(), evaluating(reference.model), Forward(reference.model) as forward:
             own_prompts = [reference_ids[row] for row in chosen]
-            for index, logits in _completion_logits(forward, own_prompts, completions, batch_size, ledger):
-                log_pi = torch.log_softmax(policy[index].to(logits.device) / temperature, -1)
-                log_p = torch.log_softmax(logits, -1)
+            for index, read in _completions(forward, own_prompts, completions, batch_size, ledger):
+                log_pi = torch.log_softmax(policy[index].logits.to(read.logits.device) / temperature, -1)
+                log_p = torch.log_softmax(read.logits, -1)
                 gap = (log_pi - log_p).masked_fill_(log_pi == -torch.inf, 0.0)
                 total[chosen[index]] = (log_pi.exp() * gap).sum(-1).double().sum().cpu()
     return total
@@ -86,18 +92,17 @@ def _by_length(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Seq
     return sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]) + len(completion_ids[row]))
 
 
-def _completion_logits(
+def _completions(
     forward: Forward,
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
     batch_size: int,
     ledger: Ledger | None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (row, logits `[n, V]` that predicted the row's n completion tokens)."""
+) -> Iterator[tuple[int, Read]]:
+    """Yield (row, what predicted its completion)."""
     order = [row for row in _by_length(prompt_ids, completion_ids) if completion_ids[row]]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for row, read in read_completions(forward, prompt_ids, completion_ids, batches, ledger):
-        yield row, read.logits
+    yield from read_completions(forward, prompt_ids, completion_ids, batches, ledger)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.partial_files import PartialWork
 from frugalign.data.groups import Groups
 from frugalign.data.templating import AUTO, Rendering, encode_prompts
+from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.loop import LoopOptions, SamplingParams, common_prefix, generate
 from frugalign.decoding.noise import row_keys
 from frugalign.engines.engine import Engine
@@ -29,7 +30,8 @@ class GroupOptions:
 
     `numbers`: the prompts' numbers in their data set, on which the noise depends. Default: 0, 1, …. `epoch`: another
     epoch gives other samples. `share_prefix`: feed the prompts' common prefix once per chunk, not once per response.
-    `partial`: a file of finished groups. A call with the same arguments and model resumes from it. The caller deletes
+    `guide`: what chooses the tokens, and
+    `guide_id`: what identifies it; default: the engine's model. `partial`: a file of finished groups. A call with the same arguments and model resumes from it. The caller deletes
     it after saving the groups elsewhere.
     """
 
@@ -39,6 +41,8 @@ class GroupOptions:
     batch_size: int = 64
     rendering: Rendering = AUTO
     share_prefix: bool = False
+    guide: Chooser | None = None
+    guide_id: str = ""
     partial: Path | None = None
 
 
@@ -68,7 +72,11 @@ def sample_groups(
     ).ids
     shared = common_prefix(prompt_ids) if options.share_prefix else 0
     seed, epoch, batch_size, partial = options.seed, options.epoch, options.batch_size, options.partial
-    work = () if partial is None else (engine.weights_id(), prompt_ids, numbers, size, params, seed, epoch)
+    work = (
+        ()
+        if partial is None
+        else (engine.weights_id() + options.guide_id, prompt_ids, numbers, size, params, seed, epoch)
+    )
     finished = PartialWork(partial, *work)
     ledger = ledger or Ledger()
     ledger.add(finished.spent)
@@ -84,6 +92,7 @@ def sample_groups(
                 keys=row_keys(
                     seed, epoch, [numbers[row] for row in rows for _ in range(size)], list(range(size)) * len(rows)
                 ),
+                guide=options.guide,
                 options=LoopOptions(batch_size=batch_size, shared_prefix=shared),
                 ledger=spent,
             )

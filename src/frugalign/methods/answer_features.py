@@ -130,34 +130,42 @@ class AnswerFeatures:
         files = [(ShardFile.of(self.shards.files[row // self.per_shard]), row % self.per_shard) for row in rows]
         return torch.cat([file.rows("states", place, place + 1) for file, place in files])
 
+    def answer(self, row: int) -> dict[str, Tensor]:
+        """What is stored of one answer, by name, for `joined`."""
+        return _answer(self.shards.files[row // self.per_shard], row % self.per_shard)
+
     def read(self, rows: Sequence[int]) -> Features:
         """The features of the answers `rows`, in this order."""
-        parts = [_answer(self.shards.files[row // self.per_shard], row % self.per_shard) for row in rows]
-        lengths = torch.tensor([len(part["choice"]) for part in parts])
-        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        counts = together["count"].long()
-        which = torch.arange(len(counts)).repeat_interleave(counts)
-        column = torch.arange(len(which)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        shape = (len(counts), int(counts.max()) if len(counts) else 1)
+        return joined([self.answer(row) for row in rows])
 
-        def padded(values: Tensor, fill: float) -> Tensor:
-            out = torch.full(shape, fill, dtype=values.dtype)
-            out[which, column] = values
-            return out
 
-        positions = Positions(
-            sequence=torch.arange(len(rows)).repeat_interleave(lengths),
-            position=together["position"].long(),
-            hidden=together["hidden"].float(),
-            ids=padded(together["ids"].long(), 0),
-            log_p=padded(together["log_p"], -math.inf),
-            mask=padded(torch.ones(len(which), dtype=torch.bool), False),
-            choice=together["choice"].long(),
-        )
-        imitated = None
-        if "teacher_log_p" in together:
-            imitated = Imitated(padded(together["teacher_log_p"], -math.inf), together["teacher_rest"])
-        return Features(positions, together["base_log_prob"], lengths, imitated)
+def joined(parts: Sequence[dict[str, Tensor]]) -> Features:
+    """The features of some answers (`AnswerFeatures.answer`), in this order."""
+    lengths = torch.tensor([len(part["choice"]) for part in parts])
+    together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    counts = together["count"].long()
+    which = torch.arange(len(counts)).repeat_interleave(counts)
+    column = torch.arange(len(which)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    shape = (len(counts), int(counts.max()) if len(counts) else 1)
+
+    def padded(values: Tensor, fill: float) -> Tensor:
+        out = torch.full(shape, fill, dtype=values.dtype)
+        out[which, column] = values
+        return out
+
+    positions = Positions(
+        sequence=torch.arange(len(parts)).repeat_interleave(lengths),
+        position=together["position"].long(),
+        hidden=together["hidden"].float(),
+        ids=padded(together["ids"].long(), 0),
+        log_p=padded(together["log_p"], -math.inf),
+        mask=padded(torch.ones(len(which), dtype=torch.bool), False),
+        choice=together["choice"].long(),
+    )
+    imitated = None
+    if "teacher_log_p" in together:
+        imitated = Imitated(padded(together["teacher_log_p"], -math.inf), together["teacher_rest"])
+    return Features(positions, together["base_log_prob"], lengths, imitated)
 
 
 def _answer(shard: Path, row: int) -> dict[str, Tensor]:

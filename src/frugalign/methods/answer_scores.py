@@ -20,7 +20,7 @@ INTEGRATED: dict[str, overseer.Objective] = {
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """What a proxy makes of `n` stored answers, with gradients. All `[n]`.
+    """What a proxy makes of `n` stored answers, with gradients. All `[n]`, but `by_token [N]`, `log π` of every token that counts.
 
     `log_ratio`: `log π(y) − log p(y)`. `log_prob`: `log π(y)`. `kl`: `Σ_t KL(π_t ‖ p_t)` on the answer's prefixes. `lengths`: tokens that count.
     `from_teacher`: `Σ_t KL(teacher_t ‖ π_t)`, where a teacher was read.
@@ -30,6 +30,7 @@ class ScoredAnswers:
     log_prob: Tensor
     kl: Tensor
     lengths: Tensor
+    by_token: Tensor
     from_teacher: Tensor | None = None
 
 
@@ -64,5 +65,6 @@ def score_stored(
         log_prob=log_ratio + by_answer(features.base_log_prob),
         kl=by_answer(overseer.kl_choice(log_pi, positions.log_p, positions.mask)),
         lengths=features.lengths,
+        by_token=ratio + features.base_log_prob,
         from_teacher=from_teacher,
     )

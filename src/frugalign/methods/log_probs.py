@@ -28,21 +28,31 @@ class Reading:
     ends: SentenceEnds
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Of the distribution at each answer token, without a gradient; zero elsewhere. All `[M, T−1]`."""
+
+    entropy: Tensor
+    mean_logit: Tensor
+    is_top1: Tensor
+
+
 @dataclass
 class Scored:
     """The result of one forward pass over padded answers.
 
     `log_probs [M, T−1]`: of each answer token, with a gradient; zero elsewhere. `mask [M, T−1]`: the answers' positions.
-    `entropy`, `mean_logit`, `is_top1` `[M, T−1]`: statistics of the distribution there, without a gradient; zero elsewhere.
     `states [M, layers, D]`: hidden states at each answer's last sentence end, float32 and detached; None if not requested.
+    `statistics`: of the distribution at the answers' tokens; None where it is not at hand.
+    `log_ratio`, `kl` `[M]`: to the model before training, and `Σ_t KL` to it; None where they would take another pass.
     """
 
     log_probs: Tensor
     mask: Tensor
-    entropy: Tensor
-    mean_logit: Tensor
-    is_top1: Tensor
     states: Tensor | None = None
+    statistics: Statistics | None = None
+    log_ratio: Tensor | None = None
+    kl: Tensor | None = None
 
     @property
     def sums(self) -> Tensor:
@@ -90,7 +100,7 @@ def score_answers(model: nn.Module, policy: Any, batch: dict[str, Tensor], readi
         values.new_zeros(mask.shape).masked_scatter(mask, values) for values in (found.to(ids.device) for found in each)
     )
     states = None if reading is None else _states(output.hidden_states, reading, ids, batch["completion_mask"].bool())
-    return Scored(log_probs, mask, entropy, mean_logit, is_top1, states)
+    return Scored(log_probs, mask, states, Statistics(entropy, mean_logit, is_top1))
 
 
 def _states(hidden: tuple[Tensor, ...], reading: Reading, ids: Tensor, is_answer: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from frugalign.options.loading import model_arguments
 from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
 from frugalign.runs.folder import publish
 from frugalign.runs.layout import COSTS_FILE
+from frugalign.runs.shard_store import ShardStore
 
 
 def load_base(
@@ -54,6 +55,12 @@ def prepare_proxy(proxy: ProxyModel | None, loaded: LoadedModel, base: BaseFinge
         setattr(config, token, getattr(loaded.tokenizer, token))
     nn.Module.to(proxy, device_of(loaded.model))
     return proxy
+
+
+def feature_store(args: Any) -> ShardStore:
+    """Where the features of stored answers are kept. `args`: a config with `groups.Cache`."""
+    folder = args.cache_dir or Path.home() / ".cache" / "frugalign" / "features"
+    return ShardStore(folder, max_gib=args.max_cache_gib)
 
 
 def save_proxy(trainer: Any, folder: Path, learned: str) -> None:

@@ -11,14 +11,14 @@ from frugalign.options import groups
 from frugalign.options.declare import Group, like, option
 from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, SIZE, Kind
 
-_RATE = Kind("at least 0, or -1", lambda x: x >= 0 or x == -1, largest=100)
+RATE = Kind("at least 0, or -1", lambda x: x >= 0 or x == -1, largest=100)
 LEARNING_RATE = 1e-2
 _TOKEN_BIAS_RATE = 0.1
 
 
 @dataclass(eq=False, repr=False)
-class ProxyNetwork(Group, section="proxy"):
-    """What a proxy judges, how large it is, and how its base proposes."""
+class Network(Group, section="proxy"):
+    """What a proxy judges, how large it is, and which tokens are candidates."""
 
     objective: Literal["marginal", "sequential", "sequential_integrated"] = option(
         "marginal",
@@ -48,6 +48,11 @@ class ProxyNetwork(Group, section="proxy"):
         "Start from this trained proxy, a folder or hub id. Its settings of the network and the proposals must be the same.",
     )
 
+
+@dataclass(eq=False, repr=False)
+class ProxyNetwork(Network, section="proxy"):
+    """The network, how its base proposes, and the step of its optimiser."""
+
     max_new_tokens: int = like(groups.Sampling, "max_new_tokens", 128)
     temperature: float | None = like(
         groups.Sampling,
@@ -56,7 +61,7 @@ class ProxyNetwork(Group, section="proxy"):
         "The base proposes tokens at it. Default: what its generation config samples at, else 1.",
     )
     learning_rate: float = like(
-        groups.Steps, "learning_rate", -1, "-1: by the size of the proxy, 0.01 for a small one.", _RATE
+        groups.Steps, "learning_rate", -1, "-1: by the size of the proxy, 0.01 for a small one.", RATE
     )
 
 

@@ -67,9 +67,11 @@ class ModelAdapter(Group, section="model"):
 
 @dataclass(eq=False, repr=False)
 class Lora(Group, section="trained weights"):
-    """What is trained: an adapter, or every weight."""
+    """What is trained."""
 
-    train: Literal["lora", "full"] = option("lora", "What is trained: a LoRA adapter (lora), or every weight (full).")
+    train: Literal["lora", "full", "proxy"] = option(
+        "lora", "What is trained: a LoRA adapter (lora), every weight (full), or a proxy of the frozen model (proxy)."
+    )
     lora_r: int = option(16, "Rank of the LoRA adapter.", SIZE)
     lora_alpha: int = option(32, "Scale (alpha) of the LoRA adapter.", COUNT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from frugalign.options import groups
 from frugalign.options.declare import like, option
@@ -13,6 +14,7 @@ from frugalign.options.kinds import COUNT, FINITE
 class LineOptions(groups.Lora):
     """The names in `Method.options`, with the rules for their values."""
 
+    train: Literal["lora", "full"] = like(groups.Lora, "train", "lora")
     n: int = option(4, "Completions per prompt, of which the best by the reward is kept.", COUNT)
     top_k: int = option(10, "How many tokens the guiding reward scores at each position.", COUNT)
     weight: float = option(1.0, "Weight of the guiding reward.", FINITE)

@@ -36,7 +36,7 @@ def save_policy(
 ) -> None:
     """Write the policy and its files into the run folder, `args.output_dir`.
 
-    The files are the adapter or the model, the tokenizer, the card, the costs and `trained_on`.
+    The files are the adapter, the model or the proxy, the tokenizer of the first two, the card, the costs and `trained_on`.
 
     Args:
         trained_on: the training prompts, as `about_training` describes them.
@@ -53,14 +53,17 @@ def save_policy(
         usage=f"frugalign evaluate --model_name_or_path {args.model_name_or_path} --{kind} {folder} --dataset_name PROMPTS --reward REWARD",
     )
     write_json_atomic(folder / TRAINED_ON_FILE, trained_on)
+    if args.train == "proxy":
+        policy.config.trained_on = trained_on
     ledger.save(folder / COSTS_FILE)
 
     def save(staged: Path) -> None:
         policy.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
+        if args.train != "proxy":
+            tokenizer.save_pretrained(staged)
         if args.train == "lora":
             record_adapter(staged, fingerprint(policy, tokenizer, without_adapter=True))
-        else:
+        elif args.train == "full":
             record_model(staged)
         write_atomic(staged / CARD_FILE, card)  # in place of PEFT's template
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frugalign.base.ledger import Ledger
 from frugalign.data.groups import Groups
 from frugalign.data.templating import Rendering
+from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
 from frugalign.engines.transformers import TransformersEngine
@@ -36,6 +37,7 @@ class GroupRequest:
         stem: path of the files of partial work, before the process's number.
         numbers: the prompts' numbers, for their noise. Default: their positions.
         share_prefix: feed the tokens that all prompts share only once.
+        guide, guide_id: what chooses the tokens, and what identifies it; default: the model itself.
     """
 
     prompts: Sequence[Any]
@@ -44,6 +46,8 @@ class GroupRequest:
     stem: Path
     numbers: Sequence[int] | None = None
     share_prefix: bool = False
+    guide: Chooser | None = None
+    guide_id: str = ""
 
 
 def sample_on_all_processes(
@@ -72,6 +76,8 @@ def sample_on_all_processes(
                 batch_size=options.sampling_batch_size,
                 rendering=Rendering.of(options),
                 share_prefix=request.share_prefix,
+                guide=request.guide,
+                guide_id=request.guide_id,
                 partial=partial,
             ),
             ledger=counted,

@@ -64,7 +64,8 @@ def same_end(run: str, whole: str = "whole", rounds: int = 2) -> None:
         for name in ("manifest.json", "responses.jsonl", "evaluation.jsonl", "evaluation.json"):
             ours, theirs = (Path(f"{folder}/round-00{number}/{name}").read_text() for folder in (run, whole))
             assert ours == theirs, f"round {number}: {name}"
-    ours, theirs = (load_file(f"{folder}/adapter_model.safetensors") for folder in (run, whole))
+    name = next(path.name for path in Path(whole).glob("*model.safetensors"))
+    ours, theirs = (load_file(f"{folder}/{name}") for folder in (run, whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

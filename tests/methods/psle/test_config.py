@@ -43,7 +43,7 @@ def config(tmp_path: Path, **options: Any) -> PSLEConfig:
         ),
         *(
             ({name: -1}, f"{name} is -1; it must be at least 0.")
-            for name in ("tau", "tau_decay", "sft_weight", "kl_weight", "eval_prompts", "learning_rate")
+            for name in ("tau", "tau_decay", "sft_weight", "kl_weight", "eval_prompts")
         ),
         ({"from_round": -1, "resume_from_checkpoint": "true"}, "from_round is -1; it must be at least 0."),
         *(
@@ -58,6 +58,15 @@ def config(tmp_path: Path, **options: Any) -> PSLEConfig:
             {"method": "ppo"},
             "method is 'ppo'; it must be one of psle, context_distillation, raft, dpo, rejection, sft.",
         ),
+        ({"learning_rate": -2}, "learning_rate is -2; it must be at least 0, or -1."),
+        ({"p_t": 0.1}, "p_t is an option of a proxy: it goes with train proxy."),
+        ({"train": "full", "hidden": 8}, "hidden is an option of a proxy: it goes with train proxy."),
+        ({"max_cache_gib": 1.0}, "max_cache_gib is an option of a proxy: it goes with train proxy."),
+        ({"train": "proxy", "tail": "drop"}, "tail drop gives every answer with a token outside"),
+        ({"train": "proxy", "candidate_features": "lookahead"}, "candidate_features lookahead needs"),
+        ({"train": "proxy", "bf16": True}, "bf16 is not carried over to a proxy: the proxy trains in float32"),
+        ({"train": "proxy", "gradient_checkpointing": True}, "gradient_checkpointing is not carried over to a proxy"),
+        ({"train": "adapter"}, "train is 'adapter'; it must be one of lora, full, proxy."),
         ({"weighting": "rounds"}, "weighting is 'rounds'; it must be one of round, pair, none."),
         ({"tau_scale": "STD"}, "tau_scale is 'STD'; it must be one of std, raw."),
         ({"prompt_format": "xml"}, "prompt_format is 'xml'; it must be one of auto, raw, chat."),
@@ -221,6 +230,7 @@ def test_the_config_and_the_light_options_have_the_same_defaults() -> None:
         "output_dir": None,
         "report_to": "none",
         "use_cpu": False,
+        "learning_rate": -1,  # of a LoRA, which is the default
     }  # `none` runs as an empty list of trackers
     assert ours == {each.name: getattr(light, each.name) for each in fields(light)}
 

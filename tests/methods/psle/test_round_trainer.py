@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model
 from tests.two_layers import two_layers
 
 from frugalign.base.ledger import Ledger
 from frugalign.data import encode_prompts
 from frugalign.decoding.log_probs import sequence_log_probs
 from frugalign.engines.loading import load_model
+from frugalign.methods.carriers import EveryWeight
+from frugalign.methods.proxy_carrier import carrier_of
 from frugalign.methods.psle.config import PSLEConfig
-from frugalign.methods.psle.round_trainer import CoupleCollator, RoundTrainer, with_reference
-from frugalign.runs.save_policy import lora_of
+from frugalign.methods.psle.round_trainer import CoupleCollator, RoundTrainer, answers_of, with_reference
 
 PROMPTS = [
     "I seek a balm to ease the fever of my sister.",
@@ -48,7 +48,7 @@ def couples(**columns: list[Any]) -> Dataset:
     )
 
 
-def trainer(folder: Path, rows: Dataset, *, lora: bool = True, start: Any = None, **options: Any) -> RoundTrainer:
+def trainer(folder: Path, rows: Dataset, **options: Any) -> RoundTrainer:
     given: dict[str, Any] = {
         "per_device_train_batch_size": 3,
         "max_steps": 1,
@@ -59,13 +59,11 @@ def trainer(folder: Path, rows: Dataset, *, lora: bool = True, start: Any = None
     }
     args = PSLEConfig(output_dir=str(folder), **(given | options))
     loaded = load_model(two_layers())
-    model: Any = loaded.model
-    if lora:
-        torch.manual_seed(0)
-        model = get_peft_model(model, lora_of(args))
-    else:
-        model.requires_grad_(True)
-    return RoundTrainer(model, args, rows, loaded.tokenizer, Ledger(), start)
+    loaded.model.requires_grad_(args.train == "full")
+    torch.manual_seed(0)
+    carrier = carrier_of(loaded.model, loaded.tokenizer, args, keeps_start=True)
+    carrier.read("couples", answers_of(rows), Ledger())
+    return RoundTrainer(carrier, args, rows, loaded.tokenizer, Ledger())
 
 
 def likelihoods(rows: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,8 +134,13 @@ def test_dpo_is_trls(tmp_path: Path) -> None:
     """On the same pairs, from the same weights, one step apart from the reference: TRL's loss and gradients to 1e-6."""
     from trl import DPOConfig, DPOTrainer
 
-    rows = with_reference(couples(is_ranked=[True] * 3), load_model(two_layers()).model, Ledger(), batch_size=2)
-    run = trainer(tmp_path / "a", rows, method="dpo", beta=0.3, lora=False)
+    rows = with_reference(
+        couples(is_ranked=[True] * 3),
+        EveryWeight(load_model(two_layers()).model, keeps_start=False),
+        Ledger(),
+        batch_size=2,
+    )
+    run = trainer(tmp_path / "a", rows, method="dpo", beta=0.3, train="full")
     moved = {name: parameter + 0.01 * torch.sin(torch.arange(parameter.numel())).reshape(parameter.shape)
              for name, parameter in run.model.state_dict().items()}  # fmt: skip
     run.model.load_state_dict(moved)
@@ -177,17 +180,16 @@ def test_dpo_is_trls(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_the_kl_to_the_start_is_zero_there_and_counted_once_moved(tmp_path: Path, lora: bool) -> None:
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_kl_to_the_start_is_zero_there_and_counted_once_moved(tmp_path: Path, train: str) -> None:
     """Mean over completion tokens of KL(π‖π_0), against the sum over the vocabulary of each response alone."""
     rows = couples()
-    start = None if lora else load_model(two_layers()).model
-    plain = first_loss(trainer(tmp_path, rows, lora=lora, start=start))
-    run = trainer(tmp_path, rows, lora=lora, start=start, kl_weight=2.0)
+    plain = first_loss(trainer(tmp_path, rows, train=train))
+    run = trainer(tmp_path, rows, train=train, kl_weight=2.0)
     assert first_loss(run) == pytest.approx(plain, abs=1e-6)
     with torch.no_grad():
         for name, parameter in run.model.named_parameters():
-            if parameter.requires_grad and ("lora_B" in name or (not lora and "q_proj" in name)):
+            if parameter.requires_grad and ("lora_B" in name or (train == "full" and "q_proj" in name)):
                 parameter += 0.05
     batch = batch_of(run)
     loss, expected = first_loss(run), 0.0

@@ -24,11 +24,12 @@ def apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float
     return max(differences) / max(float(torch.tensor(values).abs().max()) for values in ours.values())
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("carrier", ["lora", "proxy"])
+def test_two_processes_are_one(carrier: str, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
-    two_processes(partial(rank, two), tmp_path)
-    alone = train(one, pairs_per_process=8)
+    two_processes(partial(rank, two, carrier), tmp_path)
+    alone = train(one, 8, carrier)
     assert alone["world_size"] == 1
     ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert apart(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "the processes end apart"

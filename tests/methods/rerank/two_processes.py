@@ -19,9 +19,17 @@ from frugalign.methods.rerank.trainer import RerankTrainer, TrackedReward
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
 from frugalign.sandbox.cached import sample_pairs
 
+OF: dict[str, dict[str, Any]] = {
+    "lora": {"learning_rate": 1e-3, "reward_refresh_steps": 3},
+    "proxy": {"train": "proxy", "resample": True},
+}
 
-def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
-    """Three epochs on sampled groups, ranked anew, the probes following; returns the first step's gradients and the weights."""
+
+def train(folder: Path, pairs_per_process: int, carrier: str) -> dict[str, Any]:
+    """Three epochs on sampled groups; returns the first step's gradients and the weights.
+
+    A LoRA's are ranked anew, and the probes follow. A proxy's are sampled anew.
+    """
     loaded = load_model(two_layers())
     loaded.model.requires_grad_(False)
     probes = RepresentationModel(RepresentationConfig(width=loaded.model.config.hidden_size, layers=[1, 2]))
@@ -33,17 +41,18 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
         output_dir=str(folder),
         num_train_epochs=3,
         per_device_train_batch_size=pairs_per_process,
-        learning_rate=1e-3,
         max_grad_norm=1e9,
         sample=4,
         max_new_tokens=12,
-        reward_refresh_steps=3,
         logging_steps=1,
         dataloader_drop_last=True,  # an incomplete last batch is filled up per process
         save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
+        **OF[carrier],
     )
+    if carrier == "proxy":
+        args.cache_dir = str(folder / "cache")
     seen: dict[str, Any] = {}
 
     class Spy(TrainerCallback):
@@ -56,7 +65,7 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     groups = sample_for([row["prompt"] for row in rows], loaded.model, loaded.tokenizer, args, 0, Ledger())
     trainer = RerankTrainer(
         loaded.model,
-        TrackedReward(probes, Dataset.from_list(rows)),
+        TrackedReward(probes, Dataset.from_list(rows)) if args.reward_refresh_steps else probes,
         args,
         groups,
         processing_class=loaded.tokenizer,
@@ -71,8 +80,8 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     return seen
 
 
-def rank(folder: Path) -> None:
+def rank(folder: Path, carrier: str) -> None:
     """One of two processes: half of the pairs, and what it saw in `rank-0.json` or `rank-1.json`."""
-    seen = train(folder, pairs_per_process=4)
+    seen = train(folder, 4, carrier)
     assert seen["world_size"] == 2, f"{seen['world_size']} processes, not 2"
     (folder / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))

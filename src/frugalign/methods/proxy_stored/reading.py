@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -18,11 +17,11 @@ from frugalign.data.splits import column
 from frugalign.engines.loading import LoadedModel
 from frugalign.methods.answer_features import AnswerFeatures, Features, Proposals, answer_features
 from frugalign.methods.confidence import pair_confidence, posterior_confidence, prefer_given
+from frugalign.methods.proxies import feature_store
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
 from frugalign.methods.proxy_stored.examples import Examples, Signal, examples_of
 from frugalign.methods.proxy_stored.teacher import teacher_of
 from frugalign.rewards.representation.network import RepresentationModel
-from frugalign.runs.shard_store import ShardStore
 
 _SCORED = 1024
 """Answers whose states probes read at once."""
@@ -77,9 +76,7 @@ class Reader:
         teacher = None
         if self.taught_by is not None:
             teacher = teacher_of(column(data, "prompt"), examples.answers.answer_ids, self.taught_by, base, args)
-        store = ShardStore(
-            args.cache_dir or Path.home() / ".cache" / "frugalign" / "features", max_gib=args.max_cache_gib
-        )
+        store = feature_store(args)
         layers = [] if self.probes is None else list(self.probes.config.layers)
         features = answer_features(
             base.model, base.tokenizer, examples.answers, self.proposals, store, teacher=teacher, layers=layers

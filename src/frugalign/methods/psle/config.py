@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.psle.options import PSLEOptions
+from frugalign.methods.train_options import TrainedConfig, check_train
 from frugalign.options.check import check_value
 from frugalign.options.kinds import POSITIVE
 from frugalign.options.resuming import is_resuming
@@ -37,7 +38,7 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
 
 
 @dataclass
-class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
+class PSLEConfig(TrainedConfig, TrainingConfig, PSLEOptions, TrainingArguments):
     """The fields of `PSLEOptions` and of `TrainingArguments`. Steps, epochs and the learning-rate schedule are per round.
 
     Raises:
@@ -45,7 +46,9 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
     """
 
     own: ClassVar[type] = PSLEOptions
-    own_may_change: ClassVar[frozenset[str]] = frozenset({"rounds", "principles", "eval_reward", "share_prefix"})
+    own_may_change: ClassVar[frozenset[str]] = frozenset(
+        {"rounds", "principles", "eval_reward", "share_prefix", "cache_dir", "max_cache_gib"}
+    )
     also_fixed: ClassVar[tuple[str, ...]] = ("max_steps",)
     not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
@@ -53,6 +56,7 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
         """Fill in the folder, and what rounds fix."""
         if self.output_dir is None:
             self.output_dir = "runs/psle"
+        self.settle_rate()
         self.remove_unused_columns = False
 
     def check(self) -> None:
@@ -62,6 +66,7 @@ class PSLEConfig(TrainingConfig, PSLEOptions, TrainingArguments):
             if not condition:
                 raise FrugalignError(sentence)
 
+        check_train(self)
         check_value("beta", self.beta, POSITIVE)
         demand(
             self.reward_weights is None or not self.reward or len(self.reward_weights) == len(self.reward),

@@ -8,6 +8,7 @@ from frugalign.base.wording import pluralize
 from frugalign.methods.budget import GROUP_SIZE, batch_of
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
+from frugalign.methods.proxy_network import is_control
 from frugalign.options.groups import KINDS
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ ENTRIES = (
         psle,
         needs=("reward", "principles"),
         config=_CONFIG,
+        is_control=is_control,
         report=("rounds",),
         verb=Verb(
             "psle",
@@ -88,12 +90,20 @@ ENTRIES = (
             closing=closing,
         ),
     ),
-    Method("raft", "fine-tuning on the best of k responses (RAFT)", raft, needs=("reward",), config=_CONFIG),
+    Method(
+        "raft",
+        "fine-tuning on the best of k responses (RAFT)",
+        raft,
+        needs=("reward",),
+        config=_CONFIG,
+        is_control=is_control,
+    ),
     Method(
         "context_distillation",
         "fine-tuning on responses under the principles",
         context_distillation,
         needs=("principles",),
         config=_CONFIG,
+        is_control=is_control,
     ),
 )

@@ -7,7 +7,6 @@ so a resumed run writes the same files.
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -153,12 +152,3 @@ def describe_responses(done: Round, args: PSLEConfig, tau: float, scale: float) 
             "empty": sum(not text.strip() for group in scored.completions for text in group),
         },
     }
-
-
-def weights_digest(model: Any) -> str:
-    """A hash of all trained weights."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            digest.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]

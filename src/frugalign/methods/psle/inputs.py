@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import load_model, prepare_tokenizer
+from frugalign.methods.carriers import Carrier, weights_digest
 from frugalign.methods.log_probs import disable_dropout
 from frugalign.methods.psle.config import PSLEConfig
-from frugalign.methods.psle.folders import weights_digest
 from frugalign.options.loading import policy_arguments
 from frugalign.policies.principles import Principles, load_principles
 from frugalign.runs.layout import Manifest
@@ -24,12 +24,10 @@ def load_policy(
     model: PreTrainedModel | str,
     tokenizer: PreTrainedTokenizerBase | None,
     args: PSLEConfig,
-    peft_config: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on its device, without dropout, and a tokenizer that is ready for batches."""
     if isinstance(model, str):
-        every_weight = peft_config is None or args.train == "full"
-        loaded = load_model(model, **policy_arguments(args, trains_every_weight=every_weight))
+        loaded = load_model(model, **policy_arguments(args, trains_every_weight=args.train == "full"))
         model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
     if tokenizer is None:
         raise FrugalignError("PSLETrainer needs processing_class (the tokenizer) where model is a module.")
@@ -64,18 +62,15 @@ def check_row_weights(dataset: Dataset) -> None:
             raise FrugalignError(f"Row {row + 1} has the weight {weight}; it must be a number of at least 0.")
 
 
-def restore_policy(model: Any, folder: Path, manifest: Manifest) -> None:
-    """Load the policy that a finished round saved into the model.
+def restore_policy(carrier: Carrier, folder: Path, manifest: Manifest) -> None:
+    """Load the policy that a finished round saved.
 
     Raises:
         FrugalignError: it cannot be loaded, or is not the one of the manifest.
     """
     try:
-        if isinstance(model, PeftModel):
-            set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-        else:
-            model.load_state_dict(load_model(str(folder), dtype="float32", device_map="cpu").model.state_dict())
-        is_whole = weights_digest(model) == manifest["end"]["weights"]
+        carrier.load(folder)
+        is_whole = weights_digest(carrier.policy) == manifest["end"]["weights"]
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError, FrugalignError):
         is_whole = False
     if not is_whole:

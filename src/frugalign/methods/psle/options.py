@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from frugalign.methods.proxy_network import RATE
+from frugalign.methods.train_options import Trained
 from frugalign.options import groups
 from frugalign.options.declare import defaults, like, notes, option
 from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE, TEMPERATURE
@@ -22,7 +24,9 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
     max_steps="They are those of one round.",
     num_train_epochs="The data are the couples of a round.",
     per_device_train_batch_size="It counts couples.",
-    learning_rate="It is that of a LoRA; when training every weight, try a tenth of it. Every round starts anew.",
+    train="The options under `proxy` go with the last.",
+    cache_dir="Of a proxy.",
+    max_cache_gib="Of a proxy.",
     lr_scheduler_type="Every round has its own.",
     warmup_steps="Every round has its own.",
     save_steps="They count within a round; every finished round is kept anyway.",
@@ -44,11 +48,18 @@ class PSLEOptions(
     groups.Rewards,
     groups.Principles,
     groups.Data,
-    groups.Lora,
+    Trained,
     groups.Model,
 ):
     """Options of `frugalign psle`, with TRL's names where they exist: principle-guided self-enhancement in rounds."""
 
+    learning_rate: float = like(
+        groups.Steps,
+        "learning_rate",
+        -1,
+        "-1: 1e-4, and of a proxy by its size. When training every weight, try 1e-5. Every round starts anew.",
+        RATE,
+    )
     eval_reward: list[str] = option([], "A reward to measure held-out prompts by, repeatable; never trained on.")
     method: Literal["psle", "context_distillation", "raft", "dpo", "rejection", "sft"] = option(
         "psle",

@@ -7,15 +7,14 @@ in every evaluation, so differences come from the policy.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic, write_json_atomic
@@ -23,6 +22,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.engines.loading import LoadedModel
 from frugalign.evaluation.responses import measure_responses
 from frugalign.evaluation.schema import Response, against, estimates
+from frugalign.methods.carriers import Carrier, StartingModel
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.policies.policy import Policy
 from frugalign.policies.prompt_rows import PromptRows, Scoring
@@ -33,14 +33,6 @@ from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 
 _EPOCH = 1_000_003
 """The noise epoch of held-out prompts. No round reaches it."""
-
-
-@dataclass(frozen=True)
-class StartingModel:
-    """The model before training. Inside `context` (a LoRA's `disable_adapter`) `model` behaves as it."""
-
-    model: PreTrainedModel
-    context: Callable[[], Any] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -55,23 +47,22 @@ class RoundEvaluation:
 
     def run(
         self,
-        model: PreTrainedModel,
+        carrier: Carrier,
         costs: Path,
         ledger: Ledger,
-        start: StartingModel | None = None,
         before: Path | None = None,
     ) -> None:
         """Sample and score, and write `evaluation.jsonl`, the costs and `evaluation.json`, in this order.
 
         Args:
             costs: the file of the costs. The other files stand beside it.
-            start: the reference of the KL. None if `model` is the starting model itself.
             before: the folder of the evaluation at the start, for the win rate. None for that evaluation itself.
         """
         mine = local_rows(len(self.dataset))
         counted = Ledger()
         with ledger.phase("evaluate"):
-            responses = self._responses(model, start or StartingModel(model), mine, counted)
+            start = StartingModel(carrier.lm) if before is None else carrier.before()
+            responses = self._responses(carrier, start, mine, counted)
         add_all_counts(ledger, counted)
         numbered = [(row, each.to_line()) for row, each in zip(mine, responses, strict=True)]
         lines = [line for _, line in gather_rows(numbered)]
@@ -89,16 +80,17 @@ class RoundEvaluation:
             write_json_atomic(costs.with_name(ROUND_METRICS_FILE), found)
 
     def _responses(
-        self, model: PreTrainedModel, start: StartingModel, numbers: Sequence[int], ledger: Ledger
+        self, carrier: Carrier, start: StartingModel, numbers: Sequence[int], ledger: Ledger
     ) -> list[Response]:
         """Responses to this process's prompts."""
         args = self.args
         policy = Policy(
             PolicySpec(),
-            LoadedModel(model, self.tokenizer, str(args.model_name_or_path or ""), None),
-            model,
+            LoadedModel(carrier.lm, self.tokenizer, str(args.model_name_or_path or ""), None),
+            carrier.lm,
             start.model,
             base_context=start.context,
+            guide=carrier.guide(),
         )
         settings = SamplingSettings(
             max_new_tokens=args.max_new_tokens,

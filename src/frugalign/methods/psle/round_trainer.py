@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -25,7 +23,8 @@ from transformers import (
 
 from frugalign.base.ledger import Ledger
 from frugalign.data.templating import Rendering, encode_prompts
-from frugalign.decoding.log_probs import sequence_log_probs
+from frugalign.methods.answer_features import Answers
+from frugalign.methods.carriers import Carrier
 from frugalign.methods.losses import dpo_loss
 from frugalign.methods.psle import loss as losses
 from frugalign.methods.psle.config import PSLEConfig
@@ -70,22 +69,24 @@ def couples_of(
     return Dataset.from_list(rows)
 
 
-def with_reference(
-    couples: Dataset, model: PreTrainedModel, ledger: Ledger, *, batch_size: int, temperature: float = 1.0
-) -> Dataset:
-    """Add `ref_plain` and `ref_guided`, the summed log-likelihoods under the current model. Processes share the couples."""
+def answers_of(couples: Dataset) -> Answers:
+    """The responses that a batch of `CoupleCollator` may hold, one or two per couple."""
+    prompts, answers = [], []
+    for couple in couples:
+        sides = [side for side in SIDES if couple["is_ranked"] or couple[f"{side}_weight"] > 0]
+        for side in sides or SIDES[:1]:
+            prompts.append(couple["prompt_ids"])
+            answers.append(couple[f"{side}_ids"])
+    return Answers(prompts, answers)
+
+
+def with_reference(couples: Dataset, carrier: Carrier, ledger: Ledger, *, batch_size: int) -> Dataset:
+    """Add `ref_plain` and `ref_guided`, the log-likelihoods under the current policy. Processes share the couples."""
     mine, counted = local_rows(len(couples)), Ledger()
     share = couples[mine]
     for side in SIDES:
-        found = sequence_log_probs(
-            model,
-            share["prompt_ids"],
-            share[f"{side}_ids"],
-            temperature=temperature,
-            batch_size=batch_size,
-            ledger=counted,
-        )
-        every = gather_rows(list(zip(mine, [float(each.sum()) for each in found], strict=True)))
+        found = carrier.log_probs(share["prompt_ids"], share[f"{side}_ids"], batch_size, counted)
+        every = gather_rows(list(zip(mine, found.tolist(), strict=True)))
         couples = couples.add_column(f"ref_{side}", [value for _, value in every])
     add_all_counts(ledger, counted)
     return couples
@@ -147,28 +148,26 @@ class RoundTrainer(WholeCheckpoints, Trainer):
     """Trains the policy on one round's couples.
 
     Args:
-        model: the policy, with a LoRA or whole.
+        carrier: the policy and the model before the first round.
         args: the run's, with the round's folder as `output_dir`.
         couples: the result of `couples_of`; for method dpo, of `with_reference`.
-        start: the model before the first round. Needed only if every weight is trained and `kl_weight` is set.
     """
 
     args: PSLEConfig
 
     def __init__(
         self,
-        model: nn.Module,
+        carrier: Carrier,
         args: PSLEConfig,
         couples: Dataset,
         processing_class: PreTrainedTokenizerBase,
         ledger: Ledger,
-        start: nn.Module | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.ledger, self.start = ledger, start
+        self.carrier, self.ledger = carrier, ledger
         self._noted: dict[str, list[float]] = defaultdict(list)
         super().__init__(
-            model=model,
+            model=carrier.policy,
             args=args,
             data_collator=CoupleCollator(int(processing_class.pad_token_id or 0)),
             train_dataset=couples,
@@ -184,10 +183,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
     ) -> Any:
         """The mean loss over the batch's couples of all branches."""
         args = self.args
-        logits, of_row = self._logits(model, inputs)
-        targets = inputs["input_ids"][:, 1:][inputs["completion_mask"][:, 1:].bool()]
-        log_probs = -cross_entropy(logits.float(), targets, reduction="none")
-        sums = log_probs.new_zeros(len(inputs["side"])).index_add(0, of_row, log_probs)
+        sums, kl = self._scores(model, inputs)
         lengths = inputs["completion_mask"].sum(1)
         place = (inputs["side"], inputs["couple"])
         size = inputs["is_ranked"].shape[0]
@@ -205,12 +201,24 @@ class RoundTrainer(WholeCheckpoints, Trainer):
                 args.sft_weight,
             )
         loss = (inputs["weight"] * losses_of).mean()
-        if args.kl_weight:
-            kl = self._kl_to_start(model, inputs, logits)
+        if kl is not None:
             self._note("kl", kl)
             loss = loss + args.kl_weight * kl
         self._log_couples(plain.detach(), guided.detach(), inputs, losses_of.detach())
         return (loss, {"per_token": per_token.detach()}) if return_outputs else loss
+
+    def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Log-likelihoods of the batch's responses `[M]`. With `kl_weight`, the mean KL to the start over their tokens."""
+        weight = self.args.kl_weight
+        if not self.carrier.passes:
+            scored = self.carrier.score(model, inputs)
+            assert scored.kl is not None
+            return scored.sums, scored.kl.sum() / scored.mask.sum() if weight else None
+        logits, of_row = self._logits(model, inputs)
+        targets = inputs["input_ids"][:, 1:][inputs["completion_mask"][:, 1:].bool()]
+        log_probs = -cross_entropy(logits.float(), targets, reduction="none")
+        sums = log_probs.new_zeros(len(inputs["side"])).index_add(0, of_row, log_probs)
+        return sums, self._kl_to_start(inputs, logits) if weight else None
 
     @staticmethod
     def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -219,11 +227,10 @@ class RoundTrainer(WholeCheckpoints, Trainer):
         keep = inputs["completion_mask"][:, 1:].bool()
         return output.logits[:, :-1][keep], keep.nonzero()[:, 0]
 
-    def _kl_to_start(self, model: nn.Module, inputs: dict[str, Tensor], logits: Tensor) -> Tensor:
+    def _kl_to_start(self, inputs: dict[str, Tensor], logits: Tensor) -> Tensor:
         """Mean over completion tokens of `KL(π‖π_start)` over the whole vocabulary."""
-        policy: Any = self.accelerator.unwrap_model(model)
-        with torch.no_grad(), policy.disable_adapter() if self.start is None else nullcontext():
-            before, _ = self._logits(policy if self.start is None else self.start, inputs)
+        with torch.no_grad(), self.carrier.start() as start:
+            before, _ = self._logits(start, inputs)
         log_pi, log_start = log_softmax(logits.float(), -1), log_softmax(before.float(), -1)
         self.ledger.count(lm_forward_tokens=self._over_processes(inputs["attention_mask"].sum()))
         return (log_pi.exp() * (log_pi - log_start)).sum(-1).mean()
@@ -261,7 +268,8 @@ class RoundTrainer(WholeCheckpoints, Trainer):
             loss: Tensor = super().training_step(*args, **kwargs)
         tokens = inputs["attention_mask"].sum().to(self.accelerator.device)
         self.ledger.count(
-            lm_forward_tokens=self._over_processes(tokens), optimizer_steps=int(self.accelerator.sync_gradients)
+            lm_forward_tokens=self.carrier.passes * self._over_processes(tokens),
+            optimizer_steps=int(self.accelerator.sync_gradients),
         )
         return loss
 

@@ -62,7 +62,6 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         eval_dataset=held_out,
         eval_reward_funcs=extra_rewards,
         processing_class=loaded.tokenizer,
-        peft_config="default" if config.train == "lora" else None,
         callbacks=list(callbacks),
     )
     trainer.ledger.add(ledger, wall_clock=seconds_before)

@@ -21,6 +21,7 @@ from frugalign.data.groups import Groups
 from frugalign.data.splits import rows_fingerprint
 from frugalign.data.templating import Rendering, encode_prompts
 from frugalign.engines.transformers import context_length
+from frugalign.methods.carriers import Carrier, weights_digest
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.responses import ScoredResponses, join_halves
 from frugalign.policies.principles import Principles, under_principles
@@ -96,13 +97,23 @@ class Sampler:
         # A shared prefix is fed once.
         return lengths[0], lengths[0] if self.args.share_prefix else sum(lengths) / len(lengths)
 
-    def sample(self, model: PreTrainedModel, rows: Sequence[int], number: int, folder: Path, ledger: Ledger) -> Groups:
-        """Sample `2k` responses per row for round `number`: `k` plain and `k` under the principles, or all plain without any."""
+    def sample(self, carrier: Carrier, rows: Sequence[int], number: int, folder: Path, ledger: Ledger) -> Groups:
+        """Sample `2k` responses per row for round `number`: `k` plain and `k` under the principles, or all plain without any.
+
+        A proxy guides both kinds.
+        """
+        guide = carrier.guide()
         k, plain = self.args.num_generations, self.dataset[list(rows)]["prompt"]
 
         def sampled(prompts: Sequence[Any], size: int, epoch: int, stem: str, share_prefix: bool = False) -> Groups:
-            request = GroupRequest(prompts, size, epoch, folder / stem, numbers=rows, share_prefix=share_prefix)
-            return sample_on_all_processes(model, self.tokenizer, request, self.args, ledger)
+            request = GroupRequest(
+                *(prompts, size, epoch, folder / stem),
+                numbers=rows,
+                share_prefix=share_prefix,
+                guide=guide,
+                guide_id="" if guide is None else weights_digest(carrier.policy),
+            )
+            return sample_on_all_processes(carrier.lm, self.tokenizer, request, self.args, ledger)
 
         if self.principles is None:
             return sampled(plain, 2 * k, 2 * number, ".plain")

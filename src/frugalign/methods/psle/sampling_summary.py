@@ -80,7 +80,7 @@ def say_rounds(sampler: Sampler, rows: Sequence[int], evaluation: RoundEvaluatio
         how += f", {pluralize(args.rounds + 1, 'evaluation')} on {pluralize(len(evaluation.dataset), 'prompt')}"
     plain, sampled_from = sampler.mean_prompt_lengths(rows)
     longest = args.max_new_tokens
-    epochs = args.num_train_epochs
+    epochs = 1 if args.train == "proxy" else args.num_train_epochs
     fed = responses * (sampled_from + longest + epochs * (plain + longest)) + measured * (plain + longest)
     say_size((responses + measured) * longest, fed, f"{how}, each at most {longest} tokens")
 

@@ -12,11 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
 from frugalign.base.errors import FrugalignError
@@ -26,10 +25,10 @@ from frugalign.base.parsing import dump_yaml
 from frugalign.base.progress_display import showing
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.data.templating import Rendering
-from frugalign.engines.adapters import record_adapter
 from frugalign.engines.fingerprints import fingerprint
-from frugalign.engines.model_records import record_model
 from frugalign.engines.transformers import base_parameters
+from frugalign.methods.carriers import weights_digest
+from frugalign.methods.proxy_carrier import carrier_of
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.folders import (
     check_resumable,
@@ -39,12 +38,11 @@ from frugalign.methods.psle.folders import (
     manifest_of,
     reset_round,
     tidy_round,
-    weights_digest,
 )
 from frugalign.methods.psle.inputs import check_row_weights, load_policy, principles_of, restore_policy
 from frugalign.methods.psle.responses import Round, ScoredResponses, assign_branches, read_round, save_round
-from frugalign.methods.psle.round_eval import RoundEvaluation, StartingModel
-from frugalign.methods.psle.round_trainer import RoundTrainer, couples_of, with_reference
+from frugalign.methods.psle.round_eval import RoundEvaluation
+from frugalign.methods.psle.round_trainer import RoundTrainer, answers_of, couples_of, with_reference
 from frugalign.methods.psle.rules import reward_scale, threshold
 from frugalign.methods.psle.sampling import Sampler
 from frugalign.methods.psle.sampling_summary import describe_sampling, say_rounds, warn_of_few
@@ -71,7 +69,6 @@ from frugalign.runs.layout import (
 )
 from frugalign.runs.lock import in_use
 from frugalign.runs.progress import Pace, TrainingProgress
-from frugalign.runs.save_policy import lora_of
 
 _SHOWN = ("loss", "ranked_in_order", "log_likelihood/ranked_guided", "log_likelihood/ranked_plain")
 _log = logging.getLogger(__name__)
@@ -89,7 +86,6 @@ class PSLETrainer:
         eval_dataset: held-out prompts, on which every round is evaluated.
         eval_reward_funcs: further rewards that are only measured, on the held-out prompts.
         processing_class: the tokenizer; required if `model` is a module.
-        peft_config: default: a LoRA on all linear layers. None trains every weight.
 
     Raises:
         FrugalignError: a user error, in one sentence.
@@ -105,13 +101,10 @@ class PSLETrainer:
         eval_dataset: Dataset | None = None,
         eval_reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | Literal["default"] | None = "default",
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.args, self.ledger, self.callbacks = args, Ledger(), callbacks or []
-        if args.train == "full" and peft_config == "default":
-            peft_config = None
-        model, tokenizer = load_policy(model, processing_class, args, peft_config)
+        model, tokenizer = load_policy(model, processing_class, args)
         self.processing_class = tokenizer
         if len(train_dataset) == 0:
             raise FrugalignError("There are no prompts to train on.")
@@ -125,18 +118,13 @@ class PSLETrainer:
         self.base = fingerprint(model, tokenizer, name=str(args.model_name_or_path or ""))
         self.round_evaluation = self._round_evaluation(model, eval_dataset, eval_reward_funcs)
         set_seed(args.seed)
-        self.start: PreTrainedModel | None = None
-        self.model: Any
-        if peft_config is None:
-            self.model = model.requires_grad_(True)
-            if args.kl_weight or self.round_evaluation is not None:
-                self.start = copy.deepcopy(model).requires_grad_(False).eval()
-        else:
-            model.requires_grad_(False)
-            self.model = get_peft_model(model, lora_of(args) if peft_config == "default" else peft_config)
+        model.requires_grad_(args.train == "full")
+        keeps_start = bool(args.kl_weight) or self.round_evaluation is not None
+        self.carrier = carrier_of(model, tokenizer, args, keeps_start=keeps_start)
+        self.model: Any = self.carrier.policy
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         self._initial_weights, self._counted = weights_digest(self.model), set[Path]()
-        self.ledger.set_parameters(trainable=trained, base=base_parameters(self.model))
+        self.ledger.set_parameters(trainable=trained, base=base_parameters(self.carrier.lm))
 
     def _round_evaluation(
         self, model: PreTrainedModel, prompts: Dataset | None, rewards: RewardSpec | Sequence[RewardSpec] | None
@@ -190,7 +178,7 @@ class PSLETrainer:
             manifest = manifest_of(there)
             if manifest is None:
                 if number:
-                    restore_policy(self.model, round_folder(folder, number - 1), manifests[-1])
+                    restore_policy(self.carrier, round_folder(folder, number - 1), manifests[-1])
                 manifest = self._round(number, there, manifests)
                 pace.finished(f"Round {number}", self.args.rounds - number - 1)
             else:
@@ -200,7 +188,7 @@ class PSLETrainer:
             manifests.append(manifest)
             if any(getattr(callback, "ran_out", False) for callback in self.callbacks):
                 break
-        restore_policy(self.model, round_folder(folder, len(manifests) - 1), manifests[-1])
+        restore_policy(self.carrier, round_folder(folder, len(manifests) - 1), manifests[-1])
         return manifests
 
     def _run_settings(self) -> dict[str, Any]:
@@ -279,7 +267,7 @@ class PSLETrainer:
             ledger.load_dict(read_costs(folder, RESPONSES_COSTS_FILE))
         else:
             rows = self._rows(number)
-            groups = self.sampler.sample(self.model, rows, number, folder, ledger)
+            groups = self.sampler.sample(self.carrier, rows, number, folder, ledger)
             state = TrainerState(epoch=float(number), global_step=sum(each["optimizer_steps"] for each in before))
             scored = self.sampler.score(self.rewards, groups, rows, folder, ledger, state)
             scale = self._scale(scored, folder.parent)
@@ -320,14 +308,13 @@ class PSLETrainer:
             _log.warning("Round %d has nothing to learn from, so the policy stays as it is.", number)
             self._save(folder)
             return 0
+        self.carrier.read("couples", answers_of(couples), ledger)
         if self.args.method == "dpo":
             size = self.args.per_device_train_batch_size
-            couples = with_reference(couples, self.model, ledger, batch_size=size)
+            couples = with_reference(couples, self.carrier, ledger, batch_size=size)
         args = copy.copy(self.args)
         args.output_dir, args.overwrite_output_dir = str(folder), True
-        trainer = RoundTrainer(
-            self.model, args, couples, self.processing_class, ledger, self.start, list(self.callbacks)
-        )
+        trainer = RoundTrainer(self.carrier, args, couples, self.processing_class, ledger, list(self.callbacks))
         TrainingProgress(f"round {number}", _SHOWN, unit=None).replace_defaults(trainer)
         found = checkpoints_in(folder)
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
@@ -345,16 +332,9 @@ class PSLETrainer:
             return
         self._make(folder)
         spent = Ledger()
-        start = None if first is None else self._start()
-        self.round_evaluation.run(self.model, folder / costs_file, spent, start, first)
+        self.round_evaluation.run(self.carrier, folder / costs_file, spent, first)
         ledger.add(spent)
         self._wait()
-
-    def _start(self) -> StartingModel:
-        if self.start is not None:
-            return StartingModel(self.start)
-        policy: Any = self.model
-        return StartingModel(policy, policy.disable_adapter)
 
     # -- small things ------------------------------------------------------------------------------------------------------
 
@@ -373,12 +353,7 @@ class PSLETrainer:
 
     def _save(self, folder: Path) -> None:
         def save(staged: Path) -> None:
-            self.model.save_pretrained(staged)
-            if isinstance(self.model, PeftModel):
-                record_adapter(staged, self.base)
-            else:
-                self.processing_class.save_pretrained(staged)
-                record_model(staged)
+            self.carrier.save(staged, self.processing_class, self.base)
             (staged / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template; the run folder has the card
 
         if self._is_main:

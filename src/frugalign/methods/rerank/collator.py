@@ -17,6 +17,7 @@ from frugalign.engines.encode import tokenize_pairs
 
 COLUMNS = ("confidence", "weight")
 """Optional columns: a row's own γ, and the weight of its loss."""
+SIDES = ("chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 """Precomputed log-probabilities of both answers under the model before training, with TRL's names."""
 
@@ -47,7 +48,7 @@ class PairCollator:
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         sides = [
             (pair["prompt_ids"], pair[f"{side}_ids"], pair.get(f"{side}_mask") or [1] * len(pair[f"{side}_ids"]))
-            for side in ("chosen", "rejected")
+            for side in SIDES
             for pair in pairs
         ]
         width = max(len(prompt) + len(answer) for prompt, answer, _ in sides)

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
 from frugalign.methods.rerank.options import RerankOptions
+from frugalign.methods.train_options import TrainedConfig, check_train
 from frugalign.options.check import check_value
 from frugalign.options.kinds import POSITIVE
 from frugalign.options.training_config import TrainingConfig
@@ -28,7 +29,7 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
 
 
 @dataclass
-class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
+class RerankConfig(TrainedConfig, TrainingConfig, RerankOptions, TrainingArguments):
     """The fields of `RerankOptions` and `TrainingArguments`, with defaults that run on any machine.
 
     Raises:
@@ -36,7 +37,7 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
     """
 
     own: ClassVar[type] = RerankOptions
-    own_may_change: ClassVar[frozenset[str]] = frozenset({"num_train_epochs"})
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"num_train_epochs", "cache_dir", "max_cache_gib"})
     not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
@@ -65,6 +66,9 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
         """Fill in the folder, and what our data sets need."""
         if self.output_dir is None:
             self.output_dir = "runs/rerank"
+        self.settle_rate()
+        if self.train == "proxy":
+            self.rerank_groups = False  # the states that rank do not move
         if self.eval_steps is not None:
             self.eval_strategy = "steps"
         # Our data sets hold only the columns that the collator reads.
@@ -72,6 +76,11 @@ class RerankConfig(TrainingConfig, RerankOptions, TrainingArguments):
 
     def check(self) -> None:
         """Check what values mean together."""
+        check_train(self)
+        if self.train == "proxy" and self.reward_refresh_steps:
+            raise FrugalignError(
+                "reward_refresh_steps follows states that move, and those of a proxy's base do not: leave it at 0."
+            )
         check_value("beta", self.beta, POSITIVE)
         if self.label_noise is not None and self.confidence != "pair":
             raise FrugalignError(

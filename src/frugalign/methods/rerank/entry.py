@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP, batch_of
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
+from frugalign.methods.proxy_network import is_control
 from frugalign.options.groups import KINDS
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ ENTRIES = (
         needs=(_PAIRS,),
         reads=("representation_reward",),
         config=_CONFIG,
+        is_control=is_control,
         observers=("shift_reward",),
         reward_options=("shift_reward",),
         report=("probes", "shift"),
@@ -117,13 +119,14 @@ ENTRIES = (
             closing=closing,
         ),
     ),
-    Method("dpo", "direct preference optimisation", dpo, needs=(_PAIRS,), config=_CONFIG),
+    Method("dpo", "direct preference optimisation", dpo, needs=(_PAIRS,), config=_CONFIG, is_control=is_control),
     Method(
         "conservative_dpo",
         "DPO with a constant confidence below 1",
         conservative_dpo,
         needs=(_PAIRS,),
         config=_CONFIG,
+        is_control=is_control,
     ),
     Method(
         "online_dpo",
@@ -132,6 +135,7 @@ ENTRIES = (
         # Fitting probes on its own samples would use up its token budget.
         needs=(_PAIRS, ("preferences", "representation_reward")),
         config=_CONFIG,
+        is_control=is_control,
         observers=("shift_reward",),
         reward_options=("shift_reward",),
         report=("probes", "shift"),

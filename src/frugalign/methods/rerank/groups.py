@@ -7,6 +7,7 @@ resumed run reads it, since the policy has changed since the ranking.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, work
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
 from frugalign.data.templating import Rendering
+from frugalign.decoding.chooser import Chooser
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.states import endpoint_states, read_ids
 from frugalign.engines.transformers import end_token_ids
+from frugalign.methods.carriers import weights_digest
 from frugalign.methods.rerank.options import RerankOptions
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.folder import saving
@@ -37,11 +40,16 @@ def sample_for(
     options: Any,
     epoch: int,
     ledger: Ledger,
+    guide: tuple[Chooser, str] | None = None,
 ) -> Groups:
-    """Sample `options.sample` responses per prompt from the current model. Processes share the prompts; a killed run resumes."""
+    """Sample `options.sample` responses per prompt from the current model. Processes share the prompts; a killed run resumes.
+
+    `guide`: what chooses the tokens, if not the model itself, and what identifies it.
+    """
     kept = ranking_file(Path(options.output_dir), epoch)
     stem = kept.with_name(f".{kept.stem}")
-    request = GroupRequest(prompts, options.sample, epoch, stem)
+    chooser, identity = guide or (None, "")
+    request = GroupRequest(prompts, options.sample, epoch, stem, guide=chooser, guide_id=identity)
     return sample_on_all_processes(model, tokenizer, request, options, ledger)
 
 
@@ -151,20 +159,26 @@ class EpochRanking(TrainerCallback):
             if state.is_world_process_zero:
                 self._keep(ranked, epoch)
         pairs, dropped = pair_groups(ranked)
-        self.trainer.replace_pairs(pairs.shuffle(seed=args.seed + epoch))
+        counting = self.trainer.ledger.uncounted() if part_way else nullcontext()
+        with counting:
+            self.trainer.replace_pairs(pairs.shuffle(seed=args.seed + epoch))
         if not part_way:  # otherwise it was logged when the epoch began
             self.trainer.note_ranking(ranked, len(pairs), dropped, _changed(self.groups, ranked))
         self.groups = ranked
 
     def _rank(self, epoch: int) -> Groups:
         trainer = self.trainer
-        policy = trainer.accelerator.unwrap_model(trainer.model)
+        carrier = trainer.carrier
         common, penalty = (trainer.args, trainer.ledger), trainer.args.missing_eos_penalty
         if not trainer.args.resample:
             return rank_groups(
-                self.groups, policy, trainer.processing_class, trainer.probes, *common, missing_eos_penalty=penalty
+                self.groups, carrier.lm, trainer.processing_class, trainer.probes, *common, missing_eos_penalty=penalty
             )
-        fresh = sample_for(self.groups.prompts, policy, trainer.processing_class, trainer.args, epoch, trainer.ledger)
+        guide = carrier.guide()
+        fresh = sample_for(
+            *(self.groups.prompts, carrier.lm, trainer.processing_class, trainer.args, epoch, trainer.ledger),
+            guide=None if guide is None else (guide, weights_digest(carrier.policy)),
+        )
         # The original probes on the starting model: the policy cannot influence its own reward.
         with trainer.starting_model() as start:
             return rank_groups(

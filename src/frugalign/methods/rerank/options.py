@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from frugalign.methods.proxy_network import RATE
+from frugalign.methods.train_options import Trained
 from frugalign.options import groups
 from frugalign.options.declare import like, notes, option
 from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, POSITIVE, SHARE, Kind
@@ -22,7 +24,10 @@ _GROUP_SIZE = Kind("at least 2, or 0 for none", lambda x: x >= 2 or x == 0, whol
     margin="It is that of the updates every reward_refresh_steps.",
     output_dir="Default: runs/rerank.",
     per_device_train_batch_size="It counts pairs.",
-    learning_rate="It is that of a LoRA; when training every weight, try a tenth of it.",
+    train="The options under `proxy` go with the last. The base's states do not move under a proxy, so γ and the ranking of stored responses "
+    "stay fixed.",
+    cache_dir="Of a proxy.",
+    max_cache_gib="Of a proxy.",
 )
 class RerankOptions(
     groups.TrainingRun,
@@ -39,11 +44,18 @@ class RerankOptions(
     groups.TruncationPenalty,
     groups.PairLength,
     groups.Data,
-    groups.Lora,
+    Trained,
     groups.Model,
 ):
     """Options of `frugalign rerank`: DPO with confidence that follows the policy. Names are TRL's where it has one."""
 
+    learning_rate: float = like(
+        groups.Steps,
+        "learning_rate",
+        -1,
+        "-1: 1e-4, and of a proxy by its size. When training every weight, try 1e-5.",
+        RATE,
+    )
     reward: str | None = like(
         groups.Rewards, "reward", None, "Here a representation reward of this model (`frugalign reward`)."
     )

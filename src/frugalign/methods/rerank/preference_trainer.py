@@ -21,11 +21,12 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import base_parameters
+from frugalign.methods.answer_features import Answers
 from frugalign.methods.carriers import Carrier, prepare_policy
 from frugalign.methods.confidence import prefer_given
 from frugalign.methods.log_probs import Reading, Scored
 from frugalign.methods.losses import confidence_loss, imitation_loss
-from frugalign.methods.rerank.collator import REFERENCE, PairCollator, encode_pairs
+from frugalign.methods.rerank.collator import REFERENCE, SIDES, PairCollator, encode_pairs
 from frugalign.methods.rerank.config import RerankConfig
 from frugalign.methods.rerank.reference import store_references
 from frugalign.methods.rerank.running_means import RunningMeans, Share, mean_of
@@ -85,7 +86,26 @@ class PreferenceTrainer(Trainer):
         self.means = RunningMeans(self.accelerator)
         self.pairs_vary = pairs.vary
         trained = [parameter.numel() for parameter in carrier.policy.parameters() if parameter.requires_grad]
-        self.ledger.set_parameters(trainable=sum(trained), base=base_parameters(carrier.policy))
+        self.ledger.set_parameters(trainable=sum(trained), base=base_parameters(carrier.lm))
+        self.read("train", pairs.train.pairs if pairs.vary else pairs.train)
+        if pairs.held_out is not None:
+            self.read("held-out", pairs.held_out)
+
+    def read(self, name: str, pairs: Dataset) -> None:
+        """Let the carrier read the answers of encoded pairs, in place of those of this `name`."""
+        if self.carrier.passes:  # it reads them at every step
+            return
+        columns: dict[str, Any] = pairs[:]
+
+        def of_both(kind: str) -> list[list[int]]:
+            both = zip(*(columns[f"{side}_{kind}"] for side in SIDES), strict=True)
+            return [each for sides in both for each in sides]
+
+        # Both answers of a pair together, since they share a prompt.
+        prompts = [prompt for prompt in columns["prompt_ids"] for _ in SIDES]
+        masks = of_both("mask") if f"{SIDES[0]}_mask" in columns else None
+        answers = Answers(prompts, of_both("ids"), masks)
+        self.carrier.read(name, answers, self.ledger, self.probed_layers())
 
     # -- the reference -----------------------------------------------------------------------------------------------------
 
@@ -132,16 +152,12 @@ class PreferenceTrainer(Trainer):
         tokenizer: Any = self.processing_class
         reading = Reading(layers, sentence_ends(tokenizer)) if layers else None
         scored = self.carrier.score(model, inputs, reading)
-        chosen, rejected = scored.sums.chunk(2)
-        if REFERENCE[0] in inputs:
-            ref_chosen, ref_rejected = (inputs[name] for name in REFERENCE)
-        else:
-            ref_chosen, ref_rejected = self.score_reference(inputs).chunk(2)
-        ratios = (chosen - ref_chosen, rejected - ref_rejected)
+        ratios = self._log_ratios(scored, inputs)
         gamma = self.label_confidence(scored, inputs.get("confidence"))
         loss = confidence_loss(ratios[0] - ratios[1], gamma, self.args.beta)
         if self.args.sft_weight:
             lengths = inputs["completion_mask"].sum(1).clamp(min=1).chunk(2)
+            chosen, rejected = scored.sums.chunk(2)
             imitation = imitation_loss(chosen / lengths[0], rejected / lengths[1], gamma)
             self.note({"imitation_loss": mean_of(imitation)})
             loss = loss + self.args.sft_weight * imitation
@@ -150,9 +166,20 @@ class PreferenceTrainer(Trainer):
         self._note_batch(inputs, scored, ratios, gamma)
         return (loss.mean(), {"gamma": gamma}) if return_outputs else loss.mean()
 
+    def _log_ratios(self, scored: Scored, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-ratios to the reference of the chosen and of the rejected answers, `[B]` each."""
+        if scored.log_ratio is not None:
+            found = scored.log_ratio
+        elif REFERENCE[0] in inputs:
+            found = scored.sums - torch.cat([inputs[name] for name in REFERENCE])
+        else:
+            found = scored.sums - self.score_reference(inputs)
+        chosen, rejected = found.chunk(2)
+        return chosen, rejected
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         before = self.tokens_seen
-        passes = 1 if REFERENCE[0] in args[1] else 2
+        passes = self.carrier.passes * (1 if REFERENCE[0] in args[1] else 2)
         with self.ledger.phase("optimise"):
             loss: Tensor = super().training_step(*args, **kwargs)
         self.ledger.count(
@@ -164,14 +191,16 @@ class PreferenceTrainer(Trainer):
 
     def encode(self, pairs: Dataset) -> Dataset:
         """Encode pairs of texts."""
-        return encode_pairs(pairs, self.carrier.policy, self.processing_class, self.args)
+        return encode_pairs(pairs, self.carrier.lm, self.processing_class, self.args)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As Trainer's. Pairs of texts are encoded first."""
-        if isinstance(eval_dataset, Dataset) and "prompt_ids" not in eval_dataset.column_names:
-            eval_dataset = self.encode(eval_dataset)
+        if isinstance(eval_dataset, Dataset):
+            if "prompt_ids" not in eval_dataset.column_names:
+                eval_dataset = self.encode(eval_dataset)
+            self.read("others", eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(
@@ -193,15 +222,10 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         """Record the batch's statistics under TRL's names."""
         rewards = [self.args.beta * each.detach() for each in ratios]
-        places = scored.mask.sum()
-        chosen, rejected = scored.mask.chunk(2)
-        logits, sums = scored.mean_logit.chunk(2), scored.sums.detach().chunk(2)
+        sums = scored.sums.detach().chunk(2)
         self.note(
             {
-                "entropy": (scored.entropy.sum(), places),
-                "logits/chosen": (logits[0].sum(), chosen.sum()),
-                "logits/rejected": (logits[1].sum(), rejected.sum()),
-                "mean_token_accuracy": (scored.is_top1.chunk(2)[0].sum(), chosen.sum()),
+                **_of_distribution(scored),
                 "rewards/chosen": mean_of(rewards[0]),
                 "rewards/rejected": mean_of(rewards[1]),
                 "rewards/accuracies": mean_of((rewards[0] > rewards[1]).float()),
@@ -229,6 +253,21 @@ class PreferenceTrainer(Trainer):
         due = self.control.should_log
         super().log(logs)
         self.control.should_log = due  # logging a line takes it back
+
+
+def _of_distribution(scored: Scored) -> dict[str, Share]:
+    """What is known of the policy's distribution at the answers' tokens."""
+    found = {} if scored.kl is None else {"kl": mean_of(scored.kl.detach())}
+    if scored.statistics is None:
+        return found
+    chosen, rejected = (mask.sum() for mask in scored.mask.chunk(2))
+    logits = scored.statistics.mean_logit.chunk(2)
+    return found | {
+        "entropy": (scored.statistics.entropy.sum(), scored.mask.sum()),
+        "logits/chosen": (logits[0].sum(), chosen),
+        "logits/rejected": (logits[1].sum(), rejected),
+        "mean_token_accuracy": (scored.statistics.is_top1.chunk(2)[0].sum(), chosen),
+    }
 
 
 def confidence_shares(gamma: Tensor) -> dict[str, Share]:

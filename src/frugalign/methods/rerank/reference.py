@@ -20,11 +20,12 @@ from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
 
 def store_references(trainer: Any) -> None:
     """Add the columns `REFERENCE` to the pairs of a `PreferenceTrainer`, if its settings say so or if that saves memory or passes.
+    A proxy's log-ratio to its base takes no pass.
 
     Training pairs use the batches of the first epoch, so that its numbers are bit-equal with and without precomputation.
     """
     args, wanted = trainer.args, trainer.args.precompute_ref_log_probs
-    if wanted is False or trainer.pairs_vary:
+    if wanted is False or trainer.pairs_vary or not trainer.carrier.passes:
         return
     wanted = wanted or trainer.carrier.copies_start
     counted = Ledger()

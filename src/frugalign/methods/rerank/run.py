@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
-from frugalign.base.progress_display import showing
+from frugalign.base.progress_display import say, showing
 from frugalign.base.wording import pluralize
 from frugalign.data import load_splits
 from frugalign.data.groups import Groups, groups_from_dataset, read_groups
@@ -103,7 +103,10 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     if shift_reward is not None:
         trainer.add_callback(shift_monitor(config, trainer, shift_reward))
     TrainingProgress("re-ranking", _SHOWN).replace_defaults(trainer)
-    _say_size(trainer)
+    if trainer.carrier.passes:
+        _say_size(trainer)
+    elif trainer.probed_layers():
+        say("The base's states do not move, so the confidence in every label stays what it is now.")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_policy(

@@ -24,6 +24,7 @@ from frugalign.base.files import write_json_atomic
 from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups, read_groups, save_groups
 from frugalign.data.templating import Rendering
+from frugalign.decoding.chooser import Guide
 from frugalign.decoding.log_probs import sequence_log_probs
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
@@ -119,10 +120,10 @@ class ShiftMonitor(TrainerCallback):
             self._log_shift(state.global_step)
 
     def _log_shift(self, step: int) -> None:
+        policy = self.trainer.carrier.lm, self.trainer.carrier.guide()
         with self.trainer.ledger.phase("evaluate"):
-            policy: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            now = self._rankings(policy)
-            samples = self.samples if step == 0 else self._rewards(self._sample(_EPOCH - 2 - step, policy))
+            now = self._rankings(*policy)
+            samples = self.samples if step == 0 else self._rewards(self._sample(_EPOCH - 2 - step, *policy))
         found: dict[str, float] = {}
         for name in ("log_likelihood", "probe_reward"):
             estimate = mean_interval(within_prompt_spearman(self.start[name], now[name]))
@@ -137,7 +138,7 @@ class ShiftMonitor(TrainerCallback):
         found["shift/reward"] = float(after.mean())
         self.trainer.log_separately(found)
 
-    def _rankings(self, model: Any) -> dict[str, list[list[float]]]:
+    def _rankings(self, model: Any, guide: Guide | None = None) -> dict[str, list[list[float]]]:
         """Log-likelihoods of the stored responses, and their rewards by the frozen probes."""
         assert self.stored is not None
         trainer, args = self.trainer, self.trainer.args
@@ -157,13 +158,14 @@ class ShiftMonitor(TrainerCallback):
             encoded.completion_ids,
             batch_size=args.sampling_batch_size,
             ledger=trainer.ledger,
+            guide=guide,
         )
         ranked = rank_groups(self.stored, model, trainer.processing_class, self.probes, args, trainer.ledger)
         likelihoods = self.stored.ranked([float(row.double().sum()) for row in each]).rewards
         assert likelihoods is not None and ranked.rewards is not None
         return {"log_likelihood": likelihoods, "probe_reward": ranked.rewards}
 
-    def _sample(self, epoch: int, model: Any) -> Groups:
+    def _sample(self, epoch: int, model: Any, guide: Guide | None = None) -> Groups:
         trainer, args = self.trainer, self.trainer.args
         return sample_groups(
             TransformersEngine(model, trainer.processing_class),
@@ -172,7 +174,11 @@ class ShiftMonitor(TrainerCallback):
             self.size,
             SamplingParams(args.max_new_tokens, args.temperature),
             GroupOptions(
-                seed=args.seed, epoch=epoch, batch_size=args.sampling_batch_size, rendering=Rendering.of(args)
+                seed=args.seed,
+                epoch=epoch,
+                batch_size=args.sampling_batch_size,
+                rendering=Rendering.of(args),
+                guide=guide,
             ),
             ledger=trainer.ledger,
         )

@@ -22,7 +22,6 @@ from frugalign.data.splits import pairs_fingerprint, rows_fingerprint
 from frugalign.engines.artefacts import content_hash
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model, prepare_tokenizer
-from frugalign.methods.carriers import carrier_of
 from frugalign.methods.confidence import (
     batch_confidence,
     check_probes,
@@ -31,6 +30,7 @@ from frugalign.methods.confidence import (
     prefer_given,
 )
 from frugalign.methods.log_probs import Scored
+from frugalign.methods.proxy_carrier import carrier_of
 from frugalign.methods.rerank.collator import encode_pairs
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import EpochPairs, EpochRanking, cut_share, rank_groups
@@ -57,7 +57,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
 
     Args:
         model: the policy to start from, loaded or as a hub id or folder. It gets a new LoRA, unless it already has an adapter (which is
-            then trained) or `args.train` is full (which trains every weight).
+            then trained), or `args.train` says otherwise: every weight (full), or a proxy while the model stays as it is (proxy).
         reward: a representation reward's folder, or its probes. None with `confidence="constant"`. A `TrackedReward` has its own labelled
             pairs for updates; otherwise updates use the training pairs.
         args: a `RerankConfig`.
@@ -96,11 +96,9 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         self.reward = copy.deepcopy(self.probes)  # as fitted, without tracking
         self._ranking: dict[str, float] = {}
         self.ledger = Ledger()
-        every = [RunFolder(self.ledger, args.resolved()), *(callbacks or [])]
         groups, dropped, given = None, None, train_dataset
         if isinstance(train_dataset, Groups):
             groups = self._ranked(train_dataset, policy, tokenizer, args)
-            every.append(EpochRanking(self, groups))
             train_dataset, dropped = pair_groups(groups)
         self._data_hashes = _data_hashes(self.probes, given, is_sampled=bool(args.sample))
         self._data_hashes["base"] = fingerprint(policy, tokenizer).identity
@@ -113,8 +111,12 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         varies = groups is not None and (args.rerank_groups or args.resample)
         keeps_start = varies or args.shift_reward is not None or args.precompute_ref_log_probs is False
         set_seed(args.seed)  # of a new LoRA's weights
+        carrier = carrier_of(policy, tokenizer, args, keeps_start=keeps_start)
+        every = [RunFolder(self.ledger, args.resolved()), *(callbacks or [])]
+        if groups is not None:
+            every.append(EpochRanking(self, groups))
         super().__init__(
-            carrier_of(policy, args, keeps_start=keeps_start),
+            carrier,
             args,
             Pairs(EpochPairs(train) if varies else train, held_out, vary=varies),
             tokenizer,
@@ -162,6 +164,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         """Train on other pairs from now on."""
         every: Any = self.train_dataset
         every.pairs = self.encode(pairs)
+        self.read("train", every.pairs)
 
     def note_ranking(self, groups: Groups, size: int, dropped: Dropped, changed: float | None) -> None:
         """Record a ranking for the next log line.
@@ -169,7 +172,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         It has the pairs, the dropped groups, and the shares of truncated responses and of groups whose best response changed.
         """
         tokenizer: Any = self.processing_class
-        noted = {"pairs": size, **asdict(dropped), "cut_share": cut_share(groups, self.carrier.policy, tokenizer)}
+        noted = {"pairs": size, **asdict(dropped), "cut_share": cut_share(groups, self.carrier.lm, tokenizer)}
         self._ranking = {f"ranking/{name}": float(value) for name, value in noted.items()}
         if changed is not None:
             self._ranking["ranking/best_changed_share"] = changed

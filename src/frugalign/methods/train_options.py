@@ -1,0 +1,86 @@
+"""What a method trains, `--train lora|full|proxy`: its options, what they mean together, and a proxy's settings. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+from frugalign.methods.proxy_network import LEARNING_RATE, Network, default_learning_rate, network_settings
+from frugalign.options import groups
+
+LM_LEARNING_RATE = 1e-4
+_FLOAT32 = "the proxy trains in float32; dtype is the frozen LM's"
+NO_LM_IN_TRAINING: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), (False, _FLOAT32)),
+    "gradient_checkpointing": (False, "the frozen LM has no gradients, and the proxy is small"),
+    "neftune_noise_alpha": (0.0, "the frozen LM has no noise, and the proxy has no embeddings of its own"),
+}
+"""Options of TrainingArguments that must keep these values where a proxy is trained, and why."""
+
+
+@dataclass(eq=False, repr=False)
+class Trained(groups.Cache, Network, groups.Lora):
+    """What is trained: an adapter, every weight, or a proxy with its network and the cache of what it reads."""
+
+
+class TrainedConfig:
+    """A mixin for a config with `Trained`, or one that always trains a proxy, on `TrainingArguments`."""
+
+    _rate_by_proxy: bool
+
+    def settle_rate(self) -> None:
+        """Fill in a learning rate that was not given. A proxy's is only known with its size (`size_to`)."""
+        args: Any = self
+        trains_proxy = getattr(args, "train", "proxy") == "proxy"
+        self._rate_by_proxy = trains_proxy and args.learning_rate == -1
+        if args.learning_rate == -1:
+            args.learning_rate = LEARNING_RATE if trains_proxy else LM_LEARNING_RATE
+
+    def size_to(self, network: Any) -> None:
+        """Set a learning rate that was not given by the proxy's `ProxyModelConfig`, in place."""
+        args: Any = self
+        if self._rate_by_proxy:
+            args.learning_rate = default_learning_rate(network)
+
+    def network(self) -> dict[str, Any]:
+        """The options that the proxy's config stores. None stands for a default that depends on the base."""
+        args: Any = self
+        return network_settings(args) | {
+            "max_new_tokens": args.max_new_tokens,
+            "max_prompt_length": None,
+            "value_head": False,
+        }
+
+
+def check_train(args: Any) -> None:
+    """Check the options of `Trained` with each other.
+
+    Raises:
+        FrugalignError: an option of a proxy where none is trained, or one that a proxy on stored answers cannot have.
+    """
+    if args.train != "proxy":
+        for each in (*fields(Network), *fields(groups.Cache)):
+            if getattr(args, each.name) != each.default:
+                raise FrugalignError(f"{each.name} is an option of a proxy: it goes with train proxy.")
+        return
+    for name, (neutral, reason) in NO_LM_IN_TRAINING.items():
+        if getattr(args, name, neutral) not in (neutral, None):
+            raise FrugalignError(f"{name} is not carried over to a proxy: {reason}.")
+    check_reads_stored(args)
+
+
+def check_reads_stored(args: Any) -> None:
+    """Check that a proxy with these options can be trained on stored answers.
+
+    Raises:
+        FrugalignError: it cannot.
+    """
+    if args.candidate_features == "lookahead":
+        raise FrugalignError(
+            "candidate_features lookahead needs the states after every candidate, which stored answers do not have."
+        )
+    if args.tail == "drop":
+        raise FrugalignError(
+            "tail drop gives every answer with a token outside the candidates no probability: stored answers need tail keep."
+        )
