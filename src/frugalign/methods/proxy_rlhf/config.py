@@ -34,7 +34,7 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
 
 
 _COMPLETIONS = 128
-_ROLLOUTS = 60
+_ROLLOUTS = 30
 _BUDGET = (50_000, 3_000_000)
 _WORK = 1e13
 """Parameters times tokens of the default budget. One core samples that in a quarter of an hour."""

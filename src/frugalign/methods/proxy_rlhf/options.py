@@ -58,7 +58,7 @@ class ProxyOptions(
         "per_device_train_batch_size",
         -1,
         "It counts the responses of a rollout and is a multiple of num_generations. -1: 128, or fewer if the budget "
-        "would not last for 60 rollouts.",
+        "would not last for 30 rollouts.",
         _BATCH,
     )
     beta: float | None = like(
