@@ -13,6 +13,8 @@ from tests.evaluation.evaluated import evaluated
 from tests.two_layers import two_layers
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.files import write_json_atomic
+from frugalign.data import training_prompts
 from frugalign.decoding import Reference, SamplingParams, generate, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
@@ -92,6 +94,16 @@ def test_a_proxy_brings_its_settings(base: LoadedModel, rows: Dataset, proxy_fol
     assert 0 < metrics["trainable_share"] < 0.01
     nats = metrics["kl_per_sequence"]["mean"] / metrics["mean_length"]["mean"]
     assert metrics["kl_per_token"]["mean"] == pytest.approx(nats)
+
+
+def test_a_rounds_proxy_is_evaluated_on_what_its_run_held_out(
+    base: LoadedModel, proxy_folder: Path, tmp_path: Path
+) -> None:
+    """The record of the training prompts is in the folder above."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"i want {number} balms"}) + "\n" for number in range(20)))
+    write_json_atomic(tmp_path / "trained_on.json", training_prompts(str(file), hold_out=False)[2])
+    assert evaluated(base, str(file), shortness, proxy=str(proxy_folder), max_new_tokens=4)["reward"]["n"] == 2
 
 
 def test_strength_zero_leaves_only_the_restriction(base: LoadedModel, rows: Dataset, proxy_folder: Path) -> None:

@@ -117,10 +117,10 @@ def _load(policy: PolicySpec | Policy, reward: RewardSpec | Sequence[RewardSpec]
 
 
 def _trained_on(policy: Policy) -> dict[str, Any] | None:
-    if policy.artefact is not None:
-        stored: dict[str, Any] | None = policy.artefact.trained_on
-        return stored
-    return trained_on_of(policy.spec.adapter or policy.spec.policy)
+    """The record in the first proxy, else that of the run which a round's proxy, an adapter or a model belongs to."""
+    stored: dict[str, Any] | None = None if policy.artefact is None else policy.artefact.trained_on
+    spec = policy.spec
+    return stored or trained_on_of(spec.proxy[0].path if spec.proxy else spec.adapter or spec.policy)
 
 
 def _sample_and_measure(
