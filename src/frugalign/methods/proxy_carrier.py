@@ -86,7 +86,6 @@ class Proxy(Carrier):
         self._lm = lm.eval().requires_grad_(False)
         given = None if args.initial_proxy is None else load_proxy(args.initial_proxy)
         self.policy = prepare_proxy(given, base, _about(base), args)
-        args.size_to(self.policy.config)
         reads_tokens = self.policy.config.candidate_features == "embedding"
         self._embeddings = embedding_rows(self._lm) if reads_tokens else None
         proposals = Proposals(self.policy.config.temperature, self.policy.limits)

@@ -13,7 +13,7 @@ from frugalign.options.kinds import BELOW_ONE, COUNT, FINITE, SIZE, Kind
 
 RATE = Kind("at least 0, or -1", lambda x: x >= 0 or x == -1, largest=100)
 LEARNING_RATE = 1e-2
-_TOKEN_BIAS_RATE = 0.1
+TOKEN_BIAS_RATE = 0.1
 
 
 @dataclass(eq=False, repr=False)
@@ -61,7 +61,11 @@ class ProxyNetwork(Network, section="proxy"):
         "The base proposes tokens at it. Default: what its generation config samples at, else 1.",
     )
     learning_rate: float = like(
-        groups.Steps, "learning_rate", -1, "-1: by the size of the proxy, 0.01 for a small one.", RATE
+        groups.Steps,
+        "learning_rate",
+        -1,
+        "-1: by the size of the proxy, 0.01 for a small one; on stored answers 0.002.",
+        RATE,
     )
 
 
@@ -100,5 +104,5 @@ def default_learning_rate(network: Any) -> float:
     costs passes over a rollout, which are cheap; too large a one is shortened by the trust region, which wastes what was sampled.
     """
     if network.candidate_features == "token_bias":
-        return _TOKEN_BIAS_RATE
+        return TOKEN_BIAS_RATE
     return float(min(LEARNING_RATE, 1.28 / (network.hidden * math.sqrt(network.width))))

@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.methods.proxy_network import LEARNING_RATE, Network, default_learning_rate, network_settings
+from frugalign.methods.proxy_network import TOKEN_BIAS_RATE, Network, network_settings
 from frugalign.options import groups
 
 LM_LEARNING_RATE = 1e-4
+_STORED_RATE = 2e-3
 _FLOAT32 = "the proxy trains in float32; dtype is the frozen LM's"
 NO_LM_IN_TRAINING: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), (False, _FLOAT32)),
@@ -27,21 +28,19 @@ class Trained(groups.Cache, Network, groups.Lora):
 class TrainedConfig:
     """A mixin for a config with `Trained`, or one that always trains a proxy, on `TrainingArguments`."""
 
-    _rate_by_proxy: bool
-
     def settle_rate(self) -> None:
-        """Fill in a learning rate that was not given. A proxy's is only known with its size (`size_to`)."""
-        args: Any = self
-        trains_proxy = getattr(args, "train", "proxy") == "proxy"
-        self._rate_by_proxy = trains_proxy and args.learning_rate == -1
-        if args.learning_rate == -1:
-            args.learning_rate = LEARNING_RATE if trains_proxy else LM_LEARNING_RATE
+        """Fill in a learning rate that was not given.
 
-    def size_to(self, network: Any) -> None:
-        """Set a learning rate that was not given by the proxy's `ProxyModelConfig`, in place."""
+        A proxy that learns from stored answers takes the same at any size, and several times that of one that samples: no step can spoil
+        what is sampled next, and the best evaluation is kept.
+        """
         args: Any = self
-        if self._rate_by_proxy:
-            args.learning_rate = default_learning_rate(network)
+        if args.learning_rate != -1:
+            return
+        if getattr(args, "train", "proxy") != "proxy":
+            args.learning_rate = LM_LEARNING_RATE
+        else:
+            args.learning_rate = TOKEN_BIAS_RATE if args.candidate_features == "token_bias" else _STORED_RATE
 
     def network(self) -> dict[str, Any]:
         """The options that the proxy's config stores. None stands for a default that depends on the base."""

@@ -48,7 +48,7 @@ def log_pi(model: Any, proxy: ProxyModel, prefix: list[int]) -> tuple[Tensor, Te
     chosen = [int(token) for token in order if log_p[token].exp() >= proxy.config.p_t] or [int(order[0])]
     rest = [token for token in range(V) if token not in chosen]
     rows = embedding_rows(model).float() * proxy.config.embedding_scale
-    query = proxy.query(h) / proxy.config.dim**0.5
+    query = proxy.gain * proxy.query(h) / proxy.config.dim**0.5
     score = torch.cat([proxy.key(rows[chosen]) @ query, proxy.tail_key @ query]) + proxy.bias
     columns = torch.cat([log_p[chosen], log_p[rest].logsumexp(0)[None]])
     score = score + proxy.offset(columns)

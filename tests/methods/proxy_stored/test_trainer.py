@@ -40,7 +40,8 @@ def test_it_learns_the_pairs_and_the_brake_holds_it(base: LoadedModel, tmp_path:
     found = {}
     for weight in (0.0, 10.0):
         folder = tmp_path / str(weight)
-        trainer(base, folder, kl_weight=weight, max_steps=30, eval_steps=30, per_device_train_batch_size=8).train()
+        steps = {"max_steps": 30, "eval_steps": 30, "per_device_train_batch_size": 8, "learning_rate": 0.01}
+        trainer(base, folder, kl_weight=weight, **steps).train()
         found[weight] = (losses(folder)[-1], losses(folder, "kl")[-1], losses(folder, "rewards/accuracies")[-1])
         assert losses(folder)[0] == pytest.approx(math.log(2), abs=1e-4) and losses(folder, "kl")[0] < 1e-6
     assert found[0.0][0] < 0.55 and found[0.0][2] == 1.0 and found[0.0][1] > 1.0

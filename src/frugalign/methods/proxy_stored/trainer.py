@@ -84,7 +84,6 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         self.ledger = Ledger()
         about = fingerprint(lm, base.tokenizer, name=base.name, revision=args.revision, adapter=args.adapter)
         proxy = prepare_proxy(proxy, base, about, args)
-        args.size_to(proxy.config)
         self.objective: Objective = proxy.config.objective
         has_teacher = args.teacher is not None or args.principles is not None
         self.signal = signal_of(train_dataset, has_teacher=has_teacher)
