@@ -19,7 +19,7 @@ from typing import Any
 from experiments.pairs_curve import Measure
 from experiments.pairs_data import SIZES, pairs_folder, read_rows, test_prompts, validation_prompts
 from experiments.pairs_runs import Line, Run, fit_probes, lines
-from experiments.pairs_table import Training, draw, interval, row, training
+from experiments.pairs_table import Training, draw, interval, minus, row, training
 from experiments.summary import script_options, write_summary
 
 from frugalign.base.files import write_json_atomic
@@ -112,6 +112,8 @@ class Cells:
         """Freeze a line's setting."""
         file = self.work / f"chosen-{self.noise:g}.json"
         frozen, settings = read_json(file), [dict(each) for each in line.settings[: 1 if self.small else None]]
+        if line.as_proxy:
+            settings = [frozen["proxy"]["setting"] | each for each in settings]
         if [each["setting"] for each in frozen.get(label, {}).get("tried", [])] == settings:
             return
         if len(settings) == 1:
@@ -178,6 +180,10 @@ def table(cells: dict[float, Cells], only: Sequence[str], seeds: Sequence[int]) 
             mine = list(found.values())
             others = mine if label == "proxy" else [proxy[seed] for seed in found]
             rows[f"{words}: {label}"] = row(mine, others)
+            without = by_label.get(label.removesuffix(", confidence"), {})
+            if label.endswith("confidence") and without.keys() >= found.keys():
+                added = [minus(found[seed].kept["gold"], without[seed].kept["gold"]) for seed in found]
+                rows[f"{words}: {label}"]["what confidence adds"] = interval(added)
         frozen = read_json(each.work / f"chosen-{noise:g}.json")
         chosen |= {f"{words}: {label}": frozen[label] for label in by_label}
     facts = {"pairs": SIZES["train"], "test prompts": TESTED, "chosen": chosen}

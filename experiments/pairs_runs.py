@@ -200,6 +200,7 @@ class Line:
     """A row of the table: how it trains, and the settings that it chooses from.
 
     `family`: whether it counts as one of the DPO family. `noisy_only`: without wrong labels it is DPO. `is_cheap`: a step runs no language model.
+    `as_proxy`: the setting is added to the one that the proxy has chosen.
     """
 
     train: Callable[[Run], dict[str, Any]]
@@ -207,6 +208,7 @@ class Line:
     family: bool = False
     noisy_only: bool = False
     is_cheap: bool = False
+    as_proxy: bool = False
 
 
 def _of_proxy(**fixed: Any) -> tuple[Setting, ...]:
@@ -231,7 +233,10 @@ def lines(noise: float) -> dict[str, Line]:
         ),
         "SFT": Line(peer, ({"method": "sft", "learning_rate": 3e-3},)),
         "rerank": Line(dpo, ({**by_gold, "with_confidence": True},), family=True),
-        "proxy, confidence": Line(proxy_from_pairs, _of_proxy(with_confidence=True), is_cheap=True),
+        "proxy, patient": Line(proxy_from_pairs, ({"patience": 20},), is_cheap=True, as_proxy=True),
+        "proxy, patient, confidence": Line(
+            proxy_from_pairs, ({"patience": 20, "with_confidence": True},), is_cheap=True, as_proxy=True
+        ),
         "proxy, IPO": Line(proxy_from_pairs, _of_proxy(loss="ipo"), is_cheap=True),
         "DPO, every weight": Line(
             dpo, tuple({"train": "full", "learning_rate": r, "beta": 0.3} for r in (4e-5, 1.2e-4)), family=True
@@ -239,7 +244,5 @@ def lines(noise: float) -> dict[str, Line]:
         "online DPO": Line(dpo, ({**by_gold, "resample": True, "sample": 8},), family=True),
         "proxy by reward": Line(proxy_by_reward, ({},), is_cheap=True),
         "token bias": Line(proxy_from_pairs, _of_proxy(candidate_features="token_bias"), is_cheap=True),
-        "proxy, shuffled labels": Line(
-            proxy_from_pairs, ({"beta": 0.1, "kl_weight": 0.02, "shuffled": True},), is_cheap=True
-        ),
+        "proxy, shuffled labels": Line(proxy_from_pairs, ({"shuffled": True},), is_cheap=True, as_proxy=True),
     }

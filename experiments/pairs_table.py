@@ -61,8 +61,9 @@ def interval(values: Table) -> list[float] | None:
     return None if found is None else [found.estimate.mean, found.estimate.ci_low, found.estimate.ci_high]
 
 
-def _minus(first: Table, second: Table) -> list[list[float]]:
-    return [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
+def minus(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Differences, prompt by prompt."""
+    return [a - b for a, b in zip(first, second, strict=True)]
 
 
 def row(mine: Sequence[Training], proxy: Sequence[Training]) -> dict[str, Any]:
@@ -76,9 +77,11 @@ def row(mine: Sequence[Training], proxy: Sequence[Training]) -> dict[str, Any]:
     return {
         "gold": interval([each.kept["gold"] for each in mine]),
         "KL, nats": mean([mean(each.kept["kl"]) for each in mine]),
-        "proxy minus this": None if mine is proxy else interval(_minus(theirs, ours)),
+        "proxy minus this": None if mine is proxy else interval([minus(a, b) for a, b in zip(theirs, ours, strict=True)]),
         "at KL, nats": None if mine is proxy else mean(level),
-        "gold minus proxy's": None if mine is proxy else interval(_minus([e.kept["gold"] for e in mine], [e.kept["gold"] for e in proxy])),
+        "gold minus proxy's": None
+        if mine is proxy
+        else interval([minus(a.kept["gold"], b.kept["gold"]) for a, b in zip(mine, proxy, strict=True)]),
         "well-formed, worst seed, %": 100 * min(mean(each.kept["well_formed"]) for each in mine),
         "well-formed at the end, worst seed, %": 100 * min(mean(each.points[-1]["well_formed"]) for each in mine),
         "KL at the end, worst seed, nats": max(mean(each.points[-1]["kl"]) for each in mine),
@@ -122,10 +125,12 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Training]]], file: Path) -> 
         start = next(iter(lines.values()))
         axis.axhline(mean([mean(each.points[0]["gold"]) for each in start]), color=BASE, linewidth=1, linestyle=":")
         axis.set_xscale("symlog", linthresh=0.1)
+        axis.set_xticks([0, 0.1, 0.3, 1, 3], ["0", "0.1", "0.3", "1", "3"])
         axis.set_xlim(left=0)
         axis.set_title(title)
         axis.set_xlabel("KL to the base, nats an answer")
         tidy(axis)
     axes[0][0].set_ylabel("gold")
-    axes[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.savefig(file, dpi=110, bbox_inches="tight")
+    handles = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, frameon=False, fontsize=9, loc="outside right upper")
+    figure.savefig(file, dpi=110)

@@ -1,6 +1,6 @@
 """What stored features cost: seconds and bytes for 1,000 pairs, by the base's width and vocabulary, and memory up to 100,000 pairs.
 
-    python -m experiments.stored_cost [--smoke]
+    python -m experiments.stored_cost [--sizes 1000 10000 100000] [--smoke]
 
 The bases are random Llamas of two layers with the sandbox's tokenizer and padded vocabularies. A random base proposes more tokens than a trained one, so the
 last row has the sandbox's own model. Rows of the sandbox's pairs repeat, and a number in the prompt makes them differ.
@@ -98,7 +98,8 @@ def measured(base: LoadedModel, data: Dataset, work: Path, steps: int) -> dict[s
 
 
 def main() -> None:
-    is_smoke = script_options(__doc__).smoke
+    args = script_options(__doc__, **{"--sizes": {"nargs": "*", "type": int, "default": list(SIZES)}})
+    is_smoke = args.smoke
     rows: dict[str, dict[str, Any]] = {}
     wanted: dict[str, tuple[LoadedModel, int]] = {}
     for width in WIDTHS[:1] if is_smoke else WIDTHS:
@@ -107,7 +108,7 @@ def main() -> None:
         wanted[f"vocabulary {vocabulary:,}"] = (random_base(WIDTHS[0], vocabulary), FEW)
     wanted["sandbox"] = (load_sandbox(), SIZES[0])
     small = random_base(32, VOCABULARIES[0], layers=1)
-    for size in SIZES:
+    for size in args.sizes:
         wanted[f"{size:,} pairs"] = (small, size)
     for label, (base, size) in wanted.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +118,8 @@ def main() -> None:
         print(label, rows[label], flush=True)
     if not is_smoke:
         model = "random Llamas, and frugalign.sandbox:model"
-        write_summary("stored-cost", "python -m experiments.stored_cost", model, rows, {"widths of the pairs rows": 32})
+        command = f"python -m experiments.stored_cost --sizes {' '.join(map(str, args.sizes))}"
+        write_summary("stored-cost", command, model, rows, {"widths of the pairs rows": 32})
 
 
 if __name__ == "__main__":
