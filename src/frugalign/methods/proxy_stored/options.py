@@ -16,7 +16,7 @@ _FRACTION = Kind("at least 0 and below 1", lambda x: 0 <= x < 1)
 @dataclass
 @defaults(
     num_train_epochs=5,
-    patience=5,
+    patience=10,
     validation_fraction=0.1,
 )
 @notes(
