@@ -23,13 +23,6 @@ class ValidateOptions:
     max_problems: int = option(100, "Print at most this many problems. All are counted.", COUNT_OR_ZERO)
 
 
-_READ_BY = {
-    "prompt-only": ("evaluate", "proxy", "psle"),
-    "prompt-completion": ("proxy",),
-    "preference": ("proxy", "rerank", "reward"),
-    "unpaired-preference": ("reward",),
-    "groups": ("rerank",),
-}
 COMMAND = Command(
     "validate",
     "Check every row of a data set and list each problem with file, row and reason. The exit status is 2 if there are any.",
@@ -55,8 +48,14 @@ def run(argv: list[str]) -> int:
     kinds = ", ".join(f"{kind} ({n} file{'s' if n > 1 else ''})" for kind, n in Counter(report.kinds.values()).items())
     bad = pluralize(len(report.problems), "problem") if report.problems else "no problem"
     print(f"{pluralize(report.n_rows, 'row')}, {kinds}: {bad}.")
-    if not report.problems and (
-        verbs := sorted({verb for kind in report.kinds.values() for verb in _READ_BY.get(kind, ())})
-    ):
+    if not report.problems and (verbs := _readers(set(report.kinds.values()))):
         print(f"Read by: {', '.join(f'frugalign {verb}' for verb in verbs)}.")
     return 2 if report.problems else 0
+
+
+def _readers(kinds: set[str]) -> list[str]:
+    """The verbs that read data of one of these types."""
+    from frugalign.cli.method import FORMS
+
+    found = {name for name, forms in FORMS.items() for form in forms if kinds & set(form.reads)}
+    return sorted(found | ({"evaluate"} if "prompt-only" in kinds else set()))

@@ -40,7 +40,7 @@ _LOGIT_BYTES = 256 * 2**20
 _BATCH = 32
 _TYPICAL_CANDIDATES = 12
 """Candidates of a position, to estimate how much a key takes on the disk."""
-_BY_ANSWER = ("begins", "states")
+_BY_ANSWER = ("begins", "states", "fed")
 _RULED_OUT = -1e4
 _BY_COLUMN = ("ids", "log_p", "teacher_log_p")
 """Tensors with an entry for every candidate. The others have one for every position."""
@@ -237,7 +237,8 @@ def answer_features(
 
     key = _key(model, tokenizer, answers, proposals, teacher, f"{dtype} {per_shard} {list(layers)}")
     shards = store.shards(key, len(parts), compute, needed=needed)
-    return AnswerFeatures(shards, per_shard, len(answers), sum(map(reading.n_tokens, parts)))
+    fed = sum(int(ShardFile.of(file).rows("fed")) for file in shards.files)
+    return AnswerFeatures(shards, per_shard, len(answers), fed)
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ class _Pass:
         for part in ordered:
             begins.append([begins[-1][0] + len(part["choice"]), begins[-1][1] + len(part["ids"])])
         joined = {name: torch.cat([part[name] for part in ordered]) for name in ordered[0]}
-        return joined | {"begins": torch.tensor(begins)}
+        return joined | {"begins": torch.tensor(begins), "fed": torch.tensor([self.n_tokens(rows)])}
 
     def _batches(self, rows: Sequence[int]) -> list[list[int]]:
         """The rows in batches of similar length, whose logits take a bounded part of the memory. Answers in a row to one prompt stay together,

@@ -45,6 +45,7 @@ class Verb:
     closing: Callable[[Any, Any], list[str]]
     config: str | None = None
     writes_report: bool = False
+    reads: tuple[str, ...] = ()
     when: str = ""
     takes: str | None = None
 

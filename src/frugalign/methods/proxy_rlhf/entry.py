@@ -67,6 +67,7 @@ ENTRIES = (
             config="frugalign.methods.proxy_rlhf.config:ProxyConfig",
             train="frugalign.methods.proxy_rlhf.run:train_proxy",
             closing=closing,
+            reads=("prompt-only",),
             when="prompts and a reward",
         ),
     ),

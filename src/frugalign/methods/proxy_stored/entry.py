@@ -76,6 +76,7 @@ ENTRIES = (
             config=_CONFIG,
             train="frugalign.methods.proxy_stored.run:train_stored",
             closing=closing,
+            reads=("preference", "prompt-completion"),
             when="preference pairs, demonstrations, principles or a teacher",
             takes="frugalign.methods.signals:is_stored",
         ),

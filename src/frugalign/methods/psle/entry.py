@@ -88,6 +88,7 @@ ENTRIES = (
             config=_CONFIG,
             train="frugalign.methods.psle.run:train_psle",
             closing=closing,
+            reads=("prompt-only",),
         ),
     ),
     Method(

@@ -89,6 +89,7 @@ ENTRIES = (
             options="frugalign.methods.representation_reward.options:RewardOptions",
             train="frugalign.methods.representation_reward.run:train_reward",
             closing=closing,
+            reads=("preference", "unpaired-preference"),
             writes_report=True,
         ),
     ),

@@ -117,6 +117,7 @@ ENTRIES = (
             config=_CONFIG,
             train="frugalign.methods.rerank.run:train_reranked",
             closing=closing,
+            reads=("preference", "groups"),
         ),
     ),
     Method("dpo", "direct preference optimisation", dpo, needs=(_PAIRS,), config=_CONFIG, is_control=is_control),
