@@ -40,6 +40,8 @@ _LOGIT_BYTES = 256 * 2**20
 _BATCH = 32
 _TYPICAL_CANDIDATES = 12
 """Candidates of a position, to estimate how much a key takes on the disk."""
+_FORM = 2
+"""What a shard holds. It is a part of the key, so that a cache of another version is not read."""
 _BY_ANSWER = ("begins", "states", "fed")
 _RULED_OUT = -1e4
 _BY_COLUMN = ("ids", "log_p", "teacher_log_p")
@@ -235,7 +237,7 @@ def answer_features(
             for part in rows:
                 yield reading.shard(part)
 
-    key = _key(model, tokenizer, answers, proposals, teacher, f"{dtype} {per_shard} {list(layers)}")
+    key = _key(model, tokenizer, answers, proposals, teacher, f"{_FORM} {dtype} {per_shard} {list(layers)}")
     shards = store.shards(key, len(parts), compute, needed=needed)
     fed = sum(int(ShardFile.of(file).rows("fed")) for file in shards.files)
     return AnswerFeatures(shards, per_shard, len(answers), fed)
