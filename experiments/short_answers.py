@@ -8,7 +8,6 @@ A prompt is one of Alpaca's instructions without an input. The reward is 1 for a
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from pathlib import Path
@@ -48,11 +47,7 @@ def write(folder: Path) -> None:
         write_atomic(folder / f"{name}.jsonl", text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER")
-    write(parser.parse_args().folder)
-
-
 if __name__ == "__main__":
-    main()
+    from experiments.trials import write_by_command
+
+    write_by_command(__doc__, write)

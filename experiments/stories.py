@@ -10,7 +10,6 @@ that occur in training. The reward is minus VADER's compound score of the comple
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import cache
 from pathlib import Path
@@ -125,11 +124,7 @@ def principles() -> str:
     return str(WORK / "principles.txt")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER")
-    write(parser.parse_args().folder)
-
-
 if __name__ == "__main__":
-    main()
+    from experiments.trials import write_by_command
+
+    write_by_command(__doc__, write)

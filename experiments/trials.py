@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 VARIABLE = "FRUGALIGN_TRIALS"
@@ -26,3 +28,10 @@ def trials() -> Path:
 def model_folder(name: str) -> str:
     """Path of one of the folder's models."""
     return str(trials() / "models" / name)
+
+
+def write_by_command(doc: str | None, write: Callable[[Path], None]) -> None:
+    """The command line of a task: `write` its prompts into the folder that is named. `doc`: the help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER")
+    write(parser.parse_args().folder)

@@ -55,10 +55,15 @@ def preference_pairs(
 
 def _different(rows: Dataset, keep: Sequence[str], split: str) -> Dataset:
     """The pairs of two different answers, without columns that are not used."""
+    names = ["prompt", "chosen", "rejected", *(name for name in keep if name in rows.column_names)]
+    found = different_answers(rows.select_columns(names))
+    if not len(found):
+        raise FrugalignError(f"The split {split} holds no pair of two different answers.")
+    return found
+
+
+def different_answers(rows: Dataset) -> Dataset:
+    """The pairs of two different answers."""
     chosen, rejected = column(rows, "chosen"), column(rows, "rejected")
     differ = [row for row in range(len(chosen)) if chosen[row] != rejected[row]]
-    if not differ:
-        raise FrugalignError(f"The split {split} holds no pair of two different answers.")
-    names = ["prompt", "chosen", "rejected", *(name for name in keep if name in rows.column_names)]
-    found = rows.select_columns(names)
-    return found if len(differ) == len(chosen) else found.select(differ)
+    return rows if len(differ) == len(chosen) else rows.select(differ)

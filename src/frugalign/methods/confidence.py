@@ -37,6 +37,13 @@ def posterior_confidence(chosen: Tensor, rejected: Tensor, noise: float, floor: 
     return (right / (right + (1 - true) * noise)).clamp(min=floor).detach()
 
 
+def confidence_by_settings(chosen: Tensor, rejected: Tensor, args: Any) -> Tensor:
+    """γ per pair by the settings `label_noise` and `confidence_floor`, from calibrated rewards `[B]` each."""
+    if args.label_noise is None:
+        return pair_confidence(chosen, rejected, args.confidence_floor)
+    return posterior_confidence(chosen, rejected, args.label_noise, args.confidence_floor)
+
+
 def batch_confidence(chosen: Tensor, rejected: Tensor, mu: float, kappa: float = 7.5) -> Tensor:
     """One γ for the batch, as in the published code, repeated `[B]`.
 

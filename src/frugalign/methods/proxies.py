@@ -15,7 +15,7 @@ from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.engines.loading import LoadedModel, load_model, prepare_tokenizer
 from frugalign.engines.transformers import device_of, sampling_temperature
 from frugalign.options.loading import model_arguments
-from frugalign.proxy.network import ProxyModel, check_proxy, new_proxy
+from frugalign.proxy.network import ProxyModel, check_proxy, load_proxy, new_proxy
 from frugalign.runs.folder import publish
 from frugalign.runs.layout import COSTS_FILE
 from frugalign.runs.shard_store import ShardStore
@@ -40,8 +40,7 @@ def load_base(
 
 def prepare_proxy(proxy: ProxyModel | None, loaded: LoadedModel, base: BaseFingerprint, args: Any) -> ProxyModel:
     """The given proxy, checked, or a new one; on the LM's device, with the run's settings in its config."""
-    if args.temperature is None:
-        args.temperature = sampling_temperature(loaded.model) if proxy is None else float(proxy.config.temperature)
+    settle_temperature(args, loaded.model, proxy)
     settings = args.network()
     if proxy is None:
         proxy = new_proxy(loaded.model, settings, seed=args.seed)
@@ -55,6 +54,17 @@ def prepare_proxy(proxy: ProxyModel | None, loaded: LoadedModel, base: BaseFinge
         setattr(config, token, getattr(loaded.tokenizer, token))
     nn.Module.to(proxy, device_of(loaded.model))
     return proxy
+
+
+def given_proxy(args: Any) -> ProxyModel | None:
+    """The proxy that `args.initial_proxy` names, to start from."""
+    return None if args.initial_proxy is None else load_proxy(args.initial_proxy)
+
+
+def settle_temperature(args: Any, model: PreTrainedModel, proxy: ProxyModel | None) -> None:
+    """Fill in a temperature that was not given: that of the proxy to start from, else the model's own."""
+    if args.temperature is None:
+        args.temperature = sampling_temperature(model) if proxy is None else float(proxy.config.temperature)
 
 
 def feature_store(args: Any) -> ShardStore:

@@ -24,7 +24,7 @@ from frugalign.methods.answer_features import AnswerFeatures, Answers, Proposals
 from frugalign.methods.answer_scores import ScoredAnswers, score_stored
 from frugalign.methods.carriers import Carrier, EveryWeight, GivenAdapter, Lora, StartingModel
 from frugalign.methods.log_probs import Reading, Scored
-from frugalign.methods.proxies import feature_store, prepare_proxy
+from frugalign.methods.proxies import feature_store, given_proxy, prepare_proxy
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, load_proxy
 from frugalign.runs.shard_store import ShardStore
@@ -84,8 +84,7 @@ class Proxy(Carrier):
         if isinstance(lm, PeftModel):
             raise FrugalignError("A proxy's base is frozen, and this model has an adapter: merge it first.")
         self._lm = lm.eval().requires_grad_(False)
-        given = None if args.initial_proxy is None else load_proxy(args.initial_proxy)
-        self.policy = prepare_proxy(given, base, _about(base), args)
+        self.policy = prepare_proxy(given_proxy(args), base, _about(base), args)
         reads_tokens = self.policy.config.candidate_features == "embedding"
         self._embeddings = embedding_rows(self._lm) if reads_tokens else None
         proposals = Proposals(self.policy.config.temperature, self.policy.limits)

@@ -92,6 +92,15 @@ def network_settings(args: Any) -> dict[str, Any]:
     }
 
 
+def trained_in_words(config: Any, trainer: Any, rest: str = "") -> str:
+    """The closing sentence on a trained proxy: its size, its folder and the time. `rest` stands before the full stop."""
+    share = trainer.ledger.shares["of_base"] or 0.0
+    return (
+        f"A proxy of {trainer.ledger.trainable_parameters:,} parameters, {100 * share:.2f} % of its base, is in {config.output_dir}, trained in "
+        f"{trainer.ledger.wall_clock_seconds:,.0f} s{rest}."
+    )
+
+
 def is_control(setting: Mapping[str, Any]) -> bool:
     """Whether a proxy with this setting ignores the state."""
     return bool(setting.get("candidate_features") == "token_bias")

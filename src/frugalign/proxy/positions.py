@@ -1,7 +1,7 @@
 """Decided positions of responses: what the proxy reads there, and what it makes of it.
 
 They hold all that training needs of the language model, so training runs no forward pass of it. They come from a rollout, or from
-a pass over stored answers (`methods/stored_answers`).
+a pass over stored answers (`methods/answer_features`).
 """
 
 from __future__ import annotations

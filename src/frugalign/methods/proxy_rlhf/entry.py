@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
-from frugalign.methods.proxy_network import is_control
+from frugalign.methods.proxy_network import is_control, trained_in_words
 
 if TYPE_CHECKING:
     from frugalign.methods.proxy_rlhf.config import ProxyConfig
@@ -39,11 +39,9 @@ def closing(config: ProxyConfig, trainer: ProxyTrainer) -> list[str]:
     """The cost of the proxy, and the command that evaluates it."""
     if not trainer.is_world_process_zero():
         return []
-    share = trainer.ledger.shares["of_base"] or 0.0
     rewards = " ".join(f"--reward {spec}" for spec in config.reward)
     return [
-        f"A proxy of {trainer.ledger.trainable_parameters:,} parameters, {100 * share:.2f} % of its base, is in {config.output_dir}, trained in "
-        f"{trainer.ledger.wall_clock_seconds:,.0f} s.",
+        trained_in_words(config, trainer),
         f"Next: frugalign evaluate --model_name_or_path {config.model_name_or_path} --proxy {config.output_dir} "
         f"--dataset_name {config.dataset_name} {rewards} --output_dir {config.output_dir}/evaluation",
     ]

@@ -15,11 +15,10 @@ from frugalign.base.wording import pluralize
 from frugalign.data import training_prompts
 from frugalign.engines.loading import default_device, load_model
 from frugalign.evaluation.schema import few_prompts
-from frugalign.methods.proxies import save_proxy
+from frugalign.methods.proxies import given_proxy, save_proxy
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.trainer import ProxyTrainer
 from frugalign.options.loading import model_arguments
-from frugalign.proxy.network import load_proxy
 from frugalign.rewards import load_rewards
 from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder
@@ -57,10 +56,9 @@ def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTr
     train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_steps is not None)
     with ledger.phase("load"):
         loaded = load_model(config.model_name_or_path, **model_arguments(config))
-    proxy = None if config.initial_proxy is None else load_proxy(config.initial_proxy)
     seconds_before = ledger.wall_clock_seconds
     trainer = ProxyTrainer(
-        loaded, rewards, config, train, eval_dataset=held_out, proxy=proxy, callbacks=list(callbacks)
+        loaded, rewards, config, train, eval_dataset=held_out, proxy=given_proxy(config), callbacks=list(callbacks)
     )
     trainer.ledger.add(ledger, wall_clock=seconds_before)
     trainer.accelerator.unwrap_model(trainer.model).config.trained_on = trained_on

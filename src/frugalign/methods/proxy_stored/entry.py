@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from frugalign.methods.budget import PAIRS_PER_STEP
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
-from frugalign.methods.proxy_network import is_control
+from frugalign.methods.proxy_network import is_control, trained_in_words
 
 if TYPE_CHECKING:
     from frugalign.methods.proxy_stored.config import StoredProxyConfig
@@ -48,12 +48,10 @@ def closing(config: StoredProxyConfig, trainer: StoredProxyTrainer) -> list[str]
     from frugalign.methods.proxy_stored.pairs_report import in_words
     from frugalign.runs.layout import read_pairs_report
 
-    share = trainer.ledger.shares["of_base"] or 0.0
     best = f", the best of step {trainer.best.step}" if config.patience and trainer.best.step else ""
     report = read_pairs_report(Path(str(config.output_dir)))
     return [
-        f"A proxy of {trainer.ledger.trainable_parameters:,} parameters, {100 * share:.2f} % of its base, is in {config.output_dir}, trained in "
-        f"{trainer.ledger.wall_clock_seconds:,.0f} s{best}.",
+        trained_in_words(config, trainer, best),
         *([] if report is None else [in_words(report)]),
         f"Next: frugalign evaluate --model_name_or_path {config.model_name_or_path} --proxy {config.output_dir} "
         f"--dataset_name PROMPTS --reward REWARD --output_dir {config.output_dir}/evaluation",

@@ -16,7 +16,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.data.splits import column
 from frugalign.engines.loading import LoadedModel
 from frugalign.methods.answer_features import AnswerFeatures, Features, Proposals, answer_features
-from frugalign.methods.confidence import pair_confidence, posterior_confidence, prefer_given
+from frugalign.methods.confidence import confidence_by_settings, prefer_given
 from frugalign.methods.proxies import feature_store
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
 from frugalign.methods.proxy_stored.examples import Examples, Signal, examples_of
@@ -90,11 +90,7 @@ class Reader:
         if self.probes is None:
             return examples
         chosen, rejected = self.rewards(features)
-        noise, floor = self.args.label_noise, self.args.confidence_floor
-        if noise is None:
-            gamma = pair_confidence(chosen, rejected, floor)
-        else:
-            gamma = posterior_confidence(chosen, rejected, noise, floor)
+        gamma = confidence_by_settings(chosen, rejected, self.args)
         given = None if examples.confidence is None else torch.tensor(examples.confidence)
         return replace(examples, confidence=prefer_given(gamma, given).tolist())
 

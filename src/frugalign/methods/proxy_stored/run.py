@@ -16,6 +16,7 @@ from frugalign.base.progress_display import showing
 from frugalign.data import load_splits
 from frugalign.data.groups import Groups, read_groups, save_groups
 from frugalign.data.load_files import columns_of
+from frugalign.data.pairs import different_answers
 from frugalign.data.splits import (
     column,
     held_out_split,
@@ -25,15 +26,13 @@ from frugalign.data.splits import (
     warn_of_shared_splits,
 )
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.engines.transformers import sampling_temperature
-from frugalign.methods.proxies import save_proxy
+from frugalign.methods.proxies import given_proxy, save_proxy, settle_temperature
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
 from frugalign.methods.proxy_stored.examples import EXTRA, numbers
 from frugalign.methods.proxy_stored.pairs_report import pairs_report, write_report
 from frugalign.methods.proxy_stored.teacher import taught_prompts, teacher_model
 from frugalign.methods.proxy_stored.trainer import StoredProxyTrainer
 from frugalign.options.loading import model_arguments
-from frugalign.proxy.network import load_proxy
 from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder, saving
 from frugalign.runs.layout import ranking_file
@@ -88,19 +87,23 @@ def _train(config: StoredProxyConfig, callbacks: Sequence[TrainerCallback]) -> S
     data = read_stored(config)
     with ledger.phase("load"):
         base = load_model(config.model_name_or_path, **model_arguments(config))
-    proxy = None if config.initial_proxy is None else load_proxy(config.initial_proxy)
-    if config.temperature is None:
-        config.temperature = sampling_temperature(base.model) if proxy is None else float(proxy.config.temperature)
+    proxy = given_proxy(config)
+    settle_temperature(config, base.model, proxy)
+    # Once for answers and training, since it may be large.
+    teacher = teacher_model(base, config) if config.teacher is not None or config.principles is not None else None
     train, validation, answers = data.train, data.validation, None
     if "completion" not in train.column_names and "chosen" not in train.column_names:
         kept = ranking_file(folder, 0)
         answers = read_groups(kept) if checkpoint is not None and kept.is_file() else None
         if answers is None:
             prompts = column(train, "prompt") + column(validation, "prompt")
-            answers = _answers(prompts, base, config, ledger)
+            assert teacher is not None
+            answers = _answers(prompts, teacher, base, config, ledger)
         train, validation = _with_answers(train, answers, 0), _with_answers(validation, answers, len(train))
     seconds_before = ledger.wall_clock_seconds
-    trainer = StoredProxyTrainer(base, config, train, validation, proxy=proxy, callbacks=list(callbacks))
+    trainer = StoredProxyTrainer(
+        base, config, train, validation, proxy=proxy, teacher=teacher, callbacks=list(callbacks)
+    )
     trainer.ledger.add(ledger, wall_clock=seconds_before)
     trainer.accelerator.unwrap_model(trainer.model).config.trained_on = data.trained_on
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
@@ -167,21 +170,19 @@ def _used(rows: Dataset, kind: str) -> Dataset:
     """The columns that training reads, and of pairs those of two different answers."""
     answers = {"preference": ["chosen", "rejected"], "prompt-completion": ["completion"]}.get(kind, [])
     found = rows.select_columns(["prompt", *answers, *(name for name in EXTRA if name in rows.column_names)])
-    if kind != "preference":
-        return found
-    sides = zip(column(rows, "chosen"), column(rows, "rejected"), strict=True)
-    return found.select([row for row, (chosen, rejected) in enumerate(sides) if chosen != rejected])
+    return different_answers(found) if kind == "preference" else found
 
 
-def _answers(every: list[Any], base: LoadedModel, config: StoredProxyConfig, ledger: Ledger) -> Groups:
+def _answers(
+    every: list[Any], teacher: LoadedModel, base: LoadedModel, config: StoredProxyConfig, ledger: Ledger
+) -> Groups:
     """One answer of the teacher to each prompt. A resumed run reads those that the interrupted one had sampled."""
     kept = ranking_file(Path(str(config.output_dir)), 0)
-    model = teacher_model(base, config)
     say_size(len(every) * config.max_new_tokens, 0, f"one answer of the teacher to each of {len(every):,} prompts")
     request = GroupRequest(
         taught_prompts(every, base, config), 1, 0, kept.with_name(f".{kept.stem}"), share_prefix=True
     )
-    groups = sample_on_all_processes(model.model, model.tokenizer, request, config, ledger)
+    groups = sample_on_all_processes(teacher.model, teacher.tokenizer, request, config, ledger)
     return replace(groups, prompts=every)
 
 

@@ -62,6 +62,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         eval_dataset: validation data in the same form, which stops the training.
         processing_class: the tokenizer; required if `model` is a bare module.
         proxy: a proxy to start from. Default: a new one of the default size.
+        teacher: the model that `args` names as the teacher, if it is loaded already.
 
     Raises:
         FrugalignError: a user error, in one sentence.
@@ -77,6 +78,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         proxy: ProxyModel | None = None,
+        teacher: LoadedModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         base = load_base(model, processing_class, args)
@@ -95,7 +97,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
             "data": _content(train_dataset),
             "validation": _content(eval_dataset),
         }
-        taught_by = teacher_model(base, args) if has_teacher else None
+        taught_by = (teacher or teacher_model(base, args)) if has_teacher else None
         probes = None if args.reward is None else load_probes(args.reward)
         if taught_by is not None:
             self._data_hashes["teacher"] = fingerprint(taught_by.model, taught_by.tokenizer).identity

@@ -25,8 +25,7 @@ from frugalign.engines.loading import load_model, prepare_tokenizer
 from frugalign.methods.confidence import (
     batch_confidence,
     check_probes,
-    pair_confidence,
-    posterior_confidence,
+    confidence_by_settings,
     prefer_given,
 )
 from frugalign.methods.log_probs import Scored
@@ -201,10 +200,8 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
         if args.confidence == "batch":
             raw = probes(states)
             gamma = batch_confidence(raw[: len(chosen)], raw[len(chosen) :], probes.config.mu, args.kappa)
-        elif args.label_noise is None:
-            gamma = pair_confidence(chosen, rejected, args.confidence_floor)
         else:
-            gamma = posterior_confidence(chosen, rejected, args.label_noise, args.confidence_floor)
+            gamma = confidence_by_settings(chosen, rejected, args)
         self.note(
             {
                 "representation_reward/chosen": mean_of(chosen),
