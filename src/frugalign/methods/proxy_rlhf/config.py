@@ -45,6 +45,11 @@ def default_budget(base_parameters: int) -> int:
     return int(min(max(_WORK / max(1, base_parameters), _BUDGET[0]), _BUDGET[1]))
 
 
+def default_completions(responses: float, group: int) -> int:
+    """The completions of a rollout, a multiple of `group`, when a training samples this many responses: some thirty rollouts of at most 128."""
+    return group * max(1, min(_COMPLETIONS // group, int(responses / (_ROLLOUTS * group))))
+
+
 @dataclass
 class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     """The configuration of a run: every field of `ProxyOptions` and of `TrainingArguments`.
@@ -116,9 +121,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
         budget = self.budget_tokens or default_budget(base_parameters)
         each = self.max_new_tokens * self.world_size
         if "per_device_train_batch_size" in self._by_base:
-            most = max(1, _COMPLETIONS // self._group)
-            groups = budget // (_ROLLOUTS * each * self._group)
-            self.per_device_train_batch_size = self._group * max(1, min(most, groups))
+            self.per_device_train_batch_size = default_completions(budget / each, self._group)
         rollouts = max(1, budget // (each * self.per_device_train_batch_size))
         if self.budget_tokens is not None and self.max_steps > 0:
             self.max_steps = min(self.max_steps, rollouts * self.steps_per_rollout)

@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
 def run(job: Job) -> PolicyValues:
     """Train a proxy with the study's reward. A token budget sets the rollouts' size and number, a step budget their number."""
-    from frugalign.methods.proxy_rlhf.config import ProxyConfig
+    from frugalign.methods.proxy_rlhf.config import ProxyConfig, default_completions
     from frugalign.methods.proxy_rlhf.run import train_proxy
 
     setting = job.setting
     mini_batches = int(setting.get("num_mini_batches", 2))
+    # Prompts divide into the minibatches.
+    group = int(setting.get("num_generations", 8)) * mini_batches
+    completions, responses = int(setting.get("per_device_train_batch_size", -1)), job.budget.responses
+    if completions == -1 and responses is not None:
+        completions = default_completions(responses, group)
     sizes = job.budget.on_policy(
-        int(setting.get("per_device_train_batch_size", 128)),
-        # Prompts divide into the minibatches.
-        group=int(setting.get("num_generations", 8)) * mini_batches,
-        steps_per_rollout=int(setting.get("num_iterations", 8)) * mini_batches,
+        completions, group=group, steps_per_rollout=int(setting.get("num_iterations", 8)) * mini_batches
     )
+    # Without a budget of tokens the base's size decides, as for the command.
     completions = sizes.pop("completions")
     options = job.common() | job.shared("reward", "reward_weights")
     options |= {"dataset_name": job.observed_dataset if "eval_steps" in setting else job.dataset}
