@@ -38,17 +38,10 @@ class Task:
     samples: int
 
 
-def _short_prompts() -> str:
-    folder = Path("runs/tasks/short-answers")
-    if not (folder / "train.jsonl").is_file():
-        short_answers.write(folder)
-    return str(folder)
-
-
 TASKS = {
     "sandbox": Task(lambda: "frugalign.sandbox:prompts", "frugalign.sandbox:learned", 32, 3.0, 1),
     "stories": Task(stories.prompts, "experiments/stories.py:reward", 96, 14.0, 4),
-    "short_answers": Task(_short_prompts, "experiments/short_answers.py:reward", 64, 6.0, 1),
+    "short_answers": Task(short_answers.prompts, "experiments/short_answers.py:reward", 64, 6.0, 1),
 }
 
 

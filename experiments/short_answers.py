@@ -4,6 +4,7 @@
     frugalign proxy --dataset_name OUTPUT_FOLDER --reward experiments/short_answers.py:reward ...
 
 A prompt is one of Alpaca's instructions without an input. The reward is 1 for a finished answer of at most eight words, and falls to 0 at forty.
+Studies name `model` and `prompts` as `experiments.short_answers:model` and so on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+WORK = Path("runs/tasks/short-answers")
 FEWEST, ENOUGH, MOST = 3, 8, 40
 N_TEST, N_TRAIN = 64, 1_024
 LONGEST_PROMPT = 200
@@ -29,6 +31,20 @@ def _score(text: str) -> float:
     if words < FEWEST or text.rstrip()[-1] not in ".!?":
         return 0.0
     return max(0.0, 1.0 - max(0, words - ENOUGH) / (MOST - ENOUGH))
+
+
+def model() -> str:
+    """Folder of SmolLM2-135M-Instruct."""
+    from experiments.trials import instruct_model
+
+    return instruct_model()
+
+
+def prompts() -> str:
+    """Folder of the prompts."""
+    if not (WORK / "train.jsonl").is_file():
+        write(WORK)
+    return str(WORK)
 
 
 def write(folder: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 VARIABLE = "FRUGALIGN_TRIALS"
 NAMED = f"{VARIABLE}=folder"
 """How a command that needs the folder names it."""
+MODELS_VARIABLE = "FRUGALIGN_MODELS"
+"""Names a folder of real models: `smollm2-135m`, the instruct model, and `minilm`, a sentence encoder."""
 
 
 def are_named() -> bool:
@@ -28,6 +30,13 @@ def trials() -> Path:
 def model_folder(name: str) -> str:
     """Path of one of the folder's models."""
     return str(trials() / "models" / name)
+
+
+def instruct_model() -> str:
+    """Path of SmolLM2-135M-Instruct in the folder of real models. Without one the process exits with a message."""
+    if MODELS_VARIABLE not in os.environ:
+        sys.exit(f"{MODELS_VARIABLE} names no folder of real models.")
+    return str(Path(os.environ[MODELS_VARIABLE]) / "smollm2-135m")
 
 
 def write_by_command(doc: str | None, write: Callable[[Path], None]) -> None:
