@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_a_stopped_run_is_resumed_by_the_same_command(tmp_path: Path) -> None:
     """`make kill` does this at 50 moments for every command. PSLE's own tests kill each of its phases."""
-    words = ["-m", "tools.kill", "--how", "kill", "full", "deleted", "--moments", "1", "--only", "proxy"]
+    words = ["-m", "tools.kill", "--how", "kill", "full", "deleted", "--moments", "1", "--only", "proxy", "proxy-pairs"]
     done = subprocess.run([sys.executable, *words, "--keep", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for how in ("kill", "full", "deleted"):
-        assert f"proxy, {how}: 1 run, " in done.stdout
+    for name in ("proxy", "proxy-pairs"):
+        for how in ("kill", "full", "deleted"):
+            assert f"{name}, {how}: 1 run, " in done.stdout

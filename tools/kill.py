@@ -80,12 +80,15 @@ def commands(data: Path) -> dict[str, list[str]]:
     reward = {"dataset_name": data / "pairs", "n_shuffles": 1, "max_iterations": 10, "cache_dir": "states"}
     pairs = {"dataset_name": data / "pairs", "max_steps": 12, "per_device_train_batch_size": 16, "save_steps": 4}
     pairs |= {"logging_steps": 3, "eval_steps": 2, "save_total_limit": 2, "cache_dir": "states", "target_kl": 0.5}
+    carried = {"train": "proxy", "cache_dir": "states"}
     verbs: dict[str, dict[str, Any]] = {
         "proxy": SANDBOX | SAMPLING | gold | proxy,
         "proxy-pairs": SANDBOX | pairs,
         "reward": SANDBOX | reward,
         "rerank": SANDBOX | SAMPLING | rerank,
+        "rerank-proxy": SANDBOX | SAMPLING | rerank | carried,
         "psle": SANDBOX | SAMPLING | gold | psle,
+        "psle-proxy": SANDBOX | SAMPLING | gold | psle | carried,
     }
     found = {name: [name.split("-")[0], *_flags(values), "--output_dir", "run"] for name, values in verbs.items()}
     return found | {"study": ["study", str(data / "study.yaml"), "--output_dir", "run"]}
@@ -272,7 +275,7 @@ def main() -> int:
         data = place / "data"
         data_in(data)
         study_in(data)
-        if "rerank" in options.only:
+        if any(name.startswith("rerank") for name in options.only):
             reward = [word if word != "run" else "reward" for word in commands(data)["reward"]]
             if run(reward, data, Moment()).status:
                 raise SystemExit((data / "output.txt").read_text())
