@@ -107,6 +107,7 @@ def test_every_answer_is_read_once(tmp_path: Path) -> None:
     with counted_passes(found) as calls:
         found.read("train", Answers([*PROMPTS, PROMPTS[0]], [*ANSWERS, ANSWERS[0]]), ledger)
         assert calls and ledger.lm_forward_tokens == FED, "an answer twice is one"
+        assert set(ledger.seconds) == {"read"}
         calls.clear()
         ones = [[1] * len(ids) for ids in ANSWERS]
         sums = [found.score(found.policy, batch_of(rows, ones)).sums for rows in ([0, 1, 2], [2, 1, 0])]

@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 
 from frugalign.base.files import write_json_atomic
 
-PHASES = ("load", "rollout", "reward", "optimise", "evaluate", "save")
+PHASES = ("load", "rollout", "reward", "read", "optimise", "evaluate", "save")
+"""In the order of pages. `rollout` samples; `read` passes stored answers through a model once, before training."""
 _COUNTERS = ("lm_forward_tokens", "generated_tokens", "reward_calls", "optimizer_steps")
 
 

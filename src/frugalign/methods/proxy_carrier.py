@@ -99,7 +99,7 @@ class Proxy(Carrier):
         return ProxyGuide.build([self.policy], embedding_rows(self._lm))
 
     def read(self, name: str, answers: Answers, ledger: Ledger, layers: list[int] | None = None) -> None:
-        with ledger.phase("rollout"):
+        with ledger.phase("read"):
             self._answers.read(name, answers, ledger, layers or [])
 
     def score(self, model: nn.Module, batch: dict[str, Tensor], reading: Reading | None = None) -> Scored:

@@ -137,9 +137,10 @@ def test_dpo_is_trls(tmp_path: Path) -> None:
     rows = with_reference(
         couples(is_ranked=[True] * 3),
         EveryWeight(load_model(two_layers()).model, keeps_start=False),
-        Ledger(),
+        counted := Ledger(),
         batch_size=2,
     )
+    assert set(counted.seconds) == {"read"}
     run = trainer(tmp_path / "a", rows, method="dpo", beta=0.3, train="full")
     moved = {name: parameter + 0.01 * torch.sin(torch.arange(parameter.numel())).reshape(parameter.shape)
              for name, parameter in run.model.state_dict().items()}  # fmt: skip

@@ -32,6 +32,7 @@ def test_one_epoch_is_the_same_with_and_without(train: str, tmp_path: Path) -> N
         trained(tmp_path / str(wanted), train=train, precompute_ref_log_probs=wanted) for wanted in (True, False)
     )
     assert REFERENCE[0] in ahead.train_dataset.column_names and REFERENCE[0] not in along.train_dataset.column_names
+    assert "read" in ahead.ledger.seconds and "read" not in along.ledger.seconds
     expected = weights(along)
     assert expected and all(torch.equal(value, expected[name]) for name, value in weights(ahead).items())
 

@@ -111,7 +111,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
             self._data_hashes["probes"] = content_hash(PROBES, probes)
         proposals = Proposals(proxy.config.temperature, proxy.limits)
         self.reader = Reader(base, self.signal, proposals, args, self.ledger, taught_by, probes)
-        with self.ledger.phase("rollout"):
+        with self.ledger.phase("read"):
             self.stored = self.reader(train_dataset)
             self.validation = None if eval_dataset is None else self.reader(eval_dataset)
         args.eval_strategy = IntervalStrategy.NO if eval_dataset is None else IntervalStrategy.STEPS

@@ -85,7 +85,8 @@ def with_reference(couples: Dataset, carrier: Carrier, ledger: Ledger, *, batch_
     mine, counted = local_rows(len(couples)), Ledger()
     share = couples[mine]
     for side in SIDES:
-        found = carrier.log_probs(share["prompt_ids"], share[f"{side}_ids"], batch_size, counted)
+        with ledger.phase("read"):
+            found = carrier.log_probs(share["prompt_ids"], share[f"{side}_ids"], batch_size, counted)
         every = gather_rows(list(zip(mine, found.tolist(), strict=True)))
         couples = couples.add_column(f"ref_{side}", [value for _, value in every])
     add_all_counts(ledger, counted)

@@ -29,7 +29,7 @@ def store_references(trainer: Any) -> None:
         return
     wanted = wanted or trainer.carrier.copies_start
     counted = Ledger()
-    with trainer.ledger.phase("optimise"):
+    with trainer.ledger.phase("read"):
         pairs = trainer.train_dataset
         if REFERENCE[0] not in pairs.column_names:
             batches, n_epochs = first_epoch(trainer)
