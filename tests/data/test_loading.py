@@ -208,6 +208,11 @@ def test_rows_are_the_same_in_the_same_order_with_the_same_weights() -> None:
     assert labels[0] == labels[2] and len({mine, *labels}) == 3, "rewards read the other columns"
     assert rows_fingerprint(Dataset.from_list(rows[::-1])) != mine
     assert rows_fingerprint(Dataset.from_list([row | {"weight": 1.0} for row in rows])) != mine
+    assert rows_fingerprint(Dataset.from_list([row | {"weight": int(row["weight"])} for row in rows])) == mine
+    odd = [
+        rows_fingerprint(Dataset.from_dict({"prompt": ["a"], "weight": [value]})) for value in (None, "heavy", [1.0])
+    ]
+    assert len({mine, *odd}) == 4, "a reward may read anything"
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])

@@ -24,7 +24,7 @@ def pairs(*prompts: str, **columns: Any) -> list[dict[str, Any]]:
 def test_equal_answers_are_left_out_and_only_named_columns_are_kept(tmp_path: Path) -> None:
     rows = [*pairs("a", "b"), {"prompt": "c", "chosen": "same", "rejected": "same"}]
     name = write(tmp_path / "data", train=[row | {"confidence": 0.7, "source": "web"} for row in rows])
-    train, held_out, about = preference_pairs(name, keep=("confidence", "weight"))
+    train, held_out, about = preference_pairs(name, weights=True)
     assert train["prompt"] == ["a", "b"] and held_out is None
     assert train.column_names == ["prompt", "chosen", "rejected", "confidence"]
     assert about["held_out_fraction"] == 0.0

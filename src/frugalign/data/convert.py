@@ -30,9 +30,7 @@ from frugalign.data.read_files import read_splits
 from frugalign.data.rows import Batch, Source, printable
 from frugalign.data.standard import ANSWERS, KINDS, Misfit, Row, as_messages, detect_kind, read_boolean, standard_row
 from frugalign.data.turns import text_turns
-
-_KEPT = ("weight", "confidence")
-"""Columns of ours that are written beside those of the type."""
+from frugalign.data.weights import WEIGHTS
 
 
 @dataclass
@@ -233,7 +231,7 @@ def _checked(found: Row, raw: Mapping[str, Any], kind: str) -> Row:
     if kind == "preference" and row["chosen"] == row["rejected"]:
         raise Misfit("both answers are equal")
     # A missing number is NaN in a table.
-    kept = {name: raw[name] for name in _KEPT if type(raw.get(name)) in (int, float) and raw[name] == raw[name]}
+    kept = {name: raw[name] for name in WEIGHTS if type(raw.get(name)) in (int, float) and raw[name] == raw[name]}
     if "label" not in KINDS[kind] and isinstance(raw.get("label"), str):
         kept["label"] = raw["label"]  # safe or unsafe, by which `evaluate` counts refusals
     row |= kept

@@ -22,6 +22,7 @@ from frugalign.data.splits import (
     warn_of_shared_splits,
 )
 from frugalign.data.validate import raise_first_problem
+from frugalign.data.weights import check_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,19 +101,23 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
     return parts[split]
 
 
-def training_prompts(name: str, *, hold_out: bool) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
+def training_prompts(
+    name: str, *, hold_out: bool, weights: bool = False
+) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
     """Prompts to train on, held-out prompts (None without `hold_out`), and what an artefact stores to recognise its data.
 
     A test split is never trained on or returned. Without one, a tenth of the training prompts is held out, and `evaluate`
     recognises it. The held-out prompts are the validation split, or else that tenth. Test and validation prompts that
-    are also trained on are counted in a warning.
+    are also trained on are counted in a warning. `weights`: the training prompts may have columns `WEIGHTS`, which are checked.
 
     Raises:
-        FrugalignError: as `load_splits`, or the data set has only a test split.
+        FrugalignError: as `load_splits`, the data set has only a test split, or a weight is no such number.
     """
     splits = load_splits(name)
     trained = training_name(splits, name)
     train, tests = splits[trained], split_for(splits, "test", trained)
+    if weights:
+        check_weights(train)
     validation = split_for(splits, "validation", trained)
     held_out = splits[validation] if validation is not None else None
     trained_on = training_data_record(name, train, held_out_fraction=0.0 if tests else HELD_OUT_FRACTION)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
@@ -16,13 +15,14 @@ from frugalign.data.splits import (
     training_name,
     warn_of_shared_splits,
 )
+from frugalign.data.weights import WEIGHTS, check_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def preference_pairs(
-    name: str, *, hold_out: bool = False, keep: Sequence[str] = ()
+    name: str, *, hold_out: bool = False, weights: bool = False
 ) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
     """Pairs of two different answers.
 
@@ -30,30 +30,34 @@ def preference_pairs(
         name: as for `load_splits`.
         hold_out: keep some pairs for evaluation: the split `validation` or `test`, else a tenth of the training
             prompts.
-        keep: columns to keep beside `prompt`, `chosen` and `rejected`, if present.
+        weights: check and keep the columns `WEIGHTS`, where there are any, beside `prompt`, `chosen` and `rejected`.
 
     Returns:
         Training pairs, evaluation pairs (None without `hold_out`), and the record by which an artefact recognises its
         data.
 
     Raises:
-        FrugalignError: the data cannot be read, or a split has no such pair.
+        FrugalignError: the data cannot be read, a split has no such pair, or `weights` finds another value.
     """
     splits = load_splits(name, kind="preference")
     trained = training_name(splits, name)
     reserved = (split_for(splits, role, trained) for role in ("validation", "test"))
     found = next((split for split in reserved if split is not None), None)
     train, held_out = splits[trained], splits[found] if found is not None else None
+    for rows in (train, held_out):
+        if weights and rows is not None:
+            check_weights(rows)
     takes_a_tenth = hold_out and held_out is None
     trained_on = training_data_record(name, train, held_out_fraction=HELD_OUT_FRACTION if takes_a_tenth else 0.0)
     if takes_a_tenth:
         train, held_out = held_out_split(train, HELD_OUT_FRACTION, 0)
     warn_of_shared_splits(name, splits, trained)
+    keep = WEIGHTS if weights else ()
     held_out = _different(held_out, keep, f"{found} of {name}") if hold_out and held_out is not None else None
     return _different(train, keep, f"{trained} of {name}"), held_out, trained_on
 
 
-def _different(rows: Dataset, keep: Sequence[str], split: str) -> Dataset:
+def _different(rows: Dataset, keep: tuple[str, ...], split: str) -> Dataset:
     """The pairs of two different answers, without columns that are not used."""
     names = ["prompt", "chosen", "rejected", *(name for name in keep if name in rows.column_names)]
     found = different_answers(rows.select_columns(names))

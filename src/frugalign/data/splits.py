@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.read_files import rest_of, role_of
+from frugalign.data.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -163,13 +164,13 @@ def rows_fingerprint(dataset: Dataset) -> str:
     for name in sorted(set(dataset.column_names) - {"prompt"}):
         values = column(dataset, name)
         if name == "weight":
-            values = [float(each) for each in values]
+            values = [float(each) if type(each) is int else each for each in values]
         digest.update(json.dumps([name, values], sort_keys=True, default=repr).encode())
     return digest.hexdigest()[:32]
 
 
 def pairs_fingerprint(dataset: Dataset) -> str:
     """A hash of preference pairs in order, including their weights."""
-    names = [name for name in ("prompt", "chosen", "rejected", "weight", "confidence") if name in dataset.column_names]
+    names = [name for name in ("prompt", "chosen", "rejected", *WEIGHTS) if name in dataset.column_names]
     said = json.dumps([names, *(column(dataset, name) for name in names)])
     return hashlib.sha256(said.encode()).hexdigest()[:32]

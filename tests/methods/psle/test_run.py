@@ -111,9 +111,9 @@ def test_empty_generations_are_learned_from_as_they_are(monkeypatch: pytest.Monk
 
 
 def test_a_rows_weight_reaches_the_loss() -> None:
-    """With weight 0 for all prompts but one, training is that of the one."""
+    """With weight 0 for all prompts but one, training is that of the one. A missing weight is 1."""
     rows = [
-        {"prompt": row["prompt"], "weight": float(number == 0)}
+        {"prompt": row["prompt"]} | ({"weight": 0.0} if number else {})
         for number, row in enumerate(make_prompts("train", 4, 0))
     ]
     write("prompts/train.jsonl", rows)

@@ -63,6 +63,19 @@ def test_policy_and_reference_part_and_the_rows_own_columns_count(tmp_path: Path
     assert float(silent.compute_loss(silent.model, batch_of(silent))) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"weight": [1.0] * 7 + [-1.0]}, "Row 8 has the weight -1.0; it must be a finite number of at least 0"),
+        ({"weight": [None, *[True] * 7]}, "Row 2 has the weight True; it must be"),
+        ({"confidence": ["0.5"] * 8}, "Row 1 has the confidence '0.5'; it must be a number in"),
+    ],
+)
+def test_a_bad_weight_or_confidence_is_named(columns: dict[str, list[Any]], words: str, tmp_path: Path) -> None:
+    with pytest.raises(FrugalignError, match=words):
+        trainer(tmp_path, probes(), columns)
+
+
 def test_what_is_not_carried_over_says_so(tmp_path: Path) -> None:
     for wrong in ({"loss_type": ["ipo"]}, {"ld_alpha": 0.5}, {"confidence_floor": 1.5}, {"confidence": "sure"}):
         with pytest.raises(FrugalignError):

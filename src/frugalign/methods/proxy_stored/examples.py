@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,16 +9,14 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.wording import shown
 from frugalign.data.splits import column
 from frugalign.data.templating import Rendering
+from frugalign.data.weights import weights_in
 from frugalign.engines.encode import encode_for_model, tokenize_pairs
 from frugalign.engines.loading import LoadedModel
 from frugalign.methods.answer_features import Answers
 
 Signal = Literal["pairs", "demonstrations", "teacher"]
-EXTRA = ("confidence", "weight")
-"""Optional columns: confidence in a pair's label, and the weight of an example."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ def examples_of(signal: Signal, data: Dataset, base: LoadedModel, args: Any) -> 
         FrugalignError: a row without a usable answer, weight or confidence, naming it.
     """
     rendering = Rendering.of(args)
-    extra = {name: numbers(data, name) for name in EXTRA}
-    weights = extra["weight"] or [1.0] * len(data)
+    weights = weights_in(data, "weight") or [1.0] * len(data)
     if signal == "pairs":
         pairs = tokenize_pairs(data, base.model, base.tokenizer, max_length=args.max_length, rendering=rendering)
         sides = list(zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True))
@@ -81,7 +77,7 @@ def examples_of(signal: Signal, data: Dataset, base: LoadedModel, args: Any) -> 
         answers = Answers(
             [prompt for prompt in pairs["prompt_ids"] for _ in range(2)], [ids for pair in sides for ids in pair], masks
         )
-        return Examples(signal, answers, weights, extra["confidence"])
+        return Examples(signal, answers, weights, weights_in(data, "confidence"))
     if "completion" not in data.column_names:
         raise FrugalignError("This data holds prompts alone: a teacher is imitated on answers, in a column completion.")
     ids = column(data, "completion_ids") if "completion_ids" in data.column_names else None
@@ -96,24 +92,3 @@ def examples_of(signal: Signal, data: Dataset, base: LoadedModel, args: Any) -> 
     )
     masks = encoded.completion_masks if encoded.others else None
     return Examples(signal, Answers(encoded.prompt_ids, encoded.completion_ids, masks), weights)
-
-
-def numbers(data: Dataset, name: str) -> list[float] | None:
-    """A column of weights (default 1), or of confidences (default NaN). None if there is no such column.
-
-    Raises:
-        FrugalignError: another value, naming its row.
-    """
-    if name not in data.column_names:
-        return None
-    missing, most = (1.0, math.inf) if name == "weight" else (math.nan, 1.0)
-    found = []
-    for row, value in enumerate(column(data, name)):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name == "confidence" and is_number and math.isnan(value):
-            value = None
-        if value is not None and not (is_number and 0 <= value <= most and value != math.inf):
-            allowed = "a number of at least 0" if name == "weight" else "in [0, 1]"
-            raise FrugalignError(f"Row {row + 1} has the {name} {shown(value)}; it must be {allowed}.")
-        found.append(missing if value is None else float(value))
-    return found

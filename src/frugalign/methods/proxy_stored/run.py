@@ -25,10 +25,10 @@ from frugalign.data.splits import (
     training_name,
     warn_of_shared_splits,
 )
+from frugalign.data.weights import WEIGHTS, check_weights
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.proxies import given_proxy, save_proxy, settle_temperature
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
-from frugalign.methods.proxy_stored.examples import EXTRA, numbers
 from frugalign.methods.proxy_stored.pairs_report import pairs_report, write_report
 from frugalign.methods.proxy_stored.teacher import taught_prompts, teacher_model
 from frugalign.methods.proxy_stored.trainer import StoredProxyTrainer
@@ -146,15 +146,16 @@ def read_stored(config: StoredProxyConfig) -> StoredData:
     splits = load_splits(name, kind=kind)
     trained = training_name(splits, name)
     warn_of_shared_splits(name, splits, trained)
-    rows, test_name = splits[trained], split_for(splits, "test", trained)
-    for extra in EXTRA:
-        numbers(rows, extra)  # before rows are left out, which changes their numbers
+    rows = splits[trained]
+    test_name, named = (split_for(splits, role, trained) for role in ("test", "validation"))
+    for each in (trained, test_name, named):
+        if each is not None:
+            check_weights(splits[each])
     held_out = config.test_fraction if test_name is None else 0.0
     trained_on = training_data_record(name, rows, held_out_fraction=held_out)
     test = None if test_name is None else splits[test_name]
     if held_out:
         rows, test = held_out_split(rows, held_out, 0)
-    named = split_for(splits, "validation", trained)
     if named is not None:
         validation = splits[named]
     else:
@@ -169,7 +170,7 @@ def read_stored(config: StoredProxyConfig) -> StoredData:
 def _used(rows: Dataset, kind: str) -> Dataset:
     """The columns that training reads, and of pairs those of two different answers."""
     answers = {"preference": ["chosen", "rejected"], "prompt-completion": ["completion"]}.get(kind, [])
-    found = rows.select_columns(["prompt", *answers, *(name for name in EXTRA if name in rows.column_names)])
+    found = rows.select_columns(["prompt", *answers, *(name for name in WEIGHTS if name in rows.column_names)])
     return different_answers(found) if kind == "preference" else found
 
 

@@ -1,11 +1,10 @@
-"""What a `PSLETrainer` is given, loaded and checked: the policy, the principles, the weights of the prompts."""
+"""What a `PSLETrainer` is given, loaded and checked: the policy and the principles."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,17 +48,6 @@ def principles_of(given: Principles | str | None, args: PSLEConfig) -> Principle
     if found is None:
         raise FrugalignError("principles is missing: give a shipped set or a file, or no_use_principles.")
     return load_principles(found) if isinstance(found, str) else found
-
-
-def check_row_weights(dataset: Dataset) -> None:
-    """Refuse a `weight` column with anything but finite numbers of at least 0.
-
-    Raises:
-        FrugalignError: naming the first such row.
-    """
-    for row, weight in enumerate(dataset["weight"] if "weight" in dataset.column_names else []):
-        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-            raise FrugalignError(f"Row {row + 1} has the weight {weight}; it must be a number of at least 0.")
 
 
 def restore_policy(carrier: Carrier, folder: Path, manifest: Manifest) -> None:

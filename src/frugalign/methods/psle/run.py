@@ -47,7 +47,7 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
         _log.warning("Resuming the unfinished run in %s.", folder)
         resume = "true"
     ledger = Ledger()
-    train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_prompts > 0)
+    train, held_out, trained_on = training_prompts(config.dataset_name, hold_out=config.eval_prompts > 0, weights=True)
     with ledger.phase("load"):
         arguments = policy_arguments(config, trains_every_weight=config.train == "full")
         loaded = load_model(config.model_name_or_path, **arguments)

@@ -25,6 +25,7 @@ from frugalign.base.parsing import dump_yaml
 from frugalign.base.progress_display import showing
 from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.data.templating import Rendering
+from frugalign.data.weights import weights_in
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.carriers import weights_digest
@@ -39,7 +40,7 @@ from frugalign.methods.psle.folders import (
     reset_round,
     tidy_round,
 )
-from frugalign.methods.psle.inputs import check_row_weights, load_policy, principles_of, restore_policy
+from frugalign.methods.psle.inputs import load_policy, principles_of, restore_policy
 from frugalign.methods.psle.responses import Round, ScoredResponses, assign_branches, read_round, save_round
 from frugalign.methods.psle.round_eval import RoundEvaluation
 from frugalign.methods.psle.round_trainer import RoundTrainer, answers_of, couples_of, with_reference
@@ -108,7 +109,7 @@ class PSLETrainer:
         self.processing_class = tokenizer
         if len(train_dataset) == 0:
             raise FrugalignError("There are no prompts to train on.")
-        check_row_weights(train_dataset)
+        self._row_weights = weights_in(train_dataset, "weight")
         self.principles = principles_of(principles, args)
         self.rewards = load_rewards(reward_funcs, device=str(model.device))
         self.sampler = Sampler(train_dataset, tokenizer, self.principles, args, reward_contents(self.rewards))
@@ -297,13 +298,8 @@ class PSLETrainer:
         return sorted({self.fitting[order[(number * size + place) % len(order)]] for place in range(size)})
 
     def _train(self, number: int, folder: Path, done: Round, ledger: Ledger) -> int:
-        dataset = self.sampler.dataset
-        couples = couples_of(
-            done,
-            self.processing_class,
-            row_weights=list(dataset["weight"]) if "weight" in dataset.column_names else None,
-            rendering=Rendering.of(self.args),
-        )
+        rendering = Rendering.of(self.args)
+        couples = couples_of(done, self.processing_class, row_weights=self._row_weights, rendering=rendering)
         if not len(couples):
             _log.warning("Round %d has nothing to learn from, so the policy stays as it is.", number)
             self._save(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,35 +10,32 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from frugalign.base.errors import FrugalignError
 from frugalign.data.templating import Rendering
+from frugalign.data.weights import WEIGHTS, weights_in
 from frugalign.engines.encode import tokenize_pairs
 
-COLUMNS = ("confidence", "weight")
-"""Optional columns: a row's own γ, and the weight of its loss."""
 SIDES = ("chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 """Precomputed log-probabilities of both answers under the model before training, with TRL's names."""
 
 
 def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Dataset:
-    """What `tokenize_pairs` finds, encoded as the probes read a prompt with its answer, and our columns.
+    """What `tokenize_pairs` finds, encoded as the probes read a prompt with its answer, with a row's own γ (`confidence`) and the
+    `weight` of its loss.
 
     Raises:
-        FrugalignError: a confidence outside [0, 1], naming its row.
+        FrugalignError: a bad confidence or weight, naming its row.
     """
-    for row, gamma in enumerate(pairs["confidence"] if "confidence" in pairs.column_names else []):
-        if gamma is not None and not (0 <= gamma <= 1 or math.isnan(gamma)):
-            raise FrugalignError(f"Row {row + 1} has the confidence {gamma}; it lies in [0, 1].")
+    own = {name: found for name in WEIGHTS if (found := weights_in(pairs, name)) is not None}
     columns = tokenize_pairs(pairs, model, tokenizer, max_length=args.max_length, rendering=Rendering.of(args))
-    return Dataset.from_dict(columns | {name: pairs[name] for name in COLUMNS if name in pairs.column_names})
+    return Dataset.from_dict(columns | own)
 
 
 @dataclass
 class PairCollator:
     """B pairs to `input_ids`, `attention_mask`, `completion_mask` `[2B, T]`, padded on the right, and the pairs' columns `[B]`.
 
-    The mask leaves out turns of others within an answer. A missing confidence becomes NaN, and a missing weight 1.
+    The mask leaves out turns of others within an answer.
     """
 
     pad_token_id: int
@@ -61,8 +57,7 @@ class PairCollator:
             "attention_mask": [[1] * (width - pad) + [0] * pad for *_, pad in rows],
             "completion_mask": [[0] * len(prompt) + [*mask] + [0] * pad for prompt, _, mask, pad in rows],
         }
-        for name, missing in zip((*COLUMNS, *REFERENCE), (math.nan, 1.0, math.nan, math.nan), strict=True):
-            if any(name in pair for pair in pairs):
-                values = [pair.get(name) for pair in pairs]
-                batch[name] = [missing if value is None else float(value) for value in values]
+        for name in (*WEIGHTS, *REFERENCE):
+            if name in pairs[0]:
+                batch[name] = [float(pair[name]) for pair in pairs]
         return {name: torch.tensor(values) for name, values in batch.items()}

@@ -21,7 +21,6 @@ from frugalign.data.load_files import columns_of
 from frugalign.data.pairs import preference_pairs
 from frugalign.data.splits import column, distinct, split_for, training_data_record, training_name
 from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.methods.rerank.collator import COLUMNS
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import sample_for
 from frugalign.methods.rerank.shift_monitor import ShiftMonitor
@@ -75,9 +74,9 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     train: Dataset | Groups | None = None
     held_out = labelled = None
     if not ranked:
-        train, held_out, trained_on = preference_pairs(config.dataset_name, hold_out=hold_out, keep=COLUMNS)
+        train, held_out, trained_on = preference_pairs(config.dataset_name, hold_out=hold_out, weights=True)
     if config.reward_dataset_name is not None:
-        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, hold_out=hold_out, keep=COLUMNS)
+        labelled, held_out_labelled, _ = preference_pairs(config.reward_dataset_name, hold_out=hold_out, weights=True)
         held_out = held_out_labelled if ranked else held_out
     probes = load_probes(config.reward) if config.reward is not None else None
     with ledger.phase("load"):
