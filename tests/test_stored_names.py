@@ -16,6 +16,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.cli.main import main
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model, load_stored_base
+from frugalign.policies.steering import SteeringConfig, SteeringModel
 from frugalign.proxy.network import new_proxy
 from frugalign.rewards import load_reward
 from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel
@@ -60,6 +61,13 @@ def proxy_folder(base: LoadedModel, folder: Path) -> Path:
     return folder
 
 
+def steering_folder(base: LoadedModel, folder: Path) -> Path:
+    network = SteeringModel(SteeringConfig(width=base.model.config.hidden_size, layer=2))
+    network.config.base = fingerprint(base.model, base.tokenizer).to_dict()
+    network.save_pretrained(folder)
+    return folder
+
+
 def adapter_folder(base: LoadedModel, folder: Path) -> Path:
     fresh = load_model(base.name)
     get_peft_model(fresh.model, LoraConfig(r=1, target_modules="all-linear")).save_pretrained(folder)
@@ -84,11 +92,14 @@ VERBS = {
         ["evaluate", "--dataset_name", "prompts.jsonl", "--reward", "frugalign.sandbox:gold", "--proxy", "ARTEFACT"],
         ["generate", "--prompt", "A balm.", "--proxy", "ARTEFACT", "--max_new_tokens", "2"],
     ],
+    "steering": [
+        ["generate", "--prompt", "A balm.", "--steering", "ARTEFACT", "--max_new_tokens", "2"],
+    ],
     "adapter": [
         ["generate", "--prompt", "A balm.", "--adapter", "ARTEFACT", "--max_new_tokens", "2"],
     ],
 }  # fmt: skip
-MAKE = {"reward": reward_folder, "proxy": proxy_folder, "adapter": adapter_folder}
+MAKE = {"reward": reward_folder, "proxy": proxy_folder, "steering": steering_folder, "adapter": adapter_folder}
 
 
 def planted(kind: str, base: LoadedModel, folder: Path) -> Path:

@@ -42,6 +42,7 @@ STUDIED: dict[str, dict[str, Any]] = {
     "context_distillation": {"rounds": 2},
     "best_of_n": {"n": 4},
     "reward_guided": {"weight": 1.0},
+    "steering": {"layer": 2, "strength": 2.0},
 }
 """A study's lines: TRL's trainers, and methods that are trained or decoded only in a study."""
 

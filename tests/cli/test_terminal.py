@@ -29,7 +29,7 @@ def printed(argv: list[str], capsys: pytest.CaptureFixture[str], status: int) ->
 def _answering(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that answers with the attack, in pieces."""
     import frugalign.policies.answer as answers
-    import frugalign.policies.policy as policies
+    import frugalign.policies.loading as policies
 
     def answer(*_: Any, on_text: Any = None, **__: Any) -> Any:
         for piece in ATTACK if on_text else ():

@@ -17,7 +17,7 @@ from frugalign import GuidedModel
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.model_records import record_model
-from frugalign.policies import policy as policies
+from frugalign.policies import loading as policies
 from frugalign.policies.spec import PolicySpec, ProxySpec
 from frugalign.proxy.attachment import attach
 from frugalign.proxy.network import ProxyModel, load_proxy

@@ -38,7 +38,7 @@ def test_names_are_the_entries_own_and_differ() -> None:
         each for folder in registry.FOLDERS for each in load_attribute(f"frugalign.methods.{folder}.entry:ENTRIES")
     ]
     assert len(entries) == len(METHODS) and all(METHODS[each.name] is each for each in entries)
-    assert len(registry.names()) == 19 and "representation_reward" not in registry.names()
+    assert len(registry.names()) == 20 and "representation_reward" not in registry.names()
 
 
 def test_a_study_has_every_option_that_a_method_needs() -> None:

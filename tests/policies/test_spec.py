@@ -89,6 +89,13 @@ def test_a_path_that_reads_as_something_else_survives_writing(proxy: ProxySpec) 
     assert PolicySpec.from_dict(json.loads(json.dumps(PolicySpec(proxy=(proxy,)).to_dict()))).proxy == (proxy,)
 
 
+def test_a_steering_vector_is_written_as_it_is_read() -> None:
+    for value, found in (("runs/a@2", ProxySpec("runs/a", 2.0)), ("runs/a", ProxySpec("runs/a"))):
+        spec = PolicySpec.from_dict({"steering": value})
+        assert spec.steering == found and PolicySpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert PolicySpec.from_dict({"steering": "a@2"}).to_dict() == {"steering": "a@2.0"}
+
+
 def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a@0.5").mkdir()
     assert ProxySpec.parse(str(tmp_path / "a@0.5")).strength == 1.0
@@ -99,6 +106,8 @@ def test_a_path_that_exists_is_taken_as_it_is(tmp_path: Path) -> None:
     [
         ({"adapter": "runs/a"}, "adapter", "runs/a"),
         ({"policy": "runs/a"}, "policy", "runs/a"),
+        ({"steering": "runs/a@2"}, "steering", "runs/a"),
+        ({"steering": "a", "guiding_reward": ["b.c:d"]}, "steering+reward_guided", "a guided by b.c:d"),
         (
             {"proxy": ["p", "q"], "best_of_n": 2, "selection_reward": "a.b:c", "principles": "chat"},
             "principles+proxy+best_of_n",
@@ -120,6 +129,10 @@ def test_parts_compose(values: dict[str, Any], kind: str, title: str) -> None:
         ({"proxy": "a", "adapter": "b"}, r"Give only one of proxy and adapter; a proxy brings the adapter"),
         ({"proxy": "a", "policy": "b"}, r"Give only one of proxy and policy"),
         ({"adapter": "a", "policy": "b"}, r"Give only one of adapter and policy\.$"),
+        ({"adapter": "a", "steering": "b"}, r"Give only one of adapter and steering\.$"),
+        ({"steering": 3}, r"steering must be DIR, DIR@STRENGTH"),
+        ({"steering": ["a", "b"]}, r"steering must be DIR, DIR@STRENGTH"),
+        ({"steering": "a@-1"}, r"strength is -1.0"),
         ({"proxy": ["a", "a@0.5"]}, r"The proxy a is given twice"),
         ({"best_of_n": 2, "selection_reward": "r", "guiding_reward": "r"}, r"only one of best_of_n and guiding_reward"),
         ({"proxy": "a", "guiding_reward": "r"}, r"only one of proxy and guiding_reward"),

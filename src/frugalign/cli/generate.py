@@ -83,9 +83,9 @@ def load(options: AnswerOptions) -> tuple[Policy, SamplingSettings]:
         "seed",
     )
     settings = SamplingSettings(**{name: getattr(options, name) for name in names if hasattr(options, name)})
-    from frugalign.policies import policy
+    from frugalign.policies import loading
 
-    return policy.load(spec), settings
+    return loading.load(spec), settings
 
 
 def legend() -> str:

@@ -1,7 +1,7 @@
-"""Hidden states at the endpoint of a text, which a probe reads.
+"""Hidden states of whole texts: at the endpoint, which a probe reads, and averaged over an answer, for a steering vector.
 
 `read_ids` says how far an answer is read: fitting, scoring and re-ranking all call it.
-Texts run once, in batches of a bounded number of tokens. Only the chosen layers' endpoint states are kept. A causal
+Texts run once, in batches of a bounded number of tokens. Only what is asked of the chosen layers is kept. A causal
 model's state does not depend on what follows, so texts are padded on the right. The endpoint is each text's own last
 token.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
@@ -83,9 +83,56 @@ def endpoint_states(
     Raises:
         FrugalignError: an empty text, or a layer whose states have another width than `hidden_size`.
     """
-    device = device_of(model)
-    width: int = causal_lm(model).config.get_text_config().hidden_size
-    states = torch.empty(len(sequences), len(layers), width)
+    states = torch.empty(len(sequences), len(layers), _width(model))
+    for rows, mask, found in _passes(model, sequences, layers, max_tokens, ledger):
+        end = mask.sum(-1) - 1
+        place_of = torch.arange(len(rows), device=mask.device)
+        for column, each in enumerate(found):  # a model may be spread over devices
+            states[rows, column] = each[place_of.to(each.device), end.to(each.device)].float().cpu()
+    return states
+
+
+@torch.no_grad()
+def mean_states(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    counts: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    max_tokens: int | None = None,
+    ledger: Ledger | None = None,
+) -> Tensor:
+    """`hidden_states[l]` averaged over a part of each text, float32 on the CPU, `[N, len(layers), D]`, in the order of the texts.
+
+    Args:
+        sequences: token ids, none empty.
+        counts: 1 for every token of a text whose states count, else 0. At least one counts in every text.
+        layers, max_tokens: as in `endpoint_states`.
+
+    Raises:
+        FrugalignError: as `endpoint_states`.
+    """
+    states = torch.empty(len(sequences), len(layers), _width(model))
+    for rows, mask, found in _passes(model, sequences, layers, max_tokens, ledger):
+        length = mask.shape[1]
+        weights = torch.tensor(
+            [[*counts[row], *[0] * (length - len(counts[row]))] for row in rows], dtype=torch.float32
+        )
+        weights /= weights.sum(-1, keepdim=True)
+        for column, each in enumerate(found):
+            states[rows, column] = torch.einsum("bt,btd->bd", weights.to(each.device), each.float()).cpu()
+    return states
+
+
+def _passes(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    max_tokens: int | None,
+    ledger: Ledger | None,
+) -> Iterator[tuple[list[int], Tensor, list[Tensor]]]:
+    """Feed all texts. Yields the rows of a batch, their mask `[B, T]`, and the states of every layer, `[B, T, D]` each."""
+    device, width = device_of(model), _width(model)
     # Skip the LM head if possible: the logits of a long text are larger than all its states.
     lm = causal_lm(model)
     body: Any = getattr(lm, lm.base_model_prefix, None) or lm
@@ -102,16 +149,37 @@ def endpoint_states(
         advance(FED, n_tokens)
         if ledger is not None:
             ledger.count(lm_forward_tokens=n_tokens)
-        end = mask.sum(-1) - 1
-        place_of = torch.arange(len(rows), device=device)
-        for column, layer in enumerate(layers):
-            found = output.hidden_states[layer]  # a model may be spread over devices
-            if found.shape[-1] != width:
+        found = [output.hidden_states[layer] for layer in layers]
+        for layer, each in zip(layers, found, strict=True):
+            if each.shape[-1] != width:
                 raise FrugalignError(
-                    f"The states of layer {layer} have width {found.shape[-1]}, and hidden_size is {width}: choose other layers."
+                    f"The states of layer {layer} have width {each.shape[-1]}, and hidden_size is {width}: choose other layers."
                 )
-            states[rows, column] = found[place_of.to(found.device), end.to(found.device)].float().cpu()
-    return states
+        yield rows, mask, found
+
+
+def _width(model: PreTrainedModel) -> int:
+    width: int = causal_lm(model).config.get_text_config().hidden_size
+    return width
+
+
+def steered_block(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The block whose output is `hidden_states[layer]`, for a layer of 1…L−1. The last entry is the state after the final norm.
+
+    Raises:
+        FrugalignError: the model has no such block.
+    """
+    lm, last = causal_lm(model), n_layers(model)
+    if not 1 <= layer < last:
+        raise FrugalignError(f"The model has no layer {layer} to steer: layers go from 1 to {last - 1}.")
+    # Lists of experts may be as long, but they lie deeper.
+    stacks = [
+        (name, each) for name, each in lm.named_modules() if isinstance(each, nn.ModuleList) and len(each) == last
+    ]
+    if not stacks:
+        raise FrugalignError(f"{type(lm).__name__} has no list of {last} blocks, so its layers cannot be steered.")
+    blocks = min(stacks, key=lambda stack: stack[0].count("."))[1]
+    return blocks[layer - 1]
 
 
 def affordable_tokens(lm: Any) -> int:

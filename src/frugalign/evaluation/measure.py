@@ -23,7 +23,8 @@ from frugalign.engines.transformers import device_of
 from frugalign.evaluation.responses import measure_responses
 from frugalign.evaluation.schema import MEASURES, Response, against, by_name, estimates, few_prompts, perplexity
 from frugalign.evaluation.settings import EvaluationSettings
-from frugalign.policies.policy import Policy, load, load_base
+from frugalign.policies.loading import load, load_base
+from frugalign.policies.policy import Policy
 from frugalign.policies.prompt_rows import PromptBatch, PromptRows, Scoring
 from frugalign.policies.spec import PolicySpec
 from frugalign.rewards import NamedReward, RewardSpec, load_rewards
@@ -210,6 +211,7 @@ def _policy_settings(policy: Policy) -> dict[str, Any]:
         "principles": spec.principles,
         "proxy": [each.written() for each in spec.proxy] or None,
         "adapter": spec.adapter,
+        "steering": spec.steering.written() if spec.steering is not None else None,
         "whole_model": spec.policy,
         "best_of_n": spec.best_of_n,
         "selection_reward": _reward_names(chosen.rewards) if chosen is not None else None,

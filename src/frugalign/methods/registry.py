@@ -20,6 +20,7 @@ FOLDERS = (
     "representation_reward",
     "rerank",
     "psle",
+    "steering",
     "peers",
 )
 """In the order of `frugalign --help`."""

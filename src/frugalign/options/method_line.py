@@ -18,4 +18,6 @@ class LineOptions(groups.Lora):
     n: int = option(4, "Completions per prompt, of which the best by the reward is kept.", COUNT)
     top_k: int = option(10, "How many tokens the guiding reward scores at each position.", COUNT)
     weight: float = option(1.0, "Weight of the guiding reward.", FINITE)
+    layer: int | None = option(None, "The layer whose states are steered, from 1. Default: the middle one.", COUNT)
+    strength: float = option(1.0, "How many times a steering vector is added. 0 is the base.", FINITE)
     sample: int = like(groups.Generations, "num_generations", 4, "Here of the base; they are ranked into pairs.")

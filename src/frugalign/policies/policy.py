@@ -1,4 +1,4 @@
-"""From a specification to a policy that samples: the one place where chat, generate, evaluate and the study build one.
+"""A policy that samples, for chat, generate, evaluate and the study. `loading` builds one from its specification.
 
 A `Policy` keeps its base, so both can answer the same prompts on the same noise and their KL can be measured.
 Only `encode` puts principles before prompts. Rewards read the prompts without them.
@@ -23,25 +23,15 @@ from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
 from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
 from frugalign.decoding.noise import row_keys
-from frugalign.engines.adapters import attach_adapter
 from frugalign.engines.engine import Engine
-from frugalign.engines.fingerprints import check_base, fingerprint
-from frugalign.engines.loading import LoadedModel, load_model
-from frugalign.engines.transformers import (
-    TransformersEngine,
-    context_length,
-    device_of,
-    embedding_rows,
-    sampling_temperature,
-)
+from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import TransformersEngine, context_length, sampling_temperature
 from frugalign.policies.best_of_n import BestOfN
-from frugalign.policies.principles import Principles, load_principles, under_principles
+from frugalign.policies.principles import Principles, under_principles
 from frugalign.policies.prompt_rows import PromptBatch, PromptRows
 from frugalign.policies.reward_guided import RewardGuidance
 from frugalign.policies.spec import PolicySpec, SamplingSettings
 from frugalign.proxy.guide import ProxyGuide
-from frugalign.proxy.network import load_proxy
-from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -83,8 +73,8 @@ _NO_RECORD = Record()
 class Policy:
     """A policy, with its base.
 
-    `model` samples, under `guide` if there is one. `base_model` inside `base_context` is the base. `artefact` is the first
-    proxy's config, whose settings are the defaults. `best_of_n` and `guidance` change the decoding and read the prompts.
+    `model` inside `policy_context` samples, under `guide` if there is one. `base_model` inside `base_context` is the base, also
+    where the policy's context is open. `artefact` is the first proxy's config, whose settings are the defaults. `best_of_n` and `guidance` change the decoding and read the prompts.
     """
 
     spec: PolicySpec
@@ -93,6 +83,7 @@ class Policy:
     base_model: PreTrainedModel
     trainable_parameters: int = 0
     base_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    policy_context: Callable[[], AbstractContextManager[Any]] = nullcontext
     guide: ProxyGuide | None = None
     artefact: Any = None
     principles: Principles | None = None
@@ -201,20 +192,15 @@ class Policy:
             guide = self.guidance.guide(sampling, batch.rows, params.temperature, batch.keys, ledger)
 
         def draw(ids: Sequence[Sequence[int]], keys: Tensor) -> Generation:
-            return generate(
-                self._engine(self.model),
-                ids,
-                params,
-                keys=keys,
-                guide=guide,
-                options=LoopOptions(
-                    batch_size=batch_size,
-                    observer=record.observer if self.best_of_n is None else None,
-                    state_layers=record.state_layers if self.best_of_n is None else (),
-                    record_trace=record.trace,
-                ),
-                ledger=ledger,
+            options = LoopOptions(
+                batch_size=batch_size,
+                observer=record.observer if self.best_of_n is None else None,
+                state_layers=record.state_layers if self.best_of_n is None else (),
+                record_trace=record.trace,
             )
+            with self.policy_context():
+                engine = self._engine(self.model)
+                return generate(engine, ids, params, keys=keys, guide=guide, options=options, ledger=ledger)
 
         with work("sampling", len(batch.ids) * self.draws * params.max_new_tokens, SAMPLED):
             if self.best_of_n is None:
@@ -247,8 +233,8 @@ class Policy:
     ) -> Divergence:
         """KL to the base over the full vocabulary, along the policy's own samples.
 
-        The decoding loop computes it for proxies and for a guiding reward. An adapter, a whole model or principles need a
-        teacher-forced pass. Best-of-n of the base reports its known bound. The KL is unknown under greedy decoding, and
+        The decoding loop computes it for proxies and for a guiding reward. An adapter, a whole model, a steering
+        vector or principles need a teacher-forced pass. Best-of-n of the base reports its known bound. The KL is unknown under greedy decoding, and
         for a guide or best-of-n on top of anything but the plain base.
         """
         if not batch.ids:
@@ -265,7 +251,8 @@ class Policy:
             return Divergence(kl, {name: part.tolist() for name, part in parts.items()} if guided else None)
         params = settings.params()
         ids = sampled.completion_ids
-        with work("KL", _tokens(batch.ids, ids) + _tokens(batch.base_ids, ids), FED):
+        fed = _tokens(batch.ids, ids) + _tokens(batch.base_ids, ids)
+        with work("KL", fed, FED), self.policy_context():
             exact = sequence_kl(
                 self.model,
                 Reference(self.base_model, self.base_context, batch.base_ids),
@@ -301,89 +288,8 @@ class Policy:
         return self.model is not self.base_model or self.base_context is not nullcontext
 
 
-def load(spec: PolicySpec, *, base: LoadedModel | None = None, rewards: Sequence[NamedReward] = ()) -> Policy:
-    """Load the policy that `spec` describes, and check its parts against the base.
-
-    Args:
-        base: the base, if it is loaded already (`load_base`).
-        rewards: rewards that are loaded already. One that the specification also names is not loaded twice.
-
-    Raises:
-        FrugalignError: a part that is missing, damaged, or belongs to another base.
-    """
-    base = base or load_base(spec)
-    plain = Policy(spec, base, base.model, base.model, base_parameters=base.model.num_parameters())
-    if spec.principles is not None:
-        plain = replace(plain, principles=load_principles(spec.principles))
-    policy = _with_weights(plain)
-    device, weights = str(device_of(base.model)), spec.decoding_reward_weights
-    if spec.best_of_n is not None:
-        chosen_by = load_rewards(_loaded_once(spec.selection_reward, rewards), device=device)
-        return replace(policy, best_of_n=BestOfN(spec.best_of_n, chosen_by, weights))
-    if spec.guiding_reward:
-        guiding = load_rewards(_loaded_once(spec.guiding_reward, rewards), device=device)
-        return replace(policy, guidance=RewardGuidance(guiding, spec.guiding_weight, spec.guiding_top_k, weights))
-    return policy
-
-
-def load_base(spec: PolicySpec) -> LoadedModel:
-    """Load the base. Proxies decide the revision and the adapter that it is loaded with.
-
-    Raises:
-        FrugalignError: a specification without a base, or a base that cannot be loaded.
-    """
-    if spec.model_name_or_path is None:
-        raise FrugalignError("model_name_or_path is missing: the base of the policy.")
-    stored = load_proxy(spec.proxy[0].path).config.base if spec.proxy else {}
-    return load_model(
-        spec.model_name_or_path,
-        revision=spec.revision or stored.get("revision"),
-        dtype=spec.dtype,
-        device_map=spec.device_map,
-        load_in_4bit=spec.load_in_4bit,
-        adapter=stored.get("adapter"),
-    )
-
-
-def _with_weights(plain: Policy) -> Policy:
-    """The base under its proxies, with its adapter, or replaced by a whole model."""
-    spec, base = plain.spec, plain.base
-    if spec.proxy:
-        networks, found = [], fingerprint(base.model, base.tokenizer, name=base.name)
-        for each in spec.proxy:
-            networks.append(load_proxy(each.path))
-            check_base(networks[-1].config.base, found, f"The proxy in {each.path}")
-        return replace(
-            plain,
-            trainable_parameters=sum(network.num_parameters() for network in networks),
-            guide=ProxyGuide.build(networks, embedding_rows(base.model), [each.strength for each in spec.proxy]),
-            artefact=networks[0].config,
-        )
-    if spec.adapter is not None:
-        adapted: Any = attach_adapter(base.model, spec.adapter, base.tokenizer)
-        added = sum(parameter.numel() for parameter in adapted.parameters()) - plain.base_parameters
-        return replace(
-            plain, model=adapted, base_model=adapted, trainable_parameters=added, base_context=adapted.disable_adapter
-        )
-    if spec.policy is not None:
-        # On the CPU if the base is there.
-        device = "cpu" if device_of(base.model).type == "cpu" else None
-        whole = load_model(spec.policy, dtype=spec.dtype, device_map=device)
-        if whole.tokenizer.get_vocab() != base.tokenizer.get_vocab():
-            raise FrugalignError(
-                f"The policy {spec.policy} has another tokenizer than {base.name}, so no KL between them exists."
-            )
-        return replace(plain, model=whole.model, trainable_parameters=whole.model.num_parameters())
-    return plain
-
-
 def _tokens(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> int:
     """The tokens of a teacher-forced pass. The last token of a completion is not fed."""
     return sum(
         len(prompt) + len(ids) - 1 for prompt, ids in zip(prompt_ids, completion_ids, strict=True) if len(ids) > 0
     )
-
-
-def _loaded_once(given: Sequence[RewardSpec], loaded: Sequence[NamedReward]) -> list[RewardSpec]:
-    known = {named.spec: named for named in loaded if named.spec}
-    return [known.get(reward, reward) if isinstance(reward, str) else reward for reward in given]

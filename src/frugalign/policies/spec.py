@@ -1,7 +1,7 @@
 """The specification of a policy, with the same names in YAML, on the command line, in a request and in Python. No torch.
 
-A policy is a base with parts on top. Principles precede every prompt. At most one of proxies, an adapter or a whole model
-changes the weights or the logits. At most one of best-of-n or a guiding reward changes the decoding.
+A policy is a base with parts on top. Principles precede every prompt. At most one of proxies, an adapter, a steering vector or a
+whole model changes the weights, the states or the logits. At most one of best-of-n or a guiding reward changes the decoding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from frugalign.decoding.loop import SamplingParams
     from frugalign.rewards.loading import RewardSpec
 
+_WEIGHTS = ("proxy", "adapter", "steering", "policy")
+"""The parts that change what the base says. One policy has at most one kind of them."""
 _PROXY = re.compile(
     r"(?:(?P<name>[A-Za-z_][\w.-]*)=)?(?P<path>.+?)(?:@(?P<strength>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?"
 )
@@ -30,7 +32,7 @@ _PROXY = re.compile(
 
 @dataclass(frozen=True)
 class ProxySpec:
-    """A proxy's folder or hub id, its strength λ (1: as trained, 0: the restricted base), and a name for it.
+    """The folder or hub id of a proxy or a steering vector, its strength λ (1: as trained, 0: the base), and a name for it.
 
     Raises:
         FrugalignError: an empty path, or a strength that is not a finite number of at least 0.
@@ -42,7 +44,7 @@ class ProxySpec:
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise FrugalignError("A proxy needs a folder or a hub id.")
+            raise FrugalignError("A proxy or a steering vector needs a folder or a hub id.")
         check_value("strength", self.strength, NON_NEGATIVE)
 
     @classmethod
@@ -55,8 +57,8 @@ class ProxySpec:
         return cls(found["path"], strength if own is None else float(own), found["name"])
 
     @classmethod
-    def read(cls, value: Any, strength: float = 1.0) -> ProxySpec:
-        """Read a text, or a mapping of `path`, `strength` and `name`.
+    def read(cls, value: Any, strength: float = 1.0, named: str = "proxy") -> ProxySpec:
+        """Read a text, or a mapping of `path`, `strength` and `name`. `named`: the field, for messages.
 
         Raises:
             FrugalignError: anything else.
@@ -72,7 +74,7 @@ class ProxySpec:
             and all(key in known and isinstance(item, known[key]) for key, item in value.items())
         ):
             return cls(**({"strength": strength} | dict(value)))
-        raise FrugalignError(f"proxy must be DIR, DIR@STRENGTH or name=DIR@STRENGTH, not {value!r}.")
+        raise FrugalignError(f"{named} must be DIR, DIR@STRENGTH or name=DIR@STRENGTH, not {value!r}.")
 
     def written(self) -> str | dict[str, Any]:
         """The text that `parse` reads back, or a mapping if no text does."""
@@ -94,6 +96,7 @@ class PolicySpec:
         principles: a shipped set, a file or `package.module:attribute`. They precede every prompt.
         proxy: proxies of the base with their strengths. Several compose: `log a = Σ λ_i log a_i`.
         adapter: a PEFT adapter of the base.
+        steering: a steering vector of the base with its strength.
         policy: a whole model instead of the base.
         best_of_n: draw this many completions and keep the best by `selection_reward`.
         guiding_reward: `guiding_weight` times this reward of the text so far is added to the logits of the `guiding_top_k` most likely tokens.
@@ -111,6 +114,7 @@ class PolicySpec:
     principles: str | None = None
     proxy: tuple[ProxySpec, ...] = ()
     adapter: str | None = None
+    steering: ProxySpec | None = None
     policy: str | None = None
     best_of_n: int | None = None
     selection_reward: tuple[RewardSpec, ...] = ()
@@ -122,6 +126,8 @@ class PolicySpec:
     def __post_init__(self) -> None:
         # One item may stand for several, as in YAML.
         object.__setattr__(self, "proxy", tuple(ProxySpec.read(item) for item in _items(self.proxy)))
+        if self.steering is not None:
+            object.__setattr__(self, "steering", ProxySpec.read(self.steering, named="steering"))
         for name in ("selection_reward", "guiding_reward"):
             object.__setattr__(self, name, tuple(_items(getattr(self, name))))
         if self.decoding_reward_weights is not None:
@@ -130,7 +136,7 @@ class PolicySpec:
         self._check_decoding()
 
     def _check_model(self) -> None:
-        given = [name for name in ("proxy", "adapter", "policy") if getattr(self, name)]
+        given = [name for name in _WEIGHTS if getattr(self, name)]
         if len(given) > 1:
             reason = "; a proxy brings the adapter of the base that it was trained on" if "proxy" in given else ""
             raise FrugalignError(f"Give only one of {' and '.join(given)}{reason}.")
@@ -168,7 +174,7 @@ class PolicySpec:
     @property
     def kind(self) -> str:
         """The parts on top of the base, joined by `+`; `base` where there are none."""
-        names = ("principles", "proxy", "adapter", "policy", "best_of_n")
+        names = ("principles", *_WEIGHTS, "best_of_n")
         parts = [name for name in names if getattr(self, name)] + ["reward_guided"] * bool(self.guiding_reward)
         return "+".join(parts) or "base"
 
@@ -212,14 +218,20 @@ class PolicySpec:
                 continue
             if each.name == "proxy":
                 value = [proxy.written() for proxy in value]
+            elif each.name == "steering":
+                value = value.written()
             elif each.name in ("selection_reward", "guiding_reward"):
                 value = [_reward_text(reward, each.name) for reward in value]
             found[each.name] = list(value) if isinstance(value, tuple) else value
         return found
 
+    def _other_weights(self) -> str:
+        steered = None if self.steering is None else self.steering.path
+        return self.adapter or steered or self.policy or "the base"
+
     def title(self) -> str:
         """A short description for a heading."""
-        on = [each.path for each in self.proxy] or [self.adapter or self.policy or "the base"]
+        on = [each.path for each in self.proxy] or [self._other_weights()]
         name = " and ".join(on)
         if self.best_of_n is not None:
             of = "" if name == "the base" else f" of {name}"

@@ -122,7 +122,7 @@ def _warnings() -> Iterator[list[str]]:
 def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_size: int) -> dict[str, Any]:
     """The metrics of what was trained, on the test prompts or, for a choosing cell, the validation prompts. `folder`: for what it writes."""
     from frugalign.evaluation import EvaluationSettings, evaluate
-    from frugalign.policies import policy as policies
+    from frugalign.policies import loading as policies
     from frugalign.policies.spec import PolicySpec
     from frugalign.rewards import load_rewards
     from frugalign.study.task import prompt_splits
