@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from frugalign.decoding import Reference, sequence_kl, sequence_log_probs
+from frugalign.decoding.chooser import BaseGuide
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
 COMPLETIONS = [[20, 21], [22, 23, 24, 25, 26], [27]]
@@ -51,7 +52,9 @@ def test_log_probs_of_completions(batch_size: int, temperature: float) -> None:
 def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, temperature: float) -> None:
     """The policy at its temperature, the base at 1."""
     policy, base = tiny(1), tiny(0)
-    found = sequence_kl(policy, Reference(base), PROMPTS, COMPLETIONS, temperature=temperature, batch_size=batch_size)
+    found = sequence_kl(
+        policy, Reference(base), PROMPTS, COMPLETIONS, guide=BaseGuide(temperature), batch_size=batch_size
+    )
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         log_pi, log_p = naive(policy, prompt, completion, temperature), naive(base, prompt, completion, 1.0)
         wanted = float((log_pi.exp() * (log_pi - log_p)).sum())
@@ -60,11 +63,13 @@ def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, tem
 
 
 def test_a_model_has_no_divergence_from_itself() -> None:
-    assert float(sequence_kl(tiny(0), Reference(tiny(0)), PROMPTS, COMPLETIONS, temperature=1.0).abs().max()) < 1e-6
+    assert (
+        float(sequence_kl(tiny(0), Reference(tiny(0)), PROMPTS, COMPLETIONS, guide=BaseGuide(1.0)).abs().max()) < 1e-6
+    )
 
 
 def test_a_model_at_another_temperature_diverges_from_itself() -> None:
-    cold = sequence_kl(tiny(0), Reference(tiny(0)), PROMPTS, COMPLETIONS, temperature=0.5)
+    cold = sequence_kl(tiny(0), Reference(tiny(0)), PROMPTS, COMPLETIONS, guide=BaseGuide(0.5))
     assert float(cold.min()) > 0.1
 
 
@@ -76,7 +81,7 @@ def test_tokens_that_both_models_rule_out_add_nothing() -> None:
 
     for model in (policy, base):
         model.lm_head.register_forward_hook(rule_out)
-    found = sequence_kl(policy, Reference(base), PROMPTS, COMPLETIONS, temperature=0.5)
+    found = sequence_kl(policy, Reference(base), PROMPTS, COMPLETIONS, guide=BaseGuide(0.5))
     assert bool((found > 0.1).all() and found.isfinite().all())
 
 

@@ -16,6 +16,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_json_atomic
 from frugalign.data import training_prompts
 from frugalign.decoding import Reference, SamplingParams, generate, sequence_kl
+from frugalign.decoding.chooser import BaseGuide
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine
@@ -175,7 +176,7 @@ def test_a_whole_policy(base: LoadedModel, rows: Dataset, tmp_path: Path) -> Non
     )
     ids = [base.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     sampled = generate(TransformersEngine(tuned.model, base.tokenizer), ids, SamplingParams(8, 0.7))
-    expected = sequence_kl(tuned.model, Reference(base.model), ids, sampled.completion_ids, temperature=0.7)
+    expected = sequence_kl(tuned.model, Reference(base.model), ids, sampled.completion_ids, guide=BaseGuide(0.7))
     assert metrics["kl_per_sequence"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-3)
     assert metrics["trainable_share"] == 1.0
 

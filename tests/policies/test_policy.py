@@ -14,6 +14,7 @@ from tests.two_layers import two_layers
 
 from frugalign.base.errors import FrugalignError
 from frugalign.decoding import Reference, SamplingParams, generate, row_keys, sequence_kl
+from frugalign.decoding.chooser import BaseGuide
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine, embedding_rows
@@ -139,13 +140,13 @@ def test_the_kl_of_principles_is_that_of_one_model_on_two_prompts() -> None:
         Reference(base().model, prompt_ids=batch.base_ids),
         batch.ids,
         sampled.completion_ids,
-        temperature=1.0,
+        guide=BaseGuide(1.0),
     )
     assert found.kl == expected.tolist() and min(expected) > 0 and found.parts is None
 
 
 def test_principles_compose_with_a_proxy(proxies: list[str]) -> None:
-    """The proxy guides what the base says under the principles; that it is near the plain base is not claimed."""
+    """The proxy guides what the base says under the principles. The KL is to what the base says without them."""
     policy = load(PolicySpec.from_dict({"proxy": proxies[0], "principles": TOLD}), base=base())
     told = under_principles(load_principles(TOLD), PROMPTS, base().tokenizer)
     guided = load(PolicySpec.from_dict({"proxy": proxies[0]}), base=base())
@@ -153,7 +154,18 @@ def test_principles_compose_with_a_proxy(proxies: list[str]) -> None:
     assert completions(policy) == guided.sample(guided.encode(PromptRows(told), settings), settings).completion_ids
     rows = Dataset.from_dict({"prompt": PROMPTS})
     metrics = evaluated(base(), rows, shortness, proxy=proxies[0], principles=TOLD)
-    assert metrics["kl_per_sequence"] is None and metrics["settings"]["policy"] == "principles+proxy"
+    assert metrics["kl_per_sequence"]["mean"] > 0 and metrics["settings"]["policy"] == "principles+proxy"
+
+
+def test_the_kl_of_a_proxy_is_the_same_in_a_pass_as_while_it_samples(proxies: list[str]) -> None:
+    """A pass is what measures it under principles, where sampling compares the proxy with a base that reads them too."""
+    policy = load(PolicySpec.from_dict({"proxy": proxies[0]}), base=base())
+    settings = policy.with_defaults(SETTINGS)
+    batch = policy.encode(PromptRows(PROMPTS), settings)
+    sampled = policy.sample(batch, settings)
+    assert policy.guide is not None
+    passed = sequence_kl(base().model, Reference(base().model), batch.ids, sampled.completion_ids, guide=policy.guide)
+    assert policy.divergence(batch, sampled, settings).kl == pytest.approx(passed.tolist(), rel=1e-4)
 
 
 def test_best_of_n_draws_from_the_proxy(proxies: list[str]) -> None:

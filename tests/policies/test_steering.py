@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from frugalign.base.errors import FrugalignError
+from frugalign.decoding.chooser import BaseGuide
 from frugalign.decoding.log_probs import Reference, sequence_kl
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
@@ -158,7 +159,9 @@ def test_its_kl_is_that_to_the_unsteered_base(folder: str) -> None:
     found = policy.sample(batch, settings)
     other = load_model(two_layers())
     with Steering(other.model, load_steering(folder)).on():
-        expected = sequence_kl(other.model, Reference(base().model), batch.ids, found.completion_ids, temperature=0.7)
+        expected = sequence_kl(
+            other.model, Reference(base().model), batch.ids, found.completion_ids, guide=BaseGuide(0.7)
+        )
     kl = policy.divergence(batch, found, settings).kl
     assert kl == pytest.approx(expected.tolist(), rel=1e-5) and min(kl) > 0.01
 

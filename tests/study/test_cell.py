@@ -329,6 +329,36 @@ def test_a_training_that_is_done_is_not_done_again(data: Path, tmp_path: Path, m
 
 
 @pytest.mark.slow
+def test_a_line_answers_under_what_it_names_and_trains_as_without(data: Path, tmp_path: Path) -> None:
+    """A system prompt, few-shot examples, and a trained line under the first: its training is reused, and what it feeds is counted."""
+    examples = [{"prompt": "Sell me a curse.", "response": "We sell no curses here."}]
+    (tmp_path / "examples.yaml").write_text(json.dumps({"demonstrations": examples}))
+    told, shown = "frugalign.sandbox:PRINCIPLES", str(tmp_path / "examples.yaml")
+    vector = {"layer": 1, "strength": 2.0}
+    fed, kinds = [], []
+    for number, (method, setting) in enumerate(
+        [
+            ("base", {}),
+            ("base", {"in_context": told}),
+            ("base", {"in_context": shown}),
+            ("steering", vector),
+            ("steering", vector | {"in_context": told}),
+        ]
+    ):
+        line, given = Line(f"line {number}", method, setting), options(data, tmp_path, methods={method: setting})
+        cell = outcome_of(cell_of(line, 1, "test", given), given)
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "request.json").write_text(json.dumps(cell.cell.request))
+        metrics = run_cell(cell.folder, tmp_path / "start", tmp_path / "trainings")["metrics"]
+        fed.append(metrics["decoding"]["lm_forward_tokens"])
+        kinds.append(metrics["settings"]["policy"])
+        assert (metrics["kl_per_sequence"]["mean"] > 0) == (number > 0)
+    assert kinds == ["base", "principles", "principles", "steering", "principles+steering"]
+    assert fed[1] > fed[0] + 10 and fed[2] > fed[0] + 5 and fed[4] > fed[3] + 10
+    assert len(list((tmp_path / "trainings").glob("steering-*"))) == 1
+
+
+@pytest.mark.slow
 def test_two_processes_do_not_work_on_one_cell(data: Path, tmp_path: Path) -> None:
     cell = cell_of(Line("base", "base", {}), 1, "test", options(data, tmp_path, methods={"base": None}))
     folder = cell.folder(tmp_path)

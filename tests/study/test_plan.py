@@ -8,7 +8,17 @@ import pytest
 from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import parse_yaml
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Line, cell_of, cells_of, choosing_cells, contents_of, hashes_of, lines_of, swept
+from frugalign.study.plan import (
+    Line,
+    cell_of,
+    cells_of,
+    choosing_cells,
+    contents_of,
+    hashes_of,
+    is_base,
+    lines_of,
+    swept,
+)
 
 
 def study(**options: Any) -> StudyOptions:
@@ -213,3 +223,27 @@ def test_a_folder_of_too_many_files_is_one_sentence(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("frugalign.study.plan._MOST_FILES", 2)
     with pytest.raises(FrugalignError, match=r"which the study names, is a folder of over 2 files\.$"):
         hashes_of([str(tmp_path)])
+
+
+def test_what_precedes_prompts_in_the_test_is_no_part_of_the_training(tmp_path: Path) -> None:
+    """A page of principles may change, or be one of a sweep; the training is that of the line without it."""
+    page = tmp_path / "page.txt"
+    page.write_text("Be kind.")
+    plain, told = Line("dpo", "dpo", {"beta": 0.1}), Line("told", "dpo", {"beta": 0.1, "in_context": str(page)})
+    cells = [cell_of(line, 1, "test", study()) for line in (plain, told)]
+    assert cells[0].training(Path("t")) == cells[1].training(Path("t"))
+    assert cells[1].request["setting"] == {"beta": 0.1} and cells[1].request["in_context"] == str(page)
+    before = cells[1].folder(Path("s"))
+    page.write_text("Be rather kind.")
+    changed = cell_of(told, 1, "test", study())
+    assert changed.folder(Path("s")) != before and changed.training(Path("t")) == cells[0].training(Path("t"))
+    line = Line("told", "base", {"in_context": ["harmless", "courteous"]})
+    assert [each.setting["in_context"] for each in swept(line)] == ["harmless", "courteous"]
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "found"),
+    [("base", {}, True), ("base", {"in_context": "harmless"}, False), ("best_of_n", {}, False)],
+)
+def test_a_base_under_principles_is_not_the_base(method: str, setting: dict[str, Any], found: bool) -> None:
+    assert is_base(method, setting) is found

@@ -197,6 +197,8 @@ SANDBOX: dict[str, Any] = {
         ({"model_judge": "./no-such-judge"}, "No model in ./no-such-judge"),
         ({"trainings_dir": "no-such-folder"}, "trainings_dir names no-such-folder, which is not a folder"),
         ({"methods": {"rerank": {"shift_reward": "frugalign.sandbox:godl"}}}, "has no 'godl'"),
+        ({"methods": {"base": {"in_context": ["harmless", "harmles"]}}}, "There are no principles harmles"),
+        ({"methods": {"best_of_n": {"in_context": 3}}}, "in_context is 3; it must be"),
     ],
 )
 def test_what_a_study_names_is_looked_up_before_its_first_cell(

@@ -62,13 +62,13 @@ def sequence_kl(
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
     *,
-    temperature: float,
+    guide: Guide,
     batch_size: int = 16,
     ledger: Ledger | None = None,
 ) -> Tensor:
     """`Σ_t KL(π_T(·|s_t) ‖ p_1(·|s_t))` over the full vocabulary, nats per sequence, `[B]` float64.
 
-    `π` is `model`, at `temperature`; `p` the reference, at temperature 1.
+    `π` is `model` under `guide`, at its temperature: `BaseGuide(T)` for the model alone. `p` is the reference, at temperature 1.
     """
     total = torch.zeros(len(prompt_ids), dtype=torch.float64)
     reference_ids = prompt_ids if reference.prompt_ids is None else reference.prompt_ids
@@ -81,7 +81,8 @@ def sequence_kl(
         with reference.context(), evaluating(reference.model), Forward(reference.model) as forward:
             own_prompts = [reference_ids[row] for row in chosen]
             for index, read in _completions(forward, own_prompts, completions, batch_size, ledger):
-                log_pi = torch.log_softmax(policy[index].logits.to(read.logits.device) / temperature, -1)
+                own = policy[index]
+                log_pi = guide.log_probs(own.hidden, own.logits).to(read.logits.device)
                 log_p = torch.log_softmax(read.logits, -1)
                 gap = (log_pi - log_p).masked_fill_(log_pi == -torch.inf, 0.0)
                 total[chosen[index]] = (log_pi.exp() * gap).sum(-1).double().sum().cpu()

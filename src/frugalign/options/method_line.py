@@ -7,7 +7,7 @@ from typing import Literal
 
 from frugalign.options import groups
 from frugalign.options.declare import like, option
-from frugalign.options.kinds import COUNT, FINITE
+from frugalign.options.kinds import COUNT, FINITE, TEXT
 
 
 @dataclass(eq=False, repr=False)
@@ -20,4 +20,9 @@ class LineOptions(groups.Lora):
     weight: float = option(1.0, "Weight of the guiding reward.", FINITE)
     layer: int | None = option(None, "The layer whose states are steered, from 1. Default: the middle one.", COUNT)
     strength: float = option(1.0, "How many times a steering vector is added. 0 is the base.", FINITE)
+    in_context: str | None = option(
+        None,
+        "What precedes every prompt in the test, as `--principles` of `generate` does: a system prompt, examples, or both.",
+        TEXT,
+    )
     sample: int = like(groups.Generations, "num_generations", 4, "Here of the base; they are ranked into pairs.")

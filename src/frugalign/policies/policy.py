@@ -19,7 +19,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, SAMPLED, work
 from frugalign.base.quantities import KL_PARTS
 from frugalign.data.templating import AUTO, Prompt, Rendering, encode_prompts
-from frugalign.decoding.chooser import Chooser
+from frugalign.decoding.chooser import BaseGuide, Chooser
 from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
 from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
 from frugalign.decoding.noise import row_keys
@@ -233,15 +233,17 @@ class Policy:
     ) -> Divergence:
         """KL to the base over the full vocabulary, along the policy's own samples.
 
-        The decoding loop computes it for proxies and for a guiding reward. An adapter, a whole model, a steering
-        vector or principles need a teacher-forced pass. Best-of-n of the base reports its known bound. The KL is unknown under greedy decoding, and
-        for a guide or best-of-n on top of anything but the plain base.
+        The decoding loop computes it for a guide on the plain base. An adapter, a whole model, a steering vector or principles
+        need a teacher-forced pass, under the proxies if there are any. Best-of-n of the base reports its known bound. The KL is
+        unknown under greedy decoding, for best-of-n of anything else, and for a pass under a guide that reads more than
+        states: a guiding reward, or a proxy with lookahead.
         """
         if not batch.ids:
             return Divergence([])
         moved = self.needs_kl_pass
         guided = self.guide is not None or self.guidance is not None
-        if not settings.do_sample or (self.best_of_n is not None and (moved or guided)) or (moved and guided):
+        cannot_pass = self.guidance is not None or (self.guide is not None and self.guide.needs_lookahead)
+        if not settings.do_sample or (self.best_of_n is not None and (moved or guided)) or (moved and cannot_pass):
             return Divergence(None)
         if not moved:
             parts = {name: getattr(sampled, name) for name in KL_PARTS}
@@ -249,7 +251,6 @@ class Policy:
                 return Divergence(None)
             kl = sum(parts.values()).tolist()
             return Divergence(kl, {name: part.tolist() for name, part in parts.items()} if guided else None)
-        params = settings.params()
         ids = sampled.completion_ids
         fed = _tokens(batch.ids, ids) + _tokens(batch.base_ids, ids)
         with work("KL", fed, FED), self.policy_context():
@@ -258,7 +259,7 @@ class Policy:
                 Reference(self.base_model, self.base_context, batch.base_ids),
                 batch.ids,
                 ids,
-                temperature=params.temperature,
+                guide=self.guide or BaseGuide(settings.params().temperature),
                 ledger=ledger,
             )
         return Divergence(exact.tolist())

@@ -44,7 +44,7 @@ from frugalign.study.layout import (
     read_trained,
     training_run,
 )
-from frugalign.study.plan import hashes_of, training_folder
+from frugalign.study.plan import IN_CONTEXT, hashes_of, training_folder
 
 if TYPE_CHECKING:
     from frugalign.evaluation.settings import EvaluationSettings
@@ -131,7 +131,8 @@ def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_si
     rows = rows.select(range(min(len(rows), request.get("eval_prompts") or len(rows))))
     measures = list(dict.fromkeys([*request["judges"], *request.get("reward", [])]))
     device = "cpu" if request.get("use_cpu") else None
-    spec = PolicySpec.from_dict(trained["policy"], model_name_or_path=request["model_name_or_path"], device_map=device)
+    more = {"model_name_or_path": request["model_name_or_path"], "device_map": device}
+    spec = PolicySpec.from_dict(trained["policy"], **more, principles=request.get(IN_CONTEXT))
     base = policies.load_base(spec)
     rewards = load_rewards(measures, device=str(base.model.device))
     policy = policies.load(spec, base=base, rewards=rewards)

@@ -18,7 +18,7 @@ from frugalign.options.method_line import LineOptions
 from frugalign.policies.principles import load_principles
 from frugalign.rewards import load_rewards
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Line, cell_of, swept
+from frugalign.study.plan import IN_CONTEXT, Line, cell_of, swept
 from frugalign.study.task import prompt_splits
 
 
@@ -47,6 +47,8 @@ def check_study(options: StudyOptions, lines: Sequence[Line]) -> None:
         "principles" in registry.get(line.method).study_options for line in lines
     ):
         load_principles(options.principles)
+    for name in {each.setting[IN_CONTEXT] for line in lines for each in swept(line) if IN_CONTEXT in each.setting}:
+        load_principles(name)
 
 
 def _check_values(line: Line, name: str, value: Any) -> None:
@@ -95,7 +97,7 @@ def check_lines(lines: Sequence[Line], budget: dict[str, Any] | None = None) -> 
     """
     for line in lines:
         method = registry.get(line.method)
-        known = registry.option_names(method)
+        known = registry.option_names(method) | {IN_CONTEXT}
         for name, value in line.setting.items():
             said = f"The study's line {line.label!r} gives {line.method} the option {name!r}, which"
             if name not in known:

@@ -50,7 +50,8 @@ class StudyOptions(
 
     methods: dict[str, Any] | None = option(
         None,
-        "The lines of the table: label → options of its method. `method` names the method (default: the label). A list of values is a sweep.",
+        "The lines of the table: label → options of its method. `method` names the method (default: the label). A list of values is a sweep. "
+        "`in_context` names what precedes every prompt in the test: a shipped set of principles or a file.",
     )
     seeds: list[int] = option([1, 2, 3], "Every line runs once per seed.", SEED)
     choose: dict[str, Any] | None = option(

@@ -47,7 +47,9 @@ _WITHOUT_EFFECT = {
 
 _METHOD_INPUTS = ("principles", "preferences", "representation_reward")
 """Options that matter only to methods that read them."""
-_TEST_OPTIONS = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind"}
+IN_CONTEXT = "in_context"
+"""The option that every line may set: what precedes every prompt in the test. A training does not depend on it."""
+_TEST_OPTIONS = {"judges", "eval_prompts", "eval_do_sample", "eval_samples", "kind", IN_CONTEXT}
 """Options that a training does not depend on."""
 _METHOD_OPTIONS = {"method", "setting", "principles", "preferences", "representation_reward"}
 """Options that samples of the base do not depend on."""
@@ -108,6 +110,11 @@ def _without(request: dict[str, Any], names: set[str]) -> dict[str, Any]:
 
 def _digest_of(request: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def is_base(method: str, setting: Mapping[str, Any]) -> bool:
+    """Whether a line is the plain base, with nothing before its prompts."""
+    return registry.get(method).role == "base" and setting.get(IN_CONTEXT) is None
 
 
 def lines_of(options: StudyOptions) -> list[Line]:
@@ -200,7 +207,11 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
         if name not in _WITHOUT_EFFECT and value not in (None, []) and _is_read(name, line)
     }
     request["contents"] = contents_of(options, line)
-    request |= {"method": line.method, "setting": line.setting, "seed": seed, "kind": kind}
+    setting = dict(line.setting)
+    in_context = setting.pop(IN_CONTEXT, None)
+    request |= {"method": line.method, "setting": setting, "seed": seed, "kind": kind}
+    if in_context is not None:
+        request[IN_CONTEXT] = in_context
     if options.choose is not None:
         request["holds_out"] = True  # validation prompts, which no method trains on
     if kind == "choosing":
@@ -212,7 +223,7 @@ def contents_of(options: StudyOptions, line: Line) -> dict[str, str]:
     """Hashes of the files that the study names for a line, see `hashes_of`."""
     named = [options.model_name_or_path, options.dataset_name, *options.reward, *options.judges]
     named += [getattr(options, name) for name in _METHOD_INPUTS if _is_read(name, line)]
-    named += [line.setting.get(name) for name in registry.get(line.method).reward_options]
+    named += [line.setting.get(name) for name in (*registry.get(line.method).reward_options, IN_CONTEXT)]
     named += [line.method] if is_attribute(line.method) else []
     return hashes_of([str(name) for name in named if name])
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from frugalign.methods import registry
 from frugalign.runs.layout import Sample, read_samples
 from frugalign.study.layout import evaluation_folder
+from frugalign.study.plan import is_base
 from frugalign.study.runner import Outcome, StudyState
 
 
 def is_reference(outcome: Outcome, found: StudyState) -> bool:
     """Whether this is a cell of the reference line."""
     reference, line = found.options.reference, outcome.cell.line
-    return registry.get(line.method).role == "base" if reference is None else line.label == reference
+    return is_base(line.method, line.setting) if reference is None else line.label == reference
 
 
 def reference_of(outcome: Outcome, found: StudyState) -> str:

@@ -34,7 +34,7 @@ from frugalign.study.layout import (
     read_trained,
 )
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_wanted, lines_of, swept
+from frugalign.study.plan import Cell, Line, cells_of, choosing_cells, is_base, is_wanted, lines_of, swept
 from frugalign.study.task import prompt_splits
 
 _POLL = 0.2
@@ -246,7 +246,9 @@ def _say_size(cells: Sequence[Cell], options: StudyOptions) -> None:
         prompts = len(splits["validation" if cell.kind == "choosing" else "test"])
         prompts = min(prompts, request.get("eval_prompts") or prompts)
         method = registry.get(cell.line.method)
-        draws = 1 if method.role == "base" else 1 + method.draws(cell.line.setting)  # the base answers, too
+        draws = (
+            1 if is_base(cell.line.method, cell.line.setting) else 1 + method.draws(cell.line.setting)
+        )  # the base answers, too
         sampled += prompts * options.eval_samples * draws * options.max_new_tokens
     to_train = sum(registry.get(cell.line.method).is_trained for cell in cells)
     budget = ", ".join(f"{in_short(value)} {name.replace('_', ' ')}" for name, value in (options.budget or {}).items())

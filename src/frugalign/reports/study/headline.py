@@ -8,6 +8,7 @@ from frugalign.base.wording import pluralize
 from frugalign.methods import registry
 from frugalign.reports.in_words import number, signed
 from frugalign.reports.study.summary import Summary, SummaryLine, main_measure, reference_in_words
+from frugalign.study.plan import is_base
 
 _LEVEL = 0.05
 _UNMOVED = 0.005
@@ -85,9 +86,7 @@ def _refusing(summary: Summary) -> str:
     named = summary["options"].get("reference")
     rates = [(line, rate) for line in summary["lines"] if (rate := line["others"].get("over_refusal_rate"))]
     known = (
-        rate
-        for line, rate in rates
-        if (line["label"] == named if named else registry.get(line["method"]).role == "base")
+        rate for line, rate in rates if (line["label"] == named if named else is_base(line["method"], line["setting"]))
     )
     limit = next(known, None)
     if limit is None:

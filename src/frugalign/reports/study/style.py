@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frugalign.methods import registry
 from frugalign.metrics import Estimate
 from frugalign.reports.figures import canvas, tidy
+from frugalign.study import plan
 from frugalign.study.responses import responses_of
 from frugalign.study.table import Row
 
@@ -40,7 +40,7 @@ class Figure:
 
 def is_base(row: Row) -> bool:
     """Whether this is the base's line."""
-    return registry.get(row.line.method).role == "base"
+    return plan.is_base(row.line.method, row.line.setting)
 
 
 def colour_of(rows: Sequence[Row], row: Row) -> str:
