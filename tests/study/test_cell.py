@@ -108,7 +108,7 @@ def sampled_for(cell: Outcome) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("method", "setting", "kind", "samples"),
     [
-        ("proxy", {"num_generations": 4, "num_iterations": 1, "eval_steps": 2}, "proxy", True),
+        ("proxy", {"num_generations": 4, "num_iterations": 1, "eval_steps": 10}, "proxy", True),
         ("psle", {"rounds": 2, "learning_rate": 1e-3}, "adapter", True),
         (
             "rerank",
@@ -157,8 +157,10 @@ def test_a_method_trains_within_its_budget(
     costs, metrics = result["costs"], result["metrics"]
     assert metrics["settings"]["policy"] == kind
     assert list(metrics["rewards"]) == ["gold", "over_refusal"]
-    # Online DPO's passes end it, and ties leave fewer pairs than were reckoned with.
-    assert costs["optimizer_steps"] == STEPS or (method == "online_dpo" and 2 <= costs["optimizer_steps"] <= STEPS)
+    # Online DPO's passes end it, and ties leave fewer pairs than were reckoned with. A proxy's steps are no cost, so its
+    # rollouts are small: of eight responses, the fewest that two minibatches allow.
+    expected = {"online_dpo": range(2, STEPS + 1), "proxy": [2 * 10]}
+    assert costs["optimizer_steps"] in expected.get(method, [STEPS])
     assert costs["lm_forward_tokens"] > 0 and costs["trainable_parameters"] > 0
     if samples:
         # The base's mean length stands for the policy's, and rollouts are whole.

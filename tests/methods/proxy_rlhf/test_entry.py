@@ -20,8 +20,8 @@ from frugalign.methods.proxy_rlhf import entry
         (Budget(generated_tokens=74_000, mean_length=60), {}, 32, 38),
         (Budget(generated_tokens=983_040, mean_length=96), {}, 128, 80),
         (Budget(generated_tokens=983_040, mean_length=96), {"per_device_train_batch_size": 64}, 64, 160),
-        # Tokens and steps fix the size.
-        (Budget(generated_tokens=160_000, optimizer_steps=160, mean_length=20), {}, 800, 10),
+        # Steps that feed no model are no cost.
+        (Budget(generated_tokens=160_000, optimizer_steps=160, mean_length=20), {}, 128, 62),
         # The base decides, as for the command.
         (Budget(optimizer_steps=32), {}, -1, 2),
         (Budget(), {}, -1, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from frugalign.methods.job import Job
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def run(job: Job) -> PolicyValues:
-    """Train a proxy with the study's reward. A token budget sets the rollouts' size and number, a step budget their number."""
+    """Train a proxy with the study's reward. A token budget sets the rollouts' size and number; a step budget without one sets their number.
+
+    With both, the steps are the proxy's own affair: they never feed the model, and the trust region says how many a rollout carries.
+    """
     from frugalign.methods.proxy_rlhf.config import ProxyConfig, default_completions
     from frugalign.methods.proxy_rlhf.run import train_proxy
 
@@ -22,10 +26,11 @@ def run(job: Job) -> PolicyValues:
     mini_batches = int(setting.get("num_mini_batches", 2))
     # Prompts divide into the minibatches.
     group = int(setting.get("num_generations", 8)) * mini_batches
-    completions, responses = int(setting.get("per_device_train_batch_size", -1)), job.budget.responses
-    if completions == -1 and responses is not None:
-        completions = default_completions(responses, group)
-    sizes = job.budget.on_policy(
+    completions, budget = int(setting.get("per_device_train_batch_size", -1)), job.budget
+    if budget.responses is not None:
+        budget = replace(budget, optimizer_steps=None)
+        completions = default_completions(budget.responses, group) if completions == -1 else completions
+    sizes = budget.on_policy(
         completions, group=group, steps_per_rollout=int(setting.get("num_iterations", 8)) * mini_batches
     )
     # Without a budget of tokens the base's size decides, as for the command.
