@@ -27,9 +27,9 @@ def run(job: Job) -> PolicyValues:
     # Prompts divide into the minibatches.
     group = int(setting.get("num_generations", 8)) * mini_batches
     completions, budget = int(setting.get("per_device_train_batch_size", -1)), job.budget
-    if budget.responses is not None:
+    if (responses := budget.responses) is not None:
         budget = replace(budget, optimizer_steps=None)
-        completions = default_completions(budget.responses, group) if completions == -1 else completions
+        completions = default_completions(responses, group) if completions == -1 else completions
     sizes = budget.on_policy(
         completions, group=group, steps_per_rollout=int(setting.get("num_iterations", 8)) * mini_batches
     )
