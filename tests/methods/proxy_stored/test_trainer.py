@@ -284,7 +284,8 @@ def test_a_saved_model_holds_no_second_proxy(base: LoadedModel, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("data", "options", "sentence"),
     [
-        ({"prompt": ["a", "b"]}, {}, "Prompts alone teach nothing"),
+        ({"prompt": ["a", "b"]}, {}, "This data set holds prompts alone, which teach nothing"),
+        ({"prompt": ["a"], "completion": ["b"], "label": [False]}, {}, "This data set labels single answers as good or bad"),
         ({"prompt": ["a", "b"]}, {"principles": "harmless"}, "This data holds prompts alone"),
         ({"prompt": ["a"], "completion": ["b"], "weight": [-1.0]}, {}, "Row 1 has the weight -1.0; it must be"),
         ({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"], "confidence": [2.0]}, {}, r"Row 1 has the confidence 2.0; it must be a number in \[0, 1\]"),

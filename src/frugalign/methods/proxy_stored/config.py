@@ -48,6 +48,11 @@ class StoredProxyConfig(TrainedConfig, TrainingConfig, StoredProxyOptions, Train
         self.remove_unused_columns = False
         self.dataloader_pin_memory = False
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the proxy imitates a model: another one, or the base under principles."""
+        return self.teacher is not None or self.principles is not None
+
     def check(self) -> None:
         """Check what values mean together."""
         check_reads_stored(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
@@ -15,8 +15,7 @@ from frugalign.data.weights import weights_in
 from frugalign.engines.encode import encode_for_model, tokenize_pairs
 from frugalign.engines.loading import LoadedModel
 from frugalign.methods.answer_features import Answers
-
-Signal = Literal["pairs", "demonstrations", "teacher"]
+from frugalign.methods.signals import Signal
 
 
 @dataclass(frozen=True)
@@ -40,23 +39,6 @@ class Examples:
         if self.signal != "pairs":
             return list(examples)
         return [2 * example for example in examples] + [2 * example + 1 for example in examples]
-
-
-def signal_of(data: Dataset, *, has_teacher: bool) -> Signal:
-    """What this data can teach.
-
-    Raises:
-        FrugalignError: nothing without a reward.
-    """
-    if has_teacher:
-        return "teacher"
-    if "chosen" in data.column_names:
-        return "pairs"
-    if "completion" in data.column_names:
-        return "demonstrations"
-    raise FrugalignError(
-        "Prompts alone teach nothing: give a reward, preference pairs, demonstrations, principles or a teacher."
-    )
 
 
 def examples_of(signal: Signal, data: Dataset, base: LoadedModel, args: Any) -> Examples:

@@ -19,8 +19,9 @@ from frugalign.methods.answer_features import AnswerFeatures, Features, Proposal
 from frugalign.methods.confidence import confidence_by_settings, prefer_given
 from frugalign.methods.proxies import feature_store
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
-from frugalign.methods.proxy_stored.examples import Examples, Signal, examples_of
+from frugalign.methods.proxy_stored.examples import Examples, examples_of
 from frugalign.methods.proxy_stored.teacher import teacher_of
+from frugalign.methods.signals import Signal
 from frugalign.rewards.representation.network import RepresentationModel
 
 _SCORED = 1024

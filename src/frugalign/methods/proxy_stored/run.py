@@ -32,6 +32,7 @@ from frugalign.methods.proxy_stored.config import StoredProxyConfig
 from frugalign.methods.proxy_stored.pairs_report import pairs_report, write_report
 from frugalign.methods.proxy_stored.teacher import taught_prompts, teacher_model
 from frugalign.methods.proxy_stored.trainer import StoredProxyTrainer
+from frugalign.methods.signals import signal_of
 from frugalign.options.loading import model_arguments
 from frugalign.runs.checkpoints import checkpoint_to_resume
 from frugalign.runs.folder import open_run_folder, saving
@@ -90,14 +91,13 @@ def _train(config: StoredProxyConfig, callbacks: Sequence[TrainerCallback]) -> S
     proxy = given_proxy(config)
     settle_temperature(config, base.model, proxy)
     # Once for answers and training, since it may be large.
-    teacher = teacher_model(base, config) if config.teacher is not None or config.principles is not None else None
+    teacher = teacher_model(base, config) if config.has_teacher else None
     train, validation, answers = data.train, data.validation, None
-    if "completion" not in train.column_names and "chosen" not in train.column_names:
+    if teacher is not None and "completion" not in train.column_names:
         kept = ranking_file(folder, 0)
         answers = read_groups(kept) if checkpoint is not None and kept.is_file() else None
         if answers is None:
             prompts = column(train, "prompt") + column(validation, "prompt")
-            assert teacher is not None
             answers = _answers(prompts, teacher, base, config, ledger)
         train, validation = _with_answers(train, answers, 0), _with_answers(validation, answers, len(train))
     seconds_before = ledger.wall_clock_seconds
@@ -124,25 +124,9 @@ def read_stored(config: StoredProxyConfig) -> StoredData:
         FrugalignError: it cannot be read, or teaches nothing.
     """
     name = str(config.dataset_name)
-    has_teacher = config.teacher is not None or config.principles is not None
     columns = columns_of(name)
-    kind = (
-        "preference"
-        if "chosen" in columns and not has_teacher
-        else "prompt-completion"
-        if "completion" in columns
-        else "prompt-only"
-    )
-    if kind == "prompt-completion" and "label" in columns and not has_teacher:
-        raise FrugalignError(
-            f"{name} labels single answers as good or bad. A proxy learns from pairs or from good answers alone: keep those, or fit a reward "
-            "on it (`frugalign reward`) and train the proxy by that."
-        )
-    if kind == "prompt-only" and not has_teacher:
-        raise FrugalignError(
-            f"{name} holds prompts alone, which teach nothing by themselves: give --reward, --principles or --teacher, or preference pairs or "
-            "demonstrations."
-        )
+    signal = signal_of(columns, has_teacher=config.has_teacher, name=name)
+    kind = "preference" if signal == "pairs" else "prompt-completion" if "completion" in columns else "prompt-only"
     splits = load_splits(name, kind=kind)
     trained = training_name(splits, name)
     warn_of_shared_splits(name, splits, trained)

@@ -36,10 +36,10 @@ from frugalign.methods.confidence import check_probes
 from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_stored.brake import Best, Brake
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
-from frugalign.methods.proxy_stored.examples import signal_of
 from frugalign.methods.proxy_stored.losses import demonstration_loss, pair_loss, teacher_loss
 from frugalign.methods.proxy_stored.reading import Batch, Reader, Stored
 from frugalign.methods.proxy_stored.teacher import teacher_model
+from frugalign.methods.signals import signal_of
 from frugalign.policies.principles import load_principles
 from frugalign.proxy.network import ProxyModel
 from frugalign.proxy.overseer import Objective
@@ -87,8 +87,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         about = fingerprint(lm, base.tokenizer, name=base.name, revision=args.revision, adapter=args.adapter)
         proxy = prepare_proxy(proxy, base, about, args)
         self.objective: Objective = proxy.config.objective
-        has_teacher = args.teacher is not None or args.principles is not None
-        self.signal = signal_of(train_dataset, has_teacher=has_teacher)
+        self.signal = signal_of(train_dataset.column_names, has_teacher=args.has_teacher)
         if args.kl_weight is None:
             args.kl_weight = _BRAKE if self.signal == "pairs" or args.target_kl is not None else 0.0
         self._embeddings = embedding_rows(lm) if proxy.config.candidate_features == "embedding" else None
@@ -97,7 +96,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
             "data": _content(train_dataset),
             "validation": _content(eval_dataset),
         }
-        taught_by = (teacher or teacher_model(base, args)) if has_teacher else None
+        taught_by = (teacher or teacher_model(base, args)) if args.has_teacher else None
         probes = None if args.reward is None else load_probes(args.reward)
         if taught_by is not None:
             self._data_hashes["teacher"] = fingerprint(taught_by.model, taught_by.tokenizer).identity
