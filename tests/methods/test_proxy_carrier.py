@@ -159,6 +159,24 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in other.lm.parameters())
 
 
+@pytest.mark.parametrize("train", ["lora", "full", "proxy"])
+def test_the_temperature_is_the_models_own_unless_told(train: str, tmp_path: Path) -> None:
+    """A proxy to start from has fixed it already."""
+
+    def settled(own: float | None, **options: Any) -> float | None:
+        loaded = load_model(two_layers())
+        model: Any = loaded.model
+        model.generation_config.do_sample, model.generation_config.temperature = own is not None, own
+        config = RerankConfig(output_dir=str(tmp_path), train=train, confidence="constant", use_cpu=True, **options)
+        carrier_of(model, loaded.tokenizer, config, keeps_start=False)
+        return config.temperature
+
+    assert (settled(None), settled(0.6), settled(0.6, temperature=0.8)) == (1.0, 0.6, 0.8)
+    if train == "proxy":
+        carrier(tmp_path, temperature=0.7).save(tmp_path / "saved", None, SimpleNamespace())  # type: ignore[arg-type]
+        assert settled(0.6, initial_proxy=str(tmp_path / "saved")) == 0.7
+
+
 def test_a_base_with_an_adapter_in_training_is_refused(tmp_path: Path) -> None:
     loaded = load_model(two_layers())
     args = RerankConfig(output_dir=str(tmp_path), train="proxy", confidence="constant", use_cpu=True)

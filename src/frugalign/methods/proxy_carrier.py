@@ -24,7 +24,7 @@ from frugalign.methods.answer_features import AnswerFeatures, Answers, Proposals
 from frugalign.methods.answer_scores import ScoredAnswers, score_stored
 from frugalign.methods.carriers import Carrier, EveryWeight, GivenAdapter, Lora, StartingModel
 from frugalign.methods.log_probs import Reading, Scored
-from frugalign.methods.proxies import feature_store, given_proxy, prepare_proxy
+from frugalign.methods.proxies import feature_store, given_proxy, prepare_proxy, settle_temperature
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, load_proxy
 from frugalign.runs.shard_store import ShardStore
@@ -70,7 +70,7 @@ class Proxy(Carrier):
 
     Args:
         base: the frozen model.
-        args: a config with `Trained`, a temperature and a seed.
+        args: a config with `Trained`, a temperature, which is settled if it was not given, and a seed.
 
     Raises:
         FrugalignError: a base that is itself in training, or `initial_proxy` is not one for this base and these options.
@@ -143,9 +143,10 @@ def _about(base: LoadedModel) -> BaseFingerprint:
 
 
 def carrier_of(model: Any, tokenizer: Any, args: Any, *, keeps_start: bool) -> Carrier:
-    """The carrier that `args` selects for this model."""
+    """The carrier that `args` selects for this model. A temperature that was not given is settled."""
     if args.train == "proxy":
         return Proxy(LoadedModel(model, tokenizer, str(args.model_name_or_path or ""), args.revision), args)
+    settle_temperature(args, model, None)
     if isinstance(model, PeftModel):
         return GivenAdapter(model)
     return Lora(model, args) if args.train == "lora" else EveryWeight(model, keeps_start=keeps_start)

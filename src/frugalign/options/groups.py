@@ -192,7 +192,7 @@ class Sampling(PromptFormat, section="sampling"):
     """How responses are sampled."""
 
     max_new_tokens: int = option(128, "Maximum length of a response, in tokens.", COUNT)
-    temperature: float = option(1.0, "Sampling temperature.", TEMPERATURE)
+    temperature: float | None = option(None, "Sampling temperature.", TEMPERATURE)
 
 
 @dataclass(eq=False, repr=False)

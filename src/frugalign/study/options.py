@@ -37,6 +37,12 @@ class StudyOptions(
         FrugalignError: a value that breaks its rule.
     """
 
+    temperature: float = like(
+        groups.Sampling,
+        "temperature",
+        1.0,
+        "It is that of every line, so that the table compares policies at one temperature whatever their base's own.",
+    )
     judges: list[str] = option([], "Rewards for the test, the main one first. The training rewards are measured too.")
     preferences: str | None = option(
         None,

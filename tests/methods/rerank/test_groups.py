@@ -88,6 +88,26 @@ def test_responses_are_sampled_once_and_ranked_by_the_moving_policy() -> None:
     assert costs["reward_calls"] == 3 * 4 * N_PROMPTS and costs["generated_tokens"] > 0
 
 
+@pytest.mark.parametrize(("flags", "expected"), [({}, 0.6), ({"temperature": 0.8}, 0.8)])
+def test_the_first_responses_are_sampled_at_the_models_own_temperature_unless_told(
+    flags: dict[str, Any], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = load_model(two_layers())
+    own.model.generation_config.update(do_sample=True, temperature=0.6)  # type: ignore[union-attr]
+    own.model.save_pretrained("own")
+    own.tokenizer.save_pretrained("own")
+
+    class Sampled(Exception):
+        pass
+
+    def sample_for(*given: Any) -> None:
+        raise Sampled(given[3].temperature)
+
+    monkeypatch.setattr("frugalign.methods.rerank.run.sample_for", sample_for)
+    with pytest.raises(Sampled, match=str(expected)):
+        main(command(model_name_or_path="own", **flags))
+
+
 @pytest.mark.slow
 def test_cut_responses_can_be_ranked_last(caplog: pytest.LogCaptureFixture) -> None:
     """Of a reward that knows whole answers alone the value of a cut one says nothing: with the penalty whatever ended is above, in every epoch's ranking."""

@@ -17,6 +17,7 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
 @notes(
     dataset_name="It holds prompts in a `prompt` column (strings or messages); a `weight` column weighs rows.",
     principles="The model is told them for half of its responses.",
+    temperature="Default: what the model's generation config samples at, else 1.",
     output_dir="Every round is a folder in it. Default: runs/psle.",
     num_generations="It counts each kind: plain, and under the principles (k).",
     sft_weight="η: that of the demonstrations, beside the ranking.",

@@ -22,6 +22,7 @@ _GROUP_SIZE = Kind("at least 2, or 0 for none", lambda x: x >= 2 or x == 0, whol
     missing_eos_penalty="Probes fitted on whole answers can score a cut one wrongly.",
     label_noise="γ per pair then weighs the label too, by Bayes' rule.",
     margin="It is that of the updates every reward_refresh_steps.",
+    temperature="Default: what the model's generation config samples at, else 1.",
     output_dir="Default: runs/rerank.",
     per_device_train_batch_size="It counts pairs.",
     train="The options under `proxy` go with the last. The base's states do not move under a proxy, so γ and the ranking of stored responses "

@@ -21,6 +21,7 @@ from frugalign.data.load_files import columns_of
 from frugalign.data.pairs import preference_pairs
 from frugalign.data.splits import column, distinct, split_for, training_data_record, training_name
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.methods.proxies import given_proxy, settle_temperature
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import sample_for
 from frugalign.methods.rerank.shift_monitor import ShiftMonitor
@@ -82,6 +83,7 @@ def _train(config: RerankConfig, callbacks: Sequence[TrainerCallback]) -> Rerank
     with ledger.phase("load"):
         arguments = policy_arguments(config, trains_every_weight=config.train == "full")
         loaded = load_model(config.model_name_or_path, **arguments)
+    settle_temperature(config, loaded.model, given_proxy(config))
     shift_reward = _shift_reward(config, loaded)
     loaded.model.requires_grad_(config.train == "full")
     if ranked:
