@@ -26,7 +26,15 @@ COSTS = (
     "wall_clock_seconds",
     "peak_memory_mb",
 )
-_KEPT = ("kl_per_sequence", "mean_length", "ended_rate", "distinct_2", "refusal_rate", "over_refusal_rate")
+_KEPT = (
+    "kl_per_sequence",
+    "perplexity_base",
+    "mean_length",
+    "ended_rate",
+    "distinct_2",
+    "refusal_rate",
+    "over_refusal_rate",
+)
 """Of `MEASURES`, what a row keeps beside the judges."""
 Table = list[list[float | None]]
 """Values by seed and prompt."""
