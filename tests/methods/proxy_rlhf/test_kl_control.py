@@ -80,8 +80,44 @@ def test_the_first_price_has_the_scale_of_the_reward(scale: float) -> None:
 
 
 def test_a_price_that_nothing_sets_is_the_default_and_a_given_one_stays() -> None:
-    assert KLController(None, None).price(4.0) == BETA and KLController(None, 8.0).price(0.0) == BETA
+    assert KLController(None, None).price(4.0) == BETA
     assert KLController(0.3, 8.0).price(4.0) == 0.3
+
+
+def test_equal_rewards_set_no_price() -> None:
+    """A rollout of equal rewards says nothing of their scale. The first that differ set it."""
+    controller = KLController(None, 8.0)
+    assert controller.price(0.0) == BETA
+    controller.observe(1.0)
+    assert controller.price(400.0) == pytest.approx(100.0)
+
+
+def test_a_price_that_is_no_obstacle_falls_no_further() -> None:
+    """0.15 times the mean spread over the target: 0.15·(1 + 3)/2/10 = 0.03. A given price that is lower stays."""
+    controller, low = KLController(None, 10.0), KLController(0.01, 10.0)
+    for spread in (1.0, 3.0):
+        assert controller.price(spread) > 0.03 and low.price(spread) == 0.01
+    for _ in range(20):
+        controller.observe(0.0)
+        low.observe(0.0)
+    assert controller.beta == pytest.approx(0.03) and low.beta == 0.01
+
+
+@pytest.mark.parametrize("idle", [0, 6, 12, 20])
+def test_a_proxy_that_learns_late_does_not_run_away(idle: int) -> None:
+    """SmolLM2 moves by under a nat for a dozen rollouts, and by one in every rollout after that."""
+    controller, kl, seen = KLController(None, 6.0), 0.0, []
+    for rollout in range(idle + 24):
+        beta = controller.price(0.25)
+        best = (0.3 * 0.25 / beta) ** 2 / 2 if rollout >= idle else 0.1
+        limit = controller.limits(kl, 1.0).from_base
+        assert limit is not None
+        kl = min(kl + 0.3 * (best - kl), kl + 1.0, limit)
+        controller.observe(kl)
+        seen.append(kl)
+    assert max(seen) <= 1.2 * 6 + 1e-9
+    assert all(4.8 < kl < 7.2 for kl in seen[-5:])
+    assert sum(kl > 1.1 * 6 for kl in seen) < 10, "rollouts at the trust region's edge"
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])

@@ -51,6 +51,8 @@ BETA = 0.05
 _RISE, _FALL = 0.7, 0.3
 _FALLING = 0.5
 _PROGRESS = 0.02
+_NO_OBSTACLE = 0.15
+"""β does not fall further where the whole target costs this share of the rewards' spread: something else then holds the policy back."""
 _OVER_TARGET = 1.2
 """A rollout may end this many times the target away from the base, or as far as it began."""
 
@@ -62,23 +64,27 @@ class KLController:
     `log β` moves by `log(kl/target)` over the target and by half of that below, at most 0.7 up and 0.3 down after a rollout. It moves only while the KL does
     not come closer by itself: over the target unless the KL falls by 2 % of the target, below it unless the KL is that much over the
     `highest` so far. For a new proxy starts below its target at any price, and takes many rollouts to get there. If β is too low meanwhile, the
-    trust region bounds the KL.
+    trust region bounds the KL. β also does not fall under 0.15 times the mean `spread` of rewards over the target: a proxy
+    that learns slowly at first would wind it down, and then be far over the target before it is up again.
     """
 
     beta: float | None
     target: float | None
     last_kl: float | None = None
     highest: float | None = None
+    spread: float = 0.0
+    rollouts: int = 0
 
     def price(self, spread: float) -> float:
-        """β, in reward per nat. Where none was given, the first rollout's `spread` of rewards sets it.
+        """β, in reward per nat, for a rollout whose rewards have this `spread`. Where none was given, the first spread above 0 sets it.
 
         The best of many samples gains about `spread·√(2·KL)`. Its slope at the target is what a nat there is worth.
         """
-        if self.beta is None:
-            slope = spread / math.sqrt(2 * self.target) if self.target is not None else 0.0
-            self.beta = slope if slope > 0 else BETA
-        return self.beta
+        self.rollouts += 1
+        self.spread += (spread - self.spread) / self.rollouts
+        if self.beta is None and self.target is not None and spread > 0:
+            self.beta = spread / math.sqrt(2 * self.target)
+        return BETA if self.beta is None else self.beta
 
     def observe(self, kl: float) -> None:
         """Change β after a rollout with this mean KL."""
@@ -90,7 +96,8 @@ class KLController:
         if far > 0 and not comes_back:
             self.beta *= math.exp(min(far, _RISE))
         elif far < 0 and not climbs:
-            self.beta *= math.exp(max(_FALLING * far, -_FALL))
+            lower = self.beta * math.exp(max(_FALLING * far, -_FALL))
+            self.beta = min(self.beta, max(lower, _NO_OBSTACLE * self.spread / self.target))
         self.last_kl = kl
         self.highest = kl if self.highest is None else max(kl, self.highest)
 
