@@ -23,6 +23,9 @@ class Brake:
     """Moves `log weight` by `0.1·log(kl/target)` a step, at most 0.1. Without a target it is constant.
 
     `kl` is a running mean in nats per answer. While it rises towards the target, the weight does not fall.
+
+    A training by reward has rules of its own (`proxy_rlhf/kl_control.py`), with larger moves: it observes a whole rollout, a few dozen times, and a trust
+    region bounds the KL meanwhile. Here a step is a noisy batch, so the KL is a running mean, and the moves are small and many.
     """
 
     weight: float
