@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from frugalign.base.json_files import append_lines
 from frugalign.base.ledger import Ledger
 from frugalign.data.encode import as_completions
 from frugalign.methods.proxy_rlhf import advantages as losses
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.kl_control import KLController
 from frugalign.methods.proxy_rlhf.loss import Minibatch
+from frugalign.methods.proxy_rlhf.prompts import Prompts
 from frugalign.methods.proxy_rlhf.rollout import Rollout
 from frugalign.policies.prompt_rows import Scoring
 from frugalign.proxy.network import ProxyModel
@@ -33,44 +29,6 @@ from frugalign.rewards.check_scores import (
     warn_of_equal_groups,
     warn_of_useless_rewards,
 )
-from frugalign.runs.layout import COMPLETIONS_FILE
-
-_LOGGED_COMPLETIONS = 4
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The training prompts with their token ids."""
-
-    dataset: Dataset
-    ids: list[list[int]]
-    tokenizer: PreTrainedTokenizerBase
-
-    def texts(self, rollout: Rollout) -> list[str]:
-        """Completions as text, without special tokens."""
-        texts: list[str] = self.tokenizer.batch_decode(rollout.generation.completion_ids, skip_special_tokens=True)
-        return texts
-
-    def write_completions(
-        self,
-        folder: Path,
-        step: int,
-        indices: list[int],
-        rollout: Rollout,
-        rewards: Tensor,
-        extra: dict[str, list[Any]],
-    ) -> None:
-        """Append some completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
-        texts, lines = self.texts(rollout), []
-        for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS)):
-            entry = {
-                "step": step,
-                "prompt": self.dataset[indices[row]]["prompt"],
-                "completion": texts[row],
-                "reward": None if rewards[row].isnan() else float(rewards[row]),
-            } | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
-            lines.append(json.dumps(entry, ensure_ascii=False, default=str))
-        append_lines(folder / COMPLETIONS_FILE, lines)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,27 +23,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import SAMPLED, SCORED, work
-from frugalign.data import encode_prompts
 from frugalign.data.splits import rows_fingerprint
 from frugalign.data.templating import Rendering
 from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
-from frugalign.engines.transformers import TransformersEngine, causal_lm, context_length, device_of, embedding_rows
+from frugalign.engines.transformers import TransformersEngine, causal_lm, device_of, embedding_rows
 from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.evaluate_proxy import evaluate_proxy
 from frugalign.methods.proxy_rlhf.experience import (
     Experience,
-    Prompts,
     ScoredRollout,
     check_first_rollout,
     score_rollout,
 )
 from frugalign.methods.proxy_rlhf.kl_control import AfterEachStep, KLController, RolloutUpdate, TrustRegion
 from frugalign.methods.proxy_rlhf.loss import proxy_loss
+from frugalign.methods.proxy_rlhf.prompts import Prompts
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
+from frugalign.options.training_parts import refused_settings
 from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel
@@ -102,17 +100,18 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             "prompts": rows_fingerprint(train_dataset),
             "rewards": reward_contents(self.rewards),
         }
+        rendering = Rendering.of(proxy.config)
         # A reward that reads this model's states gets those of the rollout, so the model is in memory once.
         self._state_layers = share_base(
             [reward.function for reward in self.rewards],
             self._base,
             state_fingerprint(base.to_dict()),
-            Rendering.of(proxy.config),
+            rendering,
         )
         self._embeddings = embedding_rows(self.lm) if proxy.config.candidate_features == "embedding" else None
-        self._train_prompts = self._encode(train_dataset, tokenizer, args, proxy)
+        self._train_prompts = Prompts.encode(train_dataset, self._base, args, rendering)
         if eval_dataset is not None:  # report a prompt that does not fit before training
-            self._encode(eval_dataset, tokenizer, args, proxy)
+            Prompts.encode(eval_dataset, self._base, args, rendering)
         self._round = -1
         self._logs: dict[str, list[float]] = {}
         self._loss_sum = 0.0
@@ -120,7 +119,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         args.size_to(causal_lm(self.lm).num_parameters(), proxy.config)
         self.schedule = Schedule(len(train_dataset), args.prompts_per_device * args.world_size, args.seed)
         args.round_steps(self.schedule.rounds_per_epoch)
-        with _trainer_errors():
+        try:
             super().__init__(
                 model=proxy,
                 args=args,
@@ -134,25 +133,12 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
                     *(callbacks or []),
                 ],
             )
+        except (ValueError, ImportError) as error:
+            raise refused_settings(error) from error
         trainable = sum(parameter.numel() for parameter in proxy.parameters())
         self.ledger.set_parameters(trainable=trainable, base=causal_lm(self.lm).num_parameters())
 
     # -- one round ---------------------------------------------------------------------------------------------------
-
-    def _encode(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: ProxyConfig, proxy: ProxyModel
-    ) -> Prompts:
-        if len(dataset) == 0:
-            raise FrugalignError("The data set holds no prompts.")
-        encoded = encode_prompts(
-            dataset["prompt"],
-            tokenizer,
-            max_prompt_length=args.max_prompt_length,
-            max_context=context_length(self.lm),
-            max_new_tokens=args.max_new_tokens,
-            rendering=Rendering.of(proxy.config),
-        )
-        return Prompts(dataset, encoded.ids, tokenizer)
 
     @property
     def prompt_ids(self) -> list[list[int]]:
@@ -384,16 +370,6 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._loss_sum = float(state["loss_sum"])
         if self.accelerator.is_main_process:  # only its numbers are saved
             self._logs = state["logs"]
-
-
-@contextmanager
-def _trainer_errors() -> Iterator[None]:
-    """Report what Trainer rejects, such as an unknown or missing tracker, as a user error."""
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise FrugalignError(f"transformers refuses these settings: {reason}.") from error
 
 
 def _no_data(batch: Any) -> dict[str, Any]:

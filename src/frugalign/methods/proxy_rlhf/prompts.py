@@ -1,0 +1,78 @@
+"""The prompts of a training by reward: encoded once, and written beside some of their completions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.json_files import append_lines
+from frugalign.data import encode_prompts
+from frugalign.data.templating import Rendering
+from frugalign.engines.loading import LoadedModel
+from frugalign.engines.transformers import context_length
+from frugalign.methods.proxy_rlhf.config import ProxyConfig
+from frugalign.methods.proxy_rlhf.rollout import Rollout
+from frugalign.runs.layout import COMPLETIONS_FILE
+
+_LOGGED_COMPLETIONS = 4
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts with their token ids."""
+
+    dataset: Dataset
+    ids: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def encode(cls, dataset: Dataset, base: LoadedModel, args: ProxyConfig, rendering: Rendering) -> Prompts:
+        """The prompts as the base reads them.
+
+        Raises:
+            FrugalignError: there are none, or one exceeds the context.
+        """
+        if len(dataset) == 0:
+            raise FrugalignError("The data set holds no prompts.")
+        encoded = encode_prompts(
+            dataset["prompt"],
+            base.tokenizer,
+            max_prompt_length=args.max_prompt_length,
+            max_context=context_length(base.model),
+            max_new_tokens=args.max_new_tokens,
+            rendering=rendering,
+        )
+        return cls(dataset, encoded.ids, base.tokenizer)
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """Completions as text, without special tokens."""
+        texts: list[str] = self.tokenizer.batch_decode(rollout.generation.completion_ids, skip_special_tokens=True)
+        return texts
+
+    def write_completions(
+        self,
+        folder: Path,
+        step: int,
+        indices: list[int],
+        rollout: Rollout,
+        rewards: Tensor,
+        extra: dict[str, list[Any]],
+    ) -> None:
+        """Append some completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
+        texts, lines = self.texts(rollout), []
+        for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS)):
+            entry = {
+                "step": step,
+                "prompt": self.dataset[indices[row]]["prompt"],
+                "completion": texts[row],
+                "reward": None if rewards[row].isnan() else float(rewards[row]),
+            } | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
+            lines.append(json.dumps(entry, ensure_ascii=False, default=str))
+        append_lines(folder / COMPLETIONS_FILE, lines)
