@@ -145,6 +145,11 @@ def test_every_room_is_a_package() -> None:
     assert {path.parent for path in FILES} == {path.parent for path in FILES if path.name == "__init__.py"}
 
 
+def test_files_of_tests_are_short() -> None:
+    every = (ROOT / "tests").rglob("*.py")
+    assert not [path for path in every if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_are_short_and_finished(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -224,3 +224,11 @@ def _trained(words: str) -> str:
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(_TEXTS * 3, trainer)
     return str(backend.to_str())
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+ASKED = {"role": "user", "content": "How is the weather today?"}
