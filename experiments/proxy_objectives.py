@@ -2,9 +2,8 @@
 
     FRUGALIGN_TRIALS=folder python -m experiments.proxy_objectives [--smoke]
 
-Every run has default settings but for the length of a response and target_kl. It stops when the mean reward of the last five rollouts reaches the
-mark, or after fifty rollouts. The sequential objectives start at several biases b: the smaller, the more an untrained proxy rejects, from which it
-learns. Seconds are the processor's in training, on one thread.
+Every run has default settings, also the bias at which a sequential objective starts, but for the length of a response and target_kl. It stops when
+the mean reward of the last five rollouts reaches the mark, or after fifty rollouts. Seconds are the processor's in training, on one thread.
 """
 
 from __future__ import annotations
@@ -31,11 +30,7 @@ ROLLOUTS = 5
 """Rollouts whose mean reward is compared with the mark."""
 MOST = 50
 """Rollouts after which a run that does not reach the mark is stopped."""
-LINES: dict[str, tuple[str, float]] = {"marginal": ("marginal", 0.0)} | {
-    f"{name}, b = {bias}": (objective, float(bias))
-    for bias in (2, 1, 0)
-    for name, objective in (("sequential, integrated", "sequential_integrated"), ("sequential", "sequential"))
-}
+LINES = {"marginal": "marginal", "sequential, integrated": "sequential_integrated", "sequential": "sequential"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def measured(task: Task, objective: str, bias: float, folder: Path, most: int = MOST, **more: Any) -> dict[str, Any]:
+def measured(task: Task, objective: str, folder: Path, most: int = MOST, **more: Any) -> dict[str, Any]:
     """Train until the mark. Returns the summary's columns; where the mark was not reached, they are those of all rollouts."""
     train, _, _ = training_prompts(task.prompts(), hold_out=False)
     fixed: dict[str, Any] = {
@@ -96,9 +91,7 @@ def measured(task: Task, objective: str, bias: float, folder: Path, most: int = 
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    args = ProxyConfig(
-        output_dir=str(folder), **fixed, **task.settings, **{"objective": objective, "initial_bias": bias, **more}
-    )
+    args = ProxyConfig(output_dir=str(folder), **fixed, **task.settings, objective=objective, **more)
     found = Reaching(task.mark, most)
     trainer = ProxyTrainer(task.model(), task.reward, args, train, callbacks=[found])
     started = time.process_time()
@@ -124,12 +117,12 @@ def main() -> None:
     is_smoke = script_options(__doc__).smoke
     work, more = (Path("runs/smoke/proxy-objectives"), {"max_steps": 8}) if is_smoke else (WORK, {})
     rows: dict[str, dict[str, Any]] = {}
-    for label, (objective, bias) in LINES.items():
+    for label, objective in LINES.items():
         for name, task in TASKS.items():
-            folder = work / name / label.replace(", ", "-").replace(" = ", "")
+            folder = work / name / label.replace(", ", "-")
             done = folder / "measured.json"
             if is_smoke or not done.is_file():
-                write_json_atomic(done, measured(task, objective, bias, folder, **more))
+                write_json_atomic(done, measured(task, objective, folder, **more))
             rows[f"{name}: {label}"] = json.loads(done.read_text("utf-8"))
             print(name, label, rows[f"{name}: {label}"], flush=True)
     if not is_smoke:

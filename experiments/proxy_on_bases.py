@@ -3,7 +3,8 @@
     FRUGALIGN_TRIALS=folder python -m experiments.proxy_on_bases [--smoke] [--seed N] [--budget_tokens N] [BASE=TASK ...]
 
 BASE is a folder, a hub id, or package.module:attribute. TASK is sandbox, stories or short_answers; it gives prompts, reward, response length and
-target. The default is the sandbox's model and the two models of the trials folder. What is finished is not run again.
+target. The default is the sandbox's model and the two models of the trials folder. What is finished is not run again, and bases that are not named
+keep their rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import short_answers, stories
-from experiments.summary import estimate, script_options, write_summary
+from experiments.summary import RESULTS, estimate, script_options, write_summary
 from experiments.trials import are_named, model_folder
 
 from frugalign.base.json_files import read_json
@@ -95,7 +96,7 @@ def main() -> None:
     bases = given.bases or ["frugalign.sandbox:model=sandbox"]
     if not given.bases and are_named():
         bases += [f"{model_folder('stories260k')}=stories", f"{model_folder('chat-3m')}=short_answers"]
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = read_json(RESULTS / "proxy-on-bases.json").get("rows", {})
     for entry in bases:
         base, _, task = entry.rpartition("=")
         name = f"{base.rstrip('/').rpartition('/')[-1]}, {task}"

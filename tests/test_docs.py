@@ -108,11 +108,12 @@ def test_the_greedy_study_trains_nothing_of_its_own() -> None:
 
 
 NUMBERED = re.compile(r"<!-- numbers: ([\w+ -]+) -->\n((?:\|.*\n)+)")
+RESULTS = [ROOT / "docs" / name for name in ("results.md", "results-proxy.md")]
 TABLES = [
     (page, name, table)
     for page in (
         ROOT / "README.md",
-        ROOT / "docs" / "results.md",
+        *RESULTS,
         ROOT / "docs" / "methods" / "proxy.md",
         ROOT / "docs" / "methods" / "representation-reward.md",
     )
@@ -187,9 +188,9 @@ def test_a_changed_number_is_found() -> None:
         assert len(wrong_cells(head + row + "\n", rows)) == 1, row
 
 
-def test_the_results_page_is_short() -> None:
+@pytest.mark.parametrize("page", RESULTS, ids=lambda path: path.stem)
+def test_a_page_of_results_is_short(page: Path) -> None:
     """One section a question: a command, and at most one table of at most six columns, held to its summary."""
-    page = ROOT / "docs" / "results.md"
     text = page.read_text("utf-8")
     assert len(text.encode()) <= 20 * 1024
     assert len(TABLES) >= 20
