@@ -10,8 +10,9 @@ import pytest
 
 from frugalign.base.errors import FrugalignError
 from frugalign.study import runner as running
+from frugalign.study.checks import check_lines
 from frugalign.study.options import StudyOptions
-from frugalign.study.plan import Cell, choosing_cells, lines_of
+from frugalign.study.plan import Cell, Line, choosing_cells, lines_of
 from frugalign.study.runner import read_study, run_study
 
 _PLAY = """
@@ -173,6 +174,15 @@ def test_an_option_that_a_method_does_not_have_is_refused_before_anything_runs(t
         with pytest.raises(FrugalignError, match=words.replace("?", r"\?")):
             run_study(study(tmp_path, {"base": None, method: {option: 1}}, budget={"optimizer_steps": 8}))
     assert not (tmp_path / "cells").exists()
+
+
+def test_an_option_of_the_methods_own_takes_its_own_values() -> None:
+    """`train` of a TRL trainer has no proxy; that of our methods has one."""
+    for method in ("psle", "dpo", "rerank", "raft"):
+        check_lines([Line(method, method, {"train": "proxy"})])
+    for method in ("sft", "ipo", "rloo"):
+        with pytest.raises(FrugalignError, match="train is 'proxy'; it must be one of lora, full"):
+            check_lines([Line(method, method, {"train": "proxy"})])
 
 
 SANDBOX: dict[str, Any] = {

@@ -20,6 +20,7 @@ from frugalign.base.wording import pluralize
 from frugalign.data import load_prompts
 from frugalign.data.encode import as_completions
 from frugalign.engines.transformers import device_of
+from frugalign.evaluation.base_answers import BaseAnswers
 from frugalign.evaluation.responses import measure_responses
 from frugalign.evaluation.schema import MEASURES, Response, against, by_name, estimates, few_prompts, perplexity
 from frugalign.evaluation.settings import EvaluationSettings
@@ -47,6 +48,7 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     *,
     output_dir: str | Path | None = None,
+    base_answers: str | Path | None = None,
 ) -> dict[str, Any]:
     """Compare a policy with its base.
 
@@ -56,6 +58,7 @@ def evaluate(
             column of safe/unsafe gives the refusal rates of each.
         reward: rewards as strings or functions. The first is the main reward.
         output_dir: receives metrics.json, costs.json and samples.jsonl, and is locked meanwhile. None writes nothing.
+        base_answers: a folder of the base's answers. Evaluations that name it sample the base once.
 
     Returns:
         The content of metrics.json. The estimates of `evaluation.schema.MEASURES` are each `{mean, ci_low, ci_high, n}`, or None
@@ -67,7 +70,8 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     with in_use(output_dir) if output_dir is not None else nullcontext():
-        return _evaluate(policy, prompts, reward, settings, output_dir)
+        known = BaseAnswers(None if base_answers is None else Path(base_answers))
+        return _evaluate(policy, prompts, reward, settings, output_dir, known)
 
 
 def _evaluate(
@@ -76,6 +80,7 @@ def _evaluate(
     reward: RewardSpec | Sequence[RewardSpec],
     settings: EvaluationSettings,
     output_dir: str | Path | None,
+    known: BaseAnswers,
 ) -> dict[str, Any]:
     ledger = Ledger()
     with ledger.phase("load"):
@@ -90,7 +95,7 @@ def _evaluate(
             _log.warning(few)
     settled = policy.with_defaults(settings)
     assert isinstance(settled, EvaluationSettings)
-    after, before, decoding, metrics = _sample_and_measure(policy, PromptRows.of(rows), rewards, settled, ledger)
+    after, before, decoding, metrics = _sample_and_measure(policy, PromptRows.of(rows), rewards, settled, ledger, known)
     metrics |= {
         "trainable_parameters": policy.trainable_parameters,
         "trainable_share": policy.trainable_parameters / policy.base_parameters,
@@ -125,7 +130,12 @@ def _trained_on(policy: Policy) -> dict[str, Any] | None:
 
 
 def _sample_and_measure(
-    policy: Policy, rows: PromptRows, rewards: list[NamedReward], settings: EvaluationSettings, ledger: Ledger
+    policy: Policy,
+    rows: PromptRows,
+    rewards: list[NamedReward],
+    settings: EvaluationSettings,
+    ledger: Ledger,
+    known: BaseAnswers,
 ) -> tuple[list[Response], list[Response], dict[str, float], dict[str, Any]]:
     """The policy's responses, the base's responses, the cost of one response of the policy, and the estimates."""
     num_samples, size = settings.num_samples, settings.batch_size
@@ -139,13 +149,13 @@ def _sample_and_measure(
         decoding = _cost_per_response(spent, len(batch.ids))
         ledger.add(spent)
         if policy.kind != "base":
-            theirs = policy.sample_base(batch, settings, batch_size=size, ledger=ledger)
+            theirs = known.sample(policy, batch, settings, size, ledger)
     after = _with_main_reward(measure_responses(policy, batch, ours, scoring, ledger))
     before = after if theirs is ours else _with_main_reward(measure_responses(policy, batch, theirs, scoring, ledger))
     with ledger.phase("evaluate"):
-        known = policy.divergence(batch, ours, settings, ledger)
+        moved = policy.divergence(batch, ours, settings, ledger)
         log_probs = policy.base_log_probs(batch, ours, ledger)
-    after = [replace(each, **known.of(row)) for row, each in enumerate(after)]
+    after = [replace(each, **moved.of(row)) for row, each in enumerate(after)]
     _warn_of_scores(policy, rewards, after, before, settings)
     clusters = batch.prompt_numbers
     own, others = estimates(after, clusters), estimates(before, clusters)

@@ -86,7 +86,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             trained = _trained(request, training, start, jobs, warnings)
         result: CellResult = {
             "request": request,
-            "metrics": _evaluated(request, trained, evaluation_folder(folder), batch_size),
+            "metrics": _evaluated(request, trained, evaluation_folder(folder), batch_size, start),
             "costs": trained["costs"],
             "evaluation_costs": read_costs(evaluation_folder(folder)),
             "machine": machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs),
@@ -119,8 +119,11 @@ def _warnings() -> Iterator[list[str]]:
             logger.removeHandler(each)
 
 
-def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_size: int) -> dict[str, Any]:
-    """The metrics of what was trained, on the test prompts or, for a choosing cell, the validation prompts. `folder`: for what it writes."""
+def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_size: int, start: Path) -> dict[str, Any]:
+    """The metrics of what was trained, on the test prompts or, for a choosing cell, the validation prompts.
+
+    `folder`: for what it writes. `start`: for the base's answers, which the cells share.
+    """
     from frugalign.evaluation import EvaluationSettings, evaluate
     from frugalign.policies import loading as policies
     from frugalign.policies.spec import PolicySpec
@@ -146,7 +149,7 @@ def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_si
         batch_size=batch_size,
         seed=_TEST_SEED + request["seed"],
     )
-    metrics = evaluate(policy, rows, rewards, settings, output_dir=folder)
+    metrics = evaluate(policy, rows, rewards, settings, output_dir=folder, base_answers=start)
     if spec.proxy and request["eval_do_sample"]:
         write_json_atomic(folder / TRACE_FILE, traces(policy, rows, settings))
     return metrics

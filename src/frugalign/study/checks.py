@@ -54,7 +54,7 @@ def check_study(options: StudyOptions, lines: Sequence[Line]) -> None:
 def _check_values(line: Line, name: str, value: Any) -> None:
     """Check a value, or every value of a sweep, by the rule of the option."""
     config = registry.get(line.method).config
-    owners = [LineOptions, *([] if config is None else [load_attribute(config)])]
+    owners = [*([] if config is None else [load_attribute(config)]), LineOptions]
     owner = next((each for each in owners if name in each.__dataclass_fields__), None)
     for each in value if isinstance(value, list) else [value]:
         named = f"In the study's line {line.label!r}, {name}"

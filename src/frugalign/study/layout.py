@@ -5,7 +5,7 @@ runs/study/
   study.json, study.md, report.html
   chosen.json           the setting chosen for each sweep
   llm_judge.jsonl       the answers of a judge behind an OpenAI-compatible server
-  start/                length-….json: the base's mean response length
+  start/                length-….json: the base's mean response length; answers-….json: its answers to the prompts of a test
   cells/LABEL-HASH/     .lock, request.json (what the result depends on), log.txt, cell.json (the result) or failed.json (why there is none)
     evaluation/         a run's evaluation, trace.json (a proxy's proposals), verdicts-….json (a pairwise judge's)
   trainings/METHOD-HASH/
