@@ -7,7 +7,7 @@ from typing import Literal
 
 from frugalign.options import groups
 from frugalign.options.declare import like, option
-from frugalign.options.kinds import COUNT, FINITE, TEXT
+from frugalign.options.kinds import COUNT, FINITE, POSITIVE, TEXT
 
 
 @dataclass(eq=False, repr=False)
@@ -18,7 +18,11 @@ class LineOptions(groups.Lora):
     n: int = option(4, "Completions per prompt, of which the best by the reward is kept.", COUNT)
     top_k: int = option(10, "How many tokens the guiding reward scores at each position.", COUNT)
     weight: float = option(1.0, "Weight of the guiding reward.", FINITE)
-    layer: int | None = option(None, "The layer whose states are steered, from 1. Default: the middle one.", COUNT)
+    layer: float = option(
+        0.5,
+        "The layer whose states are steered: its number from 1, or below 1 its place as a share of the depth.",
+        POSITIVE,
+    )
     strength: float = option(1.0, "How many times a steering vector is added. 0 is the base.", FINITE)
     in_context: str | None = option(
         None,

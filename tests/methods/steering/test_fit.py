@@ -18,6 +18,7 @@ from frugalign.engines.states import mean_states
 from frugalign.methods.budget import Budget
 from frugalign.methods.registry import METHODS
 from frugalign.methods.steering import fit
+from frugalign.methods.steering.entry import layer_of
 from frugalign.methods.steering.fit import mean_differences, save_steering
 from frugalign.policies import PolicySpec, SamplingSettings, load
 from frugalign.policies.prompt_rows import PromptRows
@@ -124,6 +125,13 @@ def test_a_budget_of_steps_bounds_the_pairs(tmp_path: Path, monkeypatch: pytest.
     run(few)
     run(every)
     assert 0 < few.ledger.lm_forward_tokens < every.ledger.lm_forward_tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "depth", "layer"), [(3, 30, 3), (1.0, 5, 1), (0.5, 30, 15), (0.01, 5, 1), (0.99, 5, 4), (0.5, 2, 1)]
+)
+def test_a_layer_is_a_number_or_a_share_of_the_depth(given: float, depth: int, layer: int) -> None:
+    assert layer_of(given, depth) == layer
 
 
 def test_a_layer_out_of_range_leaves_nothing(tmp_path: Path) -> None:

@@ -36,11 +36,16 @@ def steering(job: Job) -> PolicyValues:
         differences,
         job.run_folder,
         job.ledger,
-        layer=int(setting.get("layer", n_layers(base.model) // 2)),
+        layer=layer_of(setting.get("layer", 0.5), n_layers(base.model)),
         strength=float(setting.get("strength", 1.0)),
         pairs=pairs,
     )
     return {"steering": str(job.run_folder)}
+
+
+def layer_of(given: float, depth: int) -> int:
+    """The number of a layer that is given by it, or below 1 as a share of the depth. The last layer's states are not steered."""
+    return int(given) if given >= 1 else min(depth - 1, max(1, round(given * depth)))
 
 
 ENTRIES = (
