@@ -43,7 +43,8 @@ COST_OF_REFUSING = 4.0
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file, gzipped or not."""
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    # Not splitlines: a text may hold other line ends, such as U+0085.
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def held_out(text: str, share: float = 0.15) -> bool:

@@ -25,6 +25,8 @@ from frugalign.study.runner import outcome_of, read_study, run_study, sweeps_of,
 
 STUDIES = Path(__file__).parent / "studies"
 WORK = Path("runs/smoke")
+SMALLER = {"experiments.trials:instruct_model": "experiments.chat:model"}
+"""The model of three million parameters takes the place of the real one, which would take an hour."""
 BUDGET = {"generated_tokens": 2_000, "optimizer_steps": 8}
 
 
@@ -32,6 +34,7 @@ def smallest(study: Path) -> StudyOptions:
     """A study's options with every size near its minimum."""
     given: dict[str, Any] = read_config(str(study), StudyOptions)
     given |= {"seeds": given["seeds"][:1], "eval_prompts": 4, "eval_samples": 1, "max_new_tokens": 24}
+    given["model_name_or_path"] = SMALLER.get(given["model_name_or_path"], given["model_name_or_path"])
     given["budget"] = BUDGET  # also of a study that leaves the tokens open, or it would sample for every prompt
     if "choose" in given:
         given["choose"] |= {"prompts": 2}
