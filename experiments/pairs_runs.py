@@ -233,16 +233,14 @@ def lines(noise: float) -> dict[str, Line]:
         ),
         "SFT": Line(peer, ({"method": "sft", "learning_rate": 3e-3},)),
         "rerank": Line(dpo, ({**by_gold, "with_confidence": True},), family=True),
-        "proxy, patient": Line(proxy_from_pairs, ({"patience": 20},), is_cheap=True, as_proxy=True),
-        "proxy, patient, confidence": Line(
-            proxy_from_pairs, ({"patience": 20, "with_confidence": True},), is_cheap=True, as_proxy=True
-        ),
+        "proxy, confidence": Line(proxy_from_pairs, ({"with_confidence": True},), is_cheap=True, as_proxy=True),
         "proxy, IPO": Line(proxy_from_pairs, _of_proxy(loss="ipo"), is_cheap=True),
         "DPO, every weight": Line(
             dpo, tuple({"train": "full", "learning_rate": r, "beta": 0.3} for r in (4e-5, 1.2e-4)), family=True
         ),
         "online DPO": Line(dpo, ({**by_gold, "resample": True, "sample": 8},), family=True),
-        "proxy by reward": Line(proxy_by_reward, ({},), is_cheap=True),
+        # What it may sample takes about as many CPU seconds as DPO's steps.
+        "proxy by reward": Line(proxy_by_reward, ({"target_kl": 1.5, "budget_tokens": 100_000},), is_cheap=True),
         "token bias": Line(proxy_from_pairs, _of_proxy(candidate_features="token_bias"), is_cheap=True),
         "proxy, shuffled labels": Line(proxy_from_pairs, ({"shuffled": True},), is_cheap=True, as_proxy=True),
     }
