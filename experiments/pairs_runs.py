@@ -73,7 +73,7 @@ class Run:
         folder = self.probes()
         costs = read_costs(folder)
         self.ledger.count(lm_forward_tokens=costs["lm_forward_tokens"])
-        self.extra_seconds += sum(costs["seconds"].get(phase, 0.0) for phase in ("rollout", "optimise"))
+        self.extra_seconds += sum(costs["seconds"].get(phase, 0.0) for phase in ("read", "optimise"))
         return str(folder)
 
     def common(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from tests.two_layers import two_layers
 
 from frugalign.cli.main import main
 from frugalign.rewards import load_reward
+from frugalign.runs.layout import read_costs
 from frugalign.sandbox.cached import sample_pairs
 
 
@@ -53,6 +54,9 @@ def test_pairs_become_a_reward_with_its_report(capsys: pytest.CaptureFixture[str
     assert report["elsewhere"]["grouped.jsonl"]["accuracy"]["mean"] == pytest.approx(accuracy)
     assert [each["layer"] for each in report["per_layer"]] == [1, 2]
     assert [each["layers"] for each in report["layer_candidates"]] == [[1, 2]]
+    costs = read_costs(Path("reward"))
+    assert set(costs["seconds"]) == {"load", "read", "optimise", "evaluate"} and costs["generated_tokens"] == 0
+    assert report["cost"]["seconds_extracting_per_1000"] > 0
     assert report["cost"]["tokens"] > 0 and len(report["learning_curve"]) == 4
     assert 0 <= report["test"]["calibration_after"]["ece"] < 0.3
     page = Path("reward/report.html").read_text()

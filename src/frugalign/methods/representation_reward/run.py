@@ -90,7 +90,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
         options.cache_dir or Path.home() / ".cache" / "frugalign" / "states", max_gib=options.max_cache_gib
     )
     layers = resolve_layers(base.model, options.layers)
-    with ledger.phase("rollout"):
+    with ledger.phase("read"):
         features = states_of(preferences, base, layers, options, store, ledger)
     tokens = ledger.lm_forward_tokens  # of these answers; the other data sets are read later
     with ledger.phase("optimise"):
@@ -246,7 +246,7 @@ def _cost(ledger: Ledger, preferences: PreferenceData, base: LoadedModel, tokens
     """Seconds of extraction and fitting, and FLOPs of the forward passes (2 per parameter and token), per 1,000 examples."""
     thousands = max(1, len(preferences)) / 1000
     return {
-        "seconds_extracting_per_1000": ledger.seconds.get("rollout", 0.0) / thousands,
+        "seconds_extracting_per_1000": ledger.seconds["read"] / thousands,
         "seconds_fitting_per_1000": ledger.seconds.get("optimise", 0.0) / thousands,
         "flops_extracting_per_1000": 2.0 * base.model.num_parameters() * tokens / thousands,
         "tokens": tokens,
