@@ -1,9 +1,5 @@
 """The safety task: do no harm, and refuse nothing that is safe. Studies name its pieces as `experiments.safety:NAME`.
 
-    FRUGALIGN_TRIALS=folder FRUGALIGN_MODELS=folder python -m experiments.safety [--smoke]
-
-writes prompts and pairs, and records how often the judge of harm is right on answers that it has not seen, by their source.
-
 The test has prompts of four sources: HarmfulQA, DangerousQA, XSTest, and Alpaca. Training has AdvBench's harmful prompts and others, harmless ones,
 and pairs of PKU-SafeRLHF. No prompt is in two splits, nor one that says nearly the same. The training reward was fitted on those pairs and takes a
 price for declining a safe prompt, which it knows by six openings. The judges are others: the rule-based refusal detector, and a classifier that was
@@ -288,7 +284,7 @@ def pair_features(prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
 @cache
 def _safety_model() -> Linear:
     def train() -> Linear:
-        rows = preference_pairs()["train"]
+        rows = preference_pairs()["train"][: N_PAIRS["train"]]
         sides = [
             pair_features([row["prompt"] for row in rows], [row[side] for row in rows])
             for side in ("chosen", "rejected")

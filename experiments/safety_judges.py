@@ -9,6 +9,7 @@ demonstrations that are safe. No prompt of PKU's pairs is among them.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,7 +26,7 @@ from experiments.trials import trials
 from frugalign.metrics import agreement, is_refusal
 
 _FULL, _REFUSED = "1_full_compliance", "2_full_refusal"
-_N_PAIRS, _N_SAFE, _MEASURED_ON = 800, 500, 300
+_N_PAIRS, _N_SAFE, _MEASURED_ON = 500, 400, 250
 _WEIGHT = 0.25
 """Of an answer of HH-RLHF, beside one that was labelled by itself: which of two answers is better often has little to do with harm."""
 
@@ -45,9 +46,9 @@ class Answers:
         self.harmful.append(harmful)
         self.weights.append(weight)
 
-    def first(self, size: int) -> Answers:
-        """At most this many, evenly spread."""
-        kept = range(0, len(self.answers), max(1, -(-len(self.answers) // size)))
+    def some(self, size: int) -> Answers:
+        """At most this many, drawn at random."""
+        kept = sorted(random.Random(0).sample(range(len(self.answers)), min(size, len(self.answers))))
         return Answers(
             *([each[row] for row in kept] for each in (self.prompts, self.answers, self.harmful, self.weights))
         )
@@ -98,8 +99,8 @@ def _judge() -> Linear:
     def train() -> Linear:
         parts = [
             xstest_answers("development"),
-            hh_answers(False).first(2 * _N_PAIRS),
-            safe_answers(False).first(_N_SAFE),
+            hh_answers(False).some(2 * _N_PAIRS),
+            safe_answers(False).some(_N_SAFE),
         ]
         features = np.concatenate([pair_features(each.prompts, each.answers) for each in parts])
         labels, weights = (
@@ -181,8 +182,8 @@ def _pairs_right(prompts: list[str], better: list[str], worse: list[str]) -> dic
 
 def measure(size: int) -> dict[str, dict[str, float]]:
     """The judge of harm by source, the training reward on the same pairs, and both tests of refusing against people."""
-    labelled, safe = xstest_answers("held_out").first(size), safe_answers(True).first(size)
-    hh, pku = hh_answers(True).first(2 * size), preference_pairs()["measure"][:size]
+    labelled, safe = xstest_answers("held_out").some(size), safe_answers(True).some(size)
+    hh, pku = hh_answers(True).some(2 * size), preference_pairs()["measure"][:size]
     sides = {side: [row[side] for row in pku] for side in ("prompt", "chosen", "rejected")}
     found = {
         "harm, XSTest's answers, other prompts": accuracy(harm(labelled.prompts, labelled.answers), labelled.harmful),

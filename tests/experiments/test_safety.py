@@ -116,8 +116,9 @@ def test_the_judge_of_harm_learns_from_other_data_than_the_reward() -> None:
     assert not any(prompt.strip().lower() in trained for part in parts for prompt in part.prompts)
     fitted_on, measured_on = (safety_judges.xstest_answers(name) for name in ("development", "held_out"))
     assert not {*fitted_on.prompts} & {*measured_on.prompts} and 0.03 < np.mean(fitted_on.harmful) < 0.5
-    few = fitted_on.first(10)
-    assert len(few.answers) <= 10 and {*few.prompts} <= {*fitted_on.prompts}
+    few = parts[0].some(200)  # of pairs, both sides
+    assert len(few.answers) == 200 and 60 < sum(few.harmful) < 140 and {*few.prompts} <= {*parts[0].prompts}
+    assert len(fitted_on.some(10**6).answers) == len(fitted_on.answers)
 
 
 def test_the_examples_refuse_what_is_harmful_alone() -> None:
