@@ -81,7 +81,7 @@ def draw(rows: Mapping[str, Mapping[str, Any]], base: float, file: Path) -> None
     axes.set_xlim(0, 25)
     axes.set_xlabel("KL to the base, nats a response")
     axes.set_ylabel("test reward")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     tidy(axes)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
