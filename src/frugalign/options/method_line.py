@@ -8,6 +8,7 @@ from typing import Literal
 from frugalign.options import groups
 from frugalign.options.declare import like, option
 from frugalign.options.kinds import COUNT, FINITE, POSITIVE, TEXT
+from frugalign.options.policy import PolicyOptions
 
 
 @dataclass(eq=False, repr=False)
@@ -23,7 +24,9 @@ class LineOptions(groups.Lora):
         "The layer whose states are steered: its number from 1, or below 1 its place as a share of the depth.",
         POSITIVE,
     )
-    strength: float = option(1.0, "How many times a steering vector is added. 0 is the base.", FINITE)
+    strength: float = like(
+        PolicyOptions, "strength", 1.0, "Here of a steering vector; a negative one turns it round.", FINITE
+    )
     in_context: str | None = option(
         None,
         "What precedes every prompt in the test, as `--principles` of `generate` does: a system prompt, examples, or both.",

@@ -25,6 +25,7 @@ from frugalign.engines.encode import encode_for_model
 from frugalign.engines.states import endpoint_states, read_ids
 from frugalign.engines.transformers import end_token_ids
 from frugalign.methods.carriers import weights_digest
+from frugalign.methods.proxies import settle_temperature
 from frugalign.methods.rerank.options import RerankOptions
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.folder import saving
@@ -42,10 +43,11 @@ def sample_for(
     ledger: Ledger,
     guide: tuple[Chooser, str] | None = None,
 ) -> Groups:
-    """Sample `options.sample` responses per prompt from the current model. Processes share the prompts; a killed run resumes.
+    """Sample `options.sample` responses per prompt from the current model, at its own temperature if `options` has none. Processes share the prompts; a killed run resumes.
 
     `guide`: what chooses the tokens, if not the model itself, and what identifies it.
     """
+    settle_temperature(options, model, None)
     kept = ranking_file(Path(options.output_dir), epoch)
     stem = kept.with_name(f".{kept.stem}")
     chooser, identity = guide or (None, "")
