@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_origin, get_type_hints
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from frugalign.base.errors import FrugalignError, saved_by_another_version
 from frugalign.base.files import MODEL_CONFIG_FILE, STAGING_FOLDER, WEIGHTS_FILE, check_safetensors
@@ -52,11 +53,31 @@ class ArtefactKind:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.model_class.kind = self
+
     def hints(self) -> dict[str, Any]:
         """The type of every field, without the hash."""
         names = self.config_class.__annotations__
         own = type(self.what, (), {"__annotations__": names, "__module__": self.config_class.__module__})
         return {name: hint for name, hint in get_type_hints(own).items() if name != _HASH}
+
+
+class SealedModel(PreTrainedModel):
+    """A network that transformers loads and saves as one of our artefacts. `kind` is set by the `ArtefactKind` that names the class."""
+
+    kind: ClassVar[ArtefactKind]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a file that was changed after it was saved is refused."""
+        check_artefact(cls.kind, args[0] if args else kwargs["pretrained_model_name_or_path"], kwargs)
+        return super().from_pretrained(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers. A hash of weights and config goes into `config.json`, so that loading detects a change."""
+        seal(self.kind, self, args[0] if args else kwargs["save_directory"])
+        super().save_pretrained(*args, **kwargs)
 
 
 def seal(kind: ArtefactKind, model: Any, folder: str | Path) -> None:

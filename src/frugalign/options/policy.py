@@ -22,9 +22,7 @@ class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model, sectio
         [],
         "A proxy that guides the base, as a folder or hub id: DIR, DIR@STRENGTH or name=DIR@STRENGTH. Repeatable; several compose.",
     )
-    strength: float = option(
-        1.0, "Strength λ of proxies given without one. 0 is the base, restricted to its candidates.", NON_NEGATIVE
-    )
+    strength: float = option(1.0, "Strength λ of proxies given without one. 0 is the base.", NON_NEGATIVE)
     steering: str | None = option(None, "A steering vector of the base, as a folder or hub id: DIR or DIR@STRENGTH.")
     policy: str | None = option(None, "A whole model that answers in place of the base.")
     best_of_n: int | None = option(None, "Sample this many completions and keep the best by --selection_reward.", COUNT)

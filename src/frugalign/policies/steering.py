@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from frugalign.engines.artefacts import ArtefactKind, check_artefact, load_artefact, seal
+from frugalign.engines.artefacts import ArtefactKind, SealedModel, load_artefact
 from frugalign.engines.states import steered_block
 from frugalign.options.kinds import COUNT, FINITE
 
@@ -35,7 +35,7 @@ class SteeringConfig(PreTrainedConfig):
     sha256: str | None = None
 
 
-class SteeringModel(PreTrainedModel):
+class SteeringModel(SealedModel):
     """The difference of means, `vector [D]`. `config.strength` times it is what is added."""
 
     config_class = SteeringConfig
@@ -55,18 +55,6 @@ class SteeringModel(PreTrainedModel):
         """`states [..., D]`, steered."""
         steered: Tensor = states + (self.config.strength * self.vector).to(states)
         return steered
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but a file that was changed after it was saved is refused."""
-        folder = args[0] if args else kwargs["pretrained_model_name_or_path"]
-        check_artefact(STEERING, folder, kwargs)
-        return super().from_pretrained(*args, **kwargs)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers. A hash of weights and config goes into `config.json`, so that loading detects a change."""
-        seal(STEERING, self, args[0] if args else kwargs["save_directory"])
-        super().save_pretrained(*args, **kwargs)
 
 
 STEERING = ArtefactKind(

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers import initialization as init
 
 from frugalign.base.errors import FrugalignError
-from frugalign.engines.artefacts import ArtefactKind, check_artefact, load_artefact, seal
+from frugalign.engines.artefacts import ArtefactKind, SealedModel, load_artefact
 from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerprint
 from frugalign.engines.transformers import embedding_rows
 from frugalign.options.kinds import BELOW_ONE, COUNT, POSITIVE
@@ -67,7 +67,7 @@ class ProxyModelConfig(PreTrainedConfig):
         return {}
 
 
-class ProxyModel(PreTrainedModel):
+class ProxyModel(SealedModel):
     """The overseer's network, with a value head if GAE needs one.
 
     `forward` takes `h [N, D]` and the candidates' features and returns the logits of acceptance `[N, K]`.
@@ -251,18 +251,6 @@ class ProxyModel(PreTrainedModel):
             biases: Tensor = self.token_bias.expand(len(h), -1)
             return biases
         return torch.addmm(self.bias, self.query(h), transposed_keys)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but a file that was changed after it was saved is refused."""
-        folder = args[0] if args else kwargs["pretrained_model_name_or_path"]
-        check_artefact(PROXY, folder, kwargs)
-        return super().from_pretrained(*args, **kwargs)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers. A hash of weights and config goes into `config.json`, so that loading detects a change."""
-        seal(PROXY, self, args[0] if args else kwargs["save_directory"])
-        super().save_pretrained(*args, **kwargs)
 
 
 PROXY = ArtefactKind(

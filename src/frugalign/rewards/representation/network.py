@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers import initialization as init
 
 from frugalign.base.errors import FrugalignError
@@ -22,7 +22,7 @@ from frugalign.base.files import MODEL_CONFIG_FILE
 from frugalign.base.specs import local_path
 from frugalign.data.encode import answer_text
 from frugalign.data.templating import Rendering, is_chat
-from frugalign.engines.artefacts import ArtefactKind, check_artefact, content_hash, load_artefact, seal
+from frugalign.engines.artefacts import ArtefactKind, SealedModel, content_hash, load_artefact
 from frugalign.engines.encode import encode_for_model
 from frugalign.engines.fingerprints import check_base, fingerprint
 from frugalign.engines.loading import LoadedModel, load_stored_base
@@ -49,7 +49,7 @@ class RepresentationConfig(PreTrainedConfig):
     sha256: str | None = None
 
 
-class RepresentationModel(PreTrainedModel):
+class RepresentationModel(SealedModel):
     """One probe per layer. `forward` takes `states [B, L, D]` and returns the raw reward `r [B]`."""
 
     config_class = RepresentationConfig
@@ -76,18 +76,6 @@ class RepresentationModel(PreTrainedModel):
         raw: Tensor = self(states)
         found: Tensor = (raw - self.config.mu) / self.config.scale
         return found
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but a file that was changed after it was saved is refused."""
-        folder = args[0] if args else kwargs["pretrained_model_name_or_path"]
-        check_artefact(PROBES, folder, kwargs)
-        return super().from_pretrained(*args, **kwargs)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers. A hash of weights and config goes into `config.json`, so that loading detects a change."""
-        seal(PROBES, self, args[0] if args else kwargs["save_directory"])
-        super().save_pretrained(*args, **kwargs)
 
 
 PROBES = ArtefactKind(
