@@ -13,17 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.smoke import STUDIES, smallest, smoke
+from experiments.smoke import STUDIES, finished_rows
 from experiments.summary import RESULTS, script_options, write_summary
 
 from frugalign.base.json_files import read_json
-from frugalign.cli.parser import read_config
 from frugalign.reports.figures import canvas, tidy
 from frugalign.reports.study.style import BASE, COLOURS
-from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Line, lines_of, swept
-from frugalign.study.runner import run_study
-from frugalign.study.table import Row, rows_of
+from frugalign.study.table import Row
 
 STUDY = STUDIES / "stories-frontier.yaml"
 FIGURE = Path("docs/img/frontier.png")
@@ -90,14 +87,7 @@ def draw(rows: Mapping[str, Mapping[str, Any]], base: float, file: Path) -> None
 def main() -> None:
     only = {"--only": {"nargs": "*", "default": []}}
     given = script_options(__doc__, jobs={"type": int, "default": 1}, **only)
-    if given.smoke:
-        smoke(STUDY)
-        options = smallest(STUDY)
-    else:
-        options = StudyOptions(**read_config(str(STUDY), StudyOptions) | {"jobs": given.jobs})
-    if given.only:
-        options.methods = {label: line for label, line in options.methods.items() if label in ("base", *given.only)}
-    rows = rows_of(run_study(options))
+    options, rows = finished_rows(STUDY, is_smoke=given.smoke, jobs=given.jobs, only=given.only)
     base = next(found for row in rows if row.line.label == "base" and (found := point(row)) is not None)
     recorded = {} if given.smoke else read_json(RESULTS / "stories-frontier.json").get("rows", {})
     trained = [line for line in lines_of(options) if line.label != "base"]

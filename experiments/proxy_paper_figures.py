@@ -16,20 +16,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.smoke import STUDIES, WORK, smallest, smoke
+from experiments.smoke import STUDIES, WORK, finished_rows
 from experiments.summary import RESULTS
 from matplotlib.figure import Figure
 
-from frugalign.cli.parser import read_config
 from frugalign.metrics import Estimate
 from frugalign.reports.figures import canvas, tidy
 from frugalign.reports.study.style import main_of, values_of
 from frugalign.runs.layout import read_log, read_settings
 from frugalign.study.layout import read_trace, training_run
-from frugalign.study.options import StudyOptions
 from frugalign.study.responses import responses_of
-from frugalign.study.runner import run_study
-from frugalign.study.table import Row, rows_of
+from frugalign.study.table import Row
 
 GREY, GREEN, RED = "#8a8f98", "#0b6e4f", "#a8324a"
 DEFAULTS = {"p_t": 0.01, "temperature": 1.0}
@@ -228,12 +225,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.output = WORK / "img"
-        smoke(options.study)
-        study = smallest(options.study)
-    else:
-        study = StudyOptions(**read_config(str(options.study), StudyOptions) | {"jobs": options.jobs})
     options.output.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(run_study(study))
+    _, rows = finished_rows(options.study, is_smoke=options.smoke, jobs=options.jobs)
     drawn = {name: draw(rows) for name, draw in SAMPLED.items()} | {"2b-win-rates": win_rates()}
     for name, figure in sorted(drawn.items()):
         path = options.output / f"proxy-paper-{name}.png"

@@ -15,15 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.smoke import STUDIES, smallest, smoke
+from experiments.smoke import STUDIES, finished_rows
 from experiments.summary import estimate, script_options, write_summary
 
-from frugalign.cli.parser import read_config
 from frugalign.runs.layout import read_log
 from frugalign.study.layout import training_run
-from frugalign.study.options import StudyOptions
-from frugalign.study.runner import run_study
-from frugalign.study.table import Row, rows_of
+from frugalign.study.table import Row
 
 SHARE = 0.1
 """Of a training's rollouts, at least five: the window of a running mean."""
@@ -94,16 +91,12 @@ def main() -> None:
         name={"nargs": "?", "default": "stories", "choices": ["stories", "smollm2"]},
         jobs={"type": int, "default": 1},
     )
-    study = STUDIES / f"samples-{given.name}.yaml"
-    if given.smoke:
-        smoke(study)
-        found = table(rows_of(run_study(smallest(study))))
-        print(json.dumps(found, indent=1))
-        return
-    options = StudyOptions(**read_config(str(study), StudyOptions) | {"jobs": given.jobs})
-    found = table(rows_of(run_study(options)))
+    options, rows = finished_rows(STUDIES / f"samples-{given.name}.yaml", is_smoke=given.smoke, jobs=given.jobs)
+    found = table(rows)
     for label, row in found.items():
         print(label, json.dumps(row), flush=True)
+    if given.smoke:
+        return
     command = f"python -m experiments.sample_efficiency {given.name}"
     write_summary(f"samples-{given.name}", command, options.model_name_or_path, found, {"budget": options.budget})
 

@@ -22,6 +22,7 @@ from frugalign.study.layout import REQUEST_FILE, START_FOLDER
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, cells_of, choosing_cells
 from frugalign.study.runner import outcome_of, read_study, run_study, sweeps_of, trainings_of
+from frugalign.study.table import Row, rows_of
 
 STUDIES = Path(__file__).parent / "studies"
 WORK = Path("runs/smoke")
@@ -69,6 +70,22 @@ def smoke(study: Path) -> Path:
     run_here([cell for sweep in sweeps_of(options) for cell in choosing_cells(sweep, options)], options)
     run_here(cells_of(read_study(options).lines, options), options)
     return write_study(run_study(options), str(study))
+
+
+def finished_rows(
+    study: Path, *, is_smoke: bool, jobs: int = 1, only: Sequence[str] = ()
+) -> tuple[StudyOptions, list[Row]]:
+    """Run the missing cells of a study, or of its smallest setting. Returns its options and the rows of its table.
+
+    Args:
+        only: the lines to run beside `base`. All, if there are none.
+    """
+    if is_smoke:
+        smoke(study)
+    options = smallest(study) if is_smoke else StudyOptions(**read_config(str(study), StudyOptions) | {"jobs": jobs})
+    if only:
+        options.methods = {label: line for label, line in options.methods.items() if label in ("base", *only)}
+    return options, rows_of(run_study(options))
 
 
 def main() -> None:
