@@ -73,6 +73,10 @@ class TableSequences:
         assert self.engine.capabilities.can_select
         self.state = self.state[rows]
 
+    def join(self, other: "TableSequences") -> bool:
+        self.state = torch.cat([self.state, other.state])
+        return True
+
     def look_ahead(self, candidates: Tensor) -> Tensor:
         self.engine.fed += candidates.numel()
         return self.engine.states[(7 * self.state[:, None] + candidates) % STATES]

@@ -88,15 +88,38 @@ def temperature_gain(logits: Tensor, temperature: float) -> Tensor | None:
     return gain.nan_to_num_(nan=0.0, neginf=0.0)
 
 
+def draw_token(scores: Tensor, noise: Noise) -> Tensor:
+    """Draw from `scores [B, V]`, unnormalised log-probabilities: token ids `[B]`.
+
+    All tokens beyond the 64 likeliest share one entry, since the maximum of their Gumbels is again a Gumbel. If that
+    entry wins, the token is drawn by inverse CDF.
+    """
+    vocabulary = scores.shape[-1]
+    head, ids = scores.topk(min(_HEAD, vocabulary), -1)
+    if vocabulary > _HEAD:
+        # log(total − head), from the head's share of the total.
+        total, within = scores.logsumexp(-1, keepdim=True), head.logsumexp(-1, keepdim=True)
+        tail = total + torch.log(-torch.expm1((within - total).double().clamp(max=-1e-12)))
+        tail = tail.masked_fill(head[:, -1:] == -torch.inf, -torch.inf)  # nothing is left beyond
+        head, ids = (
+            torch.cat([head.double(), tail], -1),
+            torch.cat([ids, torch.full_like(ids[:, :1], vocabulary)], -1),
+        )
+    column = (head + noise.gumbel(STREAM_EMIT, ids)).argmax(-1, keepdim=True)
+    token = ids.gather(-1, column).squeeze(-1)
+    beyond = (token == vocabulary).nonzero().squeeze(-1)
+    if len(beyond):
+        rest = scores[beyond].scatter(-1, ids[beyond, :_HEAD], -torch.inf).softmax(-1)
+        token[beyond] = draw(rest, noise.uniform(STREAM_TAIL)[beyond])
+    return token
+
+
 class BaseGuide:
     """The base model itself: `p_T` over its whole vocabulary.
 
     Tokens are drawn by the Gumbel-max trick, which ties the noise to tokens. Rounding differs between batches; it
     changes a draw about thirty times less often than with an inverse CDF. Under the same noise, a guided model also
     stays close to its base.
-
-    All tokens beyond the 64 likeliest share one entry, since the maximum of their Gumbels is again a Gumbel. If that
-    entry wins, the token is drawn by inverse CDF.
     """
 
     needs_hidden = False
@@ -116,27 +139,7 @@ class BaseGuide:
         zero = torch.zeros(logits.shape[0], device=logits.device)
         gain, scaled = temperature_gain(logits, self.temperature), logits / self.temperature
         warmth = zero if gain is None else (scaled.softmax(-1) * gain).sum(-1)
-        return Emission(self._draw(scaled, noise), kl_temperature=warmth, kl_restriction=zero, kl_choice=zero)
-
-    def _draw(self, scores: Tensor, noise: Noise) -> Tensor:
-        """`scores [B, V]`, the unnormalised log-probabilities -> token ids `[B]`."""
-        vocabulary = scores.shape[-1]
-        head, ids = scores.topk(min(_HEAD, vocabulary), -1)
-        if vocabulary > _HEAD:
-            # log(total − head), from the head's share of the total.
-            total, within = scores.logsumexp(-1, keepdim=True), head.logsumexp(-1, keepdim=True)
-            tail = total + torch.log(-torch.expm1((within - total).double().clamp(max=-1e-12)))
-            head, ids = (
-                torch.cat([head.double(), tail], -1),
-                torch.cat([ids, torch.full_like(ids[:, :1], vocabulary)], -1),
-            )
-        column = (head + noise.gumbel(STREAM_EMIT, ids)).argmax(-1, keepdim=True)
-        token = ids.gather(-1, column).squeeze(-1)
-        beyond = (token == vocabulary).nonzero().squeeze(-1)
-        if len(beyond):
-            rest = scores[beyond].scatter(-1, ids[beyond, :_HEAD], -torch.inf).softmax(-1)
-            token[beyond] = draw(rest, noise.uniform(STREAM_TAIL)[beyond])
-        return token
+        return Emission(draw_token(scaled, noise), kl_temperature=warmth, kl_restriction=zero, kl_choice=zero)
 
     def trace(self, emission: Emission, noise: Noise) -> list[TokenTrace]:
         return [TokenTrace(token=int(token), acceptance=None, rejected=()) for token in emission.token]

@@ -61,10 +61,15 @@ def alternative_keys(keys: Tensor, number: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of one position of a batch: `keys [B]`, and the position in the completion."""
+    """The noise of one position of a batch: `keys [B]`, and the position in the completion, one for all rows or `[B]`."""
 
     keys: Tensor
-    position: int
+    position: int | Tensor
+
+    def select(self, rows: Tensor) -> Noise:
+        """The noise of these rows, int64 `[b]`."""
+        position = self.position if isinstance(self.position, int) else self.position[rows]
+        return Noise(self.keys[rows], position)
 
     def uniform(self, stream: int, index: Tensor | None = None) -> Tensor:
         """Uniform draws in the open interval (0, 1), float64: `[B]`, or `[B, K]` for `index [B, K]` (token ids, say).

@@ -65,6 +65,11 @@ class Sequences(Protocol):
         """Keep only these rows, int64 `[b]`, in this order (`can_select`). A row may come several times (`can_expand`)."""
         ...
 
+    def join(self, other: Any) -> bool:
+        """Append the rows of `other`, from the same engine, after these. False if this engine keeps them apart; then
+        neither changes."""
+        ...
+
     def look_ahead(self, candidates: Tensor) -> Tensor:
         """Hidden states `[B, K, D]` after each of `candidates [B, K]`. The rows do not change (`can_expand`)."""
         ...

@@ -12,7 +12,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,13 +19,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.chat_template import end_of_turn
 from frugalign.engines.base_settings import adapter_values, config_values
+from frugalign.engines.cache import copy_cache, holds_attention_alone, ignores_padding, join_caches
 from frugalign.engines.engine import Capabilities, StepOutput
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
 
@@ -265,7 +265,7 @@ class TransformersEngine:
     def prefill_prefix(self, tokens: Sequence[int], longest: int) -> tuple[Any, int] | None:
         """The one-row cache of `tokens` and their number. None if the model would read the padding after them."""
         cache = self._forward(torch.tensor([list(tokens)], device=self.device)).cache
-        if self.model.config.model_type in _COUNTS_PADDING or not _ignores_padding(cache, longest):
+        if self.model.config.model_type in _COUNTS_PADDING or not ignores_padding(cache, longest):
             return None
         return cache, len(tokens)
 
@@ -312,6 +312,17 @@ class TransformersSequences:
         self._cache.batch_select_indices(rows)
         self._mask, self._positions = self._mask[rows], self._positions[rows]
 
+    def join(self, other: TransformersSequences) -> bool:
+        if not (holds_attention_alone(self._cache) and holds_attention_alone(other._cache)):
+            return False
+        masks = [self._mask, other._mask]
+        padding = [int(mask.any(0).int().argmax()) for mask in masks]  # columns that no row uses any more
+        width = max(mask.shape[1] - cut for mask, cut in zip(masks, padding, strict=True))
+        join_caches(self._cache, other._cache, padding, width)
+        self._mask = torch.cat([pad(mask, (width, 0))[:, -width:] for mask in masks])
+        self._positions = torch.cat([self._positions[:, -1:], other._positions[:, -1:]])
+        return True
+
     def look_ahead(self, candidates: Tensor) -> Tensor:
         return look_ahead(self._forward, self._cache, self._mask, self._positions[:, -1:] + 1, candidates)
 
@@ -338,17 +349,6 @@ def look_ahead(
     return output.hidden[:, -1].reshape(*candidates.shape, -1)
 
 
-def copy_cache(cache: Any) -> Any:
-    """A copy of a KV cache that shares no tensor that a later step changes.
-
-    Raises:
-        FrugalignError: the cache cannot be copied and expanded.
-    """
-    if not hasattr(cache, "batch_select_indices") or not hasattr(cache, "batch_repeat_interleave"):
-        raise FrugalignError(f"A {type(cache).__name__} cannot be expanded, so this model does not support lookahead.")
-    return deepcopy(cache)
-
-
 @torch.no_grad()
 def may_share(model: PreTrainedModel) -> bool:
     """Whether rows may go on from repeated copies of one prompt's cache, padded on the left: found once per model, by one token."""
@@ -356,19 +356,6 @@ def may_share(model: PreTrainedModel) -> bool:
         found = model.config.model_type not in _COUNTS_PADDING
         if found:
             output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(model)), use_cache=True)
-            layers = getattr(getattr(output, "past_key_values", None), "layers", [])
-            found = bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+            found = holds_attention_alone(getattr(output, "past_key_values", None))
         _MAY_SHARE[model] = found
     return _MAY_SHARE[model]
-
-
-def _ignores_padding(prefix: Any, longest: int) -> bool:
-    """Whether rows of up to `longest` tokens can resume from this one-row cache with padding after it.
-
-    Attention masks the padding. A sliding window would count it, and a convolution or a recurrence would read it.
-    """
-    layers = getattr(prefix, "layers", [])
-    return bool(layers) and all(
-        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= longest)
-        for layer in layers
-    )

@@ -121,11 +121,10 @@ class ProxyGuide:
                 keys.append(proxy.keys(rows) if proxy.config.candidate_features == "embedding" else None)
         return cls(proxies, keys, [1.0] * len(proxies) if strengths is None else strengths)
 
-    def acceptance(
+    def scores(
         self, h: Tensor, logits: Tensor, lookahead: Lookahead | None
-    ) -> tuple[Candidates, Tensor, Tensor, Tensor | None]:
-        """Candidates, `log a` and `log(1 − a)` (`[B, K]` each), and the lookahead states. Composition and strength
-        are applied."""
+    ) -> tuple[Candidates, list[Tensor], Tensor | None]:
+        """Candidates, every proxy's logits of acceptance (`[B, K]` each), and the lookahead states."""
         own: list[Tensor] = []
         if len(self.proxies) == 1:
             chosen = candidates(logits, self.temperature, self.proxies[0].limits, self.tail)
@@ -146,6 +145,14 @@ class ProxyGuide:
         if own and self.tail == "keep":
             scores = [_tail_beyond(score, chosen, columns) for score, columns in zip(scores, own, strict=True)]
         scores = [score + proxy.offset(chosen.log_p) for proxy, score in zip(self.proxies, scores, strict=True)]
+        return chosen, scores, states
+
+    def acceptance(
+        self, h: Tensor, logits: Tensor, lookahead: Lookahead | None
+    ) -> tuple[Candidates, Tensor, Tensor, Tensor | None]:
+        """Candidates, `log a` and `log(1 − a)` (`[B, K]` each), and the lookahead states. Composition and strength
+        are applied."""
+        chosen, scores, states = self.scores(h, logits, lookahead)
         if len(scores) == 1 and self.strengths[0] == 1.0:
             log_a, log_1ma = overseer.log_acceptance(scores[0])
             return chosen, log_a, log_1ma, states
@@ -190,7 +197,10 @@ class ProxyGuide:
         if dense is not None:
             return dense
         chosen, log_a, log_1ma, _ = self.acceptance(h, logits, lookahead)
-        log_pi = self.log_pi(chosen, log_a, log_1ma)
+        return self.spread(logits, chosen, self.log_pi(chosen, log_a, log_1ma))
+
+    def spread(self, logits: Tensor, chosen: Candidates, log_pi: Tensor) -> Tensor:
+        """`log π [B, K]` of the candidates as that of the whole vocabulary, `[B, V]`."""
         if self.tail == "keep":
             found = self._log_p_in_tail(logits, chosen) + log_pi.masked_fill(~chosen.tail, -math.inf).amax(
                 -1, keepdim=True
@@ -241,22 +251,28 @@ class ProxyGuide:
         log_pi = self.log_pi(chosen, log_a, log_1ma)
         rejected = coin_flipped = None
         if not do_sample:
-            choice = self._greedy(logits, chosen, log_a, log_pi)
+            choice = self.greedy(logits, chosen, log_a, log_pi)
         elif self.objective == "sequential":
             gumbel, coins = noise.gumbel(STREAM_ORDER, chosen.ids), noise.uniform(STREAM_ACCEPT, chosen.ids)
             choice, rejected, coin_flipped = overseer.sample_sequential(chosen.log_p, log_a, chosen.mask, gumbel, coins)
         else:
             choice = overseer.choose(log_pi, noise.gumbel(STREAM_EMIT, chosen.ids))
-        token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
-        in_tail = (token == logits.shape[-1]).nonzero().squeeze(-1)
-        if len(in_tail):
-            log_p = self._log_p_in_tail(logits[in_tail], chosen.select(in_tail))
-            token[in_tail] = draw(log_p.exp(), noise.uniform(STREAM_TAIL)[in_tail]) if do_sample else log_p.argmax(-1)
+        token = self.tokens(logits, chosen, choice, noise if do_sample else None)
         details = Decision(chosen, log_a, log_pi, choice, rejected, coin_flipped, states)
         if not do_sample:
             return Emission(token, details=details)
         choice_kl = overseer.kl_choice(log_pi, chosen.log_p, chosen.mask)
         return Emission(token, self._kl_temperature(logits, chosen, log_pi), -chosen.log_mass, choice_kl, details)
+
+    def tokens(self, logits: Tensor, chosen: Candidates, choice: Tensor, noise: Noise | None) -> Tensor:
+        """The token of every chosen column, `[B]`. In the tail it is drawn from `p_T`, or without `noise` the likeliest."""
+        token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
+        in_tail = (token == logits.shape[-1]).nonzero().squeeze(-1)
+        if len(in_tail):
+            log_p = self._log_p_in_tail(logits[in_tail], chosen.select(in_tail))
+            uniform = None if noise is None else noise.uniform(STREAM_TAIL)[in_tail]
+            token[in_tail] = log_p.argmax(-1) if uniform is None else draw(log_p.exp(), uniform)
+        return token
 
     def _kl_temperature(self, logits: Tensor, chosen: Candidates, log_pi: Tensor) -> Tensor:
         """`E_π[log p_T − log p_1]`, `[B]`. Within the tail, π is `p_T`."""
@@ -269,7 +285,7 @@ class ProxyGuide:
         within = self._log_p_in_tail(logits, chosen).exp()
         return listed + overseer.mass_of(log_pi, chosen.tail) * (within * gain).sum(-1)
 
-    def _greedy(self, logits: Tensor, chosen: Candidates, log_a: Tensor, log_pi: Tensor) -> Tensor:
+    def greedy(self, logits: Tensor, chosen: Candidates, log_a: Tensor, log_pi: Tensor) -> Tensor:
         """Column of the greedy token `[B]`: the tail's where its likeliest token is likelier under π than any candidate."""
         choice = overseer.greedy_choice(chosen.log_p, log_a, chosen.listed, self.objective)
         if self.tail == "drop" or self.objective != "marginal":
@@ -319,6 +335,14 @@ class ProxyGuide:
             traces.append(TokenTrace(token=emitted, acceptance=accept[column], rejected=pairs))
         return traces
 
+    def n_rejected(self, chosen: Candidates, log_a: Tensor, noise: Noise) -> Tensor:
+        """How many proposals `trace` lists as rejected before a sampled token of a marginal proxy, `[B]`."""
+        relative = overseer.relative_acceptance(log_a, chosen.mask)
+        lost = (chosen.log_p.exp() * (1 - relative)).sum(-1, keepdim=True)
+        index = torch.arange(2 * _SHOWN_REJECTIONS, device=relative.device).expand(len(relative), -1)
+        again = noise.uniform(STREAM_REJECTIONS, index)[:, ::2] < lost
+        return again.long().cumprod(-1).sum(-1) * (chosen.mask.sum(-1) > 1)
+
     def _flipped(self, details: Decision, row: int, noise: Noise) -> list[int]:
         if details.rejected is not None:
             return [int(column) for column in details.rejected[row].nonzero().squeeze(-1)]
@@ -328,11 +352,11 @@ class ProxyGuide:
         """Integrated sequential: replay the process until it emits the same token. This draws flips given the
         emission."""
         found, column = details.candidates, int(details.choice[row])
-        width = found.ids.shape[1]
-        index = torch.arange(_REPLAYS * width, device=found.ids.device)[None]
-        alone = Noise(noise.keys[row : row + 1], noise.position)
-        uniform = alone.uniform(STREAM_REJECTIONS, index).reshape(_REPLAYS, width)
-        coins = alone.uniform(STREAM_ACCEPT, index).reshape(_REPLAYS, width)
+        # Noise by token, so that a row's replay does not depend on how many columns its batch has.
+        tokens = self.proxies[0].config.vocabulary + 1
+        index = torch.arange(_REPLAYS, device=found.ids.device)[:, None] * tokens + found.ids[row]
+        alone = noise.select(torch.full((_REPLAYS,), row, device=found.ids.device))
+        uniform, coins = alone.uniform(STREAM_REJECTIONS, index), alone.uniform(STREAM_ACCEPT, index)
         log_p, log_a, mask = (part[row].expand(_REPLAYS, -1) for part in (found.log_p, details.log_a, found.mask))
         choice, rejected, _ = overseer.sample_sequential(log_p, log_a, mask, -torch.log(-torch.log(uniform)), coins)
         same = (choice == column).nonzero()
