@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from frugalign.decoding import Reference, sequence_kl, sequence_log_probs
+from frugalign.decoding import Reference, compare_sequences, sequence_kl, sequence_log_probs
 from frugalign.decoding.chooser import BaseGuide
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
@@ -52,9 +52,12 @@ def test_log_probs_of_completions(batch_size: int, temperature: float) -> None:
 def test_kl_between_two_models_is_exact_over_the_vocabulary(batch_size: int, temperature: float) -> None:
     """The policy at its temperature, the base at 1."""
     policy, base = tiny(1), tiny(0)
-    found = sequence_kl(
+    compared = compare_sequences(
         policy, Reference(base), PROMPTS, COMPLETIONS, guide=BaseGuide(temperature), batch_size=batch_size
     )
+    found = compared.kl
+    alone = sequence_log_probs(base, PROMPTS, COMPLETIONS, batch_size=batch_size)
+    assert compared.reference_log_probs.tolist() == pytest.approx([float(each.sum()) for each in alone], rel=1e-5)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         log_pi, log_p = naive(policy, prompt, completion, temperature), naive(base, prompt, completion, 1.0)
         wanted = float((log_pi.exp() * (log_pi - log_p)).sum())

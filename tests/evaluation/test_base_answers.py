@@ -47,13 +47,14 @@ def test_stored_answers_are_those_that_the_base_gives(
     base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Measures and token counts are those of an evaluation that samples the base itself."""
-    plain = measured(base, None)
+    plain, alone = measured(base, None), measured(base, None, {})
     first = measured(base, tmp_path)
     counted = costs(tmp_path)
     (stored,) = tmp_path.glob("answers-*.json")
     monkeypatch.setattr(Policy, "sample_base", lambda *_, **__: pytest.fail("the base has answered already"))
     again = measured(base, tmp_path)
     assert times_off(plain) == times_off(first) == times_off(again) and costs(tmp_path) == counted
+    assert times_off(measured(base, tmp_path, {})) == times_off(alone)
     assert list(tmp_path.glob("answers-*.json")) == [stored]
 
 
@@ -69,16 +70,39 @@ def test_another_question_is_answered_anew(base: LoadedModel, tmp_path: Path) ->
     ):
         measured(base, tmp_path, **settings)
     assert len(list(tmp_path.glob("answers-*.json"))) == 6
-    best = {"best_of_n": 2, "selection_reward": f"{__name__}:shortness"}
-    measured(base, tmp_path, best)
     adapted = get_peft_model(
         load_model(two_layers()).model, LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights=False)
     )
     adapted.save_pretrained(tmp_path / "adapter")
     measured(load_model(two_layers()), tmp_path, {"adapter": str(tmp_path / "adapter")})
+    measured(base, tmp_path, {})
     assert len(list(tmp_path.glob("answers-*.json"))) == 6
 
 
-def test_the_base_itself_is_sampled_as_ever(base: LoadedModel, tmp_path: Path) -> None:
-    measured(base, tmp_path, {})
-    assert not list(tmp_path.glob("answers-*.json"))
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_best_of_n_draws_is_kept(
+    base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """The base's answers are the first draws, and best-of-3's are among best-of-5's. Each is charged what all of its draws cost."""
+    asked: list[int] = []
+    sample_base = Policy.sample_base
+
+    def counted(self: Policy, batch: Any, *given: Any, **more: Any) -> Any:
+        asked.append(len(batch.keys))
+        return sample_base(self, batch, *given, **more)
+
+    monkeypatch.setattr(Policy, "sample_base", counted)
+    for number, new in ((1, 6), (3, 12), (5, 12), (3, 0), (1, 0)):
+        asked.clear()
+        given = {"best_of_n": number, "selection_reward": f"{__name__}:shortness"} if number > 1 else {}
+        found = measured(base, tmp_path, given, temperature=temperature)
+        assert sum(asked) == new, number
+        plain = measured(base, None, given, temperature=temperature)
+        assert times_off(found) == times_off(plain)
+        for cost in ("generated_tokens", "reward_calls"):
+            assert found["decoding"][cost] == pytest.approx(plain["decoding"][cost])
+    assert found["decoding"]["seconds"] > 0
+    stored = measured(
+        base, tmp_path, {"best_of_n": 5, "selection_reward": f"{__name__}:shortness"}, temperature=temperature
+    )
+    assert stored["decoding"]["seconds"] > 2 * found["decoding"]["seconds"]

@@ -142,12 +142,17 @@ def test_a_study_without_stored_preferences_samples_its_own(
     assert {group["prompt"] for group in groups} <= trained
     monkeypatch.setattr("frugalign.study.base_samples.sample_groups", lambda *_, **__: pytest.fail("sampled again"))
     other, _ = run(data, tmp_path, "ipo", {"learning_rate": 1e-3, "per_device_train_batch_size": 4}, **given)
+    proxy, trained_cell = run(data, tmp_path, "proxy_from_pairs", {"num_train_epochs": 1, "hidden": 4}, **given)
+    pairs = [json.loads(line) for line in (trained_cell.training / "pairs" / "train.jsonl").read_text().splitlines()]
+    assert all(pair["chosen_completion_ids"] != pair["rejected_completion_ids"] for pair in pairs)
     counted = ("generated_tokens", "reward_calls")
-    assert [other["costs"][name] for name in counted] == [result["costs"][name] for name in counted]
+    for line in (other, proxy):
+        assert [line["costs"][name] for name in counted] == [result["costs"][name] for name in counted]
     sampling = json.loads(next(tmp_path.glob("trainings/samples-*/costs.json")).read_text())
     for spent in (result["costs"], other["costs"]):
         assert spent["seconds"]["rollout"] == pytest.approx(sampling["seconds"]["rollout"], abs=0.01)
         assert spent["wall_clock_seconds"] > sampling["wall_clock_seconds"]
+        assert spent["cpu_seconds"] > sampling["cpu_seconds"] > 0
 
 
 @pytest.mark.slow

@@ -31,7 +31,10 @@ class Counts(TypedDict):
 
 
 class Costs(TypedDict, total=False):
-    """A ledger as JSON. `Ledger` says what each number counts. An older file may lack some of them."""
+    """A ledger as JSON. `Ledger` says what each number counts. An older file may lack some of them.
+
+    `cpu_seconds`: of the process, which a study measures for each of its trainings.
+    """
 
     lm_forward_tokens: int
     generated_tokens: int
@@ -42,6 +45,7 @@ class Costs(TypedDict, total=False):
     shares: dict[str, float | None]
     seconds: dict[str, float]
     wall_clock_seconds: float
+    cpu_seconds: float
     peak_memory_mb: float
 
 

@@ -20,6 +20,10 @@ from frugalign.data.weights import WEIGHTS, check_weights
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ANSWERS = ("chosen", "rejected")
+ANSWER_IDS = tuple(f"{side}_completion_ids" for side in ANSWERS)
+"""The token ids of sampled answers, with the end token of those that ended."""
+
 
 def preference_pairs(
     name: str, *, hold_out: bool = False, weights: bool = False

@@ -13,6 +13,7 @@ _HOME = {
     "Noise": "noise",
     "row_keys": "noise",
     "Reference": "log_probs",
+    "compare_sequences": "log_probs",
     "sequence_kl": "log_probs",
     "sequence_log_probs": "log_probs",
 }

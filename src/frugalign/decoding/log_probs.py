@@ -55,8 +55,30 @@ class Reference:
     prompt_ids: Sequence[Sequence[int]] | None = None
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Compared:
+    """A policy beside a reference along completions, `[B]` float64 each.
+
+    `kl`: `Σ_t KL(π_T(·|s_t) ‖ p_1(·|s_t))` over the full vocabulary, nats per sequence. `reference_log_probs`: of each completion.
+    """
+
+    kl: Tensor
+    reference_log_probs: Tensor
+
+
 def sequence_kl(
+    model: PreTrainedModel,
+    reference: Reference,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    **given: Any,
+) -> Tensor:
+    """The KL of `compare_sequences`, `[B]` float64."""
+    return compare_sequences(model, reference, prompt_ids, completion_ids, **given).kl
+
+
+@torch.no_grad()
+def compare_sequences(
     model: PreTrainedModel,
     reference: Reference,
     prompt_ids: Sequence[Sequence[int]],
@@ -65,12 +87,12 @@ def sequence_kl(
     guide: Guide,
     batch_size: int = 16,
     ledger: Ledger | None = None,
-) -> Tensor:
-    """`Σ_t KL(π_T(·|s_t) ‖ p_1(·|s_t))` over the full vocabulary, nats per sequence, `[B]` float64.
+) -> Compared:
+    """Feed the completions to both models.
 
     `π` is `model` under `guide`, at its temperature: `BaseGuide(T)` for the model alone. `p` is the reference, at temperature 1.
     """
-    total = torch.zeros(len(prompt_ids), dtype=torch.float64)
+    total, known = (torch.zeros(len(prompt_ids), dtype=torch.float64) for _ in range(2))
     reference_ids = prompt_ids if reference.prompt_ids is None else reference.prompt_ids
     order = _by_length(prompt_ids, completion_ids)
     for start in range(0, len(order), batch_size):
@@ -86,7 +108,9 @@ def sequence_kl(
                 log_p = torch.log_softmax(read.logits, -1)
                 gap = (log_pi - log_p).masked_fill_(log_pi == -torch.inf, 0.0)
                 total[chosen[index]] = (log_pi.exp() * gap).sum(-1).double().sum().cpu()
-    return total
+                ids = torch.tensor(list(completions[index]), device=log_p.device)
+                known[chosen[index]] = log_p.gather(-1, ids[:, None]).sum().double().cpu()
+    return Compared(total, known)
 
 
 def _by_length(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> list[int]:

@@ -145,16 +145,19 @@ def _sample_and_measure(
     scoring = Scoring(rewards, batch_size=size // num_samples * num_samples or num_samples)
     spent = Ledger()
     with ledger.phase("rollout"):
-        ours = theirs = policy.sample(batch, settings, batch_size=size, ledger=spent)
+        if policy.kind == "base":
+            ours = known.sample(policy, batch, settings, size, spent)
+        else:
+            draw = known.draw(policy, batch, settings, size, spent) if policy.kind == "best_of_n" else None
+            ours = policy.sample(batch, settings, batch_size=size, ledger=spent, draw=draw)
         decoding = _cost_per_response(spent, len(batch.ids))
         ledger.add(spent)
-        if policy.kind != "base":
-            theirs = known.sample(policy, batch, settings, size, ledger)
+        theirs = ours if policy.kind == "base" else known.sample(policy, batch, settings, size, ledger)
     after = _with_main_reward(measure_responses(policy, batch, ours, scoring, ledger))
     before = after if theirs is ours else _with_main_reward(measure_responses(policy, batch, theirs, scoring, ledger))
     with ledger.phase("evaluate"):
         moved = policy.divergence(batch, ours, settings, ledger)
-        log_probs = policy.base_log_probs(batch, ours, ledger)
+        log_probs = moved.base_log_probs or policy.base_log_probs(batch, ours, ledger)
     after = [replace(each, **moved.of(row)) for row, each in enumerate(after)]
     _warn_of_scores(policy, rewards, after, before, settings)
     clusters = batch.prompt_numbers

@@ -84,6 +84,18 @@ class Job(Protocol):
     def sampled_pairs(self, size: int) -> Dataset:
         """The groups as pairs: best with worst, second with second-worst."""
 
+    def pairs(self, size: int) -> str:
+        """A folder with the study's preference pairs, else with pairs from `size` sampled responses."""
+
+    def trained(self, method: str, setting: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        """The policy of another training, to build on. Lines share it, and each is charged its costs.
+
+        Args:
+            method: its method's name.
+            setting: its line's options.
+            changes: the study's options that differ for it, such as another reward.
+        """
+
     def some_prompts(self, number: int | None) -> Path:
         """A folder with this many distinct training prompts (None: all), in an order that follows from the seed."""
 

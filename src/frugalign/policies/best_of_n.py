@@ -23,6 +23,9 @@ from frugalign.policies.prompt_rows import PromptBatch, Scoring
 from frugalign.rewards import NamedReward
 from frugalign.rewards.check_scores import warn_of_useless_rewards
 
+Draw = Callable[[Sequence[Sequence[int]], Tensor], Generation]
+"""Samples one completion per row of token ids with the given noise keys."""
+
 
 @dataclass(frozen=True)
 class BestOfN:
@@ -41,7 +44,7 @@ class BestOfN:
 
     def sample(
         self,
-        draw: Callable[[Sequence[Sequence[int]], Tensor], Generation],
+        draw: Draw,
         batch: PromptBatch,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
@@ -53,7 +56,7 @@ class BestOfN:
         are among those of a larger one. `kl_choice` is `kl_bound(n)`.
 
         Args:
-            draw: samples one completion per row of token ids with the given noise keys, and counts the tokens.
+            draw: samples, and counts the tokens. The draws of a row are side by side.
             ledger: counts all reward calls.
 
         Raises:

@@ -20,13 +20,13 @@ from frugalign.base.progress import FED, SAMPLED, work
 from frugalign.base.quantities import KL_PARTS
 from frugalign.data.templating import AUTO, Prompt, Rendering, encode_prompts
 from frugalign.decoding.chooser import BaseGuide, Chooser
-from frugalign.decoding.log_probs import Reference, sequence_kl, sequence_log_probs
+from frugalign.decoding.log_probs import Reference, compare_sequences, sequence_log_probs
 from frugalign.decoding.loop import Generation, LoopOptions, Observer, generate
 from frugalign.decoding.noise import row_keys
 from frugalign.engines.engine import Engine
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import TransformersEngine, context_length, sampling_temperature
-from frugalign.policies.best_of_n import BestOfN
+from frugalign.policies.best_of_n import BestOfN, Draw
 from frugalign.policies.principles import Principles, under_principles
 from frugalign.policies.prompt_rows import PromptBatch, PromptRows
 from frugalign.policies.reward_guided import RewardGuidance
@@ -41,11 +41,13 @@ class Divergence:
     """KL(policy ‖ base at temperature 1) along the policy's own samples, in nats per sequence, `[B]`.
 
     `kl`: the whole; an upper bound for best-of-n. `parts`: for a guide, what of it the temperature costs, restricting the
-    candidates, and choosing among them, by the names of the measures. None where it is unknown.
+    candidates, and choosing among them, by the names of the measures. None where it is unknown. `base_log_probs`: the base's
+    log-probability of each completion at temperature 1, where the KL took a pass of the base.
     """
 
     kl: list[float] | None
     parts: dict[str, list[float]] | None = None
+    base_log_probs: list[float] | None = None
 
     def of(self, row: int) -> dict[str, Any]:
         """What is known of one completion, by the names of the measures."""
@@ -175,8 +177,12 @@ class Policy:
         batch_size: int = 64,
         ledger: Ledger | None = None,
         record: Record = _NO_RECORD,
+        draw: Draw | None = None,
     ) -> Generation:
         """The policy's completions.
+
+        Args:
+            draw: what best-of-n draws with, if not with the policy itself.
 
         Raises:
             FrugalignError: a reward that fails, or best-of-n with greedy decoding.
@@ -191,7 +197,7 @@ class Policy:
             sampling = replace(self.base, model=self.model)
             guide = self.guidance.guide(sampling, batch.rows, params.temperature, batch.keys, ledger)
 
-        def draw(ids: Sequence[Sequence[int]], keys: Tensor) -> Generation:
+        def own(ids: Sequence[Sequence[int]], keys: Tensor) -> Generation:
             options = LoopOptions(
                 batch_size=batch_size,
                 observer=record.observer if self.best_of_n is None else None,
@@ -204,8 +210,8 @@ class Policy:
 
         with work("sampling", len(batch.ids) * self.draws * params.max_new_tokens, SAMPLED):
             if self.best_of_n is None:
-                return draw(batch.ids, batch.keys)
-            return self.best_of_n.sample(draw, batch, self.base.tokenizer, batch_size, ledger)
+                return own(batch.ids, batch.keys)
+            return self.best_of_n.sample(draw or own, batch, self.base.tokenizer, batch_size, ledger)
 
     def sample_base(
         self,
@@ -254,7 +260,7 @@ class Policy:
         ids = sampled.completion_ids
         fed = _tokens(batch.ids, ids) + _tokens(batch.base_ids, ids)
         with work("KL", fed, FED), self.policy_context():
-            exact = sequence_kl(
+            compared = compare_sequences(
                 self.model,
                 Reference(self.base_model, self.base_context, batch.base_ids),
                 batch.ids,
@@ -262,7 +268,7 @@ class Policy:
                 guide=self.guide or BaseGuide(settings.params().temperature),
                 ledger=ledger,
             )
-        return Divergence(exact.tolist())
+        return Divergence(compared.kl.tolist(), base_log_probs=compared.reference_log_probs.tolist())
 
     def base_log_probs(self, batch: PromptBatch, sampled: Generation, ledger: Ledger | None = None) -> list[float]:
         """The base's log-probability of each completion at temperature 1, in nats."""

@@ -11,9 +11,11 @@ from datasets import Dataset
 from filelock import FileLock
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.ledger import Ledger
+from frugalign.base.files import write_json_atomic
+from frugalign.base.ledger import Costs, Ledger
 from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups, pair_groups, read_groups, save_groups
+from frugalign.data.pairs import ANSWER_IDS, ANSWERS
 from frugalign.data.splits import column, distinct
 from frugalign.data.templating import Rendering
 from frugalign.decoding.loop import SamplingParams
@@ -50,16 +52,18 @@ def sampled_groups(task: Task, size: int) -> Path:
     if folder in task.paid:
         return folder / GROUPS_FILE
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    clock = task.clock()
     with FileLock(folder / LOCK_FILE):  # another cell may be sampling the same
         delete_leftovers(folder)
-        spent = Ledger()
+        spent, began = Ledger(), task.clock()
         if not (folder / COSTS_FILE).is_file():
             save_groups(_sample(task, size, spent), folder / GROUPS_FILE)
-            spent.save(folder / COSTS_FILE)  # last: a folder without it is not finished
-    spent.load_dict(read_costs(folder))
-    # The time spent in this function is on this cell's clock already.
-    task.ledger.add(spent, spent.wall_clock_seconds - (time.perf_counter() - began))
+            costs: Costs = {**spent.to_dict(), "cpu_seconds": round(task.clock()[1] - began[1], 3)}
+            write_json_atomic(folder / COSTS_FILE, costs)  # last: a folder without it is not finished
+    costs = read_costs(folder)
+    spent.load_dict(costs)
+    task.ledger.add(spent)
+    task.charge(costs, clock)
     task.paid.add(folder)
     return folder / GROUPS_FILE
 
@@ -137,11 +141,15 @@ def sampled_pairs(task: Task, size: int) -> Dataset:
 
 
 def sampled_pairs_folder(task: Task, size: int) -> Path:
-    """The pairs as a data set on disk."""
+    """The pairs as a data set on disk, with the token ids of the answers: a text does not say whether its answer ended."""
     folder = task.folder / PAIRS_FOLDER
     if not (folder / "train.jsonl").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        sampled_pairs(task, size).select_columns(["prompt", "chosen", "rejected"]).to_json(str(folder / "train.jsonl"))
+        pairs = sampled_pairs(task, size)
+        names = ("prompt", *ANSWERS, *ANSWER_IDS)
+        pairs.select_columns([name for name in names if name in pairs.column_names]).to_json(
+            str(folder / "train.jsonl")
+        )
     return folder
 
 

@@ -6,11 +6,8 @@ result. Trainings are stored apart from cells, by what they depend on. A cell th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
@@ -18,33 +15,24 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
-
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_json_atomic
-from frugalign.base.json_files import read_json
-from frugalign.base.specs import names_code
-from frugalign.runs.layout import LOCK_FILE, read_costs
-from frugalign.runs.lock import delete_leftovers, holding, in_use
+from frugalign.runs.layout import read_costs
+from frugalign.runs.lock import in_use
 from frugalign.study.layout import (
     FAILED_FILE,
-    LEARNED_FROM,
     RESULT_FILE,
-    RUN_FOLDER,
     TRACE_FILE,
-    TRAINED_FILE,
     CellResult,
     TracePiece,
     Trained,
     evaluation_folder,
-    length_file,
     read_request,
-    read_trained,
-    training_run,
 )
-from frugalign.study.plan import IN_CONTEXT, hashes_of, training_folder
+from frugalign.study.plan import IN_CONTEXT, hashes_of
+from frugalign.study.training import budget_of, machine, trained
 
 if TYPE_CHECKING:
     from frugalign.evaluation.settings import EvaluationSettings
@@ -52,7 +40,6 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Prompts whose answers the page shows."""
-_LENGTH_PROMPTS = 64
 _DYING = 5.0
 """Seconds within which the cells of a killed runner end."""
 _TEST_SEED = 1000
@@ -64,7 +51,7 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
 
     Args:
         start: a folder beside the cells that stores measurements of the base.
-        trainings: the folder of the trainings. If another cell is running the same one, this cell waits for it.
+        trainings: the folder of the trainings.
         batch_size: responses sampled at once in the test; no result depends on it.
         jobs: cells that the runner runs at once, for the record of the machine.
 
@@ -79,19 +66,15 @@ def run_cell(folder: Path, start: Path, trainings: Path, *, batch_size: int = 64
             raise FrugalignError(
                 f"{changed[0]} has changed since the study began. Run the study's command again to use its new content."
             )
-        training = training_folder(request, trainings)
-        training.mkdir(parents=True, exist_ok=True)
-        with _waited_for(training), holding(training):
-            delete_leftovers(training)
-            trained = _trained(request, training, start, jobs, warnings)
+        found = trained(request, trainings, lambda: budget_of(request, start), jobs=jobs, warnings=warnings)
         result: CellResult = {
             "request": request,
-            "metrics": _evaluated(request, trained, evaluation_folder(folder), batch_size, start),
-            "costs": trained["costs"],
+            "metrics": _evaluated(request, found, evaluation_folder(folder), batch_size, start),
+            "costs": found["costs"],
             "evaluation_costs": read_costs(evaluation_folder(folder)),
             "machine": machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs),
-            "training_machine": trained.get("machine"),
-            "warnings": list(dict.fromkeys([*trained.get("warnings", []), *warnings])),
+            "training_machine": found.get("machine"),
+            "warnings": list(dict.fromkeys([*found.get("warnings", []), *warnings])),
         }
         write_json_atomic(folder / RESULT_FILE, result)
         (folder / FAILED_FILE).unlink(missing_ok=True)
@@ -119,7 +102,7 @@ def _warnings() -> Iterator[list[str]]:
             logger.removeHandler(each)
 
 
-def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_size: int, start: Path) -> dict[str, Any]:
+def _evaluated(request: dict[str, Any], found: Trained, folder: Path, batch_size: int, start: Path) -> dict[str, Any]:
     """The metrics of what was trained, on the test prompts or, for a choosing cell, the validation prompts.
 
     `folder`: for what it writes. `start`: for the base's answers, which the cells share.
@@ -135,7 +118,7 @@ def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_si
     measures = list(dict.fromkeys([*request["judges"], *request.get("reward", [])]))
     device = "cpu" if request.get("use_cpu") else None
     more = {"model_name_or_path": request["model_name_or_path"], "device_map": device}
-    spec = PolicySpec.from_dict(trained["policy"], **more, principles=request.get(IN_CONTEXT))
+    spec = PolicySpec.from_dict(found["policy"], **more, principles=request.get(IN_CONTEXT))
     base = policies.load_base(spec)
     rewards = load_rewards(measures, device=str(base.model.device))
     policy = policies.load(spec, base=base, rewards=rewards)
@@ -153,65 +136,6 @@ def _evaluated(request: dict[str, Any], trained: Trained, folder: Path, batch_si
     if spec.proxy and request["eval_do_sample"]:
         write_json_atomic(folder / TRACE_FILE, traces(policy, rows, settings))
     return metrics
-
-
-def _waited_for(training: Path) -> AcquireReturnProxy[FileLock]:
-    """The training's lock. If another cell, possibly of another study, holds it, the log says so."""
-    lock = FileLock(training / LOCK_FILE)
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Waiting for another process that is running the same training in {training}.", flush=True)
-        return lock.acquire()
-
-
-def _trained(request: dict[str, Any], folder: Path, start: Path, jobs: int, warnings: list[str]) -> Trained:
-    """The finished training of this folder, or a new one: the policy to measure, the training's costs, machine and warnings.
-
-    `warnings`: those logged so far, to which a new training adds its own.
-    """
-    from frugalign.methods import registry
-    from frugalign.methods.budget import Budget
-    from frugalign.study.task import Task
-
-    run = str(training_run(folder))
-    done = read_trained(folder)
-    if done is not None and (training_run(folder).is_dir() or RUN_FOLDER not in done["policy"].values()):
-        _check_stored(done["policy"], request, folder / TRAINED_FILE)
-        return {**done, "policy": _replaced(done["policy"], RUN_FOLDER, run)}
-    for left in (RUN_FOLDER, *LEARNED_FROM):
-        path = folder / left
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    given = request.get("budget") or {}
-    length = mean_length(request, start) if "generated_tokens" in given else 1.0
-    task = Task(request, folder, Budget(**given, mean_length=length))
-    train = registry.get(request["method"]).run
-    assert train is not None, "the plan has no line for a method that trains no policy"
-    policy = train(task)
-    where = machine(use_cpu=bool(request.get("use_cpu")), jobs=jobs)
-    found: Trained = {"policy": policy, "costs": task.ledger.to_dict(), "machine": where, "warnings": list(warnings)}
-    # The folder may be moved or shared between studies, so the run's path is stored relative to it.
-    write_json_atomic(folder / TRAINED_FILE, {**found, "policy": _replaced(policy, run, RUN_FOLDER)})
-    return found
-
-
-def _check_stored(policy: dict[str, Any], request: dict[str, Any], file: Path) -> None:
-    """Refuse code that a stored policy names and the study does not: the folder may come from elsewhere."""
-    known = set(_texts(request))
-    if unknown := [text for text in _texts(policy) if names_code(text) and text not in known]:
-        raise FrugalignError(f"{file} names {unknown[0]!r}, which this study does not name. Stored code is never run.")
-
-
-def _texts(value: Any) -> list[str]:
-    """Every string in a JSON value, except for the names of fields."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [text for each in value for text in _texts(each)] if isinstance(value, list) else [str(value)]
-
-
-def _replaced(policy: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """The policy with the path `old` replaced by `new`."""
-    return {name: new if value == old else value for name, value in policy.items()}
 
 
 def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str, list[TracePiece]]:
@@ -238,61 +162,6 @@ def traces(policy: Policy, rows: Any, settings: EvaluationSettings) -> dict[str,
 def shown_rows(size: int) -> list[int]:
     """The test rows that the page shows, evenly spread."""
     return [number * size // SHOWN for number in range(SHOWN)] if size else []
-
-
-class _Length(TypedDict):
-    mean_length: float
-
-
-def mean_length(request: dict[str, Any], start: Path) -> float:
-    """Mean tokens of the base's responses to 64 training prompts. Measured once, and stored in `start`."""
-    sources = ("model_name_or_path", "dataset_name")
-    names = (*sources, "holds_out", "max_new_tokens", "temperature", "prompt_format", "chat_template_kwargs")
-    values = [request.get(name) for name in names] + [request["contents"].get(request[name]) for name in sources]
-    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
-    path = length_file(start, digest[:8])
-    if path.is_file() and (known := float(read_json(path, _Length)["mean_length"])) > 0:
-        return known
-    from frugalign.data.templating import Rendering, encode_prompts
-    from frugalign.decoding.loop import SamplingParams, generate
-    from frugalign.engines.loading import load_model
-    from frugalign.engines.transformers import TransformersEngine
-    from frugalign.study.task import prompt_splits
-
-    prompts = prompt_splits(request)["train"]["prompt"][:_LENGTH_PROMPTS]
-    base = load_model(request["model_name_or_path"], device_map="cpu" if request.get("use_cpu") else None)
-    params = SamplingParams(request["max_new_tokens"], request["temperature"])
-    rendering = Rendering(request["prompt_format"], request.get("chat_template_kwargs") or {})
-    ids = encode_prompts(prompts, base.tokenizer, max_new_tokens=0, rendering=rendering).ids
-    found = generate(TransformersEngine(base.model, base.tokenizer), ids, params).completion_ids
-    length = sum(map(len, found)) / len(found)
-    write_json_atomic(path, {"mean_length": length})
-    return length
-
-
-def machine(*, use_cpu: bool, jobs: int) -> dict[str, Any]:
-    """The machine and the library versions behind a result, and how many cells shared the machine."""
-    import platform
-    from importlib.metadata import version
-    from importlib.util import find_spec
-
-    import torch
-    import transformers
-
-    from frugalign import __version__
-
-    on_gpu = torch.cuda.is_available() and not use_cpu
-    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    return {
-        "device": device,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "jobs": jobs,
-        "frugalign": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": version("trl") if find_spec("trl") else "not installed",
-    }
 
 
 def _end_with(runner: int) -> None:

@@ -45,7 +45,7 @@ _WITHOUT_EFFECT = {
     "reference",
 }
 
-_METHOD_INPUTS = ("principles", "preferences", "representation_reward")
+METHOD_INPUTS = ("principles", "preferences", "representation_reward")
 """Options that matter only to methods that read them."""
 IN_CONTEXT = "in_context"
 """The option that every line may set: what precedes every prompt in the test. A training does not depend on it."""
@@ -222,14 +222,14 @@ def cell_of(line: Line, seed: int, kind: Literal["choosing", "test"], options: S
 def contents_of(options: StudyOptions, line: Line) -> dict[str, str]:
     """Hashes of the files that the study names for a line, see `hashes_of`."""
     named = [options.model_name_or_path, options.dataset_name, *options.reward, *options.judges]
-    named += [getattr(options, name) for name in _METHOD_INPUTS if _is_read(name, line)]
+    named += [getattr(options, name) for name in METHOD_INPUTS if _is_read(name, line)]
     named += [line.setting.get(name) for name in (*registry.get(line.method).reward_options, IN_CONTEXT)]
     named += [line.method] if is_attribute(line.method) else []
     return hashes_of([str(name) for name in named if name])
 
 
 def _is_read(name: str, line: Line) -> bool:
-    return name not in _METHOD_INPUTS or name in registry.get(line.method).study_options
+    return name not in METHOD_INPUTS or name in registry.get(line.method).study_options
 
 
 def hashes_of(names: Iterable[str]) -> dict[str, str]:

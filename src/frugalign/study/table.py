@@ -24,6 +24,7 @@ COSTS = (
     "reward_calls",
     "optimizer_steps",
     "wall_clock_seconds",
+    "cpu_seconds",
     "peak_memory_mb",
 )
 _KEPT = (

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.ledger import Ledger
+from frugalign.base.ledger import Costs, Ledger
 from frugalign.data import held_out_split, load_splits
 from frugalign.data.splits import HELD_OUT_FRACTION, column, content_key, distinct, split_for, training_name
 from frugalign.engines.loading import LoadedModel, load_model
@@ -22,6 +22,7 @@ from frugalign.methods.registry import METHODS
 from frugalign.study import base_samples
 from frugalign.study.clock import StopAfter
 from frugalign.study.layout import OBSERVED_FOLDER, PREFERENCES_FOLDER, PROMPTS_FOLDER, fitted_reward, training_run
+from frugalign.study.plan import METHOD_INPUTS
 
 _log = logging.getLogger(__name__)
 _OBSERVED = 64
@@ -73,15 +74,19 @@ class Task:
     Attributes:
         request: everything that the cell's result depends on.
         folder: of its training.
+        jobs: cells that the runner runs at once.
         ledger: what it has spent.
         paid: folders whose costs are in the ledger already.
+        cpu_elsewhere: CPU seconds of shared work, less what this process spent on it.
     """
 
     request: dict[str, Any]
     folder: Path
     budget: Budget
+    jobs: int = 1
     ledger: Ledger = field(default_factory=Ledger)
     paid: set[Path] = field(default_factory=set)
+    cpu_elsewhere: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @cached_property
@@ -207,6 +212,43 @@ class Task:
         """A folder with `number` distinct training prompts (None: all), shuffled by the seed."""
         return base_samples.prompts_folder(self, number)
 
+    def pairs(self, size: int) -> str:
+        """A folder of the stored preferences, else of pairs of `size` sampled responses."""
+        return self.preferences or str(base_samples.sampled_pairs_folder(self, size))
+
+    def trained(self, method: str, setting: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        """The policy of another training, which all lines that build on it share. Its costs are added.
+
+        Args:
+            method: of the library. The own method must need or read what it reads.
+            setting: as in its line.
+            changes: options of the study that it has instead, such as another reward.
+        """
+        from frugalign.study.training import trained
+
+        read = METHODS[method].study_options
+        request = {name: value for name, value in self.request.items() if name not in METHOD_INPUTS or name in read} | {
+            "method": method,
+            "setting": setting,
+        }
+        clock = self.clock()
+        found = trained(request | changes, self.folder.parent, lambda: self.budget, jobs=self.jobs)
+        spent = Ledger()
+        spent.load_dict(found["costs"])
+        self.spend(spent)
+        self.charge(found["costs"], clock)
+        return found["policy"]
+
+    def clock(self) -> tuple[float, float]:
+        """Seconds and CPU seconds so far."""
+        return time.perf_counter(), time.process_time()
+
+    def charge(self, costs: Costs, since: tuple[float, float]) -> None:
+        """Charge the seconds of shared work, apart from those that this process has spent on it `since`."""
+        now = self.clock()
+        self.ledger.add(Ledger(), costs.get("wall_clock_seconds", 0.0) - (now[0] - since[0]))
+        self.cpu_elsewhere += costs.get("cpu_seconds", 0.0) - (now[1] - since[1])
+
     def representation_reward(self, size: int) -> str:
         """The study's representation reward. Without one it is fitted, at the cell's cost, on the preferences or on pairs of `size` samples."""
         name = "representation_reward"
@@ -215,5 +257,5 @@ class Task:
         fit = METHODS[name].fit
         assert fit is not None, "the method of this name has a fit"
         folder = fitted_reward(self.folder)
-        fit(self, self.preferences or str(base_samples.sampled_pairs_folder(self, size)), folder)
+        fit(self, self.pairs(size), folder)
         return str(folder)

@@ -26,11 +26,11 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[StoredProxyConfig]:
 
 
 def job(budget: Budget, **setting: Any) -> Any:
-    """A job on the pairs `PAIRS`, whose `some_prompts` names the number it was asked for."""
+    """A job whose pairs and prompts are named by the number that was asked for."""
     return SimpleNamespace(
         budget=budget,
-        setting=setting,
-        preferences="PAIRS",
+        setting=dict(setting),
+        pairs=lambda size: f"pairs-of-{size}",
         run_folder=Path("run"),
         common=lambda: {"output_dir": "run", "seed": 1, "model_name_or_path": "base", "max_new_tokens": 8},
         shared=lambda *names: {"principles": "principles.md"},
@@ -48,8 +48,18 @@ def test_steps_have_as_many_pairs_as_those_of_other_methods(
 ) -> None:
     assert entry.from_pairs(job(Budget(optimizer_steps=12), **setting)) == {"proxy": "run"}
     (config,) = configs
-    assert (config.dataset_name, config.max_steps, config.per_device_train_batch_size) == ("PAIRS", 12, batch)
+    assert (config.dataset_name, config.max_steps, config.per_device_train_batch_size) == ("pairs-of-4", 12, batch)
     assert config.test_fraction == 0
+
+
+def test_with_a_budget_of_tokens_the_steps_are_the_proxys_own(configs: list[StoredProxyConfig]) -> None:
+    """They feed nothing to the model: it has read the pairs, as many as the tokens gave."""
+    budget = Budget(generated_tokens=1000, optimizer_steps=12, mean_length=20)
+    entry.from_pairs(job(budget, sample=8, num_train_epochs=3))
+    entry.distilled(job(budget))
+    pairs, taught = configs
+    assert (pairs.dataset_name, pairs.max_steps, pairs.num_train_epochs) == ("pairs-of-8", -1, 3)
+    assert (taught.dataset_name, taught.max_steps) == ("50-prompts", -1)
 
 
 @pytest.mark.parametrize(

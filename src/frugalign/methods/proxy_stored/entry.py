@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frugalign.methods.budget import PAIRS_PER_STEP
+from frugalign.methods.budget import GROUP_SIZE, PAIRS_PER_STEP
 from frugalign.methods.job import Job
 from frugalign.methods.method import Method, PolicyValues, Verb
 from frugalign.methods.proxy_network import is_control, trained_in_words
@@ -18,24 +18,29 @@ _CONFIG = "frugalign.methods.proxy_stored.config:StoredProxyConfig"
 
 
 def from_pairs(job: Job) -> PolicyValues:
-    """Train a proxy on the study's preference pairs, as many to a step as the methods that feed them to the model."""
-    return _train(job, {"dataset_name": job.preferences, "per_device_train_batch_size": PAIRS_PER_STEP})
+    """Train a proxy on the study's preference pairs, else on ranked pairs of the base's responses.
+
+    A step has as many pairs as that of the methods that feed them to the model.
+    """
+    setting = job.setting
+    pairs = job.pairs(int(setting.pop("sample", GROUP_SIZE)))
+    return _train(job, {"dataset_name": pairs, "per_device_train_batch_size": PAIRS_PER_STEP} | setting)
 
 
 def distilled(job: Job) -> PolicyValues:
     """Train a proxy to say plainly what the base says under principles, to as many prompts as the budget allows."""
     prompts = job.some_prompts(job.budget.prompts(1))
-    return _train(job, {"dataset_name": str(prompts)} | job.shared("principles"))
+    return _train(job, {"dataset_name": str(prompts)} | job.shared("principles") | job.setting)
 
 
 def _train(job: Job, options: dict[str, Any]) -> PolicyValues:
+    """Train within the budget. The model reads the data once, so where tokens say how much there is, the steps are the proxy's own affair."""
     from frugalign.methods.proxy_stored.config import StoredProxyConfig
     from frugalign.methods.proxy_stored.run import train_stored
 
-    steps = {} if job.budget.steps is None else {"max_steps": job.budget.steps}
-    config = StoredProxyConfig(
-        **job.common() | {"save_strategy": "no", "test_fraction": 0.0} | options | job.setting | steps
-    )
+    budget = job.budget
+    steps = {} if budget.steps is None or budget.generated_tokens is not None else {"max_steps": budget.steps}
+    config = StoredProxyConfig(**job.common() | {"save_strategy": "no", "test_fraction": 0.0} | options | steps)
     trainer = train_stored(config, callbacks=job.callbacks())
     job.spend(trainer.ledger)
     return {"proxy": str(job.run_folder)}
@@ -63,8 +68,9 @@ ENTRIES = (
         "proxy_from_pairs",
         "a proxy that learns from preference pairs, without sampling",
         from_pairs,
-        needs=("preferences",),
+        needs=(("preferences", "reward"),),
         config=_CONFIG,
+        options=("sample",),
         is_control=is_control,
         verb=Verb(
             "proxy",

@@ -16,7 +16,7 @@ from frugalign.base.progress_display import showing
 from frugalign.data import load_splits
 from frugalign.data.groups import Groups, read_groups, save_groups
 from frugalign.data.load_files import columns_of
-from frugalign.data.pairs import different_answers
+from frugalign.data.pairs import ANSWER_IDS, ANSWERS, different_answers
 from frugalign.data.splits import (
     column,
     held_out_split,
@@ -153,8 +153,9 @@ def read_stored(config: StoredProxyConfig) -> StoredData:
 
 def _used(rows: Dataset, kind: str) -> Dataset:
     """The columns that training reads, and of pairs those of two different answers."""
-    answers = {"preference": ["chosen", "rejected"], "prompt-completion": ["completion"]}.get(kind, [])
-    found = rows.select_columns(["prompt", *answers, *(name for name in WEIGHTS if name in rows.column_names)])
+    answers = {"preference": ANSWERS, "prompt-completion": ("completion",)}.get(kind, ())
+    known = [*(ANSWER_IDS if kind == "preference" else ()), *WEIGHTS]
+    found = rows.select_columns(["prompt", *answers, *(name for name in known if name in rows.column_names)])
     return different_answers(found) if kind == "preference" else found
 
 
