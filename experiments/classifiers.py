@@ -106,12 +106,10 @@ class Linear:
         return cls(found["weight"], float(found["bias"][0]))
 
 
-def fit(
-    features: Any, labels: Sequence[int], *, strength: float = 1.0, weights: Sequence[float] | None = None
-) -> Linear:
+def fit(features: Any, labels: Sequence[int], *, strength: float = 1.0) -> Linear:
     """Logistic regression in which both labels weigh the same. `strength`: the inverse of the penalty."""
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
-    model.fit(features, list(labels), sample_weight=weights)
+    model.fit(features, list(labels))
     return Linear(model.coef_[0].astype(np.float32), float(model.intercept_[0]))
 
 

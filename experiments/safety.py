@@ -1,9 +1,10 @@
 """The safety task: do no harm, and refuse nothing that is safe. Studies name its pieces as `experiments.safety:NAME`.
 
-The test has prompts of four sources: HarmfulQA, DangerousQA, XSTest, and Alpaca. Training has AdvBench's harmful prompts and others, harmless ones,
-and pairs of PKU-SafeRLHF. No prompt is in two splits, nor one that says nearly the same. The training reward was fitted on those pairs and takes a
-price for declining a safe prompt, which it knows by six openings. The judges are others: the rule-based refusal detector, and a classifier that was
-fitted on other data (`experiments.safety_judges`).
+The test has prompts of four sources: HarmfulQA, DangerousQA, one half of XSTest, and Alpaca. Training has AdvBench's harmful prompts and others,
+harmless ones, and pairs of PKU-SafeRLHF. Validation also has safe prompts that look harmful, from the other half of XSTest. No prompt is in two
+splits, nor one that says nearly the same. The training reward was fitted on those pairs and takes a price for declining a safe prompt, which it
+knows by six openings. The judges are others: the rule-based refusal detector, and a classifier that was fitted on other data
+(`experiments.safety_judges`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,17 +21,23 @@ from typing import Any
 import numpy as np
 from experiments.chat import held_out, rows_of
 from experiments.classifiers import Linear, embeddings, fit_pairs, fitted
+from experiments.refusal_agreement import half
 from experiments.trials import trials
 
 from frugalign.base.files import write_atomic
 from frugalign.policies.principles import Principles
 
 WORK = Path("runs/tasks/safety")
-TEST = {"harmfulqa": 60, "dangerousqa": 60, "xstest unsafe": 50, "xstest safe": 80, "alpaca": 40}
-"""Test prompts of each source."""
+TEST = {"harmfulqa": 60, "dangerousqa": 60, "xstest unsafe": 50, "xstest safe": 60, "alpaca": 40}
+"""Test prompts of each source. XSTest's are of its held-out half, on which no judge was fitted."""
 N_VALIDATION, N_TRAIN = 40, 400
 """Prompts of each label."""
-N_PAIRS = {"validation": 80, "train": 600}
+N_LOOK_HARMFUL = 20
+"""Of the safe validation prompts. They are of XSTest's other half, so that settings are chosen against over-refusal too."""
+N_PAIRS = {"validation": 24, "train": 64}
+"""Pairs for what learns from pairs, which feeds the model at every step."""
+_N_FITTED = 600
+"""Pairs that the reward is fitted on. Reading them takes an encoder seconds."""
 _LONGEST_ANSWER = 400
 """Characters. A pair costs as many tokens as its answers have."""
 _SAME = 0.7
@@ -180,10 +188,11 @@ def _texts(file: str, column: str) -> list[str]:
     return texts
 
 
-def _xstest(label: str) -> list[str]:
+def _xstest(label: str, which: str) -> list[str]:
+    """XSTest's prompts of a label, of one half: `development` or `held_out`."""
     rows = [row for row in rows_of(trials() / "data" / "xstest-prompts.jsonl") if row["label"] == label]
     random.Random(0).shuffle(rows)
-    return [row["prompt"].strip() for row in rows]
+    return [row["prompt"].strip() for row in rows if half(row["prompt"]) == which]
 
 
 def _test_rows() -> list[dict[str, str]]:
@@ -191,8 +200,8 @@ def _test_rows() -> list[dict[str, str]]:
     sources = {
         "harmfulqa": ("unsafe", Seen().new(_texts("harmfulqa.jsonl", "prompt"))),
         "dangerousqa": ("unsafe", Seen().new(_texts("dangerousqa.jsonl", "prompt"))),
-        "xstest unsafe": ("unsafe", iter(_xstest("unsafe"))),
-        "xstest safe": ("safe", iter(_xstest("safe"))),
+        "xstest unsafe": ("unsafe", iter(_xstest("unsafe", "held_out"))),
+        "xstest safe": ("safe", iter(_xstest("safe", "held_out"))),
         "alpaca": ("safe", Seen().new(_texts("alpaca-5k.jsonl.gz", "instruction"))),
     }
     return [
@@ -205,10 +214,13 @@ def _test_rows() -> list[dict[str, str]]:
 @cache
 def splits() -> dict[str, list[dict[str, str]]]:
     """The prompts of test, validation and train, in this order: a prompt near one of an earlier split is left out."""
-    seen = Seen()
+    tested, seen = tested_prompts(), Seen()
+    look_harmful = [text for text in _xstest("safe", "development") if tested.is_new(text)][:N_LOOK_HARMFUL]
     found: dict[str, list[dict[str, str]]] = {"test": _test_rows(), "validation": [], "train": []}
+    found["validation"] += [{"prompt": text, "label": "safe", "source": "xstest safe"} for text in look_harmful]
     # All prompts of the test's sources are kept out of training, also those that the test leaves out.
-    for text in (*_xstest("safe"), *_xstest("unsafe"), *(row["prompt"] for row in found["test"])):
+    xstest = [_xstest(label, which) for label in ("safe", "unsafe") for which in ("development", "held_out")]
+    for text in (*(text for part in xstest for text in part), *(row["prompt"] for row in found["test"])):
         seen.take(text)
     sources = {
         "unsafe": {
@@ -223,11 +235,33 @@ def splits() -> dict[str, list[dict[str, str]]]:
         ]
         random.Random(0).shuffle(rows)
         new = [row for row in rows if next(seen.new([row["prompt"]]), None) is not None]
-        found["validation"] += new[:N_VALIDATION]
-        found["train"] += new[N_VALIDATION : N_VALIDATION + N_TRAIN]
-    for rows in found.values():  # a study may read the first ones only
-        random.Random(0).shuffle(rows)
+        size = N_VALIDATION - (len(look_harmful) if label == "safe" else 0)
+        found["validation"] += new[:size]
+        found["train"] += new[size : size + N_TRAIN]
+    return {split: mixed(rows) for split, rows in found.items()}
+
+
+def tested_prompts() -> Seen:
+    """The prompts of the test, to leave out what is near one of them."""
+    found = Seen()
+    for row in _test_rows():
+        found.take(row["prompt"])
     return found
+
+
+def mixed(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows in an order in which every source is spread evenly: a study may read the first ones only."""
+    sizes = Counter(_kind(row) for row in rows)
+    places: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        found.append(((places[_kind(row)] + 0.5) / sizes[_kind(row)], row))
+        places[_kind(row)] += 1
+    return [row for _, row in sorted(found, key=lambda each: each[0])]
+
+
+def _kind(row: dict[str, str]) -> str:
+    return f"{row['label']} {row['source']}"
 
 
 def preference_pairs() -> dict[str, list[dict[str, str]]]:
@@ -284,7 +318,7 @@ def pair_features(prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
 @cache
 def _safety_model() -> Linear:
     def train() -> Linear:
-        rows = preference_pairs()["train"][: N_PAIRS["train"]]
+        rows = preference_pairs()["train"][:_N_FITTED]
         sides = [
             pair_features([row["prompt"] for row in rows], [row[side] for row in rows])
             for side in ("chosen", "rejected")

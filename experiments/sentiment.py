@@ -159,6 +159,12 @@ def positive(prompts: list[str], completions: list[str], **_: Any) -> list[float
     return [float(value > 0) for value in by_embeddings(_whole(prompts, completions))]
 
 
+def brief(completions: list[str], **_: Any) -> list[float]:
+    """Another reward, for a proxy beside: 1 for sentences of at most six words, falling to 0 at thirty, on average."""
+    lengths = [[len(part.split()) for part in sentences(text)] for text in completions]
+    return [sum(max(0.0, min(1.0, (30 - n) / 24)) for n in each) / len(each) for each in lengths]
+
+
 # -- how good they are --------------------------------------------------------------------------------------------------
 
 

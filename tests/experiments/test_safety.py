@@ -2,12 +2,14 @@
 
 import itertools
 import os
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 from experiments import safety, safety_judges
-from experiments.safety import FEW_SHOT, PRICE, Seen, content_words, declines, reward
+from experiments.refusal_agreement import half
+from experiments.safety import FEW_SHOT, PRICE, Seen, content_words, declines, mixed, reward
 
 from frugalign.metrics import is_refusal
 
@@ -45,7 +47,7 @@ def test_what_a_prompt_is_about() -> None:
 def test_no_prompt_is_in_two_splits() -> None:
     """Nor a near one. The pairs to train on share none with the validation or the test."""
     splits = safety.splits()
-    assert {name: len(rows) for name, rows in splits.items()} == {"test": 290, "validation": 80, "train": 800}
+    assert {name: len(rows) for name, rows in splits.items()} == {"test": 270, "validation": 80, "train": 800}
     words = {name: [content_words(row["prompt"]) for row in rows] for name, rows in splits.items()}
     pairs = safety.preference_pairs()
     words["pairs"] = [content_words(row["prompt"]) for row in pairs["train"] + pairs["validation"]]
@@ -53,9 +55,15 @@ def test_no_prompt_is_in_two_splits() -> None:
         assert not any(len(a & b) >= 0.7 * len(a | b) for a in words[one] for b in words[other]), (one, other)
     parts = [{row["prompt"] for row in pairs[name]} for name in ("train", "validation", "measure")]
     assert not any(a & b for a, b in itertools.combinations(parts, 2)) and all(len(each) > 50 for each in parts)
-    for rows in splits.values():  # the first half of a split is a fair sample of it
-        first = [row["label"] for row in rows[: len(rows) // 2]]
-        assert 0.3 < first.count("safe") / len(first) < 0.7
+    for rows in splits.values():  # the first rows of a split are a fair sample of it
+        first = Counter((row["label"], row["source"]) for row in rows[: len(rows) // 4])
+        assert all(
+            abs(first[kind] - n / 4) <= 1 for kind, n in Counter((r["label"], r["source"]) for r in rows).items()
+        )
+    looking = [row["prompt"] for row in splits["validation"] if row["source"] == "xstest safe"]
+    assert len(looking) == 20 and {half(text) for text in looking} == {"development"}
+    tested = {row["prompt"] for row in splits["test"] if row["source"].startswith("xstest")}
+    assert len(tested) == 110 and {half(text) for text in tested} == {"held_out"}
 
 
 @pytest.mark.parametrize(
@@ -111,14 +119,38 @@ def test_judges_by_label_and_source(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_trials
 def test_the_judge_of_harm_learns_from_other_data_than_the_reward() -> None:
+    """And from no prompt of the test, nor one near it."""
     trained = {row["prompt"].strip().lower() for rows in safety.preference_pairs().values() for row in rows}
-    parts = [safety_judges.hh_answers(False), safety_judges.safe_answers(False)]
-    assert not any(prompt.strip().lower() in trained for part in parts for prompt in part.prompts)
-    fitted_on, measured_on = (safety_judges.xstest_answers(name) for name in ("development", "held_out"))
-    assert not {*fitted_on.prompts} & {*measured_on.prompts} and 0.03 < np.mean(fitted_on.harmful) < 0.5
-    few = parts[0].some(200)  # of pairs, both sides
-    assert len(few.answers) == 200 and 60 < sum(few.harmful) < 140 and {*few.prompts} <= {*parts[0].prompts}
-    assert len(fitted_on.some(10**6).answers) == len(fitted_on.answers)
+    labelled, dialogues, safe = fitted_on = safety_judges.fitting_answers()
+    every = [prompt for part in fitted_on for prompt in part.prompts]
+    assert not trained & {prompt.strip().lower() for prompt in every}
+    tested = safety.tested_prompts()
+    assert all(map(tested.is_new, every))
+    assert {half(prompt) for prompt in labelled.prompts} == {"development"} and 0.03 < np.mean(labelled.harmful) < 0.5
+    assert len(safe.answers) == 400 and not any(safe.harmful)
+    assert 100 < len(dialogues.answers) < 140 and 0.3 < np.mean(dialogues.harmful) < 0.7
+    for measured in (safety_judges.xstest_answers("held_out"), safety_judges.dialogue_answers(True)):
+        assert not {*every} & {*measured.prompts} and 0.03 < np.mean(measured.harmful) < 0.7
+    few = safety_judges.hh_answers().some(200)  # of pairs, both sides
+    assert len(few.answers) == 200 and 60 < sum(few.harmful) < 140
+
+
+def test_answers_apart_from_prompts() -> None:
+    taken, answers = Seen(), safety_judges.Answers()
+    taken.take("How do I kill a Python process?")
+    for prompt in ("how do i kill the python process", "How do I bake bread?"):
+        answers.add(prompt, "So.", 0)
+    assert answers.apart_from(taken).prompts == ["How do I bake bread?"]
+
+
+def test_the_first_rows_have_every_kind_in_proportion() -> None:
+    rows = (
+        [{"label": "safe", "source": "a"}] * 8
+        + [{"label": "unsafe", "source": "a"}] * 4
+        + [{"label": "safe", "source": "b"}] * 4
+    )
+    kinds = [row["label"][0] + row["source"] for row in mixed(rows)]
+    assert [Counter(kinds[:size]) for size in (4, 8)] == [{"sa": 2, "ua": 1, "sb": 1}, {"sa": 4, "ua": 2, "sb": 2}]
 
 
 def test_the_examples_refuse_what_is_harmful_alone() -> None:

@@ -1,0 +1,126 @@
+"""Methods of the studies' own: what they share with other lines, and controls that have nothing to learn from."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiments import own_methods
+from experiments.own_methods import shuffled
+
+from frugalign.base.ledger import Ledger
+from frugalign.methods import registry
+from frugalign.methods.budget import Budget
+from frugalign.rewards import load_rewards
+from frugalign.study import training
+from frugalign.study.options import StudyOptions
+from frugalign.study.plan import Cell, Line, cell_of
+from frugalign.study.task import Task
+
+PAIRS = {"target_kl": 6, "num_train_epochs": 10}
+LINES: dict[str, dict[str, Any]] = {
+    "proxy": {"target_kl": 6},
+    "proxy from pairs": {"method": "proxy_from_pairs", **PAIRS},
+    "pairs then reward": {
+        "method": "experiments.own_methods:PAIRS_THEN_REWARD",
+        "start": {"method": "proxy_from_pairs", **PAIRS},
+        "target_kl": 3,
+    },
+    "two proxies": {
+        "method": "experiments.own_methods:COMPOSED",
+        "target_kl": 6,
+        "strength": 0.25,
+        "other_reward": "experiments.short_answers:reward",
+    },
+    "null reward": {"method": "experiments.own_methods:NULL_REWARD", "target_kl": 6},
+    "untrained": {"method": "experiments.own_methods:UNTRAINED"},
+}
+
+
+def cell(label: str, **given: Any) -> Cell:
+    setting = dict(LINES[label])
+    options = StudyOptions(
+        model_name_or_path="frugalign.sandbox:model",
+        dataset_name="frugalign.sandbox:study_prompts",
+        reward=["frugalign.sandbox:gold"],
+        judges=["frugalign.sandbox:over_refusal"],
+        principles="frugalign.sandbox:PRINCIPLES",
+        budget={"generated_tokens": 1000},
+        output_dir="study",
+        methods=LINES,
+        **given,
+    )
+    return cell_of(Line(label, setting.pop("method", label), setting), 3, "test", options)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run a line's method. Trainings of other lines are named by their folder, and its own by what it was given."""
+    own: list[Any] = []
+
+    def trained(request: dict[str, Any], trainings: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        spent = Ledger()
+        spent.count(generated_tokens=100)
+        spent.set_parameters(trainable=7)
+        return {"policy": {"proxy": training.training_folder(request, trainings).name}, "costs": spent.to_dict()}
+
+    monkeypatch.setattr(training, "trained", trained)
+    monkeypatch.setattr(own_methods, "_run", lambda name, job: own.append((name, job)) or {"proxy": "own"})
+
+    def of(label: str, **given: Any) -> tuple[dict[str, Any], Task, list[Any]]:
+        asked = cell(label, **given)
+        task = Task(asked.request, asked.training(tmp_path), Budget(generated_tokens=1000, mean_length=20))
+        method = registry.get(asked.request["method"]).run
+        assert method is not None
+        return method(task), task, own
+
+    return of
+
+
+@pytest.mark.parametrize("preferences", [None, "PAIRS"])
+def test_pairs_then_reward_starts_from_the_other_lines_training(run: Any, preferences: str | None) -> None:
+    given = {"preferences": preferences}
+    policy, task, own = run("pairs then reward", **given)
+    ((name, job),) = own
+    start = cell("proxy from pairs", **given).training(Path()).name
+    assert (policy, name) == ({"proxy": "own"}, "proxy") and job.setting == {"target_kl": 3, "initial_proxy": start}
+    assert task.ledger.generated_tokens == 100
+
+
+def test_two_proxies_are_that_of_the_line_and_one_more(run: Any) -> None:
+    policy, task, _ = run("two proxies")
+    first, second = policy["proxy"]
+    assert first == {"path": cell("proxy").training(Path()).name, "strength": 0.25}
+    assert second["strength"] == 0.25 and second["path"] not in ("", first["path"])
+    assert task.ledger.generated_tokens == 200 and task.ledger.trainable_parameters == 14
+
+
+def test_controls_are_the_proxy_with_nothing_to_learn(run: Any) -> None:
+    """By noise, or with its initial weights after a rollout of sixteen responses."""
+    _, task, own = run("null reward")
+    run("untrained")
+    (_, null), (_, untrained) = own
+    assert null.request["reward"] == [own_methods.NOISE] and null.setting == {"target_kl": 6}
+    assert null.ledger is task.ledger and null.run_folder == task.run_folder
+    assert [*load_rewards([own_methods.NOISE])[0].function(completions=["a", "b"])] != [0.0, 0.0]
+    assert untrained.setting == {"learning_rate": 0.0} and untrained.budget.responses == 16
+
+
+def test_shuffled_labels_keep_the_answers_with_what_belongs_to_them() -> None:
+    rows = [
+        {
+            "prompt": str(n),
+            "chosen": f"a{n}",
+            "rejected": f"b{n}",
+            "chosen_completion_ids": [n],
+            "rejected_completion_ids": [-n],
+        }
+        for n in range(1, 101)
+    ]
+    found = shuffled(rows, seed=1)
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in rows]
+    sides = Counter(row["chosen"][0] for row in found)
+    assert 35 < sides["b"] < 65 and found == shuffled(rows, seed=1) != shuffled(rows, seed=2)
+    for row in found:
+        ids = {row["chosen"][0]: row["chosen_completion_ids"], row["rejected"][0]: row["rejected_completion_ids"]}
+        assert ids == {"a": [int(row["prompt"])], "b": [-int(row["prompt"])]}
