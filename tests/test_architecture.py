@@ -169,16 +169,19 @@ def test_only_declared_dependencies_are_imported() -> None:
         "uvicorn",
         "bitsandbytes",
     }  # the peers, study and serve extras, and 4-bit weights: imported where they are asked for
+    brought = {"wandb", "mlflow", "trackio", "lm_eval", "inspect_ai", "anyio"}  # by users, who name them
     arrive_with = {
         "numpy",
         "tokenizers",
         "huggingface_hub",
         "tqdm",
         "psutil",
-    }  # torch, transformers and accelerate need them
+        "pandas",
+    }  # torch, transformers, accelerate and datasets need them
     known = (
         {IMPORT_NAMES.get(d, d) for d in declared}
         | optional
+        | brought
         | arrive_with
         | {"frugalign"}
         | set(sys.stdlib_module_names)

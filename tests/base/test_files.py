@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CardTables, check_safetensors, model_card, write_atomic, write_json_atomic, writing
+from frugalign.base.files import check_safetensors, write_atomic, write_json_atomic, writing
 
 
 def test_write_atomic_makes_folders_and_replaces(tmp_path: Path) -> None:
@@ -128,26 +128,3 @@ def test_not_a_safetensors_file_and_missing(tmp_path: Path) -> None:
         check_safetensors(tmp_path / "x.safetensors")
     with pytest.raises(FrugalignError, match="does not exist"):
         check_safetensors(tmp_path / "missing.safetensors")
-
-
-def test_card(tmp_path: Path) -> None:
-    card = model_card(
-        title="A proxy",
-        description="It oversees.",
-        base_model="gpt2",
-        datasets=["trl-lib/tldr", str(tmp_path)],
-        tags=["proxy"],
-        tables=CardTables(settings={"p_t": 0.01, "note": "a|b"}, costs=[("Optimizer steps", "4")]),
-        usage="import frugalign",
-    )
-    assert card.startswith(
-        "---\nlibrary_name: frugalign\nbase_model: gpt2\ndatasets:\n- trl-lib/tldr\n"
-        "tags:\n- frugalign\n- proxy\n---\n\n# A proxy\n"
-    )
-    assert "| `p_t` | 0.01 |\n| `note` | a\\|b |" in card
-    assert "## Results" not in card and "## What it cost" in card and str(tmp_path) not in card
-
-
-def test_a_local_base_stays_out_of_the_metadata(tmp_path: Path) -> None:
-    card = model_card(title="A proxy", description="It oversees.", base_model=str(tmp_path))
-    assert "base_model:" not in card and f"Base model: `{tmp_path}`." in card

@@ -21,6 +21,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "validate": {"dataset_name": "d"},
     "convert": {"dataset_name": "d", "out": "o.jsonl"},
     "report": {"run": "r"},
+    "push": {"run": "r"},
+    "lm-eval": {"model_name_or_path": "m", "tasks": ["t"]},
 }
 
 
@@ -29,7 +31,7 @@ def command_of(verb: str) -> Command:
     name, _, form = verb.partition("/")
     if name in method.VERBS:
         return method.command_of(name, int(form or 0))
-    found: Command = import_module(f"frugalign.cli.{name}").COMMAND
+    found: Command = import_module(f"frugalign.cli.{name.replace('-', '_')}").COMMAND
     return found
 
 

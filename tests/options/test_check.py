@@ -212,7 +212,7 @@ def wrong_values(name: str, hint: Any) -> list[Any]:
     if types == {bool}:
         return [0, 1, "true", "x", 1.0, NAN, [], {}]
     if types == {str}:
-        return _NO_TEXTS if name in ("prompt", "system", "resume_from_checkpoint") else _NO_NAMES
+        return _NO_TEXTS if name in ("prompt", "system", "system_instruction", "resume_from_checkpoint") else _NO_NAMES
     if types == {dict[str, Any]}:
         return [3, "x", True, [], NAN]
     return [NAN, INF]

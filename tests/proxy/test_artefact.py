@@ -7,28 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.proxy.tiny_llama import llama, tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.proxy.network import ProxyModel, load_proxy, new_proxy
-
-
-def llama(seed: int = 0, vocabulary: int = 60) -> Any:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def tokenizer(prefix: str = "w", n: int = 60) -> PreTrainedTokenizerFast:
-    words = {f"{prefix}{index}": index for index in range(n)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token=f"{prefix}0")), eos_token=f"{prefix}1"
-    )
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ def test_a_saved_policy_is_known_by_its_record(train: str, tmp_path: Path) -> No
     """Whole, it loads; with another setting in its config, it is refused."""
     base, run = str(save_base(tmp_path / "base")), tmp_path / "run"
     loaded = load_model(base, device_map="cpu")
-    args = SimpleNamespace(output_dir=str(run), train=train, model_name_or_path=base, lora_r=2, lora_alpha=4)
+    args = SimpleNamespace(
+        output_dir=str(run), train=train, model_name_or_path=base, lora_r=2, lora_alpha=4, push_to_hub=False
+    )
     args.options = lambda: {"lora_r": 2}
     policy = get_peft_model(loaded.model, lora_of(args)) if train == "lora" else loaded.model
     save_policy(policy, loaded.tokenizer, args, Ledger(), trained_on={}, done="tuned", description="A test.")

@@ -1,4 +1,4 @@
-"""Writing and checking files: atomic writes, the safetensors check, and the card that every artefact carries.
+"""Writing and checking files: atomic writes, and the check of safetensors.
 
 A file is written under a temporary name and then moved into place. A killed run leaves the old file or the new one,
 never half of one.
@@ -12,15 +12,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import parse_json
-from frugalign.base.specs import local_path
 
 MODEL_CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -181,66 +179,6 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int, int]:
             raise ValueError(f"extent {extent!r}")
         count *= extent
     return begin, end, count * _DTYPE_BITS[entry["dtype"]] // 8
-
-
-@dataclass(frozen=True)
-class CardTables:
-    """The tables of a card; an empty one is left out. `costs` is a `Ledger.table()`."""
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-    costs: Sequence[tuple[str, str]] = ()
-
-
-def model_card(
-    *,
-    title: str,
-    description: str,
-    base_model: str = "",
-    datasets: Sequence[str] = (),
-    tags: Sequence[str] = (),
-    tables: CardTables | None = None,
-    usage: str = "",
-) -> str:
-    """The README.md of an artefact. Missing parts are left out.
-
-    The hub rejects metadata that names a local folder, so a local base model is named in the text instead.
-    """
-    is_hub_id, tables = local_path(base_model) is None, tables or CardTables()
-    if base_model and not is_hub_id:
-        description = f"{description.rstrip()}\n\nBase model: `{base_model}`."
-    names = [name for name in datasets if local_path(name) is None]
-    parts = [
-        "---",
-        "library_name: frugalign",
-        *([f"base_model: {base_model}"] if is_hub_id else []),
-        *(["datasets:", *(f"- {name}" for name in names)] if names else []),
-        *("tags:", *(f"- {tag}" for tag in ["frugalign", *tags])),
-        "---",
-        "",
-        f"# {title}",
-        "",
-        description.strip(),
-        *_table("Settings", ("setting", "value"), [(f"`{key}`", value) for key, value in tables.settings.items()]),
-        *_table("Results", ("measure", "value"), list(tables.results.items())),
-        *_table("What it cost", ("what", "value"), tables.costs),
-        *(["", "## Use", "", "```python", usage.strip(), "```"] if usage.strip() else []),
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _table(title: str, head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> list[str]:
-    """The lines of a section with a Markdown table. Empty without rows."""
-    if not rows:
-        return []
-    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
-    return ["", f"## {title}", "", f"| {head[0]} | {head[1]} |", "|---|---|", *lines]
-
-
-def _cell(value: Any) -> str:
-    """A value in a Markdown table: one line, pipes escaped, floats short."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def hash_file(path: Path) -> str:

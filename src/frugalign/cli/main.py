@@ -27,8 +27,10 @@ VERBS = {
     "generate": "answer one prompt, by a model alone or an aligned one",
     "chat": "talk to a model, alone or aligned",
     "evaluate": "compare a policy with its base: quality and cost",
+    "lm-eval": "run the tasks of lm-eval on a policy",
     "study": "compare methods on one base and one budget",
     "report": "write a run's report.html",
+    "push": "upload an artefact to the Hugging Face Hub",
     "validate": "check every row of a data set",
     "convert": "rewrite a published data format for these commands",
     "env": "print versions and hardware, for a bug report",
@@ -80,7 +82,8 @@ def _dispatch(argv: list[str]) -> int:
     if verb in method.VERBS:
         status = method.run(verb, argv[1:])
     else:
-        status = import_module(f"frugalign.cli.{verb}").run(argv[1:])
+        module = verb.replace("-", "_")
+        status = import_module(f"frugalign.cli.{module}").run(argv[1:])
     sys.stdout.flush()  # a closed pipe shows here, where it is understood
     return status
 

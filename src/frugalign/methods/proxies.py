@@ -9,14 +9,16 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalign.base.cards import CardTables, model_card
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
+from frugalign.base.files import CARD_FILE, write_atomic
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.engines.loading import LoadedModel, load_model, prepare_tokenizer
 from frugalign.engines.transformers import device_of, sampling_temperature
 from frugalign.options.loading import model_arguments
 from frugalign.proxy.network import ProxyModel, check_proxy, load_proxy, new_proxy
 from frugalign.runs.folder import publish
+from frugalign.runs.hub import push_if_asked
 from frugalign.runs.layout import COSTS_FILE
 from frugalign.runs.shard_store import ShardStore
 
@@ -74,7 +76,10 @@ def feature_store(args: Any) -> ShardStore:
 
 
 def save_proxy(trainer: Any, folder: Path, learned: str) -> None:
-    """Write a trainer's proxy, its card and the costs into the run folder. `learned`: a sentence for the card on the signal."""
+    """Write a trainer's proxy, its card and the costs into the run folder, and upload it if that is asked for.
+
+    `learned`: a sentence for the card on the signal.
+    """
     if not trainer.is_world_process_zero():
         return
     proxy = trainer.accelerator.unwrap_model(trainer.model)
@@ -90,3 +95,4 @@ def save_proxy(trainer: Any, folder: Path, learned: str) -> None:
     write_atomic(folder / CARD_FILE, card)
     trainer.ledger.save(folder / COSTS_FILE)
     publish(folder, proxy.save_pretrained)
+    push_if_asked(folder, trainer.args)

@@ -354,12 +354,37 @@ class Run(Seed, OutputDir, section="run"):
 
 
 @dataclass(eq=False, repr=False)
-class TrainingRun(Run, section="run"):
+class Tracking(Group, section="run"):
+    """Who is told of a run."""
+
+    report_to: str | list[str] | None = option(
+        "none",
+        "Experiment trackers, as in transformers: wandb, mlflow, trackio, tensorboard and others. Nothing is sent unless you name one.",
+    )
+    push_to_hub: bool = option(
+        False, "Upload the finished artefact to the Hugging Face Hub. Nothing is uploaded without this flag."
+    )
+    hub_model_id: str | None = option(
+        None, "Repository of that upload, NAME or OWNER/NAME. Default: the name of output_dir."
+    )
+    hub_private_repo: bool | None = option(
+        None, "Whether a new repository is private. Default: as its owner's settings on the hub say."
+    )
+
+
+@dataclass(eq=False, repr=False)
+class Completions(Group, section="run"):
+    """Which samples are logged."""
+
+    log_completions: bool = option(
+        False, "Send some responses to the trackers as a table, with their rewards, as TRL does."
+    )
+
+
+@dataclass(eq=False, repr=False)
+class TrainingRun(Tracking, Run, section="run"):
     """A training run: its folder, how it resumes, what tracks it."""
 
     resume_from_checkpoint: str | None = option(
         None, "Resume from this checkpoint folder, or from the newest checkpoint in output_dir (`true`).", TEXT
-    )
-    report_to: str | list[str] | None = option(
-        "none", "Experiment trackers, as in transformers. Nothing is sent unless you name one."
     )

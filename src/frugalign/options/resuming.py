@@ -7,7 +7,8 @@ START_OPTIONS = frozenset({"resume_from_checkpoint", "overwrite_output_dir", "fr
 _PLACES = {"model_name_or_path", "dataset_name", "reward", "reward_dataset_name", "output_dir"}
 _MACHINE = {"dtype", "device_map", "use_cpu"}
 _LENGTH = {"max_steps"}
-_RECORDS = {"logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"}
+_RECORDS = {"logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "log_completions"}
+_RECORDS |= {"push_to_hub", "hub_model_id", "hub_private_repo"}
 MAY_CHANGE = START_OPTIONS | _PLACES | _MACHINE | _LENGTH | _RECORDS
 """Options for paths, hardware, length and logging."""
 

@@ -24,6 +24,8 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     "label_names": (None, "our data have their own columns"),
     "include_for_metrics": ([], "our measures have their own inputs"),
     "batch_eval_metrics": (False, "our measures have their own inputs"),
+    "hub_strategy": ("every_save", "the finished artefact is uploaded, once"),
+    "hub_always_push": (False, "the finished artefact is uploaded, once"),
 }
 """`TrainingConfig.not_carried_over` for every method."""
 

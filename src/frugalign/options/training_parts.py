@@ -28,7 +28,7 @@ def try_training_parts(args: Any) -> None:
     Raises:
         FrugalignError: a part that cannot be made.
     """
-    _check_trackers(getattr(args, "report_to", None) or ())
+    check_trackers(getattr(args, "report_to", None) or ())
     from transformers import TrainingArguments
 
     if not isinstance(args, TrainingArguments):
@@ -48,7 +48,7 @@ def try_training_parts(args: Any) -> None:
         except Exception as error:  # optimisers, schedules and loaders of other libraries raise any kind
             raise FrugalignError(f"{named} cannot be used: {_said(error)}.") from error
     if args.push_to_hub:
-        _check_hub(args)
+        check_hub(args.hub_token)
 
 
 def check_packages(args: Any) -> None:
@@ -109,23 +109,31 @@ def _try_compile(args: Any) -> None:
         TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode or "default")
 
 
-def _check_hub(args: Any) -> None:
-    """Ask the hub whose token it is. A run must not fail after hours, when it is pushed."""
+def check_hub(token: str | None = None) -> None:
+    """Ask the hub whose token it is. A run must not fail after hours, when it is pushed.
+
+    Raises:
+        FrugalignError: the hub cannot be reached, or does not take the token.
+    """
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         raise FrugalignError("push_to_hub needs the hub, and HF_HUB_OFFLINE is set.")
     try:
-        HfApi().whoami(token=args.hub_token)
+        HfApi().whoami(token=token)
     except Exception as error:  # no token, a refused one, no connection
-        reason = str(error).replace(args.hub_token or "\0", "…")
+        reason = str(error).replace(token or "\0", "…")
         raise FrugalignError(
             f"push_to_hub cannot sign in at the hub: {shown(reason, quoted=False)}. Try `hf auth login`."
         ) from None
 
 
-def _check_trackers(report_to: str | Sequence[str]) -> None:
-    """Raises where a tracker is unknown or not installed."""
+def check_trackers(report_to: str | Sequence[str]) -> None:
+    """Check the names of experiment trackers.
+
+    Raises:
+        FrugalignError: one is unknown, or not installed.
+    """
     names = [report_to] if isinstance(report_to, str) else report_to
     names = [name for name in names if name not in ("none", "all")]
     if not names:

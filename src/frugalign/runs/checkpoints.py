@@ -40,6 +40,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.engines.fingerprints import base_differences
 from frugalign.options.resuming import is_resuming
 from frugalign.runs.folder import keep_lines, saving
+from frugalign.runs.hub import OnlyWhenFinished
 from frugalign.runs.layout import (
     CHECKPOINT_HASHES_FILE,
     CHECKPOINT_PREFIX,
@@ -77,7 +78,7 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 """Names of the files of a large model's weights."""
 
 
-class WholeCheckpoints(ABC):
+class WholeCheckpoints(OnlyWhenFinished, ABC):
     """A mixin for a `transformers.Trainer` with a `ledger`. Its checkpoints also hold what `run_state` returns."""
 
     args: Any

@@ -62,6 +62,7 @@ REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.json"
 SAMPLES_FILE = "samples.jsonl"
 EVALUATION_COSTS_FILE = "evaluation_costs.json"
+LM_EVAL_FILE = "lm_eval.json"
 
 RUN_FILE = "run.json"
 START_FOLDER = "start"

@@ -7,13 +7,15 @@ from typing import Any
 
 from peft import LoraConfig
 
-from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic, write_json_atomic
+from frugalign.base.cards import CardTables, model_card
+from frugalign.base.files import CARD_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.engines.adapters import record_adapter
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.model_records import record_model
 from frugalign.options.groups import KINDS
 from frugalign.runs.folder import open_run_folder, publish
+from frugalign.runs.hub import push_if_asked
 from frugalign.runs.layout import COSTS_FILE, TRAINED_ON_FILE, read_trained_on
 
 
@@ -34,7 +36,7 @@ def save_policy(
     done: str,
     description: str,
 ) -> None:
-    """Write the policy and its files into the run folder, `args.output_dir`.
+    """Write the policy and its files into the run folder, `args.output_dir`, and upload it if that is asked for.
 
     The files are the adapter, the model or the proxy, the tokenizer of the first two, the card, the costs and `trained_on`.
 
@@ -68,6 +70,7 @@ def save_policy(
         write_atomic(staged / CARD_FILE, card)  # in place of PEFT's template
 
     publish(folder, save)
+    push_if_asked(folder, args)
 
 
 def trained_on_of(name: str | None) -> dict[str, Any] | None:

@@ -74,16 +74,8 @@ def _rewards_of_lines(lines: Sequence[Line]) -> list[str]:
 _STUDY_OPTIONS = {
     *("model_name_or_path", "dataset_name", "reward", "reward_weights", "principles", "output_dir"),
     *("overwrite_output_dir", "resume_from_checkpoint", "seed", "use_cpu", "max_new_tokens", "max_completion_length"),
-    *(
-        "prompt_format",
-        "chat_template_kwargs",
-        "method",
-        "loss_type",
-        "report_to",
-        "eval_reward",
-        "eval_prompts",
-        "reward_dataset_name",
-    ),
+    *("prompt_format", "chat_template_kwargs", "method", "loss_type", "eval_reward", "eval_prompts"),
+    *("report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "reward_dataset_name"),
 }
 """Options that the study sets for every line."""
 _BUDGET_OPTIONS = {"max_steps", "prompts_per_round"}

@@ -26,10 +26,12 @@ _EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
     max_steps="They are rounded up to whole rollouts; without epochs, -1 stands for those of budget_tokens.",
     output_dir="Default: runs/proxy.",
     save_steps="They are rounded up to whole rollouts.",
+    log_completions="completions.jsonl has some of every rollout.",
 )
 class ProxyOptions(
     ProxyNetwork,
     groups.TargetKL,
+    groups.Completions,
     groups.TrainingRun,
     groups.EvalSteps,
     groups.Steps,
@@ -85,4 +87,3 @@ class ProxyOptions(
     vf_coef: float = option(0.5, "Weight of the value loss (GAE).", NON_NEGATIVE)
     mask_truncated_completions: bool = option(False, "Leave responses that are cut out of the loss.")
     max_grad_norm: float = option(1.0, "Gradient clipping.", NON_NEGATIVE)
-    log_completions: bool = option(False, "Write some responses of every logged rollout to completions.jsonl.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.json_files import append_lines
+from frugalign.base.quantities import KL_PARTS
 from frugalign.data import encode_prompts
 from frugalign.data.templating import Rendering
 from frugalign.engines.loading import LoadedModel
@@ -56,23 +58,25 @@ class Prompts:
         texts: list[str] = self.tokenizer.batch_decode(rollout.generation.completion_ids, skip_special_tokens=True)
         return texts
 
-    def write_completions(
-        self,
-        folder: Path,
-        step: int,
-        indices: list[int],
-        rollout: Rollout,
-        rewards: Tensor,
-        extra: dict[str, list[Any]],
-    ) -> None:
-        """Append some completions of a rollout to `completions.jsonl`, with the columns that rewards logged (`extra`)."""
-        texts, lines = self.texts(rollout), []
-        for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS)):
-            entry = {
+    def some_completions(
+        self, step: int, indices: list[int], rollout: Rollout, rewards: Tensor, extra: dict[str, list[Any]]
+    ) -> list[dict[str, Any]]:
+        """Some completions of a rollout: prompt, completion, reward, `kl` to the base in nats, and the columns that rewards logged (`extra`)."""
+        texts = self.texts(rollout)
+        kl = sum(getattr(rollout.generation, name) for name in KL_PARTS)
+        return [
+            {
                 "step": step,
                 "prompt": self.dataset[indices[row]]["prompt"],
                 "completion": texts[row],
                 "reward": None if rewards[row].isnan() else float(rewards[row]),
-            } | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
-            lines.append(json.dumps(entry, ensure_ascii=False, default=str))
-        append_lines(folder / COMPLETIONS_FILE, lines)
+                "kl": float(kl[row]),
+            }
+            | {name: values[row] for name, values in extra.items() if len(values) == len(indices)}
+            for row in range(0, len(indices), max(1, len(indices) // _LOGGED_COMPLETIONS))
+        ]
+
+
+def write_completions(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append them to `completions.jsonl`."""
+    append_lines(folder / COMPLETIONS_FILE, [json.dumps(row, ensure_ascii=False, default=str) for row in rows])

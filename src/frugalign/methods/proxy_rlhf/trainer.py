@@ -40,7 +40,7 @@ from frugalign.methods.proxy_rlhf.experience import (
 )
 from frugalign.methods.proxy_rlhf.kl_control import AfterEachStep, KLController, RolloutUpdate, TrustRegion
 from frugalign.methods.proxy_rlhf.loss import proxy_loss
-from frugalign.methods.proxy_rlhf.prompts import Prompts
+from frugalign.methods.proxy_rlhf.prompts import Prompts, write_completions
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
 from frugalign.options.training_parts import refused_settings
@@ -52,6 +52,7 @@ from frugalign.rewards.content import reward_contents
 from frugalign.rewards.representation.network import share_base, state_fingerprint
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder, open_run_folder
+from frugalign.runs.trackers import log_table
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             Prompts.encode(eval_dataset, self._base, args, rendering)
         self._round = -1
         self._logs: dict[str, list[float]] = {}
+        self._sampled: list[dict[str, Any]] = []
         self._loss_sum = 0.0
         open_run_folder(str(args.output_dir))
         args.size_to(causal_lm(self.lm).num_parameters(), proxy.config)
@@ -237,9 +239,10 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         for name, value in noted.items():
             self._note(name, value)
         if args.log_completions:
-            self._train_prompts.write_completions(
-                Path(str(args.output_dir)), self.state.global_step, indices[mine], rollout, rewards, scored.extra
+            self._sampled = self._train_prompts.some_completions(
+                self.state.global_step, indices[mine], rollout, rewards, scored.extra
             )
+            write_completions(Path(str(args.output_dir)), self._sampled)
         kl = self._sum(torch.tensor([rollout.statistics["kl_choice"], 1.0], dtype=torch.float64))
         self.kl.observe(float(kl[0] / kl[1]))
         region = TrustRegion(experience.minibatches, args.objective, self._sum)
@@ -320,6 +323,9 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         if "loss" in logs:
             logs = logs | self._means()
             self._logs.clear()
+            if self.is_world_process_zero():
+                log_table(self.callback_handler.callbacks, self._sampled, self.state.global_step)
+            self._sampled = []
         if "train_loss" in logs:
             total = self._sum(torch.tensor([self._loss_sum, float(self.ledger.optimizer_steps)], dtype=torch.float64))
             logs = logs | {"train_loss": float(total[0] / total[1].clamp(min=1))}
@@ -356,7 +362,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
     def reset_run_state(self) -> None:
-        self._round, self._logs, self._loss_sum = -1, {}, 0.0
+        self._round, self._logs, self._sampled, self._loss_sum = -1, {}, [], 0.0
         self.kl = KLController(self.args.beta, self.args.target_kl)
 
     def run_settings(self) -> dict[str, Any]:

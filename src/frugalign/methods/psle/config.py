@@ -31,7 +31,6 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("eval_on_start", "bf16_full_eval", "fp16_full_eval"), (False, _MEASURED)),
     "eval_delay": (0, _MEASURED),
     "per_device_eval_batch_size": (8, _MEASURED),
-    "push_to_hub": (False, "push the run's adapter when it is finished"),
     "deepspeed": (None, "rounds sample from the model that they train"),
 }
 """Options of TrainingArguments that must keep these values, and why."""

@@ -33,8 +33,10 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, POSITIVE
     save_steps="They count within a round; every finished round is kept anyway.",
     save_total_limit="They are those of the current round; a finished one needs none.",
     resume_from_checkpoint="Rounds take `true` only.",
+    log_completions="responses.jsonl of a round has all of them.",
 )
 class PSLEOptions(
+    groups.Completions,
     groups.TrainingRun,
     groups.Steps,
     groups.Epochs,

@@ -47,6 +47,7 @@ from frugalign.methods.psle.round_trainer import RoundTrainer, answers_of, coupl
 from frugalign.methods.psle.rules import reward_scale, threshold
 from frugalign.methods.psle.sampling import Sampler
 from frugalign.methods.psle.sampling_summary import describe_sampling, say_rounds, warn_of_few
+from frugalign.methods.psle.tracking import evaluation_values, sampled_values, some_responses
 from frugalign.options.resuming import is_resuming
 from frugalign.policies.principles import Principles
 from frugalign.rewards.content import reward_contents
@@ -70,6 +71,7 @@ from frugalign.runs.layout import (
 )
 from frugalign.runs.lock import in_use
 from frugalign.runs.progress import Pace, TrainingProgress
+from frugalign.runs.trackers import PartOfARun, Trackers
 
 _SHOWN = ("loss", "ranked_in_order", "log_likelihood/ranked_guided", "log_likelihood/ranked_plain")
 _log = logging.getLogger(__name__)
@@ -170,6 +172,14 @@ class PSLETrainer:
                 write_json_atomic(folder / RUN_FILE, self._run_settings())
             write_atomic(folder / CONFIG_FILE, dump_yaml(self.args.resolved()))
         self._wait()
+        self.trackers = Trackers(self.args)
+        self.trackers.begin(self.model)
+        try:
+            return self._rounds(folder)
+        finally:
+            self.trackers.end()
+
+    def _rounds(self, folder: Path) -> list[Manifest]:
         self._evaluate_start(folder / START_FOLDER)
         manifests: list[Manifest] = []
         say_rounds(self.sampler, self.fitting, self.round_evaluation)
@@ -220,8 +230,11 @@ class PSLETrainer:
         scale = self._scale(done.scored, folder.parent)
         if self._is_main:
             describe_sampling(done, self.rewards, args, number, tau * scale)
-        steps = self._train(number, folder, done, ledger)
+        earlier = sum(each["optimizer_steps"] for each in before)
+        self._track(done, number, earlier)
+        steps = self._train(number, folder, done, ledger, earlier)
         self._evaluate(folder, folder.parent / START_FOLDER, ledger, ROUND_METRICS_COSTS_FILE)
+        self.trackers.log(evaluation_values(folder), earlier + steps)
         manifest: Manifest = {
             "round": number,
             "start": {"base": asdict(self.base), "weights": initial},
@@ -245,12 +258,20 @@ class PSLETrainer:
         self._wait()
         return manifest
 
+    def _track(self, done: Round, number: int, step: int) -> None:
+        """Tell the trackers what the round has sampled."""
+        kinds = {"under_principles": self.args.needs_principles}
+        self.trackers.log(sampled_values(done, number, **kinds), step)
+        if self.args.log_completions:
+            self.trackers.log_table(some_responses(done, number, **kinds), step)
+
     def _evaluate_start(self, folder: Path) -> None:
         """Evaluate the starting model on the held-out prompts, once per run."""
         if self.round_evaluation is None:
             return
         ledger, began = Ledger(), time.perf_counter()
         self._evaluate(folder, None, ledger, COSTS_FILE)
+        self.trackers.log(evaluation_values(folder), 0)
         self._count(folder, ledger, wall_clock=ledger.wall_clock_seconds - (time.perf_counter() - began))
 
     def _count(self, folder: Path, ledger: Ledger, *, wall_clock: float = 0.0, from_the_disk: bool = False) -> None:
@@ -297,7 +318,7 @@ class PSLETrainer:
         order = torch.randperm(len(self.fitting), generator=torch.Generator().manual_seed(self.args.seed)).tolist()
         return sorted({self.fitting[order[(number * size + place) % len(order)]] for place in range(size)})
 
-    def _train(self, number: int, folder: Path, done: Round, ledger: Ledger) -> int:
+    def _train(self, number: int, folder: Path, done: Round, ledger: Ledger, earlier: int) -> int:
         rendering = Rendering.of(self.args)
         couples = couples_of(done, self.processing_class, row_weights=self._row_weights, rendering=rendering)
         if not len(couples):
@@ -309,8 +330,9 @@ class PSLETrainer:
             size = self.args.per_device_train_batch_size
             couples = with_reference(couples, self.carrier, ledger, batch_size=size)
         args = copy.copy(self.args)
-        args.output_dir, args.overwrite_output_dir = str(folder), True
-        trainer = RoundTrainer(self.carrier, args, couples, self.processing_class, ledger, list(self.callbacks))
+        args.output_dir, args.overwrite_output_dir, args.report_to = str(folder), True, []
+        callbacks = [*self.callbacks, PartOfARun(self.trackers, earlier)]
+        trainer = RoundTrainer(self.carrier, args, couples, self.processing_class, ledger, callbacks)
         TrainingProgress(f"round {number}", _SHOWN, unit=None).replace_defaults(trainer)
         found = checkpoints_in(folder)
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)

@@ -18,6 +18,7 @@ from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, LAYER, LEARNING_RATE, 
     output_dir="Default: runs/reward.",
 )
 class RewardOptions(
+    groups.Tracking,
     groups.Run,
     groups.Margin,
     groups.Cache,

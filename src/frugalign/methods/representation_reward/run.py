@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from frugalign.base.cards import CardTables, model_card
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic, write_json_atomic
+from frugalign.base.files import CARD_FILE, write_atomic, write_json_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FITTED, work
 from frugalign.base.progress_display import showing
@@ -43,11 +44,14 @@ from frugalign.methods.representation_reward.measures import (
     measure_accuracy,
 )
 from frugalign.methods.representation_reward.options import RewardOptions
+from frugalign.methods.representation_reward.tracking import track
 from frugalign.options.loading import model_arguments
+from frugalign.options.training_parts import check_hub, check_trackers
 from frugalign.rewards.representation.fit import calibrate, fit, raw_rewards
 from frugalign.rewards.representation.network import RepresentationModel
 from frugalign.runs.checkpoints import refuse_earlier_run
 from frugalign.runs.folder import open_run_folder, publish
+from frugalign.runs.hub import push_if_asked
 from frugalign.runs.layout import COSTS_FILE, REWARD_REPORT_FILE
 from frugalign.runs.lock import in_use
 
@@ -66,6 +70,9 @@ def train_reward(options: RewardOptions) -> dict[str, Any]:
     for name in ("model_name_or_path", "dataset_name"):
         if not getattr(options, name):
             raise FrugalignError(f"--{name} is missing.")
+    check_trackers(options.report_to or ())
+    if options.push_to_hub:
+        check_hub()
     folder = str(options.output_dir)
     with in_use(folder), showing():
         return _train(options, open_run_folder(folder))
@@ -126,6 +133,7 @@ def _train(options: RewardOptions, folder: Path) -> dict[str, Any]:
     if few := few_prompts(len(split.test), "test example"):
         _log.warning(few)
     report["cost"] = _cost(ledger, preferences, base, tokens)
+    track(options, probes, report)
     _save(folder, probes, report, options, ledger)
     return report
 
@@ -174,6 +182,7 @@ def _save(
     )
     write_atomic(folder / CARD_FILE, card)
     publish(folder, probes.save_pretrained)
+    push_if_asked(folder, options)
 
 
 def states_of(

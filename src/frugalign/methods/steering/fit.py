@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from frugalign.base.cards import CardTables, model_card
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import CARD_FILE, CardTables, model_card, write_atomic
+from frugalign.base.files import CARD_FILE, write_atomic
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, work
 from frugalign.base.wording import pluralize
