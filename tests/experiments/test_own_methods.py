@@ -1,5 +1,6 @@
 """Methods of the studies' own: what they share with other lines, and controls that have nothing to learn from."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import pytest
 from experiments import own_methods
 from experiments.own_methods import shuffled
+from tests.study.small_cells import N_TEST
+from tests.study.small_cells import run as run_line
 
 from frugalign.base.ledger import Ledger
 from frugalign.methods import registry
 from frugalign.methods.budget import Budget
 from frugalign.rewards import load_rewards
+from frugalign.sandbox.world import make_prompts
 from frugalign.study import training
 from frugalign.study.options import StudyOptions
 from frugalign.study.plan import Cell, Line, cell_of
@@ -124,3 +128,36 @@ def test_shuffled_labels_keep_the_answers_with_what_belongs_to_them() -> None:
     for row in found:
         ids = {row["chosen"][0]: row["chosen_completion_ids"], row["rejected"][0]: row["rejected_completion_ids"]}
         assert ids == {"a": [int(row["prompt"])], "b": [-int(row["prompt"])]}
+
+
+@pytest.mark.slow
+def test_every_method_runs_as_a_cell(tmp_path: Path) -> None:
+    """On real trainings of a few steps, without stored pairs. Those that build on another line's find it."""
+    (tmp_path / "prompts").mkdir()
+    for split, size in (("train", 40), ("test", N_TEST)):
+        rows = "".join(json.dumps(row) + "\n" for row in make_prompts(split, size, 0))
+        (tmp_path / "prompts" / f"{split}.jsonl").write_text(rows)
+    small: dict[str, Any] = {"hidden": 4, "num_generations": 4, "num_iterations": 1}
+    pairs = {"hidden": 4, "num_train_epochs": 1}
+    lines: dict[str, dict[str, Any]] = {
+        "proxy": small,
+        "COMPOSED": small | {"strength": 0.5, "other_reward": "experiments.short_answers:reward"},
+        "PAIRS_THEN_REWARD": small | {"start": pairs},
+        "SHUFFLED_PAIRS": pairs,
+        "NULL_REWARD": small,
+        "UNTRAINED": small,
+    }
+    found = {}
+    for name, setting in lines.items():
+        method = name if name == "proxy" else f"experiments.own_methods:{name}"
+        result, _ = run_line(tmp_path, tmp_path / "study", method, setting, preferences=None, principles=None)
+        found[name] = result
+    trainings = Counter(each.name.rsplit("-", 1)[0] for each in (tmp_path / "study" / "trainings").iterdir())
+    assert trainings["proxy"] == 2 and trainings["proxy_from_pairs"] == 1 and trainings["samples"] == 1
+    parameters = {name: each["costs"]["trainable_parameters"] for name, each in found.items()}
+    assert parameters["COMPOSED"] == 2 * parameters["proxy"] == 2 * parameters["UNTRAINED"]
+    sampled = {name: each["costs"]["generated_tokens"] for name, each in found.items()}
+    assert sampled["COMPOSED"] > 1.5 * sampled["proxy"] and sampled["PAIRS_THEN_REWARD"] > 1.5 * sampled["proxy"]
+    assert 0 < sampled["UNTRAINED"] < 0.7 * sampled["proxy"]
+    assert all(each["metrics"]["settings"]["policy"] == "proxy" for each in found.values())
+    assert found["UNTRAINED"]["metrics"]["kl_choice"]["mean"] < found["proxy"]["metrics"]["kl_choice"]["mean"]

@@ -89,3 +89,9 @@ def test_samples_are_the_same_prompts_for_every_line(monkeypatch: pytest.MonkeyP
     assert [line for line in found if line.startswith("**")] == ["**p0**", "**p2**", "**p4**", "**p6**"]
     assert found[:7] == ["## A", "", "**p0**", "", "base:", "", "> \\# base 0"]
     assert found[7:10] == [">", "> 1 \\< \\*2\\*", ""] and found.count("dpo:") == 4 == found.count("proxy:")
+
+
+def test_the_figure_has_a_panel_for_each_task(tmp_path: Path) -> None:
+    rows = [row("base", "base", 0.2, None), row("proxy", "proxy", 0.3, 0.1), row("dpo", "dpo", 0.4, 0.2)]
+    real_results.draw({CHECKED: rows, SAFETY: rows}, tmp_path / "img" / "tasks.png")
+    assert (tmp_path / "img" / "tasks.png").stat().st_size > 5_000
