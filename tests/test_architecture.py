@@ -19,6 +19,8 @@ from frugalign.study import layout as study_layout
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "frugalign"
 FILES = sorted(PACKAGE.rglob("*.py"))
+RUNTIME = ROOT / "src" / "frugalign_runtime"
+RUNTIME_FILES = sorted(RUNTIME.rglob("*.py"))
 MAX_LINES = 400
 
 # Imports go down only: a room may import rooms with a smaller number. Rooms with equal numbers do not know each other.
@@ -124,7 +126,7 @@ def test_the_tier_rule_sees_what_it_should(own: str, source: str) -> None:
     assert tier_violations(own, ast.parse(source)) != []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*FILES, *RUNTIME_FILES], ids=lambda p: str(p.relative_to(ROOT / "src")))
 def test_no_pickle_and_no_foreign_code(path: Path) -> None:
     """Weights are safetensors only, and a model's repository never runs its own code here."""
     for node in ast.walk(parse(path)):
@@ -150,7 +152,7 @@ def test_files_of_tests_are_short() -> None:
     assert not [path for path in every if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*FILES, *RUNTIME_FILES], ids=lambda p: str(p.relative_to(ROOT / "src")))
 def test_files_are_short_and_finished(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_LINES, "split the file"
@@ -183,11 +185,36 @@ def test_only_declared_dependencies_are_imported() -> None:
         | optional
         | brought
         | arrive_with
-        | {"frugalign"}
+        | {"frugalign", "frugalign_runtime"}
         | set(sys.stdlib_module_names)
     )
     used = {(name.split(".")[0], path.name) for path in FILES for _, name in imports(parse(path))}
     assert {(name, where) for name, where in used if name not in known} == set()
+
+
+def test_the_runtime_needs_numpy_alone() -> None:
+    """It runs beside whatever versions an engine pins. An engine's own library is imported in the module that is for that engine."""
+    allowed = set(sys.stdlib_module_names) | {"numpy", "frugalign_runtime"}
+    of_engines = {"arrays.py": {"torch"}, "llama_cpp.py": {"llama_cpp"}, "vllm.py": {"vllm", "torch"}}
+    for path in RUNTIME_FILES:
+        known = allowed | of_engines.get(path.name, set())
+        assert {name for _, name in imports(parse(path)) if name.split(".")[0] not in known} == set(), path.name
+
+
+def test_the_runtime_loads_no_other_library() -> None:
+    """Not even torch, unless the engine has: `judge` on numpy arrays runs without it."""
+    code = (
+        "import sys, numpy as np, frugalign_runtime as r\n"
+        "s = r.bundle.Settings('marginal', 'token_bias', 'keep', 1.0, 0.1, 9, 2, 3, no_recovery='none')\n"
+        "a = {'token_bias': np.ones(3, 'f4'), 'tail_bias': np.zeros(1, 'f4'), 'head.ids': np.arange(3), 'head.rows': np.ones((3, 2)), 'head.bias': np.zeros(3)}\n"
+        "r.Proxies([r.Bundle(s, a)]).judge(np.zeros((1, 3), 'f4'), None, [0], 1.0)\n"
+        "heavy = {'torch', 'transformers', 'safetensors', 'trl', 'peft', 'frugalign'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_peers_alone_need_trl() -> None:

@@ -20,6 +20,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "chat": {"model_name_or_path": "m"},
     "validate": {"dataset_name": "d"},
     "convert": {"dataset_name": "d", "out": "o.jsonl"},
+    "export": {"trained_proxy": "p", "bundle": "o"},
     "report": {"run": "r"},
     "push": {"run": "r"},
     "lm-eval": {"model_name_or_path": "m", "tasks": ["t"]},

@@ -28,6 +28,7 @@ VERBS = {
     "chat": "talk to a model, alone or aligned",
     "evaluate": "compare a policy with its base: quality and cost",
     "lm-eval": "run the tasks of lm-eval on a policy",
+    "export": "write a proxy as a bundle for other engines",
     "study": "compare methods on one base and one budget",
     "report": "write a run's report.html",
     "push": "upload an artefact to the Hugging Face Hub",
