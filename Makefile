@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Compiled modules are kept, for the tests start many interpreters.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: venv demo check resolve format test test-fast fuzz kill bench docs clean
+.PHONY: venv demo demo-real check resolve format test test-fast fuzz kill bench docs clean
 
 venv: $(STAMP)
 
@@ -23,6 +23,19 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 demo: $(STAMP)
 	$(BIN)/frugalign demo
+
+# A real instruct model of 135 million parameters learns to answer in a sentence or two. MODEL is a hub id or a folder.
+MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
+REAL := runs/demo-real
+TO_THE_POINT := examples/to-the-point
+
+demo-real: export OMP_NUM_THREADS = 2
+demo-real: $(STAMP)
+	$(BIN)/frugalign proxy --config $(TO_THE_POINT)/recipe-proxy.yaml --model_name_or_path $(MODEL) --output_dir $(REAL) --overwrite_output_dir
+	$(BIN)/frugalign evaluate --model_name_or_path $(MODEL) --proxy $(REAL) --dataset_name $(TO_THE_POINT) --max_new_tokens 64 \
+		--reward $(TO_THE_POINT)/reward.py:reward --output_dir $(REAL)
+	$(BIN)/frugalign report $(REAL)
+	@echo "Talk to it: frugalign chat --model_name_or_path $(MODEL) --proxy $(REAL) --show_rejections"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

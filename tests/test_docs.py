@@ -14,6 +14,7 @@ import yaml
 
 from frugalign.cli.parser import read_config
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
+from frugalign.methods.proxy_stored.options import StoredProxyOptions
 from frugalign.methods.psle.options import PSLEOptions
 from frugalign.methods.rerank.options import RerankOptions
 from frugalign.study.checks import check_lines
@@ -72,14 +73,17 @@ def test_commands_use_flags_that_exist(page: Path, line: str) -> None:
         assert f"--{flag}" in done.stdout, f"{page.name}: {verb} has no --{flag}"
 
 
-OPTIONS = {"proxy": ProxyOptions, "psle": PSLEOptions, "rerank": RerankOptions}
+OPTIONS = {"proxy": (ProxyOptions, StoredProxyOptions), "psle": (PSLEOptions,), "rerank": (RerankOptions,)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "examples").glob("*/recipe-*.yaml"))]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_recipes_have_only_known_keys(path: Path) -> None:
     """A recipe is called after what it is for and the verb that it is a config of."""
-    options = OPTIONS[path.stem.rsplit("-", 1)[1]]
-    assert set(yaml.safe_load(path.read_text("utf-8"))) <= {field.name for field in fields(options)}
+    known = {field.name for options in OPTIONS[path.stem.rsplit("-", 1)[1]] for field in fields(options)}
+    assert set(yaml.safe_load(path.read_text("utf-8"))) <= known
 
 
 @pytest.mark.parametrize("path", sorted((STUDIES).glob("*.yaml")), ids=lambda p: p.stem)
