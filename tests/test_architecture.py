@@ -169,6 +169,8 @@ def test_only_declared_dependencies_are_imported() -> None:
         "jinja2",
         "fastapi",
         "uvicorn",
+        "starlette",
+        "prometheus_client",
         "bitsandbytes",
     }  # the peers, study and serve extras, and 4-bit weights: imported where they are asked for
     brought = {"wandb", "mlflow", "trackio", "lm_eval", "inspect_ai", "anyio"}  # by users, who name them

@@ -18,6 +18,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "evaluate": {"model_name_or_path": "m", "dataset_name": "d", "reward": ["r"]},
     "generate": {"model_name_or_path": "m", "prompt": "p"},
     "chat": {"model_name_or_path": "m"},
+    "serve": {"model_name_or_path": "m"},
     "validate": {"dataset_name": "d"},
     "convert": {"dataset_name": "d", "out": "o.jsonl"},
     "export": {"trained_proxy": "p", "bundle": "o"},

@@ -26,6 +26,7 @@ VERBS = {
     **{name: verb.summary for name, verb in method.VERBS.items()},
     "generate": "answer one prompt, by a model alone or an aligned one",
     "chat": "talk to a model, alone or aligned",
+    "serve": "answer over HTTP as OpenAI's API does, with a playground",
     "evaluate": "compare a policy with its base: quality and cost",
     "lm-eval": "run the tasks of lm-eval on a policy",
     "export": "write a proxy as a bundle for other engines",
