@@ -77,6 +77,19 @@ def test_two_proxies_compose_on_the_union_if_their_tails_are_kept(capped: bool) 
     torch.testing.assert_close(policy(guide(first, second, strengths=[0.5, 2.0]))[0], weights / weights.sum())
 
 
+@pytest.mark.parametrize("objective", ["marginal", "sequential_integrated"])
+def test_a_union_of_the_whole_vocabulary_leaves_each_proxy_its_tail(objective: str) -> None:
+    """C = {0, 1, 2, 3} and {1, 3}: there is no joint tail, and 0 and 2 are in the second proxy's."""
+    first = scripted(SCORES, objective, p_t=0.01, tail=TAIL)
+    second = scripted(OTHER, objective, p_t=0.2, tail=OTHER_TAIL)
+    judged = [A[c] ** 0.5 * (B[c] if c in (1, 3) else B_TAIL) ** 2 for c in range(4)]
+    p = [float(each) for each in P[0]]
+    weights = [p[c] * judged[c] for c in range(4)]
+    wanted = [each / sum(weights) for each in weights] if objective == "marginal" else emission(p, judged)
+    found = policy(guide(first, second, strengths=[0.5, 2.0]))[0]
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("objective", ["sequential", "sequential_integrated"])
 def test_two_sequential_proxies_compose_on_the_union_too(objective: str) -> None:
     """C = {1, 3, 2} and {1, 3}, against enumeration of (1, 2, 3, tail): 2 takes the second proxy's a_R."""

@@ -138,12 +138,20 @@ class ProxyGuide:
                     "This proxy reads the state after each candidate, which needs the KV cache: use_cache must be on."
                 )
             states = self._look_ahead(lookahead, chosen)
+        ids, after = chosen.ids, states
+        takes_tails = bool(own) and self.tail == "keep"
+        if (
+            takes_tails
+        ):  # one more column: a proxy judges what is not its own as its tail, also where the union leaves no tail
+            ids = torch.nn.functional.pad(ids, (0, 1), value=self.proxies[0].config.vocabulary)
+            after = None if states is None else torch.nn.functional.pad(states, (0, 0, 0, 1))
         scores = [
-            proxy(h, chosen.ids, keys=keys, lookahead=states)
-            for proxy, keys in zip(self.proxies, self.keys, strict=True)
+            proxy(h, ids, keys=keys, lookahead=after) for proxy, keys in zip(self.proxies, self.keys, strict=True)
         ]
-        if own and self.tail == "keep":
-            scores = [_tail_beyond(score, chosen, columns) for score, columns in zip(scores, own, strict=True)]
+        if takes_tails:
+            scores = [
+                torch.where(columns, score[:, :-1], score[:, -1:]) for score, columns in zip(scores, own, strict=True)
+            ]
         scores = [score + proxy.offset(chosen.log_p) for proxy, score in zip(self.proxies, scores, strict=True)]
         return chosen, scores, states
 
@@ -361,13 +369,6 @@ class ProxyGuide:
         choice, rejected, _ = overseer.sample_sequential(log_p, log_a, mask, -torch.log(-torch.log(uniform)), coins)
         same = (choice == column).nonzero()
         return [int(other) for other in rejected[int(same[0])].nonzero().squeeze(-1)] if len(same) else []
-
-
-def _tail_beyond(score: Tensor, chosen: Candidates, own: Tensor) -> Tensor:
-    """`score [B, K]` of one of several proxies, where every column but its `own` takes the tail's score."""
-    place = chosen.tail.float().argmax(-1, keepdim=True)
-    has_tail = chosen.tail.any(-1, keepdim=True)  # without one, the columns are the whole vocabulary
-    return torch.where(own | ~has_tail, score, score.gather(-1, place))
 
 
 def _geometric(details: Decision, relative: Tensor, row: int, draws: Tensor) -> list[int]:
