@@ -213,9 +213,12 @@ def test_summaries_are_small_and_say_where_they_come_from(path: Path) -> None:
     assert path.suffix == ".json" and text.count("\n") <= 200
     summary = json.loads(text)
     assert {"command", "model", "machine", "versions", "date", "rows"} <= set(summary)
-    named = re.search(r"frugalign study (\S+)|python -m ([\w.]+)", summary["command"])
+    named = re.search(r"frugalign study (\S+)|python -m ([\w.]+)|make ([\w-]+)", summary["command"])
     assert named is not None
-    assert (ROOT / (named[1] or named[2].replace(".", "/") + ".py")).is_file(), summary["command"]
+    if named[3]:
+        assert f"\n{named[3]}: $(STAMP)\n" in (ROOT / "Makefile").read_text("utf-8"), summary["command"]
+    else:
+        assert (ROOT / (named[1] or named[2].replace(".", "/") + ".py")).is_file(), summary["command"]
 
 
 def test_the_paper_map_names_functions_that_exist() -> None:

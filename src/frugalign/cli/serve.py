@@ -12,7 +12,7 @@ from pathlib import Path
 from frugalign.base.errors import FrugalignError
 from frugalign.cli.parser import Command, parse
 from frugalign.options import groups
-from frugalign.options.declare import REQUIRED, defaults, notes, option
+from frugalign.options.declare import REQUIRED, defaults, like, notes, option
 from frugalign.options.kinds import COUNT, COUNT_OR_ZERO, NAME, NON_NEGATIVE, PATH, POSITIVE, Kind
 
 _PORT = Kind("between 0 and 65535", lambda x: 0 <= x <= 65535, whole=True)
@@ -37,7 +37,12 @@ class ServeOptions(groups.Model):
     api_key_file: str | None = option(
         None, f"File with one API key a line. The variable {_KEY_VARIABLE} may hold keys too.", PATH
     )
-    max_new_tokens: int = option(512, "The longest answer, and the length of one that asks for none.", COUNT)
+    max_new_tokens: int = like(
+        groups.Sampling,
+        "max_new_tokens",
+        512,
+        "A request that names no length gets as many, and one that asks for more is refused.",
+    )
     max_batch_size: int = option(64, "Answers generated at once.", COUNT)
     max_queue: int = option(256, "Answers that may wait. More are refused with 429.", COUNT_OR_ZERO)
     request_timeout: float = option(300.0, "Seconds after which an answer is cut.", POSITIVE)
