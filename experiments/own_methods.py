@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,27 +108,12 @@ def _other(column: str) -> str:
     return column
 
 
-NULL_REWARD = Method(
-    "null reward",
-    "control: a proxy by a reward that is noise",
-    _null_reward,
-    needs=("reward",),
-    config=_BY_REWARD,
-    is_control=lambda setting: True,
-)
-UNTRAINED = Method(
-    "untrained",
-    "control: a proxy with its initial weights",
-    _untrained,
-    needs=("reward",),
-    config=_BY_REWARD,
-    is_control=lambda setting: True,
-)
-SHUFFLED_PAIRS = Method(
-    "shuffled pairs",
-    "control: a proxy from pairs with shuffled labels",
-    _shuffled_pairs,
-    needs=(_PAIRS,),
-    config=_FROM_PAIRS,
-    is_control=lambda setting: True,
+def _control(name: str, what: str, run: Callable[[Any], PolicyValues], need: Any, config: str) -> Method:
+    return Method(name, f"control: {what}", run, needs=(need,), config=config, is_control=lambda setting: True)
+
+
+NULL_REWARD = _control("null reward", "a proxy by a reward that is noise", _null_reward, "reward", _BY_REWARD)
+UNTRAINED = _control("untrained", "a proxy with its initial weights", _untrained, "reward", _BY_REWARD)
+SHUFFLED_PAIRS = _control(
+    "shuffled pairs", "a proxy from pairs with shuffled labels", _shuffled_pairs, _PAIRS, _FROM_PAIRS
 )

@@ -21,7 +21,7 @@ def read_guidance(text: Any, names: Sequence[str], strength: Any = None) -> Guid
         strength: of those without one of their own. Default: 1.
 
     Raises:
-        ProxyError: the text is no such list, a proxy is unknown or named twice, or a strength is no number that is at least 0.
+        ProxyError: the text cannot be read, a proxy is unknown or named twice, or a strength is below 0 or not a number.
     """
     default = 1.0 if strength is None else _strength(strength)
     if text is None or text == "":

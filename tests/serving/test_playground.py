@@ -35,6 +35,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     found.close()
 
 
+def opened(browser: Browser, url: str, width: int, height: int) -> None:
+    """The page in a window of this size, with both of its panels."""
+    browser.open(url, width, height)
+    browser.wait("typeof panels !== 'undefined' && panels.length === 2")
+
+
 def shot(browser: Browser, name: str) -> None:
     if SHOTS:
         browser.screenshot(Path(SHOTS) / f"{name}.png")
@@ -59,8 +65,7 @@ def answered(browser: Browser) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_answers_at_two_strengths(browser: Browser, url: str) -> None:
-    browser.open(url, 1280, 900)
-    browser.wait("typeof panels !== 'undefined' && panels.length === 2")
+    opened(browser, url, 1280, 900)
     browser.value("byId('prompt').focus()")
     browser.type(PROMPT)
     browser.press("Enter", modifiers=2)
@@ -94,8 +99,7 @@ def test_two_answers_at_two_strengths(browser: Browser, url: str) -> None:
 
 @pytest.mark.slow
 def test_it_works_at_390_pixels_and_by_keyboard(browser: Browser, url: str) -> None:
-    browser.open(url, 390, 844)
-    browser.wait("typeof panels !== 'undefined' && panels.length === 2")
+    opened(browser, url, 390, 844)
     browser.value("byId('prompt').focus()")
     browser.type(PROMPT)
     for _ in range(20):
@@ -124,8 +128,7 @@ def test_it_works_at_390_pixels_and_by_keyboard(browser: Browser, url: str) -> N
 
 @pytest.mark.slow
 def test_a_wrong_request_is_told_on_the_page(browser: Browser, url: str) -> None:
-    browser.open(url, 1280, 900)
-    browser.wait("typeof panels !== 'undefined' && panels.length === 2")
+    opened(browser, url, 1280, 900)
     browser.value("byId('prompt').value = 'jar '.repeat(3000)")
     browser.value("byId('form').requestSubmit()")
     assert "model's context" in answered(browser)["A"]["meter"]

@@ -140,9 +140,8 @@ class ProxyGuide:
             states = self._look_ahead(lookahead, chosen)
         ids, after = chosen.ids, states
         takes_tails = bool(own) and self.tail == "keep"
-        if (
-            takes_tails
-        ):  # one more column: a proxy judges what is not its own as its tail, also where the union leaves no tail
+        if takes_tails:
+            # One more column: a proxy judges what is not its own as its tail, also where the union leaves no tail.
             ids = torch.nn.functional.pad(ids, (0, 1), value=self.proxies[0].config.vocabulary)
             after = None if states is None else torch.nn.functional.pad(states, (0, 0, 0, 1))
         scores = [

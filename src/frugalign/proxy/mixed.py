@@ -90,10 +90,10 @@ class MixedGuide:
     """
 
     def __init__(self, proxies: dict[str, ProxyModel], rows: Tensor) -> None:
-        self._single = {name: ProxyGuide.build([proxy], rows) for name, proxy in proxies.items()}
         self._guides: dict[tuple[str, ...], ProxyGuide] = {}
-        for name, guide in self._single.items():
-            if guide.needs_lookahead:
+        for name, proxy in proxies.items():
+            self._guides[name,] = ProxyGuide.build([proxy], rows)
+            if self._guides[name,].needs_lookahead:
                 raise FrugalignError(
                     f"The proxy {name} reads the state after each candidate, which takes a pass per candidate: it cannot be served."
                 )
@@ -106,11 +106,10 @@ class MixedGuide:
         """
         key = tuple(names)
         if key not in self._guides:
-            if unknown := [name for name in key if name not in self._single]:
-                raise FrugalignError(
-                    f"There is no proxy {unknown[0]!r}; there are {', '.join(self._single) or 'none'}."
-                )
-            parts = [self._single[name] for name in key]
+            if unknown := [name for name in key if (name,) not in self._guides]:
+                known = [first for first, *others in self._guides if not others]
+                raise FrugalignError(f"There is no proxy {unknown[0]!r}; there are {', '.join(known) or 'none'}.")
+            parts = [self._guides[name,] for name in key]
             self._guides[key] = ProxyGuide(
                 [part.proxies[0] for part in parts], [part.keys[0] for part in parts], [1.0] * len(parts)
             )
