@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from frugalign.base.files import write_atomic
+from frugalign.base.ledger import Ledger
 from frugalign.data import load_splits
 from frugalign.methods.budget import GROUP_SIZE
 from frugalign.methods.method import Method, PolicyValues
@@ -53,6 +54,19 @@ def _composed(job: Any) -> PolicyValues:
     return {"proxy": [{"path": part["proxy"], "strength": strength} for part in parts]}
 
 
+def _own_refusals(job: Any) -> PolicyValues:
+    """A proxy from `experiments.own_refusals`' demonstrations, as many as the budget allows."""
+    from experiments import own_refusals
+
+    folder, spent = job.folder / "own-refusals", Ledger()
+    # A harmful prompt, a safe one and a third of one that looks harmful.
+    number = int(job.budget.generated_tokens / (own_refusals.TOKENS * (2 + 1 / 3)))
+    own_refusals.write_rows(folder, own_refusals.demonstrations(job.load(), job.seed, number, spent))
+    job.spend(spent)
+    # Trained as a distilled one is: on stored answers, with steps that feed nothing.
+    return _run("proxy_from_pairs", _with(job, setting=job.setting | {"dataset_name": str(folder)}))
+
+
 PAIRS_THEN_REWARD = Method(
     "pairs then reward",
     "a proxy from preference pairs, trained further by the reward",
@@ -60,6 +74,13 @@ PAIRS_THEN_REWARD = Method(
     needs=("reward", _PAIRS),
     config=_BY_REWARD,
     options=("start",),
+)
+OWN_REFUSALS = Method(
+    "own refusals",
+    "a proxy from the base's own refusals of harmful prompts and its own answers to safe ones",
+    _own_refusals,
+    needs=("reward",),
+    config=_FROM_PAIRS,
 )
 COMPOSED = Method(
     "two proxies",

@@ -20,7 +20,9 @@ from typing import Any
 from experiments.safety import splits
 from experiments.trials import instruct_model, write_by_command
 
+from frugalign.base.errors import FrugalignError
 from frugalign.base.files import write_atomic
+from frugalign.base.ledger import Ledger
 from frugalign.data.templating import Rendering
 from frugalign.decoding import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
@@ -39,28 +41,28 @@ TEMPERATURE, TOKENS = 0.7, 48
 _SENTENCE = re.compile(r"(?<=[.!?])\s")
 
 
-def demonstrations(base: LoadedModel, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows with `prompt`, `completion` and `weight`, in random order."""
-    train = splits()["train"]
-    harmful, safe = (
-        [row["prompt"] for row in train if row["label"] == label][:PROMPTS] for label in ("unsafe", "safe")
-    )
-    contrast = [json.loads(line)["prompt"] for line in LOOKS_HARMFUL.read_text("utf-8").splitlines()]
-    found = [
-        {"prompt": prompt, "completion": text, "weight": 1.0}
-        for prompt, text in zip(harmful, refusals(base, harmful, seed), strict=True)
-    ]
+def demonstrations(
+    base: LoadedModel, seed: int = 0, number: int = PROMPTS, ledger: Ledger | None = None
+) -> list[dict[str, Any]]:
+    """Rows with `prompt`, `completion` and `weight`, in random order: `number` of each label, and a third as many that look harmful."""
+    train, ledger = splits()["train"], ledger or Ledger()
+    harmful, safe = ([row["prompt"] for row in train if row["label"] == label][:number] for label in ("unsafe", "safe"))
+    lines = LOOKS_HARMFUL.read_text("utf-8").splitlines()
+    contrast = [json.loads(line)["prompt"] for line in lines][: number // 3]
+    found = _rows(harmful, refusals(base, harmful, seed, ledger))
     for prompts, weight in ((safe, 1.0), (contrast, WEIGHT)):
-        texts = _sampled(base, prompts, seed, Rendering())
-        found += [
-            {"prompt": prompt, "completion": text, "weight": weight}
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
+        found += _rows(prompts, _sampled(base, prompts, seed, Rendering(), ledger), weight)
     random.Random(seed).shuffle(found)
     return found
 
 
-def refusals(base: LoadedModel, prompts: Sequence[str], seed: int) -> list[str]:
+def _rows(prompts: Sequence[str], texts: Sequence[str], weight: float = 1.0) -> list[dict[str, Any]]:
+    return [
+        {"prompt": prompt, "completion": text, "weight": weight} for prompt, text in zip(prompts, texts, strict=True)
+    ]
+
+
+def refusals(base: LoadedModel, prompts: Sequence[str], seed: int, ledger: Ledger) -> list[str]:
     """A sentence that begins with `EXCUSE` for each prompt. One that is cut or refuses nothing is replaced by another prompt's."""
     begun = [
         base.tokenizer.apply_chat_template(
@@ -69,26 +71,31 @@ def refusals(base: LoadedModel, prompts: Sequence[str], seed: int) -> list[str]:
         + EXCUSE
         for prompt in prompts
     ]
-    texts = [EXCUSE + text for text in _sampled(base, begun, seed, Rendering("raw"))]
+    texts = [EXCUSE + text for text in _sampled(base, begun, seed, Rendering("raw"), ledger)]
     sentences = [_SENTENCE.split(text)[0] for text in texts]
     good = [text if text.rstrip()[-1] in ".!?" and is_refusal(text) else None for text in sentences]
     others = random.Random(seed)
     pool = [text for text in good if text]
+    if not pool:
+        raise FrugalignError(f"None of the model's {len(good)} answers that begin with {EXCUSE!r} is a refusal.")
     return [text or others.choice(pool) for text in good]
 
 
-def _sampled(base: LoadedModel, prompts: Sequence[str], seed: int, rendering: Rendering) -> list[str]:
+def _sampled(base: LoadedModel, prompts: Sequence[str], seed: int, rendering: Rendering, ledger: Ledger) -> list[str]:
     engine = TransformersEngine(base.model, base.tokenizer)
     params = SamplingParams(TOKENS, temperature=TEMPERATURE)
-    groups = sample_groups(
-        engine, base.tokenizer, prompts, 1, params, GroupOptions(seed=seed, batch_size=60, rendering=rendering)
-    )
+    options = GroupOptions(seed=seed, batch_size=60, rendering=rendering)
+    groups = sample_groups(engine, base.tokenizer, prompts, 1, params, options, ledger=ledger)
     return [texts[0] for texts in groups.completions]
 
 
 def write(folder: Path) -> None:
     """`train.jsonl` with the demonstrations of SmolLM2-135M-Instruct."""
-    rows = demonstrations(load_model(instruct_model()))
+    write_rows(folder, demonstrations(load_model(instruct_model())))
+
+
+def write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """`train.jsonl` in a folder."""
     write_atomic(folder / "train.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -38,6 +38,7 @@ LINES: dict[str, dict[str, Any]] = {
     },
     "null reward": {"method": "experiments.own_methods:NULL_REWARD", "target_kl": 6},
     "untrained": {"method": "experiments.own_methods:UNTRAINED"},
+    "own refusals": {"method": "experiments.own_methods:OWN_REFUSALS", "p_t": 0.001},
 }
 
 
@@ -108,6 +109,24 @@ def test_controls_are_the_proxy_with_nothing_to_learn(run: Any) -> None:
     assert null.ledger is task.ledger and null.run_folder == task.run_folder
     assert [*load_rewards([own_methods.NOISE])[0].function(completions=["a", "b"])] != [0.0, 0.0]
     assert untrained.setting == {"learning_rate": 0.0} and untrained.budget.responses == 16
+
+
+def test_own_refusals_are_as_many_as_the_budget_allows(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def demonstrations(base: Any, seed: int, number: int, ledger: Ledger) -> list[dict[str, Any]]:
+        asked.append(number)
+        ledger.count(generated_tokens=number)
+        return [{"prompt": "a", "completion": "b", "weight": 1.0}]
+
+    monkeypatch.setattr("experiments.own_refusals.demonstrations", demonstrations)
+    _, task, own = run("own refusals")
+    ((name, job),) = own
+    setting = job.setting
+    written = Path(setting.pop("dataset_name")) / "train.jsonl"
+    assert (name, setting) == ("proxy_from_pairs", {"p_t": 0.001})
+    assert json.loads(written.read_text()) == {"prompt": "a", "completion": "b", "weight": 1.0}
+    assert asked == [1000 // (48 * 7 / 3)] and task.ledger.generated_tokens == asked[0]
 
 
 def test_shuffled_labels_keep_the_answers_with_what_belongs_to_them() -> None:

@@ -20,11 +20,12 @@ _CONFIG = "frugalign.methods.proxy_stored.config:StoredProxyConfig"
 def from_pairs(job: Job) -> PolicyValues:
     """Train a proxy on the study's preference pairs, else on ranked pairs of the base's responses.
 
-    A step has as many pairs as that of the methods that feed them to the model.
+    A line with a `dataset_name` of its own learns from that instead. A step has as many pairs as that of the methods that feed them to the model.
     """
     setting = job.setting
-    pairs = job.pairs(int(setting.pop("sample", GROUP_SIZE)))
-    return _train(job, {"dataset_name": pairs, "per_device_train_batch_size": PAIRS_PER_STEP} | setting)
+    size = int(setting.pop("sample", GROUP_SIZE))
+    data = setting.pop("dataset_name", None) or job.pairs(size)
+    return _train(job, {"per_device_train_batch_size": PAIRS_PER_STEP} | setting | {"dataset_name": data})
 
 
 def distilled(job: Job) -> PolicyValues:
