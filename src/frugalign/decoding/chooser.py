@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frugalign.decoding.noise import Noise, draw
+from frugalign.decoding.waits import places_to_do
 
 STREAM_EMIT = 0
 STREAM_ORDER = 1
@@ -107,10 +108,12 @@ def draw_token(scores: Tensor, noise: Noise) -> Tensor:
         )
     column = (head + noise.gumbel(STREAM_EMIT, ids)).argmax(-1, keepdim=True)
     token = ids.gather(-1, column).squeeze(-1)
-    beyond = (token == vocabulary).nonzero().squeeze(-1)
-    if len(beyond):
-        rest = scores[beyond].scatter(-1, ids[beyond, :_HEAD], -torch.inf).softmax(-1)
-        token[beyond] = draw(rest, noise.uniform(STREAM_TAIL)[beyond])
+    is_beyond = token == vocabulary
+    rows = places_to_do(is_beyond)
+    if vocabulary > _HEAD and len(rows):
+        rest = scores[rows].scatter(-1, ids[rows, :_HEAD], -torch.inf).softmax(-1)
+        drawn = draw(rest, noise.uniform(STREAM_TAIL)[rows])
+        token[rows] = torch.where(is_beyond[rows], drawn, token[rows])
     return token
 
 

@@ -22,6 +22,7 @@ from frugalign.base.progress import SAMPLED, advance
 from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.chooser import BaseGuide, Chooser, Emission, TokenTrace
 from frugalign.decoding.noise import Noise, row_keys
+from frugalign.decoding.waits import places_of
 from frugalign.engines.engine import Engine, Sequences, StepOutput
 from frugalign.engines.sentences import SentenceEnds
 
@@ -41,7 +42,7 @@ class SamplingParams:
 @dataclass(frozen=True)
 class Step:
     """One position as an observer sees it: the live rows (indices into the input), the LM head's input, and the
-    choice."""
+    choice, all on the engine's device. An observer that looks at their values makes the host wait for the device."""
 
     position: int
     rows: Tensor
@@ -121,7 +122,7 @@ def generate(
     guide = guide or BaseGuide(params.temperature)
     _check_engine(engine, guide, params, options)
     keys = keys.to(engine.device)
-    result = _Accumulator(len(prompt_ids), params.do_sample, options.record_trace)
+    result = _Accumulator(len(prompt_ids), params.do_sample, options.record_trace, engine.device)
     # Rows of similar length share a batch: less padding, same completions.
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
     batch_size = min(options.batch_size, engine.capabilities.max_rows or options.batch_size)
@@ -139,7 +140,7 @@ def generate(
             if ledger is not None:
                 fed_before = options.shared_prefix if prefix is not None else 0
                 ledger.count(lm_forward_tokens=sum(len(ids) - fed_before for ids in fed))
-            batch = _Batch(engine, sequences, torch.tensor(rows), keys[rows], ledger, ends)
+            batch = _Batch(engine, sequences, rows, keys[rows], ledger, ends)
             _decode(batch, output, guide, params, options, result)
     return result.finish()
 
@@ -193,9 +194,8 @@ def _decode(
     options: LoopOptions,
     result: _Accumulator,
 ) -> None:
-    """Complete one batch from the `output` of its prefill."""
+    """Complete one batch from the `output` of its prefill. At each position the host looks at the device once, in `read`."""
     ends = torch.tensor(batch.engine.end_token_ids, device=batch.engine.device)
-    n_alive = len(batch.rows)
     for position in range(params.max_new_tokens):
         if position > 0:
             output = batch.step(options.state_layers, result)
@@ -203,23 +203,24 @@ def _decode(
         lookahead = batch.look_ahead if guide.needs_lookahead else None
         emission = guide.emit(output.hidden, output.logits, noise, do_sample=params.do_sample, lookahead=lookahead)
         ended = torch.isin(emission.token, ends)
-        result.add(batch, emission, ended, guide, noise)
+        result.add_kl(batch, emission)
         if options.observer is not None:
             options.observer(batch.seen(position, output.hidden, emission))
         if batch.ledger is not None:
-            batch.ledger.count(generated_tokens=n_alive)
+            batch.ledger.count(generated_tokens=batch.n_alive)
         if options.state_layers:
             batch.mark(emission.token, ended | (position + 1 == params.max_new_tokens))
-        batch.token = emission.token
-        batch.alive = batch.alive & ~ended
-        before, n_alive = n_alive, int(batch.alive.sum())
-        advance(SAMPLED, before + (before - n_alive) * (params.max_new_tokens - position - 1))
-        if n_alive == 0:
+        if options.record_trace:
+            result.add_traces(batch, guide.trace(emission, noise))
+        before = batch.n_alive
+        batch.read(emission.token, ended, result)
+        advance(SAMPLED, before + (before - batch.n_alive) * (params.max_new_tokens - position - 1))
+        if batch.n_alive == 0:
             break
-        if n_alive < _COMPACT_BELOW * len(batch.rows):
+        if batch.n_alive < _COMPACT_BELOW * len(batch.places):
             batch.compact()
-    if bool(batch.pending.any()):
-        batch.alive = torch.zeros_like(batch.alive)
+    if batch.n_pending:
+        batch.end_all()
         batch.compact()
         batch.step(options.state_layers, result)
 
@@ -227,35 +228,44 @@ def _decode(
 class _Batch:
     """The state of one batch: the engine's sequences, the next token to feed, and which rows are alive.
 
-    `rows [b]`: indices into the prompts, on the CPU. `ends`: the sentence ends, if states are kept. `pending [b]`: rows
-    whose state is kept once their last token is fed. `is_read [b]`: rows that have kept one. `recent [b, W]`: the last
-    tokens, as many as a sentence end may take.
+    `rows [b]`: indices into the prompts. `ends`: the sentence ends, if states are kept. `pending [b]`: rows whose state is
+    kept once their last token is fed. `is_read [b]`: rows that have kept one. `recent [b, W]`: the last tokens, as many as
+    a sentence end may take. `places`, `is_alive` and `is_pending` are what the host knows of `rows`, `alive` and `pending`.
     """
 
     def __init__(
         self,
         engine: Engine,
         sequences: Sequences,
-        rows: Tensor,
+        places: Sequence[int],
         keys: Tensor,
         ledger: Ledger | None,
         ends: SentenceEnds | None,
     ) -> None:
-        self.engine, self.sequences, self.rows, self.keys, self.ledger = engine, sequences, rows, keys, ledger
-        self.ends = ends
-        self.alive = torch.ones(len(rows), dtype=torch.bool, device=engine.device)
+        self.engine, self.sequences, self.keys, self.ledger, self.ends = engine, sequences, keys, ledger, ends
+        self.places, self.is_alive, self.is_pending = list(places), [True] * len(places), [False] * len(places)
+        self.rows = torch.tensor(self.places, device=engine.device)
+        self.alive = torch.ones(len(places), dtype=torch.bool, device=engine.device)
         self.pending = torch.zeros_like(self.alive)
         self.is_read = torch.zeros_like(self.alive)
-        self.token = torch.zeros(len(rows), dtype=torch.long, device=engine.device)
-        self.recent = self.token.new_full((len(rows), 1 if ends is None else ends.width), -1)
+        self.token = torch.zeros(len(places), dtype=torch.long, device=engine.device)
+        self.recent = self.token.new_full((len(places), 1 if ends is None else ends.width), -1)
+
+    @property
+    def n_alive(self) -> int:
+        return sum(self.is_alive)
+
+    @property
+    def n_pending(self) -> int:
+        return sum(self.is_pending)
 
     def step(self, state_layers: Sequence[int], result: _Accumulator) -> StepOutput:
         """Feed the chosen tokens. The states of pending rows go to `result`."""
-        output = self.sequences.step(self.token, state_layers if bool(self.pending.any()) else ())
+        output = self.sequences.step(self.token, state_layers if self.n_pending else ())
         if output.layers is not None:
-            done = self.pending.nonzero().squeeze(-1)
-            result.add_states(self.rows[done.cpu()], output.layers[done])
-            self.pending = torch.zeros_like(self.pending)
+            done = places_of(self.pending, self.n_pending)
+            result.add_states(self.rows[done], output.layers[done])
+            self.pending, self.is_pending = torch.zeros_like(self.pending), [False] * len(self.places)
         if self.ledger is not None:
             self.ledger.count(lm_forward_tokens=len(self.token))
         return output
@@ -265,8 +275,20 @@ class _Batch:
         one. `SentenceEnds.last` decides the same."""
         assert self.ends is not None
         self.recent = torch.cat([self.recent[:, 1:], token[:, None]], 1)
-        self.pending = self.alive & (self.ends(self.recent)[:, -1] | (last & ~self.is_read))
+        self.pending = self.alive & (self.ends.at_end(self.recent) | (last & ~self.is_read))
         self.is_read = self.is_read | self.pending
+
+    def read(self, token: Tensor, ended: Tensor, result: _Accumulator) -> None:
+        """Take in the chosen `token [b]`, after which a row may have `ended [b]`. This is the host's one look at a position."""
+        tokens, stops, pending = torch.stack([token, ended.long(), self.pending.long()]).tolist()
+        result.add(self, tokens, stops)
+        self.token, self.alive = token, self.alive & ~ended
+        self.is_alive = [alive and not stop for alive, stop in zip(self.is_alive, stops, strict=True)]
+        self.is_pending = list(map(bool, pending))
+
+    def end_all(self) -> None:
+        """No row is alive any more."""
+        self.alive, self.is_alive = torch.zeros_like(self.alive), [False] * len(self.places)
 
     def look_ahead(self, candidates: Tensor) -> Tensor:
         """The hidden states after each of `candidates [B, K]`: `[B, K, D]`."""
@@ -278,55 +300,62 @@ class _Batch:
         """Drop ended rows, except pending ones, if the engine can."""
         if not self.engine.capabilities.can_select:
             return
-        keep = (self.alive | self.pending).nonzero().squeeze(-1)
+        kept = [place for place in range(len(self.places)) if self.is_alive[place] or self.is_pending[place]]
+        keep = places_of(self.alive | self.pending, len(kept))
         self.sequences.select(keep)
-        self.rows, self.keys, self.token = self.rows[keep.cpu()], self.keys[keep], self.token[keep]
+        self.places = [self.places[place] for place in kept]
+        self.is_alive = [self.is_alive[place] for place in kept]
+        self.is_pending = [self.is_pending[place] for place in kept]
+        self.rows, self.keys, self.token = self.rows[keep], self.keys[keep], self.token[keep]
         self.alive, self.pending, self.is_read = self.alive[keep], self.pending[keep], self.is_read[keep]
         self.recent = self.recent[keep]
 
     def seen(self, position: int, hidden: Tensor, emission: Emission) -> Step:
         """This position as an observer sees it, with live rows only."""
-        alive = self.alive
-        if alive.all():
+        if self.n_alive == len(self.places):
             return Step(position, self.rows, hidden, emission)
+        live = places_of(self.alive, self.n_alive)
         details = emission.details
         parts = {name: getattr(emission, name) for name in KL_PARTS}
         narrowed = Emission(
-            token=emission.token[alive],
-            **{name: None if part is None else part[alive] for name, part in parts.items()},
-            details=details.select(alive) if hasattr(details, "select") else details,
+            token=emission.token[live],
+            **{name: None if part is None else part[live] for name, part in parts.items()},
+            details=details.select(live) if hasattr(details, "select") else details,
         )
-        return Step(position, self.rows[alive.cpu()], hidden[alive], narrowed)
+        return Step(position, self.rows[live], hidden[live], narrowed)
 
 
 class _Accumulator:
     """Collects what every row emitted, in the order of the prompts."""
 
-    def __init__(self, n: int, do_sample: bool, record_trace: bool) -> None:
+    def __init__(self, n: int, do_sample: bool, record_trace: bool, device: torch.device) -> None:
         self.ids: list[list[int]] = [[] for _ in range(n)]
         self.ended = [False] * n
         self.traces: list[list[TokenTrace]] | None = [[] for _ in range(n)] if record_trace else None
         names = KL_PARTS if do_sample else ()
-        self.kl = {name: torch.zeros(n, dtype=torch.float64) for name in names}
+        self.kl = {name: torch.zeros(n, dtype=torch.float64, device=device) for name in names}
         self.n = n
         self.states: Tensor | None = None
 
-    def add(self, batch: _Batch, emission: Emission, ended: Tensor, guide: Chooser, noise: Noise) -> None:
-        alive = batch.alive.tolist()
-        rows, tokens, stops = batch.rows.tolist(), emission.token.tolist(), ended.tolist()
-        for index, row in enumerate(rows):
-            if alive[index]:
-                self.ids[row].append(tokens[index])
-                self.ended[row] = stops[index]
-        live_rows = batch.rows[batch.alive.cpu()]
+    def add(self, batch: _Batch, tokens: Sequence[int], stops: Sequence[int]) -> None:
+        """Add the token of every live row, and whether it ended there."""
+        for row, alive, token, stop in zip(batch.places, batch.is_alive, tokens, stops, strict=True):
+            if alive:
+                self.ids[row].append(token)
+                self.ended[row] = bool(stop)
+
+    def add_kl(self, batch: _Batch, emission: Emission) -> None:
+        """Add what the position cost every live row, in nats. The sums stay on the device."""
         for name, total in self.kl.items():
             part: Tensor | None = getattr(emission, name)
             if part is not None:
-                total[live_rows] += part[batch.alive].double().cpu()
-        if self.traces is not None:
-            for index, entry in enumerate(guide.trace(emission, noise)):
-                if alive[index]:
-                    self.traces[rows[index]].append(entry)
+                total[batch.rows] += part.double().masked_fill(~batch.alive, 0.0)
+
+    def add_traces(self, batch: _Batch, entries: Sequence[TokenTrace]) -> None:
+        assert self.traces is not None
+        for row, alive, entry in zip(batch.places, batch.is_alive, entries, strict=True):
+            if alive:
+                self.traces[row].append(entry)
 
     def add_states(self, rows: Tensor, states: Tensor) -> None:
         if self.states is None:
@@ -337,7 +366,7 @@ class _Accumulator:
         return Generation(
             completion_ids=self.ids,
             ended=self.ended,
-            **self.kl,
+            **{name: total.cpu() for name, total in self.kl.items()},
             states=self.states,
             traces=self.traces,
         )

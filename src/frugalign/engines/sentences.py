@@ -46,8 +46,7 @@ class SentenceEnds:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Whether a sentence ends with each token of `ids [M, T]`, bool `[M, T]`. A negative id is padding."""
-        known = ids.clamp(0, len(self.table) - 1)
-        found = self.table[known] & (ids == known)
+        found = self._alone(ids)
         if len(self.spelled):
             may_end = torch.isin(ids, self.spelled[:, -1])
             if bool(may_end.any()):
@@ -55,6 +54,17 @@ class SentenceEnds:
                 windows = torch.cat([before, ids], 1).unfold(1, self.width, 1)[may_end]
                 spelled = ((windows[:, None] == self.spelled) | (self.spelled < 0)).all(-1).any(-1)
                 found[may_end] |= spelled
+        return found
+
+    def _alone(self, ids: Tensor) -> Tensor:
+        known = ids.clamp(0, len(self.table) - 1)
+        return self.table[known] & (ids == known)
+
+    def at_end(self, recent: Tensor) -> Tensor:
+        """Whether a sentence ends with the last token of `recent [M, width]`, bool `[M]`. A negative id is padding."""
+        found = self._alone(recent[:, -1])
+        if len(self.spelled):
+            found = found | ((recent[:, None] == self.spelled) | (self.spelled < 0)).all(-1).any(-1)
         return found
 
     def last(self, ids: Tensor, is_answer: Tensor) -> Tensor:

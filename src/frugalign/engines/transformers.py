@@ -259,7 +259,8 @@ class TransformersEngine:
             own = torch.arange(width, device=device) >= width - lengths[:, None]
             mask = torch.cat([mask.new_ones(len(rows), length), own.to(mask)], 1)
             positions = (mask.cumsum(-1) - 1)[:, length:]
-        sequences = TransformersSequences(self._forward, mask, positions, cache)
+        is_padded = len({len(ids) for ids in rows}) > 1
+        sequences = TransformersSequences(self._forward, mask, positions, cache, is_padded)
         return sequences, sequences.feed(input_ids)
 
     def prefill_prefix(self, tokens: Sequence[int], longest: int) -> tuple[Any, int] | None:
@@ -283,16 +284,20 @@ class TransformersEngine:
 
 
 class TransformersSequences:
-    """Rows in progress: the KV cache, and the mask `[B, T]` and positions `[B, T']` for left padding."""
+    """Rows in progress: the KV cache, and the mask `[B, T]` and positions `[B, T']` for left padding.
 
-    def __init__(self, forward: Forward, mask: Tensor, positions: Tensor, cache: Any) -> None:
+    The model gets the mask only if there is padding: transformers looks at its values at every token, for which the host waits.
+    """
+
+    def __init__(self, forward: Forward, mask: Tensor, positions: Tensor, cache: Any, is_padded: bool) -> None:
         self._forward, self._mask, self._positions, self._cache = forward, mask, positions, cache
+        self._is_padded = is_padded
 
     def feed(self, input_ids: Tensor, layers: Sequence[int] = ()) -> StepOutput:
         """Feed `input_ids [B, T']`. Mask and positions already cover them."""
         output = self._forward(
             input_ids,
-            attention_mask=self._mask,
+            attention_mask=self._mask if self._is_padded else None,
             position_ids=self._positions,
             cache=self._cache,
             all_layers=bool(layers),
@@ -319,6 +324,7 @@ class TransformersSequences:
         padding = [int(mask.any(0).int().argmax()) for mask in masks]  # columns that no row uses any more
         width = max(mask.shape[1] - cut for mask, cut in zip(masks, padding, strict=True))
         join_caches(self._cache, other._cache, padding, width)
+        self._is_padded |= other._is_padded or masks[0].shape != masks[1].shape
         self._mask = torch.cat([pad(mask, (width, 0))[:, -width:] for mask in masks])
         self._positions = torch.cat([self._positions[:, -1:], other._positions[:, -1:]])
         return True

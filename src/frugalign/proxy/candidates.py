@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from frugalign.decoding.waits import looking_is_free
+
 _SEARCH_FROM = 1 << 14
 
 Tail = Literal["keep", "drop"]
@@ -62,6 +64,11 @@ class Limits:
 
     p_t: float
     max_candidates: int
+
+    @property
+    def largest(self) -> int:
+        """How many candidates a position can have: the cap, or as many tokens as can reach the threshold."""
+        return min(self.max_candidates, math.ceil(1 / self.p_t)) if self.p_t > 0 else self.max_candidates
 
 
 def candidates(logits: Tensor, temperature: float, limits: Limits, tail: Tail = "drop") -> Candidates:
@@ -119,11 +126,12 @@ def _likeliest(logits: Tensor, temperature: float, limits: Limits) -> _Likeliest
     log_total = scaled.logsumexp(-1, keepdim=True)
     likely, most = scaled >= log_total + _log(limits.p_t), limits.max_candidates
     may_search = limits.p_t > 0 and logits.numel() >= _SEARCH_FROM  # at 0 it would find the whole vocabulary
-    found = _search(scaled, likely, most) if may_search else None
+    found = _search(scaled, likely, most) if may_search and looking_is_free(logits) else None
     if found is None:
         wanted = likely.sum(-1).clamp(min=1)
         count = wanted.clamp(max=most)
-        values, ids = scaled.topk(int(count.max()), dim=-1)
+        width = int(count.max()) if looking_is_free(logits) else min(limits.largest, logits.shape[-1])
+        values, ids = scaled.topk(width, dim=-1)
     else:
         values, ids, wanted = found
         count = wanted
@@ -177,11 +185,8 @@ def _search(scaled: Tensor, likely: Tensor, max_candidates: int) -> tuple[Tensor
 
 
 def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the true entries of `mask [B, V]`, in order. On a CPU numpy is several times faster than
+    """Rows and columns of the true entries of `mask [B, V]`, in order, on a CPU. There numpy is several times faster than
     torch."""
-    if mask.device.type != "cpu":
-        rows, columns = mask.nonzero(as_tuple=True)
-        return rows, columns
     flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
     rows = flat // mask.shape[1]
     return rows, flat - rows * mask.shape[1]

@@ -23,6 +23,7 @@ from frugalign.decoding.chooser import (
     temperature_gain,
 )
 from frugalign.decoding.noise import Noise, draw
+from frugalign.decoding.waits import looking_is_free, places_to_do
 from frugalign.options.check import check_value
 from frugalign.options.kinds import NON_NEGATIVE
 from frugalign.proxy import overseer
@@ -274,11 +275,13 @@ class ProxyGuide:
     def tokens(self, logits: Tensor, chosen: Candidates, choice: Tensor, noise: Noise | None) -> Tensor:
         """The token of every chosen column, `[B]`. In the tail it is drawn from `p_T`, or without `noise` the likeliest."""
         token = chosen.ids.gather(-1, choice[:, None]).squeeze(-1)
-        in_tail = (token == logits.shape[-1]).nonzero().squeeze(-1)
-        if len(in_tail):
-            log_p = self._log_p_in_tail(logits[in_tail], chosen.select(in_tail))
-            uniform = None if noise is None else noise.uniform(STREAM_TAIL)[in_tail]
-            token[in_tail] = log_p.argmax(-1) if uniform is None else draw(log_p.exp(), uniform)
+        in_tail = token == logits.shape[-1]
+        rows = places_to_do(in_tail)
+        if len(rows):
+            log_p = self._log_p_in_tail(logits[rows], chosen.select(rows))
+            uniform = None if noise is None else noise.uniform(STREAM_TAIL)[rows]
+            drawn = log_p.argmax(-1) if uniform is None else draw(log_p.exp(), uniform)
+            token[rows] = torch.where(in_tail[rows], drawn, token[rows])
         return token
 
     def _kl_temperature(self, logits: Tensor, chosen: Candidates, log_pi: Tensor) -> Tensor:
@@ -300,7 +303,7 @@ class ProxyGuide:
         best = log_pi.gather(-1, choice[:, None])
         # A tail whose mass as a whole is less likely than the best candidate needs no look at its tokens.
         as_a_whole, place = log_pi.masked_fill(~chosen.tail, -math.inf).max(-1, keepdim=True)
-        if not bool((as_a_whole > best).any()):
+        if looking_is_free(best) and not bool((as_a_whole > best).any()):
             return choice
         likeliest = as_a_whole + self._log_p_in_tail(logits, chosen).amax(-1, keepdim=True)
         return torch.where(likeliest > best, place, choice[:, None]).squeeze(-1)

@@ -34,7 +34,7 @@ def even_offset(log_p: Tensor, bias: float) -> Tensor:
     It makes `1 − a = r·(1 − p)`, with `r = 1 − σ(bias)`. A constant `a` flattens `p`: whatever is rejected is rejected in favour of the others. Of
     what `c` loses, `r·p·(1 − p_c)`, it gets as much back from those that are rejected before it. Zero at padding.
     """
-    share = torch.sigmoid(torch.tensor(-bias, dtype=log_p.dtype, device=log_p.device))
+    share = torch.sigmoid(torch.tensor(-bias, dtype=log_p.dtype))
     rejection = share * -torch.expm1(log_p.clamp(max=-_SURE))
     return torch.log1p(-rejection) - rejection.log() - bias
 

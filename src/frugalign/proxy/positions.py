@@ -6,11 +6,15 @@ a pass over stored answers (`methods/answer_features`).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from frugalign.proxy import overseer
 from frugalign.proxy.proposal_clocks import ProposalClocks
@@ -36,20 +40,39 @@ class Positions:
     lookahead: Tensor | None = None
 
     def select(self, rows: Tensor) -> Positions:
-        """The chosen positions, with padding trimmed."""
-        width = max(1, int(self.mask[rows].sum(-1).max())) if len(rows) and rows.any() else 1
+        """The positions where `rows [N]` is true, with padding trimmed."""
+        index = rows.nonzero().squeeze(-1)
+        width = max(1, int(self.mask[index].sum(-1).max())) if len(index) else 1
 
         def pick(value: Tensor | None) -> Tensor | None:
             if value is None:
                 return None
-            return value[rows][:, :width] if value.dim() > 1 else value[rows]
+            return value[index][:, :width] if value.dim() > 1 else value[index]
 
         wide: dict[str, Any] = {
             name: pick(getattr(self, name)) for name in ("ids", "log_p", "mask", "rejected", "lookahead")
         }
-        narrow = {name: getattr(self, name)[rows] for name in ("sequence", "position", "hidden", "choice")}
-        coin_flipped = None if self.coin_flipped is None else self.coin_flipped[rows]
+        narrow = {name: getattr(self, name)[index] for name in ("sequence", "position", "hidden", "choice")}
+        coin_flipped = None if self.coin_flipped is None else self.coin_flipped[index]
         return replace(self, **wide, **narrow, coin_flipped=coin_flipped)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Positions]) -> Positions:
+        """All positions of `parts`, padded to the widest of them."""
+        width = max(part.ids.shape[1] for part in parts)
+
+        def join(name: str, fill: float = 0.0, wide: bool = True) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            if values[0] is None:
+                return None
+            if wide:
+                trailing = [0, 0] if values[0].dim() == 3 else []
+                values = [pad(value, [*trailing, 0, width - value.shape[1]], value=fill) for value in values]
+            return torch.cat(values)
+
+        narrow = {name: join(name, wide=False) for name in ("sequence", "position", "hidden", "choice", "coin_flipped")}
+        wide = {name: join(name) for name in ("ids", "mask", "rejected", "lookahead")}
+        return cls(**narrow, **wide, log_p=join("log_p", -math.inf))  # type: ignore[arg-type]
 
     @cached_property
     def clocks(self) -> ProposalClocks:

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frugalign.decoding.waits import looking_is_free
+
 
 @dataclass(frozen=True)
 class _Rule:
@@ -82,7 +84,7 @@ class ProposalClocks:
         # π_c ≥ p_c·a_c, since first ≥ 1. And p_c·last ≤ 1.
         none = rejection.detach().masked_fill(~self._mask, 1.0).prod(-1)
         least = (self._rate * a.detach()).masked_fill(~self._mask, math.inf).amin(-1)
-        is_lost = bool((none <= torch.finfo(a.dtype).eps * least).all())
+        is_lost = looking_is_free(a) and bool((none <= torch.finfo(a.dtype).eps * least).all())
         last = torch.zeros_like(self._rate) if is_lost else self._last
         back = torch.empty_like(self._order).scatter_(0, self._order, torch.arange(len(a), device=a.device))
         return first[back], last[back]
@@ -102,7 +104,8 @@ def nodes(rarest: Tensor, *, closer: float = 1.0) -> tuple[Tensor, Tensor]:
     """
     rule = _RULES[rarest.dtype]
     end = math.log(rule.gone) - rarest.double().log()
-    n_nodes = 1 + math.ceil((float(end.max()) - rule.start) / (closer * rule.step))
+    latest = float(end.max()) if looking_is_free(rarest) else math.log(rule.gone) - _RAREST
+    n_nodes = 1 + math.ceil((latest - rule.start) / (closer * rule.step))
     step = ((end - rule.start) / (n_nodes - 1))[:, None]
     x = rule.start + step * torch.arange(n_nodes, device=rarest.device)
     shrunk = torch.exp(-x)
@@ -179,7 +182,14 @@ def _exponents(rate: Tensor, times: Tensor) -> Tensor:
 
 def _chunks(rate: Tensor, mask: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """An order of the rows `[N]`, and of every chunk its start, end and width. Its rows have similar numbers of candidates and nodes."""
-    rule, most = _RULES[rate.dtype], _ELEMENTS * (1 if rate.device.type == "cpu" else 64)
+    rule, most = _RULES[rate.dtype], _ELEMENTS * (1 if looking_is_free(rate) else 64)
+    if not looking_is_free(rate):
+        # As if every row had all columns and the rarest clock there is.
+        width, largest = rate.shape[1], (math.log(rule.gone) - rule.start - _RAREST) / rule.step
+        size = max(1, int(most / (width * largest)))
+        starts = range(0, len(rate), size)
+        order = torch.arange(len(rate), device=rate.device)
+        return order, [(start, min(start + size, len(rate)), width) for start in starts]
     rarest = rate.masked_fill(~mask, 1.0).amin(-1)
     n_nodes = (math.log(rule.gone) - rule.start - rarest.log()) / rule.step
     counts = mask.sum(-1).clamp(min=1)

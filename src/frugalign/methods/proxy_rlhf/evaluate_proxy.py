@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from frugalign.base.ledger import Ledger
 from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.loop import Step
@@ -31,13 +33,14 @@ _LOGGED = ("reward", "kl_per_sequence", *KL_PARTS, "mean_length", "ended_rate")
 class _Acceptance:
     """A decoding observer that averages the acceptance of the emitted tokens."""
 
-    total: float = 0.0
+    total: float | Tensor = 0.0
     n: int = 0
 
     def __call__(self, step: Step) -> None:
         details: Decision = step.emission.details
         accepted = relative_acceptance(details.log_a, details.candidates.mask).gather(-1, details.choice[:, None])
-        self.total, self.n = self.total + float(accepted.float().sum()), self.n + len(accepted)
+        # The sum stays on the device: a look at it would wait for every token.
+        self.total, self.n = self.total + accepted.float().sum().double(), self.n + len(accepted)
 
 
 def evaluate_proxy(
@@ -59,7 +62,7 @@ def evaluate_proxy(
     responses = measure_responses(policy, batch, sampled, scoring, ledger, divergence=divergence)
     penalised = [_with_penalty(each, args.missing_eos_penalty).to_line() for each in responses]
     everyone = [Response.from_line(line) for _, line in gather_rows(list(zip(numbers, penalised, strict=True)))]
-    accepted = gather_rows([(0, acceptance.total, acceptance.n)])
+    accepted = gather_rows([(0, float(acceptance.total), acceptance.n)])
     return _means(everyone) | {
         "acceptance": sum(total for _, total, _ in accepted) / max(1, sum(n for *_, n in accepted))
     }

@@ -7,13 +7,11 @@ states of all positions, and then all are kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from frugalign.base.ledger import Ledger
 from frugalign.base.quantities import KL_PARTS
@@ -22,6 +20,10 @@ from frugalign.engines.transformers import TransformersEngine
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.overseer import entropy, expected_rejections, mass_of, relative_acceptance
 from frugalign.proxy.positions import Positions
+
+_STATISTICS = ("acceptance", "rejections_per_token", "entropy", "candidates", "capped", "tail_mass_base", "tail_mass")
+_SETTLE_EVERY = 1 << 24
+"""Numbers in the states of positions between two looks at which ones are decided. So many of those that are not are kept meanwhile."""
 
 
 @dataclass
@@ -36,44 +38,55 @@ class Rollout:
 
 
 class _Recorder:
-    """A decoding observer that keeps what the optimisation needs."""
+    """A decoding observer that keeps what the optimisation needs.
 
-    def __init__(self, n_sequences: int, n_positions: int, keep_all: bool) -> None:
-        self.kl = torch.zeros(n_sequences, n_positions)
-        self.valid = torch.zeros(n_sequences, n_positions, dtype=torch.bool)
+    Everything stays on the device. Which positions are decided is looked up for many positions at once.
+    """
+
+    def __init__(self, n_sequences: int, n_positions: int, keep_all: bool, device: torch.device) -> None:
+        self.kl = torch.zeros(n_sequences, n_positions, device=device)
+        self.valid = torch.zeros(n_sequences, n_positions, dtype=torch.bool, device=device)
         self.keep_all = keep_all
-        self.parts: list[Positions] = []
-        self.sums: dict[str, float] = {}
+        self._noted: list[Positions] = []
+        self._decided: list[Tensor] = []
+        self._parts: list[Positions] = []
+        self._sums = torch.zeros(len(_STATISTICS), dtype=torch.float64, device=device)
         self.n = 0
 
     def __call__(self, step: Step) -> None:
         details: Decision = step.emission.details
-        found = details.candidates
+        found, rows = details.candidates, step.rows
         assert step.emission.kl_restriction is not None and step.emission.kl_choice is not None
-        rows = step.rows
-        self.kl[rows, step.position] = (step.emission.kl_restriction + step.emission.kl_choice).float().cpu()
+        self.kl[rows, step.position] = (step.emission.kl_restriction + step.emission.kl_choice).float()
         self.valid[rows, step.position] = True
         self._count(details)
         decided = found.mask.sum(-1) >= 2
-        if self.keep_all:
-            decided = torch.ones_like(decided)
-        if not bool(decided.any()):
-            return
-        kept, device = details.select(decided), decided.device
-        self.parts.append(
+        self._decided.append(torch.ones_like(decided) if self.keep_all else decided)
+        self._noted.append(
             Positions(
-                sequence=rows[decided.cpu()].to(device),
-                position=torch.full((int(decided.sum()),), step.position, device=device),
-                hidden=step.hidden[decided],
-                ids=kept.candidates.ids,
-                log_p=kept.candidates.log_p,
-                mask=kept.candidates.mask,
-                choice=kept.choice,
-                rejected=kept.rejected,
-                coin_flipped=kept.coin_flipped,
-                lookahead=kept.lookahead,
+                sequence=rows,
+                position=torch.full_like(rows, step.position),
+                hidden=step.hidden,
+                ids=found.ids,
+                log_p=found.log_p,
+                mask=found.mask,
+                choice=details.choice,
+                rejected=details.rejected,
+                coin_flipped=details.coin_flipped,
+                lookahead=details.lookahead,
             )
         )
+        if sum(each.hidden.numel() for each in self._noted) >= _SETTLE_EVERY:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Keep the decided ones of the positions noted since the last time."""
+        if not self._noted:
+            return
+        kept = Positions.joined(self._noted).select(torch.cat(self._decided))
+        if len(kept):
+            self._parts.append(kept)
+        self._noted, self._decided = [], []
 
     def _count(self, details: Decision) -> None:
         found = details.candidates
@@ -82,35 +95,26 @@ class _Recorder:
             rejections = details.rejected.sum(-1).float()
         else:
             rejections = expected_rejections(found.log_p, details.log_a, found.mask)
-        for name, values in {
-            "acceptance": accepted,
-            "rejections_per_token": rejections,
-            "entropy": entropy(details.log_pi, found.mask),
-            "candidates": found.mask.sum(-1),
-            "capped": found.capped,
-            "tail_mass_base": mass_of(found.log_p, found.tail),
-            "tail_mass": mass_of(details.log_pi, found.tail),
-        }.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(values.float().sum())
+        values = (
+            accepted,
+            rejections,
+            entropy(details.log_pi, found.mask),
+            found.mask.sum(-1),
+            found.capped,
+            mass_of(found.log_p, found.tail),
+            mass_of(details.log_pi, found.tail),
+        )
+        self._sums += torch.stack([each.float().sum() for each in values])
         self.n += len(found.ids)
 
+    def sums(self) -> dict[str, float]:
+        """What is logged as means, summed over all `n` positions."""
+        return dict(zip(_STATISTICS, self._sums.tolist(), strict=True))
+
     def positions(self) -> Positions | None:
-        if not self.parts:
-            return None
-        width = max(part.ids.shape[1] for part in self.parts)
-
-        def join(name: str, fill: float = 0.0, wide: bool = True) -> Tensor | None:
-            values = [getattr(part, name) for part in self.parts]
-            if values[0] is None:
-                return None
-            if wide:
-                trailing = [0, 0] if values[0].dim() == 3 else []
-                values = [pad(value, [*trailing, 0, width - value.shape[1]], value=fill) for value in values]
-            return torch.cat(values)
-
-        narrow = {name: join(name, wide=False) for name in ("sequence", "position", "hidden", "choice", "coin_flipped")}
-        wide = {name: join(name) for name in ("ids", "mask", "rejected", "lookahead")}
-        return Positions(**narrow, **wide, log_p=join("log_p", -math.inf))  # type: ignore[arg-type]
+        """All decided positions. None if there are none."""
+        self._settle()
+        return Positions.joined(self._parts) if self._parts else None
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def roll_out(
     Returns:
         None if every position had a single candidate.
     """
-    recorder = _Recorder(len(prompt_ids), options.max_new_tokens, options.keep_all)
+    recorder = _Recorder(len(prompt_ids), options.max_new_tokens, options.keep_all, engine.device)
     generation = generate(
         engine,
         prompt_ids,
@@ -160,13 +164,10 @@ def roll_out(
     parts = {name: float(getattr(generation, name).mean()) for name in KL_PARTS}
     lengths = torch.tensor([float(len(ids)) for ids in generation.completion_ids])
     ended = torch.tensor([float(done) for done in generation.ended])
-    statistics = {name: total / max(1, recorder.n) for name, total in recorder.sums.items()} | {
+    statistics = {name: total / max(1, recorder.n) for name, total in recorder.sums().items()} | {
         "kl": sum(parts.values()),
         **parts,
         "completion_length": float(lengths.mean()),
         "cut_share": float(1 - ended.mean()),
     }
-    device = positions.hidden.device
-    return Rollout(
-        generation, positions, recorder.kl[:, :longest].to(device), recorder.valid[:, :longest].to(device), statistics
-    )
+    return Rollout(generation, positions, recorder.kl[:, :longest], recorder.valid[:, :longest], statistics)
