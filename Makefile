@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Compiled modules are kept, for the tests start many interpreters.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: venv demo demo-real check resolve format test test-fast fuzz kill bench docs clean
+.PHONY: venv demo demo-real check resolve format test test-fast fuzz kill bench gpu docs clean
 
 venv: $(STAMP)
 
@@ -68,6 +68,10 @@ fuzz: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m experiments.speed
 	$(BIN)/python -m experiments.ladder
+
+# One GPU in eight minutes: speed, memory and a learning run. Without a GPU: the same at toy size, which it says.
+gpu: $(STAMP)
+	$(BIN)/python -m experiments.gpu
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
