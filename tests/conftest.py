@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of the garbage collector: the trainer collects often, half a second each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[str]:
+    """Ray on this machine, started once as `--ray local` starts it. The address to give. Its files lie in a short path, as its sockets need."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    from frugalign.workers.ray_cluster import LOCAL, connect
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
+        ray = connect(LOCAL)
+        try:
+            yield LOCAL
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)

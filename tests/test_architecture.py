@@ -37,6 +37,7 @@ TIERS = {
     "rewards": 5,
     "decoding": 4,
     "engines": 3,
+    "workers": 3,
     "data": 2,
     "options": 2,
     "metrics": 1,
@@ -171,7 +172,8 @@ def test_only_declared_dependencies_are_imported() -> None:
         "starlette",
         "prometheus_client",
         "bitsandbytes",
-    }  # the peers, study and serve extras, and 4-bit weights: imported where they are asked for
+        "ray",
+    }  # the peers, study, serve and ray extras, and 4-bit weights: imported where they are asked for
     brought = {"wandb", "mlflow", "trackio", "lm_eval", "inspect_ai", "anyio"}  # by users, who name them
     arrive_with = {
         "numpy",

@@ -18,7 +18,8 @@ from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.states import endpoint_states
 from frugalign.methods import answer_features as module
-from frugalign.methods.answer_features import AnswerFeatures, Answers, Proposals, Teacher, answer_features, imitate
+from frugalign.methods.answer_features import AnswerFeatures, Answers, Proposals, Teacher, answer_features
+from frugalign.methods.imitation import imitate
 from frugalign.proxy.candidates import Limits, candidates
 from frugalign.runs.shard_store import ShardFile, ShardStore
 
@@ -81,7 +82,7 @@ def test_a_killed_pass_goes_on_with_the_next_shard(
 ) -> None:
     """Interrupted in the third of four: two are kept, and the rows are those of a pass in one go."""
     calls: list[list[int]] = []
-    shard = module._Pass.shard
+    shard = module.FeaturePass.shard
 
     def counted(self: Any, rows: Any) -> Any:
         calls.append(list(rows))
@@ -89,7 +90,7 @@ def test_a_killed_pass_goes_on_with_the_next_shard(
             raise KeyboardInterrupt
         return shard(self, rows)
 
-    monkeypatch.setattr(module._Pass, "shard", counted)
+    monkeypatch.setattr(module.FeaturePass, "shard", counted)
     with pytest.raises(KeyboardInterrupt):
         features(base, tmp_path / "a")
     found = features(base, tmp_path / "a")
@@ -208,7 +209,7 @@ def test_logits_of_a_batch_are_bounded(base: LoadedModel, monkeypatch: pytest.Mo
     vocabulary = base.model.get_output_embeddings().weight.shape[0]
     monkeypatch.setattr(module, "_LOGIT_BYTES", 2 * 4 * vocabulary * 4)
     answers = Answers([[5, 6]] * 7, [[20, 21, 22, 23]] * 6 + [list(range(20, 40))])
-    reading = module._Pass(base.model, answers, PROPOSALS, None, (), None, torch.float32, None)
+    reading = module.FeaturePass(base.model, answers, PROPOSALS, None, (), None, torch.float32, None)
     batches = reading._batches(range(6))
     assert sorted(row for batch in batches for row in batch) == list(range(6))
     assert [len(batch) for batch in batches] == [2, 2, 2]

@@ -15,7 +15,7 @@ from tests.study.small_cells import N_TEST
 
 from frugalign.sandbox.cached import sample_pairs
 from frugalign.sandbox.world import make_prompts
-from frugalign.study import cell, runner
+from frugalign.study import cell, launching
 
 
 class ForkedCell(Forked):
@@ -33,7 +33,7 @@ class ForkedCell(Forked):
 @pytest.fixture
 def forked_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """A study's cells are forked from this process. Without it each begins from nothing, as one test of `test_cell_processes.py` wants."""
-    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedCell}))
+    monkeypatch.setattr(launching, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedCell}))
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cells are played by a script; their names in the order in which they began."""
     names: list[str] = []
 
-    def start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
+    def start(cell: Cell, options: StudyOptions, launcher: object) -> subprocess.Popen[bytes]:
         names.append(cell.name)
         folder = cell.folder(Path(options.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +135,10 @@ def test_a_choice_is_made_once(tmp_path: Path, started: list[str]) -> None:
         patch.setattr(
             running,
             "_start",
-            lambda cell, given: (
-                real(cell, given) if cell != best else subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+            lambda cell, given, launcher: (
+                real(cell, given, launcher)
+                if cell != best
+                else subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
             ),
         )
         first = run_study(options)
@@ -260,7 +262,7 @@ def test_cells_that_choose_can_be_run_alone(tmp_path: Path, started: list[str]) 
 def test_a_runner_that_is_told_to_stop_stops_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells: list[subprocess.Popen[bytes]] = []
 
-    def start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
+    def start(cell: Cell, options: StudyOptions, launcher: object) -> subprocess.Popen[bytes]:
         cells.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
         return cells[-1]
 

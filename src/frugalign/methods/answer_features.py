@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -28,10 +28,13 @@ from frugalign.decoding.log_probs import Read, read_completions, tokens_to_read
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
 from frugalign.engines.transformers import Forward, embedding_rows, evaluating
-from frugalign.proxy.candidates import Candidates, Limits, beyond, candidates
+from frugalign.methods.imitation import Imitated, imitate
+from frugalign.proxy.candidates import Limits, candidates
 from frugalign.proxy.positions import Positions
 from frugalign.runs.progress import say_size
 from frugalign.runs.shard_store import ShardFile, Shards, ShardStore
+from frugalign.workers.pool import Pool
+from frugalign.workers.record import Piece, Pieces, Record
 
 _SHARD_TOKENS = 8192
 """Tokens that are fed for a shard, on average. A kill loses no more than one shard."""
@@ -43,7 +46,6 @@ _TYPICAL_CANDIDATES = 12
 _FORM = 2
 """What a shard holds. It is a part of the key, so that a cache of another version is not read."""
 _BY_ANSWER = ("begins", "states", "fed")
-_RULED_OUT = -1e4
 _BY_COLUMN = ("ids", "log_p", "teacher_log_p")
 """Tensors with an entry for every candidate. The others have one for every position."""
 
@@ -81,15 +83,6 @@ class Teacher:
     tokenizer: Any
     prompt_ids: Sequence[Sequence[int]]
     temperature: float
-
-
-@dataclass(frozen=True)
-class Imitated:
-    """What a teacher says at `N` positions: its `log_p [N, K]` of every column, and `rest [N]`, the part of `KL(teacher ‖ π)` that lies
-    within the tail, on which a proxy has no influence."""
-
-    log_p: Tensor
-    rest: Tensor
 
 
 @dataclass(frozen=True)
@@ -198,6 +191,7 @@ def answer_features(
     teacher: Teacher | None = None,
     layers: Sequence[int] = (),
     dtype: torch.dtype = torch.bfloat16,
+    pool: Pool | None = None,
 ) -> AnswerFeatures:
     """What a proxy reads of these answers, from the store. What is missing is computed and stored.
 
@@ -206,6 +200,7 @@ def answer_features(
         dtype: of the stored states.
         teacher: whose distribution is stored too. Its prompts belong to the same answers.
         layers: indices into `hidden_states` whose states at every answer's last sentence end are stored too, as probes read them.
+        pool: of `FeatureWorker`s with the same models and `dtype`, which compute what is missing. Default: this process.
 
     Raises:
         FrugalignError: an answer without a token that counts, more features than the store may hold, or a full disk.
@@ -225,17 +220,16 @@ def answer_features(
     starts = range(0, len(answers), per_shard)
     parts = [range(start, min(start + per_shard, len(answers))) for start in starts]
     ends = sentence_ends(tokenizer) if layers else None
-    reading = _Pass(model, answers, proposals, teacher, tuple(layers), ends, dtype, ledger)
+    reading = FeaturePass(model, answers, proposals, teacher, tuple(layers), ends, dtype, ledger)
 
-    def compute(missing: list[int]) -> Iterator[dict[str, Tensor]]:
+    def compute(missing: list[int]) -> Iterator[Mapping[str, Tensor]]:
         rows = [parts[each] for each in missing]
         n_missing, tokens = sum(map(len, rows)), sum(reading.n_tokens(part) for part in rows)
         others = "" if n_missing == len(answers) else f" of {len(answers):,}, the others are stored"
         if n_missing:
             say_size(0, tokens, f"the features of {pluralize(n_missing, 'answer')}{others}")
         with work("features", tokens, FED):
-            for part in rows:
-                yield reading.shard(part)
+            yield from map(reading.shard, rows) if pool is None else _shards_of(pool, reading, rows)
 
     key = _key(model, tokenizer, answers, proposals, teacher, f"{_FORM} {dtype} {per_shard} {list(layers)}")
     shards = store.shards(key, len(parts), compute, needed=needed)
@@ -243,8 +237,17 @@ def answer_features(
     return AnswerFeatures(shards, per_shard, len(answers), fed)
 
 
+def _shards_of(pool: Pool, reading: FeaturePass, parts: Sequence[Sequence[int]]) -> Iterator[Mapping[str, Tensor]]:
+    """The shards of these rows, computed by workers. Only the pieces that are on their way are in memory."""
+    pieces = Pieces(len(parts), lambda place: reading.piece(parts[place]))
+    for answer in pool.run(pieces, reading.settings()):
+        if reading.ledger is not None:
+            reading.ledger.count(lm_forward_tokens=int(answer.tensors["fed"]))
+        yield answer.tensors
+
+
 @dataclass(frozen=True)
-class _Pass:
+class FeaturePass:
     """The pass through the base, and through the teacher where there is one."""
 
     model: Any
@@ -267,6 +270,23 @@ class _Pass:
             for batch in self._batches(rows)
             for model, prompts, layers in models
         )
+
+    def settings(self) -> Record:
+        """What all pieces have in common, for a `FeatureWorker`."""
+        temperature = None if self.teacher is None else self.teacher.temperature
+        proposals = {"temperature": self.proposals.temperature, "limits": asdict(self.proposals.limits)}
+        return Record({"proposals": proposals, "layers": list(self.layers), "teacher_temperature": temperature})
+
+    def piece(self, rows: Sequence[int]) -> Piece:
+        """The token ids of a shard, for a `FeatureWorker`."""
+        answers, taught = self.answers, None if self.teacher is None else self.teacher.prompt_ids
+        every = {"prompt_ids": answers.prompt_ids, "answer_ids": answers.answer_ids, "masks": answers.masks}
+        every["teacher_prompt_ids"] = taught
+        values = {
+            name: None if ids is None else [[int(token) for token in ids[row]] for row in rows]
+            for name, ids in every.items()
+        }
+        return Piece(Record(values), FED, self.n_tokens(rows))
 
     @torch.no_grad()
     def shard(self, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -348,25 +368,6 @@ class _Pass:
                 assert states is not None
                 found["states"] = states[end - 1 : end].cpu()
         return each
-
-
-def imitate(teacher: Tensor, base: Tensor, chosen: Candidates) -> Imitated:
-    """What a teacher says about the columns of a base with its tail kept.
-
-    Args:
-        teacher, base: logits over their temperatures, `[N, V]`.
-        chosen: the base's columns.
-    """
-    log_p, log_base = torch.log_softmax(teacher, -1), torch.log_softmax(base, -1)
-    tail = beyond(log_p, chosen.ids, chosen.listed)
-    mass = tail.logsumexp(-1, keepdim=True)
-    columns = log_p.gather(-1, chosen.ids.masked_fill(~chosen.listed, 0))
-    columns = torch.where(chosen.listed, columns, -math.inf)
-    # Finite where the teacher rules a token out, since 0·∞ is not 0.
-    columns = torch.where(chosen.tail, mass, columns).clamp(min=_RULED_OUT)
-    within = log_base - beyond(log_base, chosen.ids, chosen.listed).logsumexp(-1, keepdim=True)
-    gap = (tail - mass - within).masked_fill(tail == -math.inf, 0.0)
-    return Imitated(columns, (tail.exp() * gap).sum(-1))
 
 
 def _check(answers: Answers) -> None:

@@ -10,6 +10,7 @@ state before it under `lookahead`, and has one more number under `token_bias`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +35,8 @@ _DENSE_BELOW = 1024
 _INTEGRATED_GAIN = 4.0
 _ROWS = 1 << 11
 """Embedding rows that are converted at once."""
+_ABOUT = ("base", "trained_on")
+"""Fields of the config that only describe where a proxy comes from."""
 
 
 class ProxyModelConfig(PreTrainedConfig):
@@ -301,6 +304,19 @@ def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) 
 def _mean_square(rows: Tensor) -> Tensor:
     parts = [part.float().pow(2).mean() * (len(part) / len(rows)) for part in rows.split(_ROWS)]
     return torch.stack(parts).sum()
+
+
+def settings_of(proxy: ProxyModel) -> dict[str, Any]:
+    """What its network and its guidance depend on, beside the weights. JSON-ready."""
+    return {name: getattr(proxy.config, name) for name in PROXY.hints() if name not in _ABOUT}
+
+
+def proxy_of(settings: dict[str, Any], weights: Mapping[str, Tensor]) -> ProxyModel:
+    """The proxy with these settings around these weights, which are not copied."""
+    with torch.device("meta"):  # nothing is drawn for weights that are replaced
+        proxy = ProxyModel(ProxyModelConfig(**settings))
+    proxy.load_state_dict(dict(weights), assign=True)
+    return proxy
 
 
 def check_proxy(proxy: ProxyModel, wanted: dict[str, Any], base: BaseFingerprint) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from frugalign.options import groups
+from frugalign.options import cluster, groups
 from frugalign.options.check import check_options
 from frugalign.options.declare import like, notes, option
 from frugalign.options.kinds import COUNT, PATH, SEED, Kind
@@ -21,6 +21,7 @@ _PROCESSES = Kind("at least 1", lambda x: x >= 1, whole=True, largest=1024)
     reward="The methods train on these.",
     principles="Required by psle and context_distillation.",
     max_new_tokens="The same limit applies in training and in the test.",
+    ray="Every machine must see output_dir and the files that the study names, at the same paths.",
 )
 class StudyOptions(
     groups.Sampling,
@@ -30,6 +31,7 @@ class StudyOptions(
     groups.Data,
     groups.Device,
     groups.ModelName,
+    cluster.Cluster,
 ):
     """Options of `frugalign study`: one base, one set of prompts, one reward and one budget for every method.
 
@@ -97,7 +99,9 @@ class StudyOptions(
         "Folder of the trainings. Name another study's to reuse its trainings. Default: in output_dir.",
         PATH,
     )
-    jobs: int = option(1, "Cells to run at once, each in its own process.", _PROCESSES)
+    jobs: int = option(
+        1, "Cells to run at once, each in its own process. On Ray, as many run as it has room for.", _PROCESSES
+    )
     only: list[str] = option(
         [], "Run only these: LABEL, or LABEL:SEED for one cell. The page shows every finished cell."
     )

@@ -19,6 +19,7 @@ from frugalign.base.wording import shown
 from frugalign.methods import registry
 from frugalign.methods.method import Method
 from frugalign.options.check import check_value
+from frugalign.options.cluster import RAY_OPTIONS
 from frugalign.options.kinds import COUNT, POSITIVE, SEED
 from frugalign.study.layout import CELLS_FOLDER, SAMPLES_FOLDER
 from frugalign.study.options import StudyOptions
@@ -43,6 +44,7 @@ _WITHOUT_EFFECT = {
     "llm_judge",
     "model_judge",
     "reference",
+    *RAY_OPTIONS,
 }
 
 METHOD_INPUTS = ("principles", "preferences", "representation_reward")

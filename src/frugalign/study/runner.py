@@ -1,11 +1,8 @@
-"""Run a study's cells, each in its own process. Finished cells are skipped; a failed one is reported and does not stop the rest."""
+"""Run a study's cells, each in its own process, here or on Ray. Finished cells are skipped; a failed one is reported and does not stop the rest."""
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from frugalign.methods import registry
 from frugalign.runs.lock import in_use
 from frugalign.runs.progress import Pace, say_size
 from frugalign.study.checks import check_study
+from frugalign.study.launching import Here, Launcher, OnRay, Running
 from frugalign.study.layout import (
     CHOSEN_FILE,
     FAILED_FILE,
@@ -199,7 +197,7 @@ def trainings_of(options: StudyOptions) -> Path:
 
 
 def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
-    """Run the cells without a result, `options.jobs` at a time. Each cell's output is in its log.txt."""
+    """Run the cells without a result, `options.jobs` at a time, or on Ray as many as it has room for. Each cell's output is in its log.txt."""
     open_ones = [each for each in (outcome_of(cell, options) for cell in cells) if each.result is None]
     left = [each.cell for each in open_ones]
     if len(left) < len(cells):
@@ -209,24 +207,26 @@ def run_cells(cells: Sequence[Cell], options: StudyOptions) -> None:
     if trained or (to_train and options.trainings_dir is not None):
         print(f"{trained} of {len(to_train)} trainings of the other cells are finished already.", flush=True)
     _say_size(left, options)
-    waiting, running, done = list(left), list[tuple[Cell, subprocess.Popen[bytes], float]](), 0
+    waiting, running, done = list(left), list[tuple[Cell, Running, float]](), 0
     said: set[str] = set()
-    pace, part = Pace("cell", options.jobs), Part("cells", len(left), STEPS)
+    launcher = (Here(options.jobs) if options.ray is None else OnRay(options)) if left else Here(1)
+    pace, part = Pace("cell", launcher.at_once), Part("cells", len(left), STEPS)
     open_part(part)
     try:
         while waiting or running:
-            while waiting and len(running) < options.jobs:
+            while waiting and len(running) < launcher.at_once + launcher.may_wait:
                 cell = waiting.pop(0)
-                running.append((cell, _start(cell, options), time.perf_counter()))
+                running.append((cell, _start(cell, options, launcher), time.perf_counter()))
             time.sleep(_POLL)
             for entry in [entry for entry in running if entry[1].poll() is not None]:
                 running.remove(entry)
                 done += 1
-                _report(entry[0], options, entry[1].returncode, time.perf_counter() - entry[2], f"{done}/{len(left)}")
+                _report(entry[0], options, entry[1].wait(), time.perf_counter() - entry[2], f"{done}/{len(left)}")
                 _repeat_warnings(entry[0], options, said)
                 pace.finished("The first cell", len(left) - done)
             if is_shown():
-                set_done(part, done, "; ".join(_last_line(cell, options) for cell, _, _ in running))
+                lines = (_last_line(cell, options) for cell, _, _ in running)
+                set_done(part, done, "; ".join(line for line in lines if line))
     finally:  # also when the runner is told to stop
         close_part(part)
         for _, process, _ in running:
@@ -257,9 +257,11 @@ def _say_size(cells: Sequence[Cell], options: StudyOptions) -> None:
     say_size(sampled, 0, f"the tests of {pluralize(len(cells), 'cell')}{trainings}")
 
 
-def _last_line(cell: Cell, options: StudyOptions) -> str:
-    """The cell's name and the last line of its log."""
+def _last_line(cell: Cell, options: StudyOptions) -> str | None:
+    """The cell's name and the last line of its log. None while it waits for its turn."""
     log = cell.folder(Path(options.output_dir)) / LOG_FILE
+    if not log.is_file():
+        return None
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))
         lines = file.read().decode("utf-8", "replace").split("\n")
@@ -267,24 +269,13 @@ def _last_line(cell: Cell, options: StudyOptions) -> str:
     return f"{cell.name}: {said.strip()}"
 
 
-def _start(cell: Cell, options: StudyOptions) -> subprocess.Popen[bytes]:
+def _start(cell: Cell, options: StudyOptions, launcher: Launcher) -> Running:
     study = Path(options.output_dir)
     folder = cell.folder(study)
     write_json_atomic(folder / REQUEST_FILE, cell.request)
     (folder / FAILED_FILE).unlink(missing_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
-    given = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
-    given |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    words = [str(folder), str(study / START_FOLDER), str(trainings_of(options)), str(options.eval_batch_size)]
-    words.append(str(options.jobs))
-    with (folder / LOG_FILE).open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "frugalign.study.cell", *words],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=given | os.environ,
-        )
+    words = [str(study / START_FOLDER), str(trainings_of(options)), str(options.eval_batch_size)]
+    return launcher.start(folder, [*words, str(launcher.at_once)])
 
 
 def _report(cell: Cell, options: StudyOptions, status: int, seconds: float, place: str) -> None:

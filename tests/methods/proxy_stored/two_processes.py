@@ -16,13 +16,13 @@ from frugalign.methods import answer_features as module
 def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     """Three epochs, with one validation pair: of two processes, one has none. The cache starts empty."""
     computed: list[int] = []
-    shard = module._Pass.shard
+    shard = module.FeaturePass.shard
 
     def counted(self: Any, rows: Any) -> Any:
         computed.append(len(rows))
         return shard(self, rows)
 
-    module._Pass.shard = counted  # type: ignore[method-assign]
+    module.FeaturePass.shard = counted  # type: ignore[method-assign]
     module._SHARD_TOKENS = 200
     spy = Gradients()
     try:
@@ -42,7 +42,7 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
         )
         found.train()
     finally:
-        module._Pass.shard = shard  # type: ignore[method-assign]
+        module.FeaturePass.shard = shard  # type: ignore[method-assign]
     return {
         "world_size": found.accelerator.num_processes,
         "rank": found.accelerator.process_index,

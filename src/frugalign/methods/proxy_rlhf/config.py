@@ -59,7 +59,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
     """
 
     own: ClassVar[type] = ProxyOptions
-    own_may_change: ClassVar[frozenset[str]] = frozenset({"budget_tokens", "num_train_epochs"})
+    own_may_change: ClassVar[frozenset[str]] = frozenset({"budget_tokens", "num_train_epochs", "sampling_batch_size"})
     not_carried_over: ClassVar[dict[str, tuple[Any, str]]] = _NOT_CARRIED_OVER
 
     def prepare(self) -> None:

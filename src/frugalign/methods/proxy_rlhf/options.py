@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from frugalign.methods.proxy_network import ProxyNetwork
-from frugalign.options import groups
+from frugalign.options import cluster, groups
 from frugalign.options.declare import defaults, like, notes, option
 from frugalign.options.kinds import COUNT, NON_NEGATIVE, POSITIVE, SHARE, Kind
 
@@ -30,6 +30,7 @@ _EPOCHS = Kind("above 0, or -1", lambda x: x > 0 or x == -1)
 )
 class ProxyOptions(
     ProxyNetwork,
+    cluster.Workers,
     groups.TargetKL,
     groups.Completions,
     groups.TrainingRun,
@@ -62,6 +63,13 @@ class ProxyOptions(
         "It counts the responses of a rollout and is a multiple of num_generations. -1: 128, or fewer if the budget "
         "would not last for 30 rollouts.",
         _BATCH,
+    )
+    sampling_batch_size: int | None = like(
+        groups.SamplingBatch,
+        "sampling_batch_size",
+        None,
+        "Default: a whole rollout, or on Ray an even share for each worker. With a number the result is the same, bit by bit, for any number of workers.",
+        COUNT,
     )
     beta: float | None = like(
         groups.Beta,

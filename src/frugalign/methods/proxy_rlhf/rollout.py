@@ -8,15 +8,16 @@ states of all positions, and then all are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from frugalign.base.ledger import Ledger
 from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Step, generate
-from frugalign.engines.transformers import TransformersEngine
+from frugalign.engines.engine import Engine
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.overseer import entropy, expected_rejections, mass_of, relative_acceptance
 from frugalign.proxy.positions import Positions
@@ -134,19 +135,28 @@ class RolloutOptions:
     state_layers: Sequence[int] = ()
 
 
-def roll_out(
-    engine: TransformersEngine,
+@dataclass(frozen=True)
+class Recorded:
+    """What one piece of a rollout gave: `S` completions and their decided positions, None without any. `kl`, `valid [S, n]`. `sums` over the
+    `n_emitted` tokens give the means that are logged."""
+
+    generation: Generation
+    positions: Positions | None
+    kl: Tensor
+    valid: Tensor
+    sums: dict[str, float]
+    n_emitted: int
+
+
+def sample_piece(
+    engine: Engine,
     guide: ProxyGuide,
-    prompt_ids: list[list[int]],
+    prompt_ids: Sequence[Sequence[int]],
     keys: Tensor,
     options: RolloutOptions,
     ledger: Ledger | None = None,
-) -> Rollout | None:
-    """Sample one completion per row and keep the positions that the proxy decided.
-
-    Returns:
-        None if every position had a single candidate.
-    """
+) -> Recorded:
+    """Sample one completion per row, and record the positions that the proxy decided."""
     recorder = _Recorder(len(prompt_ids), options.max_new_tokens, options.keep_all, engine.device)
     generation = generate(
         engine,
@@ -157,17 +167,68 @@ def roll_out(
         options=LoopOptions(batch_size=options.batch_size, observer=recorder, state_layers=options.state_layers),
         ledger=ledger,
     )
-    positions = recorder.positions()
-    if positions is None:
-        return None
     longest = int(recorder.valid.any(0).sum())
+    return Recorded(
+        generation,
+        recorder.positions(),
+        recorder.kl[:, :longest],
+        recorder.valid[:, :longest],
+        recorder.sums(),
+        recorder.n,
+    )
+
+
+def joined(pieces: Sequence[Recorded]) -> Rollout | None:
+    """The pieces of a rollout as one, in this order. None if every position had a single candidate."""
+    first, found = 0, []
+    for piece in pieces:
+        if piece.positions is not None:
+            found.append(replace(piece.positions, sequence=piece.positions.sequence + first))
+        first += len(piece.kl)
+    if not found:
+        return None
+    positions = found[0] if len(found) == 1 else Positions.joined(found)
+    longest = max(piece.kl.shape[1] for piece in pieces)
+    device = positions.hidden.device
+    kl, valid = (
+        torch.cat([pad(getattr(piece, name), (0, longest - piece.kl.shape[1])) for piece in pieces]).to(device)
+        for name in ("kl", "valid")
+    )
+    generation = _one_generation([piece.generation for piece in pieces])
     parts = {name: float(getattr(generation, name).mean()) for name in KL_PARTS}
     lengths = torch.tensor([float(len(ids)) for ids in generation.completion_ids])
     ended = torch.tensor([float(done) for done in generation.ended])
-    statistics = {name: total / max(1, recorder.n) for name, total in recorder.sums().items()} | {
+    n = max(1, sum(piece.n_emitted for piece in pieces))
+    statistics = {name: sum(piece.sums[name] for piece in pieces) / n for name in pieces[0].sums} | {
         "kl": sum(parts.values()),
         **parts,
         "completion_length": float(lengths.mean()),
         "cut_share": float(1 - ended.mean()),
     }
-    return Rollout(generation, positions, recorder.kl[:, :longest], recorder.valid[:, :longest], statistics)
+    return Rollout(generation, positions, kl, valid, statistics)
+
+
+def _one_generation(parts: Sequence[Generation]) -> Generation:
+    def together(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    return Generation(
+        [ids for part in parts for ids in part.completion_ids],
+        [ended for part in parts for ended in part.ended],
+        **{name: together(name) for name in KL_PARTS},
+        states=together("states"),
+        traces=None,
+    )
+
+
+def roll_out(
+    engine: Engine,
+    guide: ProxyGuide,
+    prompt_ids: Sequence[Sequence[int]],
+    keys: Tensor,
+    options: RolloutOptions,
+    ledger: Ledger | None = None,
+) -> Rollout | None:
+    """A rollout in one piece. None if every position had a single candidate."""
+    return joined([sample_piece(engine, guide, prompt_ids, keys, options, ledger)])

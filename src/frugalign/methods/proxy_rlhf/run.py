@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from transformers import TrainerCallback
@@ -64,7 +65,8 @@ def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTr
     trainer.accelerator.unwrap_model(trainer.model).config.trained_on = trained_on
     TrainingProgress("training the proxy", _SHOWN, "rollout", config.steps_per_rollout).replace_defaults(trainer)
     _say_size(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with closing(trainer.rollouts.pool):
+        trainer.train(resume_from_checkpoint=checkpoint)
     save_proxy(trainer, folder, "Learned by a reward, from its own responses.")
     return trainer
 

@@ -28,7 +28,7 @@ from frugalign.data.templating import Rendering
 from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
-from frugalign.engines.transformers import TransformersEngine, causal_lm, device_of, embedding_rows
+from frugalign.engines.transformers import causal_lm, device_of, embedding_rows
 from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.methods.proxy_rlhf.evaluate_proxy import evaluate_proxy
@@ -41,11 +41,11 @@ from frugalign.methods.proxy_rlhf.experience import (
 from frugalign.methods.proxy_rlhf.kl_control import AfterEachStep, KLController, RolloutUpdate, TrustRegion
 from frugalign.methods.proxy_rlhf.loss import proxy_loss
 from frugalign.methods.proxy_rlhf.prompts import Prompts, write_completions
-from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions, roll_out
+from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions
+from frugalign.methods.proxy_rlhf.rollout_worker import rollouts_of
 from frugalign.methods.proxy_rlhf.schedule import Schedule, sample_numbers
 from frugalign.options.training_parts import refused_settings
 from frugalign.policies.prompt_rows import PromptRows, Scoring
-from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel
 from frugalign.rewards import load_rewards
 from frugalign.rewards.content import reward_contents
@@ -113,6 +113,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._train_prompts = Prompts.encode(train_dataset, self._base, args, rendering)
         if eval_dataset is not None:  # report a prompt that does not fit before training
             Prompts.encode(eval_dataset, self._base, args, rendering)
+        self.rollouts = rollouts_of(self._base, base, args)
         self._round = -1
         self._logs: dict[str, list[float]] = {}
         self._sampled: list[dict[str, Any]] = []
@@ -149,8 +150,6 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     def _roll_out(self, indices: list[int], epoch: int, numbers: list[int]) -> Rollout | None:
         args, prompts = self.args, self._train_prompts
-        proxy: ProxyModel = self.accelerator.unwrap_model(self.model)
-        guide = ProxyGuide.build([proxy], embedding_rows(self.lm))
         options = RolloutOptions(
             args.max_new_tokens,
             batch_size=args.per_device_train_batch_size,
@@ -158,9 +157,8 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             state_layers=self._state_layers,
         )
         with self.ledger.phase("rollout"), work("rollout", len(indices) * args.max_new_tokens, SAMPLED):
-            return roll_out(
-                TransformersEngine(self.lm, self.processing_class),
-                guide,
+            return self.rollouts.complete(
+                self.accelerator.unwrap_model(self.model),
                 [prompts.ids[index] for index in indices],
                 row_keys(args.seed, epoch, indices, numbers),
                 options,

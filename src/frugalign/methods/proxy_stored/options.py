@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from frugalign.methods.proxy_network import ProxyNetwork
-from frugalign.options import groups
+from frugalign.options import cluster, groups
 from frugalign.options.declare import defaults, like, notes, option
 from frugalign.options.kinds import Kind
 
@@ -37,6 +37,7 @@ _FRACTION = Kind("at least 0 and below 1", lambda x: 0 <= x < 1)
 )
 class StoredProxyOptions(
     ProxyNetwork,
+    cluster.Workers,
     groups.TrainingRun,
     groups.Patience,
     groups.Steps,

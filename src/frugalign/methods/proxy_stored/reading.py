@@ -23,6 +23,7 @@ from frugalign.methods.proxy_stored.examples import Examples, examples_of
 from frugalign.methods.proxy_stored.teacher import teacher_of
 from frugalign.methods.signals import Signal
 from frugalign.rewards.representation.network import RepresentationModel
+from frugalign.workers.pool import Pool
 
 _SCORED = 1024
 """Answers whose states probes read at once."""
@@ -60,7 +61,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads data sets once through the base, and through the teacher or for the probes where there are any."""
+    """Reads data sets once through the base, and through the teacher or for the probes where there are any. `pool`: workers that do so."""
 
     base: LoadedModel
     signal: Signal
@@ -69,6 +70,7 @@ class Reader:
     ledger: Ledger
     taught_by: LoadedModel | None = None
     probes: RepresentationModel | None = None
+    pool: Pool | None = None
 
     def __call__(self, data: Dataset) -> Stored:
         """The examples of `data` with their features, from the store as far as it holds them."""
@@ -80,11 +82,23 @@ class Reader:
         store = feature_store(args)
         layers = [] if self.probes is None else list(self.probes.config.layers)
         features = answer_features(
-            base.model, base.tokenizer, examples.answers, self.proposals, store, teacher=teacher, layers=layers
+            base.model,
+            base.tokenizer,
+            examples.answers,
+            self.proposals,
+            store,
+            teacher=teacher,
+            layers=layers,
+            pool=self.pool,
         )
         # Features that the store already holds count as what they cost when they were computed.
         self.ledger.count(lm_forward_tokens=features.n_tokens)
         return Stored(self._with_confidence(examples, features), features)
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self.pool is not None:
+            self.pool.close()
 
     def _with_confidence(self, examples: Examples, features: AnswerFeatures) -> Examples:
         """The confidence of the probes in every label, unless a row has its own. It is fixed, since the base's states are."""

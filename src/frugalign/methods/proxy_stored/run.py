@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,13 @@ def _train(config: StoredProxyConfig, callbacks: Sequence[TrainerCallback]) -> S
     trainer.ledger.add(ledger, wall_clock=seconds_before)
     trainer.accelerator.unwrap_model(trainer.model).config.trained_on = data.trained_on
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
-        if trainer.signal == "pairs":
-            write_report(pairs_report(trainer, data.train, data.validation, data.test), folder)
-        if answers is not None:
-            _keep(answers, ranking_file(folder, 0))
+    with closing(trainer.reader):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.is_world_process_zero():
+            if trainer.signal == "pairs":
+                write_report(pairs_report(trainer, data.train, data.validation, data.test), folder)
+            if answers is not None:
+                _keep(answers, ranking_file(folder, 0))
     save_proxy(trainer, folder, _DESCRIBED[trainer.signal])
     return trainer
 

@@ -33,6 +33,7 @@ from frugalign.engines.transformers import causal_lm, embedding_rows
 from frugalign.methods.answer_features import Proposals
 from frugalign.methods.answer_scores import ScoredAnswers, score_stored
 from frugalign.methods.confidence import check_probes
+from frugalign.methods.feature_worker import feature_pool
 from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_stored.brake import Best, Brake
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
@@ -109,7 +110,8 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
             args.max_length = args.max_length or probes.config.max_length
             self._data_hashes["probes"] = content_hash(PROBES, probes)
         proposals = Proposals(proxy.config.temperature, proxy.limits)
-        self.reader = Reader(base, self.signal, proposals, args, self.ledger, taught_by, probes)
+        pool = feature_pool(args, base, about, taught_by)
+        self.reader = Reader(base, self.signal, proposals, args, self.ledger, taught_by, probes, pool)
         with self.ledger.phase("read"):
             self.stored = self.reader(train_dataset)
             self.validation = None if eval_dataset is None else self.reader(eval_dataset)

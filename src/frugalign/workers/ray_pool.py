@@ -1,0 +1,188 @@
+"""A pool of Ray actors, each with a worker in a process of its own, on this machine or another one.
+
+What all workers share is put into Ray's object store once a run. A worker that dies is replaced, and its piece goes to whoever is free. An answer
+is taken once, so nothing is counted twice. While a new worker loads its model, the others work on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from frugalign.base.errors import FrugalignError
+from frugalign.base.progress import advance
+from frugalign.base.specs import load_attribute
+from frugalign.base.wording import pluralize, shown
+from frugalign.workers.pool import NOTHING, Traffic, Worker
+from frugalign.workers.ray_cluster import LOCAL, Needs, connect, room
+from frugalign.workers.record import Piece, Record, pack, unpack
+
+_AHEAD = 2
+"""Pieces for each worker that may be done before the one that is wanted next. It bounds the memory of answers that wait."""
+_DEATHS = 3
+"""Workers that may die without an answer in between, for each worker of the pool."""
+_PATIENCE = 60.0
+"""Seconds without any worker until the command says that it waits."""
+_log = logging.getLogger(__name__)
+
+
+class Host:
+    """The worker of an actor. Ray makes it in the actor's process."""
+
+    def __init__(self) -> None:
+        self._worker: Worker
+        self._run: int | None = None
+
+    def start(self, make: str, about: bytes) -> int:
+        """Make the worker. Returns the id of its process."""
+        self._worker = load_attribute(make)(unpack(about))
+        return os.getpid()
+
+    def answer(self, piece: bytes, shared: bytes, run: int) -> bytes:
+        """The answer to a piece of a `run`."""
+        if run != self._run:
+            self._worker.share(unpack(shared))
+            self._run = run
+        return pack(self._worker.answer(unpack(piece)))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What an actor is doing: a `piece` of a `run` with its part of the progress, or starting (no piece). Runs count from 1."""
+
+    actor: Any
+    run: int = 0
+    piece: int | None = None
+    unit: str = ""
+    size: float = 0.0
+
+
+class RayPool:
+    """`size` workers on the cluster at `address`.
+
+    Args:
+        make: `package.module:function`, which makes a worker of `about` in its process. The machines need the same code.
+        about: what it needs, such as the name of a model.
+
+    Raises:
+        FrugalignError: Ray is missing or cannot be reached, or this machine alone has no room for so many.
+    """
+
+    def __init__(self, address: str, size: int, needs: Needs, make: str, about: Record) -> None:
+        self.size, self.traffic, self.pids = size, Traffic(), dict[Any, int]()
+        self._ray = connect(address)
+        there = room(self._ray, needs, "worker", address)
+        if address == LOCAL and there < size:
+            raise FrugalignError(
+                f"This machine has room for {pluralize(there, 'worker')} with {needs} each, not {size}: lower ray_workers or what each needs."
+            )
+        # Ray itself restarts nothing: a machine that has left for good would keep its pieces waiting.
+        self._actors = self._ray.remote(Host).options(**needs.options(), max_restarts=0)
+        self._make, self._about = make, self._ray.put(pack(about))
+        self._runs, self._deaths = count(1), 0
+        self._idle: list[Any] = []
+        self._tasks: dict[Any, _Task] = {}
+        for _ in range(size):
+            self._start()
+
+    def run(self, pieces: Sequence[Piece], shared: Record = NOTHING) -> Iterator[Record]:
+        content, number = pack(shared), next(self._runs)
+        self.traffic.broadcast += len(content)
+        everyone = self._ray.put(content)
+        left, found = deque(range(len(pieces))), dict[int, bytes]()
+        for wanted in range(len(pieces)):
+            while wanted not in found:
+                while self._idle and left and left[0] < wanted + _AHEAD * self.size:
+                    self._hand_out(left.popleft(), pieces, everyone, number)
+                self._collect(number, left, found)
+            yield unpack(found.pop(wanted))
+
+    def wait(self) -> None:
+        """Until every worker has started. `run` needs no such wait: the first worker begins while the others load.
+
+        Raises:
+            FrugalignError: one cannot start.
+        """
+        while any(task.piece is None for task in self._tasks.values()):
+            self._collect(0, deque(), {})
+
+    def close(self) -> None:
+        for actor in {*self._idle, *(task.actor for task in self._tasks.values())}:
+            self._end(actor)
+        self._idle, self._tasks = [], {}
+
+    def _start(self) -> None:
+        actor = self._actors.remote()
+        self._tasks[actor.start.remote(self._make, self._about)] = _Task(actor)
+
+    def _end(self, actor: Any) -> None:
+        self.pids.pop(actor, None)
+        self._ray.kill(actor)
+
+    def _hand_out(self, place: int, pieces: Sequence[Piece], everyone: Any, number: int) -> None:
+        actor, piece = self._idle.pop(0), pieces[place]
+        content = pack(piece.record)
+        self.traffic.sent += len(content)
+        self._tasks[actor.answer.remote(content, everyone, number)] = _Task(
+            actor, number, place, piece.unit, piece.size
+        )
+
+    def _collect(self, number: int, left: deque[int], found: dict[int, bytes]) -> None:
+        """Wait for an actor. Its answer goes into `found`, or its piece back to `left` if it has died."""
+        errors = self._ray.exceptions
+        done, _ = self._ray.wait(list(self._tasks), timeout=None if self.pids else _PATIENCE)
+        if not done:
+            _log.warning("Still waiting for the first of %s to start.", pluralize(self.size, "worker"))
+            done, _ = self._ray.wait(list(self._tasks))
+        task = self._tasks.pop(done[0])
+        try:
+            answer = self._ray.get(done[0])
+        except errors.RayTaskError as error:  # the worker raised it
+            if task.piece is not None:
+                self._idle.append(task.actor)
+            if task.run in (0, number):
+                raise _in_words(error, at_start=task.piece is None) from error
+            return
+        except errors.RayError as error:
+            if task.run == number and task.piece is not None:
+                left.appendleft(task.piece)
+            self._replace(task.actor, error)
+            return
+        self._idle.append(task.actor)
+        if task.piece is None:
+            self.pids[task.actor] = answer
+            return
+        self._deaths = 0
+        if task.run == number:  # otherwise of a run that nobody reads any more
+            found[task.piece] = answer
+            self.traffic.returned += len(answer)
+            advance(task.unit, task.size)
+
+    def _replace(self, actor: Any, error: Exception) -> None:
+        self.traffic.lost += 1
+        self._deaths += 1
+        self._end(actor)
+        if self._deaths > _DEATHS * self.size:
+            raise FrugalignError(
+                f"{pluralize(self._deaths, 'worker')} died in a row, possibly for want of memory. The last one: {shown(str(error), quoted=False, longest=500)}"
+            ) from error
+        _log.warning("A worker died. Another one takes its place, and its piece is run again.")
+        self._start()
+
+
+def _in_words(error: Any, *, at_start: bool) -> Exception:
+    """What a worker has raised. At its start anything may be wrong with its machine; later only the user's errors are one sentence."""
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, FrugalignError):
+        return FrugalignError(str(cause))
+    if not at_start:
+        return RuntimeError(str(error))
+    said = shown(f"{type(cause).__name__}: {cause}", quoted=False, longest=300)
+    return FrugalignError(
+        f"A worker cannot start: {said} Every machine of the cluster needs the same packages and files."
+    )
