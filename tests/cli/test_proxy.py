@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 from tests.two_layers import two_layers
 
 from frugalign import sandbox
 from frugalign.cli.main import main
+from frugalign.runs.elsewhere import MANIFEST
 
 ORDERS = ["I seek a draught to cure a fever.", "A poison, keeper.", "Good day. A balm for my horse.", "Curse him!"]
 
@@ -287,3 +289,34 @@ def test_what_was_trained_with_an_adapter_and_a_cut_is_used_with_them(capsys: py
     assert main(["generate", *base, "--prompt", ORDERS[0] * 20]) == 0
     assert GuidedModel.from_pretrained("run").proxy.config.base["adapter"] == str(Path("lora").absolute())
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_run_elsewhere_is_resumed_on_another_machine(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its folder is a URL. What a machine had uploaded when it was killed is what another one resumes from."""
+    url, files = "memory://runs/a", fsspec.filesystem("memory")
+    monkeypatch.setenv("HOME", str(tmp_path / "first"))
+    try:
+        assert main(command(output_dir=url, save_steps=2)) == 0
+        assert f"The run's folder is {url}; its copy here is {tmp_path}/first/" in capsys.readouterr().out
+        whole = {name: files.cat_file(f"/runs/a/{name}") for name in ("model.safetensors", "metrics.jsonl")}
+        manifest = json.loads(files.cat_file(f"/runs/a/{MANIFEST}"))
+        early = {name: digest for name, digest in manifest.items() if name.startswith(("checkpoint-2/", "metrics"))}
+        files.pipe_file(f"/runs/a/{MANIFEST}", json.dumps(early).encode())
+        monkeypatch.setenv("HOME", str(tmp_path / "second"))
+        assert main(command(output_dir=url, save_steps=2)) == 0
+        assert "from checkpoint-2." in caplog.text
+        assert {name: files.cat_file(f"/runs/a/{name}") for name in whole} == whole
+    finally:
+        files.rm("/runs", recursive=True)
+
+
+def test_a_url_that_cannot_be_reached_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(output_dir="nonsense://runs/a")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("frugalign: Cannot read nonsense://runs/a: ") and said.count("\n") == 1

@@ -11,7 +11,7 @@ import frugalign
 SOURCE = Path(frugalign.__file__).parent
 RENDERING = {
     *("encode_prompts", "encode_completions", "encode_for_model", "tokenize_pairs", "render_prompt", "is_chat"),
-    *("under_principles", "GroupOptions", "couples_of"),
+    *("under_principles", "GroupOptions", "couples_of", "PromptEncoder", "pairs_table"),
 }
 OWN_MODEL = {"evaluation/judges/pairwise.py"}
 """A judge is another model than the policy, with a template of its own."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from array import array
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ def test_what_is_no_such_number_is_one_sentence_with_its_row(name: str, value: A
 
 
 def test_what_is_missing_has_a_default() -> None:
-    assert weights_in(one_column("weight", None, 0, 2.5, 10**9), "weight") == [1.0, 0.0, 2.5, 1e9]
+    assert weights_in(one_column("weight", None, 0, 2.5, 10**9), "weight") == array("d", [1.0, 0.0, 2.5, 1e9])
     found = weights_in(one_column("confidence", 0, None, math.nan, 1, 0.25), "confidence")
     assert found is not None and [found[place] for place in (0, 3, 4)] == [0.0, 1.0, 0.25]
     assert math.isnan(found[1]) and math.isnan(found[2])
-    assert weights_in(one_column("weight", None, None), "weight") == [1.0, 1.0]
+    assert weights_in(one_column("weight", None, None), "weight") == array("d", [1.0, 1.0])
     assert weights_in(one_column("label", "x"), "weight") is None
 
 

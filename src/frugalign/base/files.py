@@ -29,7 +29,7 @@ MODEL_RECORD_FILE = "frugalign_model.json"
 CARD_FILE = "README.md"
 STAGING_FOLDER = ".frugalign-saving"
 """Where an artefact or a checkpoint is written before it is moved up, into place."""
-_TEMPORARY = ".frugalign-tmp"
+TEMPORARY = ".frugalign-tmp"
 """How a half-written file's name ends. No other program writes such files, so they are safe to delete."""
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -51,6 +51,9 @@ _REASONS = {
 on_change: Callable[[str, Path], None] | None = None
 """Called before and after every change of a file here, with the name of the moment and the path. It lets a test stop the
 process or fill the disk at any of these moments."""
+on_finished: Callable[[str, Path], None] | None = None
+"""Called after every change of a file or a folder, as `on_change` is. It uploads a run whose folder is elsewhere (`runs/elsewhere.py`)."""
+_FINISHED = ("written", "appended", "moved")
 
 
 @contextmanager
@@ -72,9 +75,11 @@ def reason_of(error: OSError) -> str:
 
 
 def announce(name: str, path: Path) -> None:
-    """Call `on_change`, if it is set."""
+    """Call `on_change`, and `on_finished` after a change, if they are set."""
     if on_change is not None:
         on_change(name, path)
+    if on_finished is not None and name in _FINISHED:
+        on_finished(name, path)
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -89,7 +94,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     with writing(path):
         announce("write", path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -106,7 +111,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether this is what `write_atomic` leaves behind when the process is killed inside it."""
-    return re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_TEMPORARY)}", path.name) is not None
+    return re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY)}", path.name) is not None
 
 
 def _umask() -> int:

@@ -19,6 +19,7 @@ SCORED = "responses scored"
 FITTED = "iterations"
 STEPS = "steps"
 READ = "bytes read"
+ENCODED = "rows encoded"
 
 
 @dataclass(eq=False)

@@ -16,7 +16,13 @@ from frugalign.base.errors import FrugalignError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml", ".yml", ".txt", ".md", ".py", ".safetensors", ".bin")
 _LONGEST = 255
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z].*)?://")
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL such as `s3://bucket/folder`, or a chain of them such as `zip::s3://…`."""
+    return _URL.match(name) is not None
 
 
 def is_attribute(spec: str) -> bool:

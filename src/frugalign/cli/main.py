@@ -20,6 +20,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.terminal import guarded, print_traceback
 from frugalign.base.wording import did_you_mean, shown, shown_path
 from frugalign.cli import method
+from frugalign.cli.elsewhere import copies_until_the_end
 
 VERBS = {
     "demo": "see a proxy align a frozen model, in minutes, on this machine",
@@ -81,11 +82,12 @@ def _dispatch(argv: list[str]) -> int:
         hint = did_you_mean(verb, VERBS) or f"; there are {', '.join(VERBS)}."
         raise FrugalignError(f"There is no command {shown(verb)}{hint}")
     _prepare()
-    if verb in method.VERBS:
-        status = method.run(verb, argv[1:])
-    else:
-        module = verb.replace("-", "_")
-        status = import_module(f"frugalign.cli.{module}").run(argv[1:])
+    with copies_until_the_end():
+        if verb in method.VERBS:
+            status = method.run(verb, argv[1:])
+        else:
+            module = verb.replace("-", "_")
+            status = import_module(f"frugalign.cli.{module}").run(argv[1:])
     sys.stdout.flush()  # a closed pipe shows here, where it is understood
     return status
 

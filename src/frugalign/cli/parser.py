@@ -34,7 +34,7 @@ from typing import Any, NoReturn, get_origin, get_type_hints
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import read_yaml
-from frugalign.base.specs import load_attribute
+from frugalign.base.specs import is_url, load_attribute
 from frugalign.base.wording import did_you_mean, shown
 from frugalign.cli.values import from_text, from_yaml
 from frugalign.options.check import check_options
@@ -83,6 +83,10 @@ def parse(command: Command, argv: Sequence[str]) -> Any:
     given = vars(known)
     config = given.pop("config", None)
     values = (read_config(config, target, command) if config is not None else {}) | given
+    if is_url(str(values.get("output_dir", ""))):
+        from frugalign.cli.elsewhere import copy_of
+
+        values["output_dir"] = copy_of(values["output_dir"])
     for item in _fields(target):
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise FrugalignError(f"{_flag(item)} is missing; `frugalign {command.name} --help` explains it.")

@@ -9,20 +9,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from frugalign.data.on_disk import Spill
 from frugalign.data.rows import Problem, json_type
 
 _HALF = re.compile("[\ud800-\udfff]")
 # UnicodeEncodeError, a ValueError, is half a character; OverflowError an integer beyond 64 bits.
 _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError, OverflowError, TypeError)
 _UNEQUAL_NUMBERS = "holds fractions, and whole numbers that are too large to stand beside them"
+_FRACTION = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
 INT64 = range(-(2**63), 2**63)
 
 
 class Columns:
-    """The columns of one file, each with one type. Whole numbers and fractions share a type; null fits every type."""
+    """The columns of one file, each with one type. Whole numbers and fractions share a type; null fits every type.
 
-    def __init__(self, file: str) -> None:
+    `spill` keeps the rows, which take no memory if there are many.
+    """
+
+    def __init__(self, file: str, spill: Spill) -> None:
         self.file = file
+        self._spill = spill
         self.n_rows = 0
         self.problems: list[Problem] = []
         self._chunks: dict[str, list[pa.Array]] = {}
@@ -36,30 +42,33 @@ class Columns:
                 self.problems.append(
                     Problem(self.file, None, f"the name of the column `{name}` holds half a character")
                 )
+        arrays: dict[str, pa.ChunkedArray] = {}
         for name in list(dict.fromkeys([*self._chunks, *columns])):
             values = columns.get(name)
             if values is None:
-                self._append(name, pa.nulls(len(numbers)))
+                arrays[name] = pa.chunked_array([pa.nulls(len(numbers))])
             elif isinstance(values, list):
-                self._append(name, self._array(name, values, numbers))
-            else:
-                self._add_arrow(name, values, numbers)
+                arrays[name] = pa.chunked_array([self._array(name, values, numbers)])
+            elif (found := self._arrow(name, values, numbers)) is not None:
+                arrays[name] = found
+        # By number, as a name that holds half a character cannot be stored.
+        table = pa.table(list(arrays.values()), names=[str(number) for number in range(len(arrays))])
+        for name, kept in zip(arrays, self._spill.keep(table).columns, strict=True):
+            if name not in self._chunks:  # the rows before did not have it
+                self._chunks[name] = [pa.nulls(self.n_rows)] if self.n_rows else []
+            self._chunks[name].extend(kept.chunks)
         self.n_rows += len(numbers)
 
-    def _append(self, name: str, *arrays: pa.Array) -> None:
-        if name not in self._chunks:  # the rows before did not have it
-            self._chunks[name] = [pa.nulls(self.n_rows)] if self.n_rows else []
-        self._chunks[name].extend(arrays)
-
-    def _add_arrow(self, name: str, values: pa.ChunkedArray, numbers: Sequence[int]) -> None:
+    def _arrow(self, name: str, values: pa.ChunkedArray, numbers: Sequence[int]) -> pa.ChunkedArray | None:
+        """A column that Arrow has read; None if its type does not fit, which is a problem."""
         if pa.types.is_dictionary(values.type):
             values = pa.chunked_array([chunk.dictionary_decode() for chunk in values.chunks])
         try:
             self._types[name] = _common(self._types.get(name, pa.null()), values.type)
         except _MISFITS:
             self.problems.append(Problem(self.file, numbers[0], f"`{name}` changes its type at this row"))
-        else:
-            self._append(name, *values.chunks)
+            return None
+        return values
 
     def _array(self, name: str, values: list[Any], numbers: Sequence[int]) -> pa.Array:
         known = self._types.get(name, pa.null())
@@ -114,7 +123,7 @@ class Columns:
         chunks = self._chunks.get(name, [])
         for place, chunk in enumerate(chunks):
             if is_text(chunk.type):
-                chunks[place] = pa.array([None if value is None else change(value) for value in chunk.to_pylist()])
+                chunks[place] = self._kept([None if value is None else change(value) for value in chunk.to_pylist()])
         found = pa.null()
         for chunk in chunks:
             found = _common(found, chunk.type)
@@ -124,7 +133,10 @@ class Columns:
         """Change every value of a column by the value of another one in its row."""
         for place, (chunk, others) in enumerate(zip(self._chunks[name], self._chunks[other], strict=True)):
             pairs = zip(chunk.to_pylist(), others.to_pylist(), strict=True)
-            self._chunks[name][place] = pa.array([change(value, beside) for value, beside in pairs])
+            self._chunks[name][place] = self._kept([change(value, beside) for value, beside in pairs])
+
+    def _kept(self, values: list[Any]) -> pa.Array:
+        return self._spill.keep(pa.table({"x": pa.array(values)})).column("x").chunk(0)
 
     def has_text(self, name: str) -> bool:
         """Whether the column holds text."""
@@ -187,12 +199,20 @@ def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """
     if column.null_count == len(column):
         return None
-    words = pc.utf8_lower(column)
-    if pc.all(pc.is_in(words.drop_null(), pa.array(["true", "false"]))).as_py():
-        return pc.equal(words, "true")
-    if pc.all(pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]{0,17})$")).as_py():
-        return pc.cast(column, pa.int64())
-    if pc.all(pc.match_substring_regex(column, r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$")).as_py():
-        found = pc.cast(column, pa.float64())
-        return found if pc.all(pc.is_finite(found)).as_py() else None
+    if _every(column, lambda chunk: pc.is_in(pc.utf8_lower(chunk.drop_null()), pa.array(["true", "false"]))):
+        return _each(column, lambda chunk: pc.equal(pc.utf8_lower(chunk), "true"))
+    if _every(column, lambda chunk: pc.match_substring_regex(chunk, r"^(0|-?[1-9][0-9]{0,17})$")):
+        return _each(column, lambda chunk: pc.cast(chunk, pa.int64()))
+    if _every(column, lambda chunk: pc.match_substring_regex(chunk, _FRACTION)):
+        found = _each(column, lambda chunk: pc.cast(chunk, pa.float64()))
+        return found if _every(found, pc.is_finite) else None
     return None
+
+
+def _every(column: pa.ChunkedArray, test: Callable[[pa.Array], pa.Array]) -> bool:
+    """Whether a test holds for every value that is not null. One chunk is in memory at a time."""
+    return all(pc.all(test(chunk)).as_py() is not False for chunk in column.chunks)
+
+
+def _each(column: pa.ChunkedArray, change: Callable[[pa.Array], pa.Array]) -> pa.ChunkedArray:
+    return pa.chunked_array([change(chunk) for chunk in column.chunks])

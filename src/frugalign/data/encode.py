@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data.chat_template import ChatTemplate, first_time
+from frugalign.data.stored_lists import unclear_turns
 from frugalign.data.templating import (
     AUTO,
     Message,
     Prompt,
+    PromptEncoder,
     Rendering,
     as_messages,
     conversation,
-    encode_prompts,
     is_chat,
     open_turn,
     token_ids,
@@ -42,12 +43,19 @@ if TYPE_CHECKING:
 class EncodedCompletions:
     """`prompt_ids[i]` and `completion_ids[i]`, end token included. `n_cut`: how many rows were cut on the left to
     fit. `others`: by row, where turns of others stand within the answer, as `(start, stop)` in `ids[i]`; None: that is
-    unclear."""
+    unclear. `first`: the number of the first row, from 0, for messages. `masks`: the masks of many answers, on the disk."""
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
+    prompt_ids: Sequence[list[int]]
+    completion_ids: Sequence[list[int]]
     n_cut: int = 0
     others: dict[int, list[tuple[int, int]] | None] = field(default_factory=dict)
+    first: int = 0
+    masks: Sequence[list[int]] | None = None
+
+    @property
+    def has_other_turns(self) -> bool:
+        """Whether an answer holds turns that are not the assistant's."""
+        return bool(self.others) or self.masks is not None
 
     @property
     def ids(self) -> list[list[int]]:
@@ -55,39 +63,43 @@ class EncodedCompletions:
         return [prompt + answer for prompt, answer in zip(self.prompt_ids, self.completion_ids, strict=True)]
 
     @property
-    def completion_masks(self) -> list[list[int]]:
+    def completion_masks(self) -> Sequence[list[int]]:
         """1 for the tokens of `completion_ids` that the assistant writes, 0 for those of other turns between its own.
 
         Raises:
             FrugalignError: a template does not show where the turns of an answer begin and end.
         """
-        masks = [[1] * len(answer) for answer in self.completion_ids]
-        for row, spans in self.others.items():
-            if spans is None:
-                raise FrugalignError(
-                    f"Answer {row + 1}: the chat template does not show which of its turns are the assistant's; put all "
-                    "turns but the last into the prompt."
-                )
-            first = len(self.prompt_ids[row])
-            for start, stop in spans:
-                for place in range(max(0, start - first), max(0, stop - first)):
-                    masks[row][place] = 0
-        return masks
+        return self.masks if self.masks is not None else [self.mask(row) for row in range(len(self.completion_ids))]
+
+    def mask(self, row: int) -> list[int]:
+        """The mask of one answer."""
+        mask = [1] * len(self.completion_ids[row])
+        spans = self.others.get(row, [])
+        if spans is None:
+            raise FrugalignError(unclear_turns(self.first + row))
+        first = len(self.prompt_ids[row])
+        for start, stop in spans:
+            for place in range(max(0, start - first), max(0, stop - first)):
+                mask[place] = 0
+        return mask
 
     def divided(self, lengths: Sequence[int]) -> EncodedCompletions:
         """The same ids, with `lengths[i]` tokens in prompt i."""
+        if all(len(prompt) == length for prompt, length in zip(self.prompt_ids, lengths, strict=True)):
+            return self
         rows = list(zip(self.ids, lengths, strict=True))
         prompts, answers = [ids[:length] for ids, length in rows], [ids[length:] for ids, length in rows]
         return replace(self, prompt_ids=prompts, completion_ids=answers)
 
     def cut(self, max_length: int | None) -> EncodedCompletions:
-        """The same with at most `max_length` tokens a row. A longer row loses its beginning, counted and logged. If the
+        """The same with at most `max_length` tokens a row. A longer row loses its beginning, which is counted. If the
         answer alone is too long, the prompt and the beginning of the answer are lost."""
         if max_length is None:
             return self
-        over = [max(0, len(ids) - max_length) for ids in self.ids]
-        if n_cut := sum(map(bool, over)):
-            _log.warning("Cut %d of %d sequences on the left to %d tokens.", n_cut, len(over), max_length)
+        both = zip(self.prompt_ids, self.completion_ids, strict=True)
+        over = [max(0, len(prompt) + len(answer) - max_length) for prompt, answer in both]
+        if not any(over):
+            return self
         prompts = [ids[lost:] for ids, lost in zip(self.prompt_ids, over, strict=True)]
         answers = [
             answer[max(0, lost - len(prompt)) :]
@@ -97,7 +109,13 @@ class EncodedCompletions:
             row: spans and [(max(0, start - over[row]), max(0, stop - over[row])) for start, stop in spans]
             for row, spans in self.others.items()
         }
-        return EncodedCompletions(prompts, answers, n_cut, others)
+        return replace(self, prompt_ids=prompts, completion_ids=answers, n_cut=sum(map(bool, over)), others=others)
+
+
+def say_cut(n_cut: int, total: int, max_length: int | None) -> None:
+    """Log how many rows `EncodedCompletions.cut` has cut."""
+    if n_cut:
+        _log.warning("Cut %d of %d sequences on the left to %d tokens.", n_cut, total, max_length)
 
 
 def answer_text(completion: Any) -> str:
@@ -122,6 +140,7 @@ def encode_completions(
     end_ids: Sequence[int] = (),
     completion_ids: Sequence[Sequence[int]] | None = None,
     rendering: Rendering = AUTO,
+    first: int = 0,
 ) -> EncodedCompletions:
     """Token ids of every prompt and its completion.
 
@@ -129,20 +148,21 @@ def encode_completions(
         completions: strings, or messages of which the last is the assistant's.
         end_ids: the tokens that end a completion. The first closes an answer whose template writes no end token.
         completion_ids: ids that a model generated, used as they are; they include the end token if it was emitted.
+        first: the number of the first row, from 0, for messages.
 
     Raises:
         FrugalignError: an answer has no tokens, does not end with the assistant, or is rejected by the template; the
             message names the row (from 1).
     """
-    prompt_ids = encode_prompts(prompts, tokenizer, max_new_tokens=0, rendering=rendering).ids
+    prompt_ids, _ = PromptEncoder(tokenizer, rendering)(prompts, first)
     if completion_ids is None:
-        encoded = _Answers(prompts, completions, ChatTemplate(tokenizer, rendering.chat_template_kwargs), end_ids)
-        found = encoded.split(prompt_ids, rendering)
+        template = ChatTemplate(tokenizer, rendering.chat_template_kwargs)
+        found = _Answers(prompts, completions, template, end_ids, first).split(prompt_ids, rendering)
     else:
-        found = EncodedCompletions(prompt_ids, [[int(token) for token in ids] for ids in completion_ids])
+        found = EncodedCompletions(prompt_ids, [[int(token) for token in ids] for ids in completion_ids], first=first)
     for row, answer in enumerate(found.completion_ids):
         if not answer:
-            raise FrugalignError(f"Answer {row + 1} has no tokens, so there is nothing to score.")
+            raise FrugalignError(f"Answer {first + row + 1} has no tokens, so there is nothing to score.")
     return found
 
 
@@ -154,6 +174,7 @@ class _Answers:
     answers: Sequence[Any]
     template: ChatTemplate
     end_ids: Sequence[int]
+    first: int = 0
 
     def split(self, prompt_ids: Sequence[list[int]], rendering: Rendering) -> EncodedCompletions:
         """Encode every whole conversation, and split it where it stops being the prompt that sampling reads."""
@@ -162,7 +183,8 @@ class _Answers:
         end = self.template.end_of_turn(self.end_ids) if chat else None
         ends = {*self.end_ids} | ({end} if end is not None else set())
         texts = [self._text(row, row in chat, end) for row in range(len(self.prompts))]
-        found = EncodedCompletions([], [])
+        others: dict[int, list[tuple[int, int]] | None] = {}
+        prompts, answers = list[list[int]](), list[list[int]]()
         for row, whole in enumerate(token_ids(texts, tokenizer, chat)):
             asked = prompt_ids[row]
             if self.prompts[row] == "" and whole[: len(asked)] != asked:
@@ -172,15 +194,15 @@ class _Answers:
                 turns = self._other_turns(row, texts[row], end)
                 if turns is None or turns:
                     until = partial(self._n_until, row=row, asked=asked, text=texts[row], whole=whole)
-                    found.others[row] = turns and [(until(start), until(stop)) for start, stop in turns]
+                    others[row] = turns and [(until(start), until(stop)) for start, stop in turns]
             n = _n_shared(asked, whole)
             answer = whole[n:]
             if not answer or answer[-1] not in ends:
                 answer = answer + list(self.end_ids[:1])
-            found.prompt_ids.append(whole[:n])
-            found.completion_ids.append(answer)
+            prompts.append(whole[:n])
+            answers.append(answer)
         self._warn_of_rewritten_answers(texts, chat)
-        return found
+        return EncodedCompletions(prompts, answers, others=others, first=self.first)
 
     def _text(self, row: int, chat: bool, end: int | None) -> str:
         """Prompt and answer as text, up to the end of the last turn."""
@@ -191,7 +213,7 @@ class _Answers:
             if not isinstance(answer, str) and len(answer) > 1:
                 raise FrugalignError("It has several messages, which need a chat template.")
         except FrugalignError as error:
-            raise FrugalignError(f"Answer {row + 1}: {error}") from error
+            raise FrugalignError(f"Answer {self.first + row + 1}: {error}") from error
         return f"{prompt}{answer_text(answer)}"
 
     def _conversation(self, messages: list[Message], end: int | None) -> str:
@@ -228,7 +250,7 @@ class _Answers:
         opening = self.template.before_answer
         if not text.startswith(opened[: len(opened) - _n_shared(opened[::-1], opening[::-1])]):
             raise FrugalignError(
-                f"Answer {row + 1}: the chat template writes its prompt differently once the answer follows; put a system message "
+                f"Answer {self.first + row + 1}: the chat template writes its prompt differently once the answer follows; put a system message "
                 "into the first user message, and all turns but the last into the prompt."
             )
         return whole
@@ -277,7 +299,7 @@ class _Answers:
                 "encoded as it renders them.",
                 len(rewritten),
                 len(texts),
-                rewritten[0] + 1,
+                self.first + rewritten[0] + 1,
             )
 
     def _holds(self, text: str, answer: Any) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from frugalign.data.columns import Columns
 from frugalign.data.formats import conversion_hint
+from frugalign.data.on_disk import Spill, cache_folder, join, key_of, mapped, replacing, store_table
 from frugalign.data.read_files import read_splits
 from frugalign.data.repeated_prompts import RepeatedPrompts, without_prompt
 from frugalign.data.rows import Batch, Problem, Source, json_type
@@ -35,7 +38,8 @@ from frugalign.data.standard import (
 class LoadedFile:
     """One file's rows as a table, if it has no problems.
 
-    `n_rows` counts the broken rows too. `warnings`: what was read otherwise than one might think.
+    `n_rows` counts the broken rows too. `warnings`: what was read otherwise than one might think. `stored`: the file that a large table is
+    mapped from.
     """
 
     file: str
@@ -45,6 +49,7 @@ class LoadedFile:
     warnings: list[str] = field(default_factory=list)
     table: pa.Table | None = None
     columns: list[str] = field(default_factory=list)
+    stored: Path | None = None
 
 
 def load_files(name: str, kind: str | None = None) -> dict[str, list[LoadedFile]]:
@@ -57,7 +62,13 @@ def load_files(name: str, kind: str | None = None) -> dict[str, list[LoadedFile]
     Raises:
         FrugalignError: nothing exists under this name. All else is in the files' problems.
     """
-    readers = {split: [_Reader(source, kind) for source in files] for split, files in read_splits(name).items()}
+    sources = read_splits(name)
+    states = [[split, source.file, source.state] for split, files in sources.items() for source in files]
+    key = None if any(None in state for state in states) else key_of("rows", kind, states)
+    if key is not None and (known := _stored(key)) is not None:
+        return known
+    spill = Spill()
+    readers = {split: [_Reader(source, kind, spill) for source in files] for split, files in sources.items()}
     every = [reader for files in readers.values() for reader in files]
     for reader in every:
         reader.read()
@@ -68,6 +79,38 @@ def load_files(name: str, kind: str | None = None) -> dict[str, list[LoadedFile]
     found = {split: [reader.finish(whole) for reader in files] for split, files in readers.items()}
     for files in found.values():
         _check_join(files)
+    if key is not None and spill.is_large and not any(each.problems for each in all_files(found)):
+        _store(found, key)
+    return found
+
+
+def _store(splits: Mapping[str, Sequence[LoadedFile]], key: str) -> None:
+    """Keep checked files in the cache. Their tables are mapped from there."""
+    about: list[dict[str, Any]] = []
+    for split, files in splits.items():
+        for each in files:
+            each.stored = cache_folder() / f"{key}-{len(about):05d}.arrow"
+            assert each.table is not None
+            store_table(each.table, each.stored)
+            each.table = mapped(each.stored)
+            rest = {"file": each.file, "kind": each.kind, "n_rows": each.n_rows}
+            about.append({"split": split, **rest, "warnings": each.warnings, "columns": each.columns})
+    with replacing(cache_folder() / f"{key}.json") as file:
+        file.write(json.dumps(about).encode())
+
+
+def _stored(key: str) -> dict[str, list[LoadedFile]] | None:
+    """The files that `_store` kept under this key, if all of them are there."""
+    try:
+        about = json.loads((cache_folder() / f"{key}.json").read_bytes())
+        found: dict[str, list[LoadedFile]] = {}
+        for number, each in enumerate(about):
+            path = cache_folder() / f"{key}-{number:05d}.arrow"
+            file = LoadedFile(each["file"], each["kind"], each["n_rows"], warnings=each["warnings"])
+            file.table, file.columns, file.stored = mapped(path), each["columns"], path
+            found.setdefault(each["split"], []).append(file)
+    except (OSError, ValueError, pa.ArrowException):  # not stored, or partly deleted
+        return None
     return found
 
 
@@ -75,15 +118,6 @@ def columns_of(name: str) -> set[str]:
     """The columns of a data set, from the first rows of every file."""
     batches = [next(iter(source.read()), None) for files in read_splits(name).values() for source in files]
     return {column for batch in batches if batch is not None for column in batch.columns}
-
-
-def join(tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables below each other. Whole numbers and fractions share a type; a column that one of them lacks is null.
-
-    Raises:
-        pyarrow.ArrowException: a column has two types.
-    """
-    return pa.concat_tables(list(tables), promote_options="permissive")
 
 
 def _check_join(files: Sequence[LoadedFile]) -> None:
@@ -122,9 +156,9 @@ _TEXTS = ("prompt", "completion", "chosen", "rejected")
 class _Reader:
     """Reads one file, batch by batch."""
 
-    def __init__(self, source: Source, kind: str | None) -> None:
+    def __init__(self, source: Source, kind: str | None, spill: Spill) -> None:
         self.source, self.kind = source, kind
-        self.columns = Columns(source.file)
+        self.columns = Columns(source.file, spill)
         self.problems: list[Problem] = []
         self.made_messages = False
         self._broken_rows = self._lost = 0

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.load_files import LoadedFile, all_files, join, load_files
+from frugalign.data.load_files import LoadedFile, all_files, load_files
+from frugalign.data.on_disk import join, key_of
 from frugalign.data.read_files import role_of
 from frugalign.data.rows import one_line
 from frugalign.data.splits import (
     HELD_OUT_FRACTION,
-    column,
     dataset_fingerprint,
     held_out_split,
     split_for,
@@ -88,7 +89,7 @@ def load_prompts(name: str, *, split: str | None = None, trained_on: Mapping[str
     if trained_on and trained is not None and dataset_fingerprint(splits[trained]) == trained_on.get("fingerprint"):
         used = split or "test"
         if used in parts and role_of(used) in ("validation", "test"):
-            warn_of_shared(name, column(parts[used], "prompt"), column(splits[trained], "prompt"), str(role_of(used)))
+            warn_of_shared(name, parts[used]["prompt"], splits[trained]["prompt"], str(role_of(used)))
         if "test" not in parts and trained_on.get("held_out_fraction"):
             fraction, seed = float(trained_on["held_out_fraction"]), int(trained_on.get("seed", 0))
             parts["train"], parts["test"] = held_out_split(splits[trained], fraction, seed)
@@ -130,10 +131,15 @@ def training_prompts(
 
 def _dataset(name: str, files: Sequence[LoadedFile]) -> Dataset:
     from datasets import Dataset
-    from datasets.table import InMemoryTable
+    from datasets.table import InMemoryTable, MemoryMappedTable, concat_tables
 
+    tables = [each.table for each in files if each.table is not None]
+    stored = [str(each.stored) for each in files if each.stored is not None]
     try:
-        return Dataset(InMemoryTable(join([each.table for each in files if each.table is not None])))
+        if len(stored) == len(files) and all(table.schema == tables[0].schema for table in tables):
+            kept = concat_tables([MemoryMappedTable.from_file(path) for path in stored])
+            return Dataset(kept, fingerprint=key_of("split", [Path(path).name for path in stored]))
+        return Dataset(InMemoryTable(join(tables)))
     except Exception as error:  # a type of Arrow that `datasets` does not know
         raise FrugalignError(f"The data set {name} has a column that cannot be used: {one_line(error)}.") from error
 

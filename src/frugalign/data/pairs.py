@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from frugalign.base.errors import FrugalignError
 from frugalign.data.loading import load_splits
+from frugalign.data.row_parts import Numbers, choose, each, kept_of
 from frugalign.data.splits import (
     HELD_OUT_FRACTION,
-    column,
     held_out_split,
     split_for,
     training_data_record,
@@ -72,6 +74,9 @@ def _different(rows: Dataset, keep: tuple[str, ...], split: str) -> Dataset:
 
 def different_answers(rows: Dataset) -> Dataset:
     """The pairs of two different answers."""
-    chosen, rejected = column(rows, "chosen"), column(rows, "rejected")
-    differ = [row for row in range(len(chosen)) if chosen[row] != rejected[row]]
-    return rows if len(differ) == len(chosen) else rows.select(differ)
+
+    def differ() -> Numbers:
+        both = zip(each(rows["chosen"]), each(rows["rejected"]), strict=True)
+        return np.fromiter((chosen != rejected for chosen, rejected in both), dtype=bool, count=len(rows))
+
+    return choose(rows, np.flatnonzero(kept_of(rows, ["different answers"], differ)))

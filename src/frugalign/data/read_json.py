@@ -8,11 +8,11 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from frugalign.base.parsing import first_repeated
 from frugalign.base.progress import set_done
+from frugalign.data.data_file import DataFile
 from frugalign.data.rows import BATCH_ROWS, Batch, Problem, json_type, one_line, reading
 
 MAX_DEPTH = 32
@@ -47,20 +47,20 @@ _UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)
 _LENIENT = json.JSONDecoder()
 
 
-def read_json(path: Path, *, is_lines: bool) -> Iterator[Batch]:
+def read_json(data: DataFile, *, is_lines: bool) -> Iterator[Batch]:
     """The rows of a JSON file in batches.
 
     Args:
         is_lines: one object per line. Otherwise the file is one array of objects, or else it is read as lines.
     """
-    file, number = str(path), 0
+    file, number = str(data), 0
     numbers: list[int] = []
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    with reading(path) as part:
+    with reading(data) as part:
         try:
-            with path.open("rb") as raw:
-                stream: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
+            with data.open() as raw:
+                stream: Any = gzip.GzipFile(fileobj=raw) if data.is_gzip else raw
                 for number, value in _lines(stream) if is_lines else _entries(stream):
                     if isinstance(value, dict):
                         numbers.append(number)

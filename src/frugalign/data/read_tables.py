@@ -8,13 +8,13 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from frugalign.base.parsing import first_repeated
 from frugalign.base.progress import set_done
+from frugalign.data.data_file import DataFile
 from frugalign.data.rows import BATCH_ROWS, Batch, Problem, one_line, reading
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _MAX_FIELD = 2**31 - 1
 
 
-def read_csv(path: Path) -> Iterator[Batch]:
+def read_csv(data: DataFile) -> Iterator[Batch]:
     """The rows of a CSV file, every value as text. An empty value is missing; `None`, `nan` and `N/A` are text."""
-    file = str(path)
+    file = str(data)
     csv.field_size_limit(_MAX_FIELD)
     numbers: list[int] = []
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     number = 0
-    with reading(path) as part:
+    with reading(data) as part:
         try:
-            with path.open("rb") as raw, _text(raw, path) as text:
+            with data.open() as raw, _text(raw, data) as text:
                 first = text.readline()
                 names = _header(first.removeprefix("\ufeff"))
                 if isinstance(names, str):
@@ -57,9 +57,9 @@ def read_csv(path: Path) -> Iterator[Batch]:
 
 
 @contextmanager
-def _text(raw: Any, path: Path) -> Iterator[io.TextIOWrapper]:
+def _text(raw: Any, data: DataFile) -> Iterator[io.TextIOWrapper]:
     # Bytes that are not UTF-8 become halves of characters, so that their row can be named.
-    stream = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
+    stream = gzip.GzipFile(fileobj=raw) if data.is_gzip else raw
     with io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="") as text:
         yield text
 
@@ -116,14 +116,14 @@ def _row_reason(values: list[str], names: list[str]) -> str | None:
     return None
 
 
-def read_parquet(path: Path) -> Iterator[Batch]:
+def read_parquet(data: DataFile) -> Iterator[Batch]:
     """The rows of a Parquet file."""
     import pyarrow.parquet as pq
 
     number = 0
-    with reading(path) as part:
+    with reading(data) as part:
         try:
-            with pq.ParquetFile(path) as stored:
+            with data.open() as raw, pq.ParquetFile(raw) as stored:
                 if (problem := _two_alike(stored.schema_arrow.names)) is not None:
                     raise ValueError(problem)
                 total = max(1, stored.metadata.num_rows)
@@ -132,7 +132,7 @@ def read_parquet(path: Path) -> Iterator[Batch]:
                     yield Batch(range(number + 1, number + 1 + len(rows)), pa.Table.from_batches([rows]))
                     number += len(rows)
         except (pa.ArrowException, OSError, ValueError) as error:
-            yield Batch([], [], [Problem(str(path), None, f"the file cannot be read ({one_line(error)})")])
+            yield Batch([], [], [Problem(str(data), None, f"the file cannot be read ({one_line(error)})")])
 
 
 def read_dataset(dataset: Dataset) -> Iterator[Batch]:

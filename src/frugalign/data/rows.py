@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.progress import READ, Part, work
@@ -14,6 +13,8 @@ from frugalign.base.wording import shown, visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from frugalign.data.data_file import DataFile
 
 BATCH_ROWS = 10_000
 """Rows that are held as Python objects at once."""
@@ -82,18 +83,20 @@ class Batch:
 class Source:
     """A file, or a split of a stored data set. `read` yields its batches; it can be called again.
 
-    `untyped`: every value is text, as in CSV. Numbers and booleans are recognised once the whole column is known.
+    `untyped`: every value is text, as in CSV. Numbers and booleans are recognised once the whole column is known. `state`: changes when the
+    content does; None where that is unknown.
     """
 
     file: str
     read: Callable[[], Iterator[Batch]]
     untyped: bool = False
+    state: str | None = None
 
 
-def reading(path: Path) -> AbstractContextManager[Part]:
+def reading(file: DataFile) -> AbstractContextManager[Part]:
     """Show how far a large file is read; its readers set how many bytes are done."""
-    size = path.stat().st_size
-    return work(f"reading {path.name}", size, READ) if size >= _LARGE else nullcontext(Part(path.name, size, READ))
+    size = file.size
+    return work(f"reading {file.name}", size, READ) if size >= _LARGE else nullcontext(Part(file.name, size, READ))
 
 
 def json_type(value: Any) -> str:

@@ -6,11 +6,17 @@ import hashlib
 import json
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from frugalign.base.errors import FrugalignError
+from frugalign.data.on_disk import ROWS, Spill, join
 from frugalign.data.read_files import rest_of, role_of
+from frugalign.data.row_parts import Numbers, choose, each, kept_of, kept_text, numbers_of, parts
 from frugalign.data.weights import WEIGHTS
 
 if TYPE_CHECKING:
@@ -83,28 +89,52 @@ def column(dataset: Dataset, name: str) -> list[Any]:
     return values
 
 
-def prompts_to_hold_out(prompts: Sequence[Any], fraction: float, seed: int) -> list[bool]:
-    """Which prompts are held out: a share of the distinct contents, drawn by hash. Equal contents stay together, and the
-    choice does not depend on the order.
+def prompts_to_hold_out(prompts: Sequence[Any], fraction: float, seed: int) -> Numbers:
+    """Which prompts are held out, as booleans: a share of the distinct contents, drawn by hash. Equal contents stay together, and the
+    choice does not depend on the order. A prompt takes 24 bytes.
 
     Raises:
         FrugalignError: there are fewer than two distinct contents, or the share is not in (0, 1).
     """
-    contents = [content_key(prompt) for prompt in prompts]
-    # The hash is of the prompt as it is written, the first in the alphabet if there are several.
-    written: dict[str, str] = {}
-    for content, prompt in zip(contents, prompts, strict=True):
-        key = prompt_key(prompt)
-        written[content] = min(key, written.get(content, key))
-    if len(written) < 2 or not 0 < fraction < 1:
+    contents = numbers_of(prompts, lambda prompt: _hash(content_key(prompt)), np.uint64)
+    ranks = numbers_of(prompts, lambda prompt: _rank(prompt_key(prompt), seed), np.uint64)
+    distinct, first, counts = np.unique(contents, return_index=True, return_counts=True)
+    if len(distinct) < 2 or not 0 < fraction < 1:
         raise FrugalignError(
             "The data set has fewer than two distinct prompts, so none can be held out."
-            if len(written) < 2
+            if len(distinct) < 2
             else f"The share of prompts to hold out is {fraction}; it must lie between 0 and 1."
         )
-    ranked = sorted(written, key=lambda each: hashlib.sha256(f"{seed}:{written[each]}".encode()).digest())
-    chosen = set(ranked[: min(len(ranked) - 1, max(1, round(fraction * len(ranked))))])
-    return [content in chosen for content in contents]
+    ranks = ranks[first]
+    # The hash is of the prompt as it is written, the first in the alphabet if there are several.
+    for content, key in _written(prompts, contents, distinct[counts > 1]).items():
+        ranks[np.searchsorted(distinct, content)] = _rank(key, seed)
+    number = min(len(distinct) - 1, max(1, round(fraction * len(distinct))))
+    chosen = np.zeros(len(distinct), dtype=bool)
+    chosen[np.argsort(ranks, kind="stable")[:number]] = True
+    found: Numbers = chosen[np.searchsorted(distinct, contents)]
+    return found
+
+
+def _written(prompts: Sequence[Any], contents: Numbers, several: Numbers) -> dict[Any, str]:
+    """The first form in the alphabet of each content in `several` (sorted), which more than one prompt has."""
+    found: dict[Any, str] = {}
+    if len(several):
+        for content, prompt in zip(contents, each(prompts), strict=True):
+            place = np.searchsorted(several, content)
+            if place < len(several) and several[place] == content:
+                key = prompt_key(prompt)
+                found[content] = min(key, found.get(content, key))
+    return found
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _rank(key: str, seed: int) -> int:
+    """The place of a prompt among those to hold out."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big")
 
 
 def held_out_split(dataset: Dataset, fraction: float = HELD_OUT_FRACTION, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -113,15 +143,21 @@ def held_out_split(dataset: Dataset, fraction: float = HELD_OUT_FRACTION, seed: 
     Raises:
         FrugalignError: there are fewer than two distinct prompts.
     """
-    held = prompts_to_hold_out(column(dataset, "prompt"), fraction, seed)
-    rows = range(len(held))
-    return dataset.select([row for row in rows if not held[row]]), dataset.select([row for row in rows if held[row]])
+    held = kept_of(
+        dataset, ["held out", fraction, seed], lambda: prompts_to_hold_out(dataset["prompt"], fraction, seed)
+    )
+    return choose(dataset, np.flatnonzero(~held)), choose(dataset, np.flatnonzero(held))
 
 
 def count_shared(prompts: Iterable[Any], trained: Iterable[Any]) -> tuple[int, int]:
     """How many of these distinct prompts are among those trained on, by content, and how many there are."""
-    tested = {content_key(prompt) for prompt in prompts}
-    return len(tested & {content_key(prompt) for prompt in trained}), len(tested)
+    tested = np.unique(numbers_of(prompts, lambda prompt: _hash(content_key(prompt)), np.uint64))
+    shared = np.zeros(len(tested), dtype=bool)
+    for part in parts(trained) if len(tested) else ():
+        keys = np.array([_hash(content_key(prompt)) for prompt in part], dtype=np.uint64)
+        places = np.searchsorted(tested, keys).clip(max=len(tested) - 1)
+        shared[places[tested[places] == keys]] = True
+    return int(shared.sum()), len(tested)
 
 
 def warn_of_shared(name: str, prompts: Iterable[Any], trained: Iterable[Any], what: str = "test") -> None:
@@ -135,7 +171,7 @@ def warn_of_shared_splits(name: str, splits: Mapping[str, Dataset], trained: str
     """Say how many prompts of the validation and the test split are also trained on."""
     for role in ("validation", "test"):
         if (split := split_for(splits, role, trained)) is not None:
-            warn_of_shared(name, column(splits[split], "prompt"), column(splits[trained], "prompt"), role)
+            warn_of_shared(name, splits[split]["prompt"], splits[trained]["prompt"], role)
 
 
 def training_data_record(name: str | None, rows: Dataset, *, held_out_fraction: float) -> dict[str, Any]:
@@ -151,26 +187,61 @@ def training_data_record(name: str | None, rows: Dataset, *, held_out_fraction: 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
     """A hash of the prompts. Row order and other columns do not matter."""
-    digest = hashlib.sha256()
-    for key in sorted(map(prompt_key, column(dataset, "prompt"))):
-        digest.update(hashlib.sha256(key.encode()).digest())
-    return digest.hexdigest()[:32]
+
+    def found() -> str:
+        digest, spill = hashlib.sha256(), Spill()
+        # As bytes, text has the order that Python gives it.
+        tables = [spill.keep(pa.table({"key": list(map(prompt_key, part))})) for part in parts(dataset["prompt"])]
+        keys = join(tables or [pa.table({"key": pa.array([], pa.string())})]).column("key")
+        order = pc.sort_indices(keys)
+        for start in range(0, len(keys), ROWS):
+            for key in keys.take(order[start : start + ROWS]).to_pylist():
+                digest.update(hashlib.sha256(key.encode()).digest())
+        return digest.hexdigest()[:32]
+
+    return kept_text(dataset, "prompts", found)
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
     """A hash of the prompts in order with their other columns, which rewards read. Equal hashes mean that row numbers
     agree."""
-    digest = hashlib.sha256(json.dumps(list(map(prompt_key, column(dataset, "prompt")))).encode())
-    for name in sorted(set(dataset.column_names) - {"prompt"}):
-        values = column(dataset, name)
-        if name == "weight":
-            values = [float(each) if type(each) is int else each for each in values]
-        digest.update(json.dumps([name, values], sort_keys=True, default=repr).encode())
-    return digest.hexdigest()[:32]
+
+    def found() -> str:
+        digest = hashlib.sha256()
+        for piece in _json_list(map(prompt_key, each(dataset["prompt"]))):
+            digest.update(piece)
+        for name in sorted(set(dataset.column_names) - {"prompt"}):
+            values = each(dataset[name])
+            if name == "weight":
+                values = (float(value) if type(value) is int else value for value in values)
+            digest.update(f"[{json.dumps(name)}, ".encode())
+            for piece in _json_list(values, sort_keys=True):
+                digest.update(piece)
+            digest.update(b"]")
+        return digest.hexdigest()[:32]
+
+    return kept_text(dataset, "rows", found)
 
 
 def pairs_fingerprint(dataset: Dataset) -> str:
     """A hash of preference pairs in order, including their weights."""
-    names = [name for name in ("prompt", "chosen", "rejected", *WEIGHTS) if name in dataset.column_names]
-    said = json.dumps([names, *(column(dataset, name) for name in names)])
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+    def found() -> str:
+        names = [name for name in ("prompt", "chosen", "rejected", *WEIGHTS) if name in dataset.column_names]
+        digest = hashlib.sha256(f"[{json.dumps(names)}".encode())
+        for name in names:
+            digest.update(b", ")
+            for piece in _json_list(each(dataset[name])):
+                digest.update(piece)
+        digest.update(b"]")
+        return digest.hexdigest()[:32]
+
+    return kept_text(dataset, "pairs", found)
+
+
+def _json_list(values: Iterable[Any], *, sort_keys: bool = False) -> Iterator[bytes]:
+    """The pieces of the list as JSON, as `json.dumps` writes it."""
+    yield b"["
+    for number, part in enumerate(parts(values)):
+        yield (", " if number else "").encode() + json.dumps(part, sort_keys=sort_keys, default=repr)[1:-1].encode()
+    yield b"]"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from frugalign.base.errors import FrugalignError
+from frugalign.base.progress import ENCODED, advance, work
 from frugalign.data.chat_template import ChatTemplate, first_time
+from frugalign.data.on_disk import ROWS, kept_table
+from frugalign.data.row_parts import parts
+from frugalign.data.stored_lists import StoredLists
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
@@ -44,7 +49,7 @@ AUTO = Rendering()
 class EncodedPrompts:
     """`ids[i]`: the tokens of prompt i, without padding; `n_cut`: how many were cut on the left."""
 
-    ids: list[list[int]]
+    ids: Sequence[list[int]]
     n_cut: int
 
 
@@ -112,55 +117,97 @@ def encode_prompts(
     max_context: int | None = None,
     max_new_tokens: int,
     rendering: Rendering = AUTO,
+    key: str | None = None,
 ) -> EncodedPrompts:
     """Token ids of every prompt, with room for up to `max_new_tokens` tokens more.
 
     A template writes its own special tokens, so none are added to its text. Raw text gets those that the tokenizer puts
     before a text, once. It gets none after it, since an answer follows. An empty prompt becomes the BOS token.
-    `max_prompt_length` keeps only the last tokens of a longer prompt; cuts are counted and logged.
+    `max_prompt_length` keeps only the last tokens of a longer prompt; cuts are counted and logged. The ids of many prompts are on the
+    disk; those under `key` stay there for the next call.
 
     Raises:
         FrugalignError: a prompt exceeds `max_context` with `max_new_tokens`, has no tokens, or is rejected by the
             template. The message names the row (from 1).
     """
-    rows = list(prompts)
-    template = ChatTemplate(tokenizer, rendering.chat_template_kwargs)
-    chat: set[int] = set()
-    texts: list[str] = []
-    for row, prompt in enumerate(rows):
-        try:
-            if is_chat(prompt, tokenizer, rendering):
-                chat.add(row)
-                texts.append(open_turn(as_messages(prompt), template))
-            else:
-                texts.append(str(prompt))
-        except FrugalignError as error:
-            raise FrugalignError(f"Prompt {row + 1}: {error}") from error
-    if chat:
-        _warn_of_rendered_prompts([rows[row] for row in chat], template)
-    ids = token_ids(texts, tokenizer, chat)
-    n_cut = 0
-    for row, tokens in enumerate(ids):
-        if not tokens:
-            if tokenizer.bos_token_id is None:
-                raise FrugalignError(
-                    f"Prompt {row + 1} has no tokens, and the tokenizer has no BOS token to start from."
-                )
-            ids[row] = [int(tokenizer.bos_token_id)]
-        elif max_prompt_length is not None and len(tokens) > max_prompt_length:
-            n_cut += 1
-            ids[row] = tokens[len(tokens) - max_prompt_length :]
-        if max_context is not None and len(ids[row]) + max_new_tokens > max_context:
-            raise FrugalignError(
-                f"Prompt {row + 1} has {len(ids[row])} tokens, and with max_new_tokens = {max_new_tokens} that exceeds "
-                f"the model's context of {max_context}; set max_prompt_length to cut on the left, or lower "
-                "max_new_tokens."
-            )
+    encoder = PromptEncoder(tokenizer, rendering, max_prompt_length, max_context, max_new_tokens)
+    ids: Sequence[list[int]]
+    if len(prompts) <= ROWS:
+        ids, cut = encoder(list(prompts))
+        n_cut = sum(cut)
+    else:
+        import pyarrow.compute as pc
+
+        table = kept_table(key, lambda: encoder.tables(prompts))
+        ids, n_cut = StoredLists(table.column("ids")), pc.sum(table.column("cut")).as_py()
     if n_cut:
         _log.warning(
-            "Cut %d of %d prompts on the left to max_prompt_length = %d tokens.", n_cut, len(rows), max_prompt_length
+            "Cut %d of %d prompts on the left to max_prompt_length = %d tokens.", n_cut, len(ids), max_prompt_length
         )
     return EncodedPrompts(ids, n_cut)
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Encodes prompts, as `encode_prompts` says."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rendering: Rendering = AUTO
+    max_prompt_length: int | None = None
+    max_context: int | None = None
+    max_new_tokens: int = 0
+
+    def tables(self, prompts: Sequence[Prompt]) -> Iterator[pa.Table]:
+        """The ids of many prompts and whether each was cut, a part at a time."""
+        import pyarrow as pa
+
+        first = 0
+        with work("encoding the prompts", len(prompts), ENCODED):
+            for part in parts(prompts):
+                ids, cut = self(part, first)
+                yield pa.table({"ids": pa.array(ids, type=pa.list_(pa.int64())), "cut": pa.array(cut)})
+                first += len(part)
+                advance(ENCODED, len(part))
+
+    def __call__(self, prompts: Sequence[Prompt], first: int = 0) -> tuple[list[list[int]], list[bool]]:
+        """The ids, and whether each prompt was cut. `first`: the number of the first prompt, from 0."""
+        tokenizer = self.tokenizer
+        template = ChatTemplate(tokenizer, self.rendering.chat_template_kwargs)
+        chat: set[int] = set()
+        texts: list[str] = []
+        for row, prompt in enumerate(prompts):
+            try:
+                if is_chat(prompt, tokenizer, self.rendering):
+                    chat.add(row)
+                    texts.append(open_turn(as_messages(prompt), template))
+                else:
+                    texts.append(str(prompt))
+            except FrugalignError as error:
+                raise FrugalignError(f"Prompt {first + row + 1}: {error}") from error
+        if chat:
+            _warn_of_rendered_prompts([prompts[row] for row in chat], template)
+        ids = token_ids(texts, tokenizer, chat)
+        cut = [False] * len(ids)
+        for row, tokens in enumerate(ids):
+            ids[row], cut[row] = self._fitting(tokens, f"Prompt {first + row + 1}")
+        return ids, cut
+
+    def _fitting(self, tokens: list[int], named: str) -> tuple[list[int], bool]:
+        """The ids that are read of a prompt's, and whether it was cut."""
+        longest, is_cut = self.max_prompt_length, False
+        if not tokens:
+            if self.tokenizer.bos_token_id is None:
+                raise FrugalignError(f"{named} has no tokens, and the tokenizer has no BOS token to start from.")
+            tokens = [int(self.tokenizer.bos_token_id)]
+        elif longest is not None and len(tokens) > longest:
+            tokens, is_cut = tokens[len(tokens) - longest :], True
+        if self.max_context is not None and len(tokens) + self.max_new_tokens > self.max_context:
+            raise FrugalignError(
+                f"{named} has {len(tokens)} tokens, and with max_new_tokens = {self.max_new_tokens} that exceeds "
+                f"the model's context of {self.max_context}; set max_prompt_length to cut on the left, or lower "
+                "max_new_tokens."
+            )
+        return tokens, is_cut
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, chat: Collection[int] = ()) -> list[list[int]]:

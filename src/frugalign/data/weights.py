@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.wording import shown
+from frugalign.data.row_parts import each
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,15 +17,15 @@ WEIGHTS = ("weight", "confidence")
 """Optional columns. A missing weight is 1, and a missing confidence NaN."""
 
 
-def weights_in(data: Dataset, name: str) -> list[float] | None:
-    """The numbers of the column `name` of `WEIGHTS`, one per row. None if there is no such column.
+def weights_in(data: Dataset, name: str) -> array[float] | None:
+    """The numbers of the column `name` of `WEIGHTS`, one per row. None if there is no such column. A number takes eight bytes.
 
     Raises:
         FrugalignError: a value that is no such number, naming its row.
     """
     if name not in data.column_names:
         return None
-    return [_number(name, row, value) for row, value in enumerate(data[name][:])]
+    return array("d", (_number(name, row, value) for row, value in enumerate(each(data[name]))))
 
 
 def check_weights(data: Dataset) -> None:

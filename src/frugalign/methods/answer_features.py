@@ -24,6 +24,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, work
 from frugalign.base.wording import pluralize
+from frugalign.data.stored_lists import array_of, lengths_of
 from frugalign.decoding.log_probs import Read, read_completions, tokens_to_read
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
@@ -64,7 +65,7 @@ class Answers:
     @property
     def n_tokens(self) -> int:
         """Tokens fed in one pass. The last token of an answer predicts nothing."""
-        return sum(map(len, self.prompt_ids)) + sum(map(len, self.answer_ids)) - len(self)
+        return int(lengths_of(self.prompt_ids).sum() + lengths_of(self.answer_ids).sum()) - len(self)
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def answer_features(
     """
     _check(answers)
     width = embedding_rows(model).shape[1]
-    n_positions = sum(map(len, answers.answer_ids))
+    n_positions = int(lengths_of(answers.answer_ids).sum())
     a_position = width * dtype.itemsize + (12 if teacher is not None else 8) * _TYPICAL_CANDIDATES + 24
     needed = n_positions * a_position + len(answers) * len(layers) * width * 4
     if needed > store.max_bytes:
@@ -371,9 +372,9 @@ class FeaturePass:
 
 
 def _check(answers: Answers) -> None:
-    for row in range(len(answers)):
-        counts = answers.masks[row] if answers.masks is not None else answers.answer_ids[row]
-        if not len(answers.answer_ids[row]) or (answers.masks is not None and not any(counts)):
+    lengths = lengths_of(answers.answer_ids)
+    for row in range(len(answers)) if answers.masks is not None or not lengths.all() else ():
+        if not lengths[row] or (answers.masks is not None and not any(answers.masks[row])):
             raise FrugalignError(f"Answer {row + 1} has no tokens, so there is nothing to learn from it.")
 
 
@@ -390,6 +391,6 @@ def _key(model: Any, tokenizer: Any, answers: Answers, proposals: Proposals, tea
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for part in rows:
         digest.update(b"\n")
-        for ids in part:
-            digest.update(torch.tensor(list(ids), dtype=torch.int64).numpy().tobytes() + b"\n")
+        for row in range(len(part)):
+            digest.update(array_of(part, row).tobytes() + b"\n")
     return digest.hexdigest()[:24]

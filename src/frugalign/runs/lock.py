@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import is_leftover, writing
 from frugalign.base.parsing import parse_json
+from frugalign.base.specs import is_url
 from frugalign.runs.layout import LOCK_FILE, STAGING_FOLDER
 
 fcntl: Any
@@ -26,7 +27,7 @@ except ImportError:  # Windows
 
 _INHERITED = "FRUGALIGN_FOLDERS_IN_USE"
 """The environment variable that tells the processes which a command starts what it holds."""
-_READING_FILE = ".reading"
+READING_FILE = ".reading"
 _PROBING = 0.2
 """Seconds for which `is_held` in another process may hold a lock at most."""
 _ENDING = 5.0
@@ -55,6 +56,10 @@ def in_use(
         FrugalignError: another process holds the folder, one around it or one inside, or it cannot be written to: nothing
             in it has changed. Or the folder was deleted while it was held.
     """
+    if is_url(str(folder)):
+        raise FrugalignError(
+            f"{folder} is a URL. A command mirrors its output_dir there; from Python, run in `frugalign.runs.elsewhere.working_copy`."
+        )
     place = Path(folder).resolve()
     if not main_process or any((os.getpid(), each) in _held for each in (place, *place.parents)):
         yield
@@ -142,7 +147,7 @@ class Reading:
     """Keeps a folder from being deleted by `is_read`'s callers, as long as the object lives."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = os.open(folder / _READING_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = os.open(folder / READING_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         if fcntl is not None:
             fcntl.flock(self._file, fcntl.LOCK_SH)
 
@@ -156,7 +161,7 @@ class Reading:
 
 def is_read(folder: Path) -> bool:
     """Whether somebody is `Reading` the folder."""
-    return _is_locked(folder / _READING_FILE, "LOCK_EX")
+    return _is_locked(folder / READING_FILE, "LOCK_EX")
 
 
 def _is_locked(file: Path, kind: str) -> bool:

@@ -16,7 +16,10 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.json_files import append_lines
 from frugalign.base.quantities import KL_PARTS
 from frugalign.data import encode_prompts
+from frugalign.data.on_disk import ROWS
+from frugalign.data.row_parts import kept_key
 from frugalign.data.templating import Rendering
+from frugalign.engines.base_settings import tokenizer_values
 from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import context_length
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
@@ -31,7 +34,7 @@ class Prompts:
     """Prompts with their token ids."""
 
     dataset: Dataset
-    ids: list[list[int]]
+    ids: Sequence[list[int]]
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
@@ -43,13 +46,20 @@ class Prompts:
         """
         if len(dataset) == 0:
             raise FrugalignError("The data set holds no prompts.")
+        context = context_length(base.model)
+        key = None
+        if len(dataset) > ROWS:
+            limits = [args.max_prompt_length, context, args.max_new_tokens]
+            how = [tokenizer_values(base.tokenizer), rendering.prompt_format, dict(rendering.chat_template_kwargs)]
+            key = kept_key(dataset, "prompt ids", limits, how)
         encoded = encode_prompts(
             dataset["prompt"],
             base.tokenizer,
             max_prompt_length=args.max_prompt_length,
-            max_context=context_length(base.model),
+            max_context=context,
             max_new_tokens=args.max_new_tokens,
             rendering=rendering,
+            key=key,
         )
         return cls(dataset, encoded.ids, base.tokenizer)
 

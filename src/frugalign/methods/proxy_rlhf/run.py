@@ -14,6 +14,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.progress_display import showing
 from frugalign.base.wording import pluralize
 from frugalign.data import training_prompts
+from frugalign.data.stored_lists import lengths_of
 from frugalign.engines.loading import default_device, load_model
 from frugalign.evaluation.schema import few_prompts
 from frugalign.methods.proxies import given_proxy, save_proxy
@@ -84,7 +85,7 @@ def _say_size(trainer: ProxyTrainer) -> None:
         times, each = args.max_steps // int(args.eval_steps), len(held_out)
         responses += times * each
         how += f", {pluralize(times, 'evaluation')} on {pluralize(each, 'prompt')}"
-    prompt = sum(map(len, ids)) / len(ids)
+    prompt = float(lengths_of(ids).mean())
     # With lookahead, every candidate of a position is fed as well.
     per_token = 1 + (args.network()["max_candidates"] if args.candidate_features == "lookahead" else 0)
     sampled = responses * args.max_new_tokens

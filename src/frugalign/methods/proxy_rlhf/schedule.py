@@ -23,11 +23,11 @@ class Schedule:
         """(epoch, indices `[prompts_per_round]`) of a round, over all processes."""
         epoch, within = divmod(round_, self.rounds_per_epoch)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.n_prompts, generator=generator).tolist()
+        order = torch.randperm(self.n_prompts, generator=generator)
         start = within * self.prompts_per_round
         # A data set smaller than one round is repeated in it. The repeats get different sample numbers.
-        chosen = [order[(start + i) % self.n_prompts] for i in range(self.prompts_per_round)]
-        return epoch, chosen
+        places = torch.arange(start, start + self.prompts_per_round) % self.n_prompts
+        return epoch, order[places].tolist()
 
 
 def sample_numbers(indices: list[int], num_generations: int) -> list[int]:

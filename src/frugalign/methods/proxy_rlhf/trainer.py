@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
     # -- one round ---------------------------------------------------------------------------------------------------
 
     @property
-    def prompt_ids(self) -> list[list[int]]:
+    def prompt_ids(self) -> Sequence[list[int]]:
         """The token ids of the training prompts."""
         return self._train_prompts.ids
 

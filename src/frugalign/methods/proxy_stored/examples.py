@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data.splits import column
+from frugalign.data.stored_lists import InTurn, Twice, lists_of
 from frugalign.data.templating import Rendering
 from frugalign.data.weights import weights_in
 from frugalign.engines.encode import encode_for_model, tokenize_pairs
@@ -28,8 +29,8 @@ class Examples:
 
     signal: Signal
     answers: Answers
-    weights: list[float]
-    confidence: list[float] | None = None
+    weights: Sequence[float]
+    confidence: Sequence[float] | None = None
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -48,29 +49,23 @@ def examples_of(signal: Signal, data: Dataset, base: LoadedModel, args: Any) -> 
         FrugalignError: a row without a usable answer, weight or confidence, naming it.
     """
     rendering = Rendering.of(args)
-    weights = weights_in(data, "weight") or [1.0] * len(data)
+    weights = weights_in(data, "weight") or array("d", [1.0]) * len(data)
     if signal == "pairs":
         pairs = tokenize_pairs(data, base.model, base.tokenizer, max_length=args.max_length, rendering=rendering)
-        sides = list(zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True))
-        masks = None
-        if "chosen_mask" in pairs:
-            both = zip(pairs["chosen_mask"], pairs["rejected_mask"], strict=True)
-            masks = [mask for pair in both for mask in pair]
-        answers = Answers(
-            [prompt for prompt in pairs["prompt_ids"] for _ in range(2)], [ids for pair in sides for ids in pair], masks
-        )
+        masks = InTurn(pairs["chosen_mask"], pairs["rejected_mask"]) if "chosen_mask" in pairs else None
+        answers = Answers(Twice(pairs["prompt_ids"]), InTurn(pairs["chosen_ids"], pairs["rejected_ids"]), masks)
         return Examples(signal, answers, weights, weights_in(data, "confidence"))
     if "completion" not in data.column_names:
         raise FrugalignError("This data holds prompts alone: a teacher is imitated on answers, in a column completion.")
-    ids = column(data, "completion_ids") if "completion_ids" in data.column_names else None
+    ids = lists_of(data, "completion_ids") if "completion_ids" in data.column_names else None
     encoded = encode_for_model(
         base.model,
         base.tokenizer,
-        column(data, "prompt"),
-        column(data, "completion"),
+        data["prompt"],
+        data["completion"],
         completion_ids=ids,
         max_length=args.max_length,
         rendering=rendering,
     )
-    masks = encoded.completion_masks if encoded.others else None
-    return Examples(signal, Answers(encoded.prompt_ids, encoded.completion_ids, masks), weights)
+    other_masks = encoded.completion_masks if encoded.has_other_turns else None
+    return Examples(signal, Answers(encoded.prompt_ids, encoded.completion_ids, other_masks), weights)

@@ -13,7 +13,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from frugalign.base.ledger import Ledger
-from frugalign.data.splits import column
 from frugalign.engines.loading import LoadedModel
 from frugalign.methods.answer_features import AnswerFeatures, Features, Proposals, answer_features
 from frugalign.methods.confidence import confidence_by_settings, prefer_given
@@ -78,7 +77,7 @@ class Reader:
         examples = examples_of(self.signal, data, base, args)
         teacher = None
         if self.taught_by is not None:
-            teacher = teacher_of(column(data, "prompt"), examples.answers.answer_ids, self.taught_by, base, args)
+            teacher = teacher_of(data["prompt"], examples.answers.answer_ids, self.taught_by, base, args)
         store = feature_store(args)
         layers = [] if self.probes is None else list(self.probes.config.layers)
         features = answer_features(
@@ -106,7 +105,7 @@ class Reader:
             return examples
         chosen, rejected = self.rewards(features)
         gamma = confidence_by_settings(chosen, rejected, self.args)
-        given = None if examples.confidence is None else torch.tensor(examples.confidence)
+        given = None if examples.confidence is None else torch.tensor(list(examples.confidence))
         return replace(examples, confidence=prefer_given(gamma, given).tolist())
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ def teacher_model(base: LoadedModel, args: Any) -> LoadedModel:
     return found
 
 
-def taught_prompts(prompts: list[Any], base: LoadedModel, args: Any) -> list[Any]:
+def taught_prompts(prompts: Sequence[Any], base: LoadedModel, args: Any) -> Sequence[Any]:
     """The prompts as the teacher reads them."""
     if args.principles is None:
         return prompts
@@ -44,7 +44,7 @@ def taught_prompts(prompts: list[Any], base: LoadedModel, args: Any) -> list[Any
 
 
 def teacher_of(
-    prompts: list[Any], answer_ids: Sequence[Sequence[int]], model: LoadedModel, base: LoadedModel, args: Any
+    prompts: Sequence[Any], answer_ids: Sequence[Sequence[int]], model: LoadedModel, base: LoadedModel, args: Any
 ) -> Teacher:
     """The teacher of these answers to these prompts.
 

@@ -18,8 +18,9 @@ from frugalign.base.partial_files import PartialWork
 from frugalign.base.progress import SCORED, work
 from frugalign.data.encode import as_completions
 from frugalign.data.groups import Groups
+from frugalign.data.on_disk import ROWS
 from frugalign.data.splits import rows_fingerprint
-from frugalign.data.templating import Rendering, encode_prompts
+from frugalign.data.templating import PromptEncoder, Rendering, encode_prompts
 from frugalign.engines.transformers import context_length
 from frugalign.methods.carriers import Carrier, weights_digest
 from frugalign.methods.psle.config import PSLEConfig
@@ -50,11 +51,15 @@ class Sampler:
     args: PSLEConfig
     reward_contents: Mapping[str, str] = field(default_factory=dict)
 
+    def plain(self, rows: Sequence[int]) -> list[Any]:
+        """The prompts of these rows."""
+        found: list[Any] = self.dataset[list(rows)]["prompt"]
+        return found
+
     def guided(self, rows: Sequence[int]) -> list[Any]:
         """The prompts of these rows under the principles."""
         assert self.principles is not None
-        prompts = self.dataset[list(rows)]["prompt"]
-        return under_principles(self.principles, prompts, self.tokenizer, Rendering.of(self.args))
+        return under_principles(self.principles, self.plain(rows), self.tokenizer, Rendering.of(self.args))
 
     def fitting(self, model: PreTrainedModel) -> list[int]:
         """The rows whose prompt fits the context, together with the principles and the longest response.
@@ -62,24 +67,22 @@ class Sampler:
         Raises:
             FrugalignError: a prompt that does not fit, unless `skip_long_prompts`; or no prompt fits.
         """
-        rows = list(range(len(self.dataset)))
-        plain = self.dataset["prompt"]
-        forms = [("", list(plain))]
-        if self.principles is not None:
-            forms.append((" under the principles", self.guided(rows)))
         limit = context_length(model)
-        too_long: set[int] = set()
+        rows, too_long = range(len(self.dataset)), set[int]()
+        forms = [("", self.plain)] + ([(" under the principles", self.guided)] if self.principles is not None else [])
         for what, prompts in forms:
-            encoded = encode_prompts(prompts, self.tokenizer, max_new_tokens=0, rendering=Rendering.of(self.args))
-            for row, ids in enumerate(encoded.ids):
-                if limit is None or len(ids) + self.args.max_new_tokens <= limit:
-                    continue
-                if not self.args.skip_long_prompts:
-                    raise FrugalignError(
-                        f"Prompt {row + 1} has {len(ids)} tokens{what}, and with max_new_tokens = {self.args.max_new_tokens} that exceeds the "
-                        f"model's context of {limit}; shorten the principles, lower max_new_tokens, or leave such prompts out by skip_long_prompts."
-                    )
-                too_long.add(row)
+            for start in range(0, len(rows), ROWS):
+                part = rows[start : start + ROWS]
+                found = PromptEncoder(self.tokenizer, Rendering.of(self.args))(prompts(part), start)[0]
+                for row, ids in zip(part, found, strict=True):
+                    if limit is None or len(ids) + self.args.max_new_tokens <= limit:
+                        continue
+                    if not self.args.skip_long_prompts:
+                        raise FrugalignError(
+                            f"Prompt {row + 1} has {len(ids)} tokens{what}, and with max_new_tokens = {self.args.max_new_tokens} that exceeds the "
+                            f"model's context of {limit}; shorten the principles, lower max_new_tokens, or leave such prompts out by skip_long_prompts."
+                        )
+                    too_long.add(row)
         if len(too_long) == len(rows):
             raise FrugalignError("No prompt fits into the model's context beside the principles and max_new_tokens.")
         return [row for row in rows if row not in too_long]
@@ -103,7 +106,7 @@ class Sampler:
         A proxy guides both kinds.
         """
         guide = carrier.guide()
-        k, plain = self.args.num_generations, self.dataset[list(rows)]["prompt"]
+        k, plain = self.args.num_generations, self.plain(rows)
 
         def sampled(prompts: Sequence[Any], size: int, epoch: int, stem: str, share_prefix: bool = False) -> Groups:
             request = GroupRequest(

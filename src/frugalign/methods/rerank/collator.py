@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from torch import Tensor
 
+from frugalign.data.on_disk import ROWS
 from frugalign.data.templating import Rendering
 from frugalign.data.weights import WEIGHTS, weights_in
-from frugalign.engines.encode import tokenize_pairs
+from frugalign.engines.encode import pairs_table, tokenize_pairs
 
 SIDES = ("chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -27,8 +31,14 @@ def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Datas
         FrugalignError: a bad confidence or weight, naming its row.
     """
     own = {name: found for name in WEIGHTS if (found := weights_in(pairs, name)) is not None}
-    columns = tokenize_pairs(pairs, model, tokenizer, max_length=args.max_length, rendering=Rendering.of(args))
-    return Dataset.from_dict(columns | own)
+    rendering = Rendering.of(args)
+    if len(pairs) <= ROWS:
+        columns = tokenize_pairs(pairs, model, tokenizer, max_length=args.max_length, rendering=rendering)
+        return Dataset.from_dict(columns | {name: list(values) for name, values in own.items()})
+    table = pairs_table(pairs, model, tokenizer, max_length=args.max_length, rendering=rendering)
+    for name, values in own.items():
+        table = table.append_column(name, pa.array(np.array(values)))
+    return Dataset(InMemoryTable(table))
 
 
 @dataclass

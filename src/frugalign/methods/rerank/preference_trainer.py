@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
+from frugalign.data.stored_lists import InTurn, Twice, lists_of
 from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.answer_features import Answers
@@ -95,16 +96,12 @@ class PreferenceTrainer(Trainer):
         """Let the carrier read the answers of encoded pairs, in place of those of this `name`."""
         if self.carrier.passes:  # it reads them at every step
             return
-        columns: dict[str, Any] = pairs[:]
-
-        def of_both(kind: str) -> list[list[int]]:
-            both = zip(*(columns[f"{side}_{kind}"] for side in SIDES), strict=True)
-            return [each for sides in both for each in sides]
-
         # Both answers of a pair together, since they share a prompt.
-        prompts = [prompt for prompt in columns["prompt_ids"] for _ in SIDES]
-        masks = of_both("mask") if f"{SIDES[0]}_mask" in columns else None
-        answers = Answers(prompts, of_both("ids"), masks)
+        ids, masks = (
+            [lists_of(pairs, f"{side}_{kind}") for side in SIDES if f"{side}_{kind}" in pairs.column_names]
+            for kind in ("ids", "mask")
+        )
+        answers = Answers(Twice(lists_of(pairs, "prompt_ids")), InTurn(*ids), InTurn(*masks) if masks else None)
         self.carrier.read(name, answers, self.ledger, self.probed_layers())
 
     # -- the reference -----------------------------------------------------------------------------------------------------
