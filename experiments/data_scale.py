@@ -6,7 +6,8 @@ Prompts (JSON lines) and pairs (Parquet) are written in shards of 20,000 rows in
 loads the sandbox's model, resets the kernel's peak, reads the data as the command does, and stops at the first batch. "First" reads, checks and encodes
 every row; "again" is a later start, which goes to the middle of the epoch, as a resumed run does. Anonymous memory is the process's own; mapped
 memory is files that the system drops when it needs room. Both count from the loaded model on. Seconds are the process's own, so that other work on
-the machine does not count; the summary has those of the clock too. It runs on Linux.
+the machine does not count; the summary has those of the clock too. What the summary has already is not measured again: delete it to begin
+anew. It runs on Linux.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.summary import script_options, write_summary
+from experiments.summary import RESULTS, script_options, write_summary
 
 ROWS = [10_000, 100_000, 1_000_000]
 SHARD = 20_000
@@ -50,23 +51,30 @@ def main() -> None:
     options = script_options(
         __doc__,
         rows={"type": int, "nargs": "*", "help": "numbers of rows; default: 10000 100000 1000000"},
+        only={"action": "append", "help": "one of the readings: prompts, pairs, features, rerank; all by default"},
         kind={"help": "what to measure in this process, on the data in --data"},
         data={"help": "the folder of the data"},
     )
     if options.kind:
         print(json.dumps(measured(options.kind, Path(options.data))))
         return
+    summary = RESULTS / "data-scale.json"
     rows: dict[str, dict[str, Any]] = {}
+    if summary.is_file() and not options.smoke:
+        rows = json.loads(summary.read_text("utf-8"))["rows"]
     for n in options.rows or ([2_000] if options.smoke else ROWS):
         with tempfile.TemporaryDirectory() as folder:
-            write_data(Path(folder), n)
-            for kind in READINGS:
+            wanted = [kind for kind in options.only or READINGS if f"{kind}, {n:,}" not in rows]
+            if wanted:
+                write_data(Path(folder), n)
+            for kind in wanted:
                 first, again = (in_a_process(kind, Path(folder)) for _ in range(2))
-                rows[f"{kind}, {n:,}"] = {f"{name}, first": value for name, value in first.items()} | {
-                    f"{name}, again": value for name, value in again.items()
-                }
+                found = {f"{name}, first": value for name, value in first.items()}
+                rows[f"{kind}, {n:,}"] = found | {f"{name}, again": value for name, value in again.items()}
                 print(f"{kind}, {n:,}", rows[f"{kind}, {n:,}"], flush=True)
                 if not options.smoke:
+                    ordered = sorted(rows, key=lambda label: ([*READINGS].index(label.split(",")[0]), len(label)))
+                    rows = {label: rows[label] for label in ordered}
                     write_summary("data-scale", "python -m experiments.data_scale", "the sandbox's", rows)
     print(table(rows))
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from frugalign.base.errors import FrugalignError
 from frugalign.data import load_files, load_splits, on_disk, read_json, read_tables, row_parts, splits, templating
+from frugalign.data.load_files import columns_of
 from frugalign.data.load_files import load_files as load
 from frugalign.data.pairs import preference_pairs
 from frugalign.data.row_parts import choose
@@ -104,6 +105,16 @@ def test_a_second_start_reads_nothing_until_a_file_changes(tmp_path: Path, monke
     path = folder / "train-00001-of-00003.jsonl"
     path.write_text(path.read_text().replace("Question 4?", "Question four?"))
     assert "Question four?" in load_splits(str(folder))["train"]["prompt"][:]
+
+
+def test_the_columns_of_a_second_start_are_those_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first rows, as what is trained depends on them: not `weight`, which only later ones have."""
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    before = columns_of(str(path))
+    load_splits(str(path), kind="preference")
+    monkeypatch.setattr(read_json, "_lines", None)
+    assert columns_of(str(path)) == before == {"prompt", "chosen", "rejected", "n"}
 
 
 def test_a_partly_deleted_cache_is_made_again(tmp_path: Path, cache: Path) -> None:

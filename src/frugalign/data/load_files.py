@@ -38,7 +38,7 @@ from frugalign.data.standard import (
 class LoadedFile:
     """One file's rows as a table, if it has no problems.
 
-    `n_rows` counts the broken rows too. `warnings`: what was read otherwise than one might think. `stored`: the file that a large table is
+    `n_rows` counts the broken rows too. `warnings`: what was read otherwise than one might think. `first_columns`: those of its first rows. `stored`: the file that a large table is
     mapped from.
     """
 
@@ -49,6 +49,7 @@ class LoadedFile:
     warnings: list[str] = field(default_factory=list)
     table: pa.Table | None = None
     columns: list[str] = field(default_factory=list)
+    first_columns: list[str] = field(default_factory=list)
     stored: Path | None = None
 
 
@@ -63,8 +64,7 @@ def load_files(name: str, kind: str | None = None) -> dict[str, list[LoadedFile]
         FrugalignError: nothing exists under this name. All else is in the files' problems.
     """
     sources = read_splits(name)
-    states = [[split, source.file, source.state] for split, files in sources.items() for source in files]
-    key = None if any(None in state for state in states) else key_of("rows", kind, states)
+    key = _key(sources, kind)
     if key is not None and (known := _stored(key)) is not None:
         return known
     spill = Spill()
@@ -84,6 +84,12 @@ def load_files(name: str, kind: str | None = None) -> dict[str, list[LoadedFile]
     return found
 
 
+def _key(sources: Mapping[str, Sequence[Source]], kind: str | None) -> str | None:
+    """The key of files in their present state, read as this kind; None where their state is unknown."""
+    states = [[split, source.file, source.state] for split, files in sources.items() for source in files]
+    return None if any(None in state for state in states) else key_of("rows", kind, states)
+
+
 def _store(splits: Mapping[str, Sequence[LoadedFile]], key: str) -> None:
     """Keep checked files in the cache. Their tables are mapped from there."""
     about: list[dict[str, Any]] = []
@@ -93,8 +99,8 @@ def _store(splits: Mapping[str, Sequence[LoadedFile]], key: str) -> None:
             assert each.table is not None
             store_table(each.table, each.stored)
             each.table = mapped(each.stored)
-            rest = {"file": each.file, "kind": each.kind, "n_rows": each.n_rows}
-            about.append({"split": split, **rest, "warnings": each.warnings, "columns": each.columns})
+            names = ("file", "kind", "n_rows", "warnings", "columns", "first_columns")
+            about.append({"split": split} | {name: getattr(each, name) for name in names})
     with replacing(cache_folder() / f"{key}.json") as file:
         file.write(json.dumps(about).encode())
 
@@ -106,17 +112,20 @@ def _stored(key: str) -> dict[str, list[LoadedFile]] | None:
         found: dict[str, list[LoadedFile]] = {}
         for number, each in enumerate(about):
             path = cache_folder() / f"{key}-{number:05d}.arrow"
-            file = LoadedFile(each["file"], each["kind"], each["n_rows"], warnings=each["warnings"])
-            file.table, file.columns, file.stored = mapped(path), each["columns"], path
-            found.setdefault(each["split"], []).append(file)
-    except (OSError, ValueError, pa.ArrowException):  # not stored, or partly deleted
+            split = each.pop("split")
+            found.setdefault(split, []).append(LoadedFile(**each, table=mapped(path), stored=path))
+    except (OSError, ValueError, TypeError, pa.ArrowException):  # not stored, or partly deleted
         return None
     return found
 
 
 def columns_of(name: str) -> set[str]:
     """The columns of a data set, from the first rows of every file."""
-    batches = [next(iter(source.read()), None) for files in read_splits(name).values() for source in files]
+    sources = read_splits(name)
+    for kind in (None, *KINDS):
+        if (key := _key(sources, kind)) is not None and (known := _stored(key)) is not None:
+            return {column for each in all_files(known) for column in each.first_columns}
+    batches = [next(iter(source.read()), None) for files in sources.values() for source in files]
     return {column for batch in batches if batch is not None for column in batch.columns}
 
 
@@ -163,13 +172,16 @@ class _Reader:
         self.made_messages = False
         self._broken_rows = self._lost = 0
         self._names: list[str] = []
+        self._first_names: list[str] = []
         self._first_types: dict[str, tuple[type, int]] = {}
         self._no_prompt_said = False
         self._repeated: RepeatedPrompts | None = None
 
     def read(self) -> None:
         """Read, check and standardise every row."""
-        for batch in self.source.read():
+        for number, batch in enumerate(self.source.read()):
+            if number == 0:
+                self._first_names = list(batch.columns)
             self.problems.extend(batch.problems)
             self._broken_rows += sum(problem.row is not None for problem in batch.problems)
             if not len(batch.numbers):
@@ -267,7 +279,7 @@ class _Reader:
         """
         kind = self.kind or "prompt-only"
         found = LoadedFile(self.source.file, kind, self.columns.n_rows + self._broken_rows + self._lost)
-        found.columns = self._names
+        found.columns, found.first_columns = self._names, self._first_names
         found.problems = [*self.problems, *self.columns.problems]
         if not self._names and not found.problems:
             found.problems.append(Problem(self.source.file, None, "there are no rows"))

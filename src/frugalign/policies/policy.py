@@ -151,7 +151,7 @@ class Policy:
         """
         tokenizer, rendering = self.base.tokenizer, settings.rendering
 
-        def encoded(prompts: Sequence[Any]) -> list[list[int]]:
+        def encoded(prompts: Sequence[Any]) -> Sequence[list[int]]:
             return encode_prompts(
                 prompts,
                 tokenizer,

@@ -198,7 +198,7 @@ class ModelJudge:
                 encoded.append([{"role": "user", "content": text}, {"role": "assistant", "content": opening}])
             else:
                 encoded.append(f"{text}\n{opening}")
-        return encode_prompts(encoded, self.loaded.tokenizer, max_new_tokens=0).ids
+        return list(encode_prompts(encoded, self.loaded.tokenizer, max_new_tokens=0).ids)
 
     def _letter_log_probs(self, forward: Forward, texts: Sequence[Sequence[int]]) -> Tensor:
         """`[B, 2]` float64: the log-probability of each letter, in any form, as the next token."""

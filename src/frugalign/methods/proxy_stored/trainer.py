@@ -120,8 +120,8 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
             model=proxy,
             args=args,
             data_collator=self.stored,
-            train_dataset=range(len(self.stored.examples)),  # type: ignore[arg-type]  # numbers of examples
-            eval_dataset=None if self.validation is None else range(len(self.validation.examples)),  # type: ignore[arg-type]
+            train_dataset=range(len(self.stored.examples)),  # numbers of examples
+            eval_dataset=None if self.validation is None else range(len(self.validation.examples)),
             processing_class=base.tokenizer,
             callbacks=[_StopsWhereItIsBest(self), RunFolder(self.ledger, args.resolved()), *(callbacks or [])],
         )
