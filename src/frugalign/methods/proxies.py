@@ -48,6 +48,7 @@ def prepare_proxy(proxy: ProxyModel | None, loaded: LoadedModel, base: BaseFinge
         proxy = new_proxy(loaded.model, settings, seed=args.seed)
     else:
         check_proxy(proxy, settings, base)
+    args.p_t = float(proxy.config.p_t)
     config = proxy.config
     config.base, config.trained_on = base.to_dict(), None
     config.max_new_tokens, config.max_prompt_length = settings["max_new_tokens"], settings["max_prompt_length"]

@@ -85,6 +85,7 @@ class Proxy(Carrier):
             raise FrugalignError("A proxy's base is frozen, and this model has an adapter: merge it first.")
         self._lm = lm.eval().requires_grad_(False)
         self.policy = prepare_proxy(given_proxy(args), base, _about(base), args)
+        args.settle_rate_by_size(self.policy.config)
         reads_tokens = self.policy.config.candidate_features == "embedding"
         self._embeddings = embedding_rows(self._lm) if reads_tokens else None
         proposals = Proposals(self.policy.config.temperature, self.policy.limits)

@@ -28,8 +28,11 @@ class Network(Group, section="proxy"):
         "embedding",
         "What the proxy knows of a candidate: its embedding, the state after it, or (control) only its identity.",
     )
-    p_t: float = option(
-        0.01, "Candidates have at least this probability under the base; the likeliest token always is one.", BELOW_ONE
+    p_t: float | None = option(
+        None,
+        "Candidates have at least this probability under the base; the likeliest token always is one. Default: 0.1/√V, at most 0.01, for "
+        "a vocabulary of V.",
+        BELOW_ONE,
     )
     max_candidates: int | None = option(None, "Most candidates of a position. Default: 256, lookahead 8.", COUNT)
     tail: Literal["keep", "drop"] = option(

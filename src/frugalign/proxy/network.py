@@ -282,8 +282,16 @@ def network_size(width: int, budget: int, features: str = "embedding") -> int:
     return next((size for size in _SIZES if count(size) <= _SHARE * budget), 1)
 
 
+def default_p_t(vocabulary: int) -> float:
+    """The least probability of a candidate for a base with this many tokens, `0.1/√V`, at most 0.01: 0.0044 at 512, 0.00045 at 49,152.
+
+    The larger the vocabulary, the more tokens share what the likeliest leaves, and no single token that is not a candidate can be raised.
+    """
+    return float(f"{min(0.01, 0.1 / math.sqrt(vocabulary)):.2g}")
+
+
 def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) -> ProxyModel:
-    """An untrained proxy for `model`. Sizes not in `config` keep it below one per cent of the base's parameters."""
+    """An untrained proxy for `model`. Sizes not in `config` keep it below one per cent of the base's parameters, and `p_t` follows its vocabulary."""
     rows = embedding_rows(model)
     vocabulary, width = rows.shape
     size = network_size(width, model.num_parameters(), config.get("candidate_features", "embedding"))
@@ -292,6 +300,7 @@ def new_proxy(model: PreTrainedModel, config: dict[str, Any], *, seed: int = 0) 
         "vocabulary": vocabulary,
         "hidden": size,
         "dim": size,
+        "p_t": default_p_t(vocabulary),
         "embedding_scale": float(1.0 / _mean_square(rows).sqrt().clamp(min=1e-12)),
     }
     with torch.random.fork_rng(devices=[]):
@@ -322,14 +331,14 @@ def proxy_of(settings: dict[str, Any], weights: Mapping[str, Tensor]) -> ProxyMo
 def check_proxy(proxy: ProxyModel, wanted: dict[str, Any], base: BaseFingerprint) -> None:
     """Check that a given proxy fits the options and the base.
 
-    `wanted`: the values that the options require.
+    `wanted`: the values that the options require; None leaves one open.
 
     Raises:
         FrugalignError: something differs; the message names it.
     """
     for name in ("objective", "candidate_features", "temperature", "p_t", "max_candidates", "tail", "value_head"):
         has = getattr(proxy.config, name)
-        if has != wanted[name]:
+        if wanted[name] is not None and has != wanted[name]:
             raise FrugalignError(f"The given proxy has {name} {has}, but the options say {wanted[name]}.")
     if proxy.config.base is not None:
         check_base(proxy.config.base, base, "The given proxy")

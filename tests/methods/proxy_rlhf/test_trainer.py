@@ -20,6 +20,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 from frugalign.proxy import attach
+from frugalign.proxy.network import default_p_t
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.layout import read_log
 
@@ -110,6 +111,17 @@ def test_a_rollout_that_is_used_up_is_left_alone(base: LoadedModel, tmp_path: Pa
     assert all(each == moments[1] for each in moments[1:])
     line = next(line for line in read_log(tmp_path) if "passes" in line)
     assert line["passes"] == 1.0 and 0 < line["step_kept"] < 1 and line["moved"] <= 1e-6 and line["grad_norm"] > 0
+
+
+def test_the_candidates_threshold_follows_the_bases_vocabulary(base: LoadedModel, tmp_path: Path) -> None:
+    """Tenfold rarer candidates for a hundred times as many tokens. A proxy to start from keeps its own."""
+    found = [default_p_t(vocabulary) for vocabulary in (50, 100, 512, 49_152, 262_144)]
+    assert found == [0.01, 0.01, 0.0044, 0.00045, 0.0002]
+    own = trainer(base, tmp_path / "own", p_t=None)
+    vocabulary = base.model.get_input_embeddings().weight.shape[0]
+    assert own.model.config.p_t == own.args.p_t == own.args.options()["p_t"] == default_p_t(vocabulary)
+    given = trainer(base, tmp_path / "given", p_t=0.02).model
+    assert trainer(base, tmp_path / "again", p_t=None, proxy=given).args.p_t == 0.02
 
 
 def test_the_temperature_is_the_models_own_unless_told(

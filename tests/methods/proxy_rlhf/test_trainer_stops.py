@@ -260,7 +260,7 @@ def test_a_run_whose_first_round_failed_begins_again(base: LoadedModel, tmp_path
 
 def test_a_given_proxy_must_be_what_the_options_say(base: LoadedModel, tmp_path: Path) -> None:
     """Another objective or temperature, a missing value head, another base: one sentence each."""
-    args = ProxyConfig(output_dir=str(tmp_path), use_cpu=True)
+    args = ProxyConfig(output_dir=str(tmp_path), use_cpu=True, p_t=0.01)
     for has in ({"objective": "sequential"}, {"temperature": 0.7}, {"value_head": True}, {"p_t": 0.1}):
         proxy = new_proxy(base.model, args.network() | has)
         with pytest.raises(FrugalignError, match=f"The given proxy has {next(iter(has))}"):

@@ -171,7 +171,7 @@ def test_a_trained_proxy_starts_both_forms() -> None:
 def test_a_proxy_with_other_settings_does_not_start_it(capsys: pytest.CaptureFixture[str]) -> None:
     train(dataset_name=pairs(), output_dir="first", max_steps=1)
     assert main(command(dataset_name=pairs(), initial_proxy="first", p_t=0.05)) == 2
-    assert "The given proxy has p_t 0.01, but the options say 0.05." in capsys.readouterr().err
+    assert "The given proxy has p_t 0.0062, but the options say 0.05." in capsys.readouterr().err
 
 
 # -- teachers -------------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_a_resumed_training_ends_the_same(tmp_path: Path) -> None:
     again.train(resume_from_checkpoint=True)
     assert all(torch.equal(value, whole[name]) for name, value in again.model.state_dict().items())
     assert again.ledger.lm_forward_tokens == first.ledger.lm_forward_tokens
-    with pytest.raises(FrugalignError, match=r"was made with p_t 0\.01, not 0\.1"):
+    with pytest.raises(FrugalignError, match=r"was made with p_t 0\.0062, not 0\.1"):
         small(tmp_path, probes(), **options, p_t=0.1).train(resume_from_checkpoint=True)
 
 
