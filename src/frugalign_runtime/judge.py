@@ -75,21 +75,22 @@ class Proxies:
             raise ProxyError(f"There is no proxy {name!r}; there are {', '.join(self.names)}.")
         return self.names.index(name)
 
-    def check_head(self, rows: head.Rows, vocabulary: int, *, quantised: bool = False) -> None:
-        """Check that the engine runs the base of these proxies, by its LM head.
+    def check_head(self, rows: head.Rows, vocabulary: int) -> None:
+        """Check that the engine runs the base of these proxies, by its LM head, and warn if its precision is another.
+
+        `h` is then recovered by the engine's own rows.
 
         Args:
             rows: gives rows of the engine's head by their ids. vocabulary: their number.
-            quantised: whether the head is quantised, and so may differ a little. `h` is then recovered by its own rows.
 
         Raises:
             ProxyError: it is another model.
         """
-        differs = [head.check_head(bundle, rows, vocabulary, quantised=quantised) for bundle in self.bundles]
-        if quantised and any(differs):
+        differs = [head.check_head(bundle, rows, vocabulary) for bundle in self.bundles]
+        if max(differs) > head.SAME:
             self._rows, self._recovery = rows, None
 
-    def check_outputs(self, logits: Array, hidden: Array, *, quantised: bool = False) -> None:
+    def check_outputs(self, logits: Array, hidden: Array) -> None:
         """Check the same by what the engine's head made of some states, where its rows are not at hand.
 
         Args:
@@ -100,7 +101,7 @@ class Proxies:
         """
         self._checked(logits, hidden, np.full(len(logits), -1), 0.0)
         for bundle in self.bundles:
-            head.check_outputs(bundle, host(logits), host(hidden), quantised=quantised)
+            head.check_outputs(bundle, host(logits), host(hidden))
 
     def judge(self, logits: Array, hidden: Array | None, proxy: Any, strength: Any) -> Array:
         """`log π [N, V]`, float32: the policy of every row, under its own proxy at its own strength.
@@ -233,7 +234,6 @@ def load(
     *,
     head_rows: head.Rows | None = None,
     vocabulary: int | None = None,
-    quantised: bool = False,
 ) -> Proxies:
     """Load exported proxies, and check that they are for the engine's model.
 
@@ -242,7 +242,6 @@ def load(
         head_rows: gives rows of the engine's LM head by their ids. With it the head is compared with the one that a proxy was exported for,
             and where it differs, `h` is recovered by the engine's own rows.
         vocabulary: the number of the head's rows. Default: as many as the proxies expect.
-        quantised: whether the engine's head is quantised, and so may differ a little.
 
     Raises:
         ProxyError: a bundle is damaged, or for another model.
@@ -253,7 +252,7 @@ def load(
     bundles = [Bundle.load(folder, name) for name, folder in named]
     proxies = Proxies(bundles)
     if head_rows is not None:
-        proxies.check_head(head_rows, vocabulary or proxies.vocabulary, quantised=quantised)
+        proxies.check_head(head_rows, vocabulary or proxies.vocabulary)
     return proxies
 
 

@@ -70,7 +70,7 @@ class GuidedLlama:
         """
         hidden, logits = self._hidden()[None], np.array(scores, dtype=np.float32)[None]
         if not self._is_checked:
-            self._proxies.check_outputs(logits, hidden, quantised=True)
+            self._proxies.check_outputs(logits, hidden)
             self._is_checked = True
         found: np.ndarray = self._proxies.judge(logits, hidden, self._proxy, self._strength)[0]
         return found

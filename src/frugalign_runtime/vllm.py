@@ -188,7 +188,7 @@ class GuidedLogitsProcessor(*_interfaces()):  # type: ignore[misc]
                 "switch batch-sharded sampling off."
             )
         if not self._is_checked:
-            self._proxies.check_outputs(_CAPTURED.logits, hidden, quantised=True)
+            self._proxies.check_outputs(_CAPTURED.logits, hidden)
             self._is_checked = True
         width = max(map(len, rows))
         proxy, strength = np.full((len(rows), width), -1), np.zeros((len(rows), width))

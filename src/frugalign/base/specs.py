@@ -14,7 +14,8 @@ from typing import Any
 from frugalign.base.errors import FrugalignError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml", ".yml", ".txt", ".md", ".py", ".safetensors", ".bin")
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".yaml", ".yml", ".txt", ".md", ".py", *_WEIGHTS)
 _LONGEST = 255
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z].*)?://")
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -41,6 +42,16 @@ def local_path(name: str) -> Path | None:
     if os.path.exists(expanded) or not _HUB_ID.fullmatch(name) or (here and os.path.isdir(here)):
         return Path(expanded)
     return Path(expanded) if name.lower().endswith(_FILES) or _close_names(name) else None
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path is called as a GGUF file is."""
+    return str(path).lower().endswith(".gguf")
+
+
+def is_model_path(path: str | Path) -> bool:
+    """Whether a folder or a GGUF file, which may be a model, lies there."""
+    return os.path.isdir(path) or (is_gguf(path) and os.path.isfile(path))
 
 
 def local_hint(name: str) -> str:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from frugalign.base.errors import FrugalignError, saved_by_another_version
 from frugalign.base.files import MODEL_CONFIG_FILE, STAGING_FOLDER, WEIGHTS_FILE, check_safetensors
 from frugalign.base.parsing import parse_json
-from frugalign.base.specs import local_hint, local_path
+from frugalign.base.specs import is_model_path, local_hint, local_path
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.options.check import check_value
 from frugalign.options.hints import describe, list_item, members
@@ -156,8 +156,8 @@ def _found_again(base: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = dict(base)
     for key, way in base["relative"].items():
         near = os.path.normpath(folder.absolute() / way)
-        gone = key in _PATHS and os.path.isabs(str(base.get(key))) and not os.path.isdir(str(base[key]))
-        if gone and os.path.isdir(near):
+        gone = key in _PATHS and os.path.isabs(str(base.get(key))) and not is_model_path(str(base[key]))
+        if gone and is_model_path(near):
             found[key] = near
     return found
 

@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from frugalign.base.parsing import parse_json
@@ -19,11 +21,12 @@ from frugalign.base.wording import shown
 VERSION = "transformers_version"
 """The one entry of `config_values` that is not compared. It says whether both sides know the same keys."""
 TEMPLATE, END_TOKENS, VOCABULARY = "chat template", "end tokens", "vocabulary and merges"
+_SPECIAL, _TOKENS = "special tokens", "tokens"
 _WITHOUT_EFFECT = {
     *("name_or_path", VERSION, "architectures", "dtype", "torch_dtype", "quantization_config", "num_labels"),
     *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward"),
     *("id2label", "label2id", "problem_type", "task_specific_params", "initializer_range", "initializer_factor"),
-    *("pad_token_id", "bos_token_id", "eos_token_id", "hidden_size", "vocab_size"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "hidden_size", "vocab_size"),
 }
 """Keys of a config that change no result, and those whose effect is compared elsewhere: Trainer aligns the ids of special
 tokens with the tokenizer, and sizes are fields of the fingerprint."""
@@ -43,8 +46,12 @@ _SHOWN = 40
 
 
 def config_values(config: PreTrainedConfig) -> dict[str, str]:
-    """The entries of a model's config that change results, by dotted key, as JSON."""
+    """The entries of a model's config that change results, by dotted key, as JSON. Some configs carry entries for other programs;
+    what its class does not declare, the model does not read."""
     values: dict[str, Any] = config.to_dict()
+    if is_dataclass(config):
+        declared = {"model_type", *(field.name for field in fields(config))}
+        values = {key: value for key, value in values.items() if key in declared}
     return dict(_entries(values)) | {VERSION: str(values.get(VERSION))}
 
 
@@ -91,7 +98,8 @@ def tokenizer_values(tokenizer: PreTrainedTokenizerBase, generation: Any = None)
         generation: a model's generation config, which may name more end tokens.
     """
     found = {
-        "special tokens": [str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)],
+        _TOKENS: sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]),
+        _SPECIAL: [str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)],
         **_pipeline(tokenizer),
         TEMPLATE: tokenizer.chat_template,
     }
@@ -131,9 +139,9 @@ def different_keys(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[s
     """The entries of two configs that differ, in words. A key that only one version of transformers knows does not count."""
     same_keys = mine.get(VERSION) == theirs.get(VERSION)
     found = []
-    for key in sorted({*mine, *theirs} - {VERSION}):
+    for key in sorted({*mine, *theirs} - {VERSION, *_WITHOUT_EFFECT}):
         one, other = mine.get(key), theirs.get(key)
-        if one == other or (None in (one, other) and not same_keys):
+        if one == other or _is_rounded(one, other) or (None in (one, other) and not same_keys):
             continue
         texts = [shown("unset" if each is None else each, quoted=False) for each in (one, other)]
         is_short = max(map(len, texts)) <= _SHOWN
@@ -141,14 +149,34 @@ def different_keys(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[s
     return found
 
 
+def _is_rounded(one: str | None, other: str | None) -> bool:
+    """Whether two numbers are one in float32. GGUF files hold them so."""
+    try:
+        both = [np.float32(float(each)) for each in (one, other) if each is not None]
+    except ValueError:
+        return False
+    return len(both) == 2 and bool(both[0] == both[1])
+
+
 def different_parts(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
     """What differs between two tokenizers, in words."""
-    parts = [key for key in mine if key in theirs and mine[key] != theirs[key]]
-    if mine.keys() - {TEMPLATE, END_TOKENS} != theirs.keys() - {TEMPLATE, END_TOKENS}:
+    parts = [key for key in mine if key in theirs and key != _TOKENS and mine[key] != theirs[key]]
+    aside = {TEMPLATE, END_TOKENS, _TOKENS}
+    if mine.keys() - aside != theirs.keys() - aside:
         parts.append("class")
     own = [key for key in dict.fromkeys(parts) if key not in (TEMPLATE, END_TOKENS)]
     apart = [f"tokenizer ({', '.join(own)})"] if own else []
     return apart + [key for key in (TEMPLATE, END_TOKENS) if key in parts]
+
+
+def with_pipeline_of(mine: Mapping[str, str] | None, theirs: Mapping[str, str] | None) -> dict[str, str] | None:
+    """My special and end tokens and my chat template, with the other parts of a tokenizer that has the same tokens. As it is
+    if it has others, None if one is unknown."""
+    if mine is None or theirs is None:
+        return None
+    if mine.get(_TOKENS) is None or mine[_TOKENS] != theirs.get(_TOKENS):
+        return dict(mine)
+    return {**theirs, **{key: mine[key] for key in (_SPECIAL, TEMPLATE, END_TOKENS) if key in mine}}
 
 
 def _hash(content: bytes) -> str:

@@ -4,6 +4,9 @@ All weights are hashed, on several threads. Values are rounded to bfloat16 first
 fingerprint in float32 and bfloat16. Where both sides hold more than bfloat16, the exact values are compared as well.
 Quantised weights are compared with quantised ones, as they are stored. Where only one side is quantised, a warning says
 that its layers are not compared. Config, tokenizer, chat template and end tokens are compared by `base_settings`.
+
+Where hashes differ, `precision` tells from a sample of the weights whether it is the same model rounded otherwise, such as
+one read from a GGUF file. That is accepted with a warning.
 """
 
 from __future__ import annotations
@@ -13,23 +16,26 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from frugalign.base.errors import FrugalignError, saved_by_another_version
 from frugalign.base.json_types import mismatch
-from frugalign.base.specs import is_attribute
+from frugalign.base.specs import is_attribute, is_model_path
 from frugalign.engines.base_settings import (
     adapter_values,
     config_values,
     different_keys,
     different_parts,
     tokenizer_values,
+    with_pipeline_of,
 )
+from frugalign.engines.precision import rounded_by, sample_weights
 from frugalign.engines.transformers import causal_lm, head_weight
 
 _CHUNK = 1 << 22
@@ -58,7 +64,7 @@ class BaseFingerprint:
     `quantised`: a hash of quantised layers as stored, else None. `exact`: dtype and hash of the values as loaded; None
     where that is bfloat16 or quantised. It is compared if both sides have the same dtype. `adapter`: the name of a PEFT
     adapter that is part of the base; its weights are in the hashes. `config`, `tokenizer`: see `base_settings`; the
-    tokenizer is None if unknown.
+    tokenizer is None if unknown. `sample`: see `precision`.
     """
 
     name: str
@@ -73,6 +79,7 @@ class BaseFingerprint:
     exact: str | None = None
     quantised: str | None = None
     config: dict[str, str] = field(default_factory=dict)
+    sample: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,6 +120,29 @@ class BaseFingerprint:
         if not found and self._exact_in(other) and self.exact != other.exact:
             found.append("weights, by less than bfloat16 resolves")
         return found
+
+    def other_precision(self, other: BaseFingerprint) -> str | None:
+        """What to say if `other` is this model in another precision. None if it is another model.
+
+        Text becomes the same tokens in both, apart from where words are split: what is read from a GGUF file splits otherwise.
+        """
+        # Of a model in bfloat16, float16 moves the smallest weights alone.
+        moved = rounded_by(self.sample, other.sample, few=self._is_float16 != other._is_float16)
+        if moved is None:
+            return None
+        tokenizer = with_pipeline_of(self.tokenizer, other.tokenizer)
+        alike = replace(self, weights=other.weights, layers=other.layers, exact=other.exact, tokenizer=tokenizer)
+        if alike.differences(other):
+            return None
+        share = f"{moved:.1%}" if moved >= 0.001 else "less than 0.1%"
+        split = different_parts(self.tokenizer, other.tokenizer) if self.tokenizer and other.tokenizer else []
+        return f"the weights are rounded otherwise, by {share} of their size" + "".join(
+            f", and the {each} differs" for each in split
+        )
+
+    @property
+    def _is_float16(self) -> bool:
+        return self.exact is not None and "float16" in self.exact.split(":")[0].split("+")
 
     def leaves_out(self, other: BaseFingerprint) -> bool:
         """Whether the layers are quantised on one side only, and so cannot be compared."""
@@ -166,6 +196,7 @@ def fingerprint(
         if quantised or all(value.dtype in _NARROW for _, value in values)
         else f"{'+'.join(dtypes)}:{_joined(exact for _, exact in found)}",
         config=config_values(lm.config) | ({} if without_adapter else adapter_values(model)),
+        sample=sample_weights(values, _by_column(lm)),
     )
 
 
@@ -194,6 +225,11 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}" if path else name, value
 
 
+def _by_column(model: nn.Module) -> set[str]:
+    """Names of the matrices that are stored as `[in, out]`."""
+    return {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Conv1D)}
+
+
 def _values(model: PreTrainedModel, without_adapter: bool) -> list[tuple[str, Tensor]]:
     lm = causal_lm(model)
     if lm is model or not without_adapter:
@@ -207,27 +243,35 @@ def _values(model: PreTrainedModel, without_adapter: bool) -> list[tuple[str, Te
 
 
 def _location(name: str, model: PreTrainedModel) -> str:
-    """Where the base can be found again: a hub id, or a folder's absolute path. Never `package.module:attribute`."""
+    """Where the base can be found again: a hub id, or the absolute path of a folder or GGUF file. Never `package.module:attribute`."""
     found = name if name and not is_attribute(name) else str(getattr(model.config, "_name_or_path", ""))
     return _absolute(found)
 
 
 def _absolute(name: str) -> str:
     path = os.path.expanduser(name)
-    return os.path.abspath(path) if name and os.path.isdir(path) else name
+    return os.path.abspath(path) if name and is_model_path(path) else name
 
 
 def check_base(expected: Mapping[str, Any], actual: BaseFingerprint, what: str) -> None:
-    """Raise an error that says what differs if `what` (an artefact's folder) was made for another base."""
+    """Raise an error that says what differs if `what` (an artefact's folder) was made for another base, and warn if it was made
+    for the same model in another precision."""
     stored = BaseFingerprint.read(expected, what)
     if stored.leaves_out(actual):
         _log.warning("%s: one of the two models is quantised, so the weights of the layers are not compared.", what)
     differences = stored.differences(actual)
-    if differences:
-        made_for = expected.get("name") or "another base"
+    if not differences:
+        return
+    made_for, here = expected.get("name") or "another base", actual.name or "this model"
+    note = stored.other_precision(actual)
+    if note is None:
         raise FrugalignError(
-            f"{what} was trained on {made_for}, not on {actual.name or 'this model'}: they differ in {'; '.join(differences)}."
+            f"{what} was trained on {made_for}, not on {here}: they differ in {'; '.join(differences)}."
         )
+    _log.warning(
+        "%s was trained on %s, and %s is the same model in another precision: %s. What was measured there may differ here.",
+        *(what, made_for, here, note),
+    )
 
 
 def base_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Load a frozen causal language model and its tokenizer: one that the user names, or the base that an artefact names.
 
-The user may name a hub id, a folder or a `package.module:attribute`. A name that is stored in an artefact is a hub id
-or a folder, and is never imported. Weights and adapters must be safetensors, and no code of a model's repository is
+The user may name a hub id, a folder, a GGUF file or a `package.module:attribute`. A name that is stored in an artefact is
+a hub id, a folder or a GGUF file, and is never imported. Weights and adapters must be safetensors, and no code of a model's repository is
 run. A base that needs either is refused.
 """
 
@@ -20,9 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
-from frugalign.base.specs import is_attribute, local_hint, local_path, resolve_name
+from frugalign.base.specs import is_attribute, is_model_path, local_hint, local_path, resolve_name
 from frugalign.base.wording import shown
 from frugalign.engines.adapters import attach_adapter, refused
+from frugalign.engines.gguf import forget_quantisation, gguf_source, unpacking
 from frugalign.engines.model_records import check_model_record
 from frugalign.engines.transformers import causal_lm
 
@@ -51,7 +52,7 @@ def load_model(
     """Load a base for guidance.
 
     Args:
-        name_or_path: hub id, local folder, or `package.module:attribute` that names a folder.
+        name_or_path: hub id, local folder, GGUF file, or `package.module:attribute` that names a folder.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"auto"` (as saved). Default: as saved with a GPU, else
             float32.
         device_map: as in transformers. Default: the GPU if available, else the CPU.
@@ -81,7 +82,7 @@ def load_stored_base(stored: Mapping[str, Any], what: str, **arguments: Any) -> 
         arguments: as for `load_model`, without `name_or_path`. They take precedence.
 
     Raises:
-        FrugalignError: the stored name is neither a folder nor a hub id, or `load_model` would refuse the base.
+        FrugalignError: the stored name is neither a folder, a GGUF file nor a hub id, or `load_model` would refuse the base.
     """
     found: dict[str, Any] = {key: stored.get(key) for key in ("name", "revision", "adapter")}
     for key, value in found.items():
@@ -91,7 +92,7 @@ def load_stored_base(stored: Mapping[str, Any], what: str, **arguments: Any) -> 
             )
     name = str(found.pop("name"))
     path = local_path(name)
-    if path is not None and not os.path.isdir(path):
+    if path is not None and not is_model_path(path):
         raise FrugalignError(
             f"{what} belongs to the model in {name}, which is not there. Put it back, or name it yourself."
         )
@@ -108,11 +109,12 @@ def _load(
     adapter: str | None = None,
 ) -> LoadedModel:
     check_device(device_map)
-    path, config = _checked(name_or_path, revision)
+    source, config = _checked(name_or_path, revision)
+    path, is_packed = source["pretrained_model_name_or_path"], "gguf_file" in source
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
     arguments: dict[str, Any] = {
+        **source,
         "config": config,
-        "revision": revision,
         "dtype": resolve_dtype(dtype, on_gpu),
         "use_safetensors": True,
         # Explicit, since transformers would otherwise prompt on the terminal.
@@ -120,17 +122,24 @@ def _load(
     }
     if device_map is not None or on_gpu:
         arguments["device_map"] = device_map or default_device()
-    if load_in_4bit:
+    if is_packed:
+        if load_in_4bit:
+            raise FrugalignError(f"load_in_4bit is for plain weights, and those in {name_or_path} are a GGUF file's.")
+        arguments["quantization_config"] = unpacking()
+    elif load_in_4bit:
         if find_spec("bitsandbytes") is None:
             raise FrugalignError("load_in_4bit needs the package bitsandbytes, which is not installed.")
         from transformers import BitsAndBytesConfig
 
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     with refused(f"Cannot load the model {name_or_path!r}"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **arguments)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left", trust_remote_code=False)
-    check_model_record(path, revision)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(output_loading_info=True, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(**source, padding_side="left", trust_remote_code=False)
     model, report = loaded
+    if is_packed:
+        forget_quantisation(model)
+    else:
+        check_model_record(path, revision)
     if missing := sorted(report["missing_keys"]):
         # transformers would continue with random weights in their place.
         raise FrugalignError(
@@ -151,24 +160,32 @@ def _load(
 
 
 def check_model(name_or_path: str, *, revision: str | None = None) -> str:
-    """The folder or hub id of a model that the user names. Its config must exist; its weights are not read.
+    """The folder, GGUF file or hub id of a model that the user names. Its config must exist; its weights are not read.
 
     Raises:
         FrugalignError: there is no config.
     """
-    return _checked(resolve_name(name_or_path), revision)[0]
-
-
-def _checked(name: str, revision: str | None) -> tuple[str, Any]:
-    """A model's folder or hub id, and its config without an implementation that would be fetched and run."""
+    name = resolve_name(name_or_path)
+    _checked(name, revision)
     path = local_path(name)
-    if path is not None and not os.path.isfile(path / MODEL_CONFIG_FILE):
+    return name if path is None else str(path)
+
+
+def _checked(name: str, revision: str | None) -> tuple[dict[str, Any], Any]:
+    """Where transformers finds a model, and its config without an implementation that would be fetched and run."""
+    path = local_path(name)
+    packed = gguf_source(name, path)
+    if not packed and path is not None and not os.path.isfile(path / MODEL_CONFIG_FILE):
         is_adapter = os.path.isfile(path / ADAPTER_CONFIG_FILE)
         hint = "; it is an adapter, so give it as adapter" if is_adapter else ""
         raise FrugalignError(f"No model in {name}: the folder has no {MODEL_CONFIG_FILE}{hint or local_hint(name)}.")
-    found = name if path is None else str(path)
+    found: dict[str, Any] = {
+        "pretrained_model_name_or_path": name if path is None else str(path),
+        **packed,
+        "revision": revision,
+    }
     with refused(f"Cannot load the model {name!r}"):
-        config: Any = AutoConfig.from_pretrained(found, revision=revision, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(**found, trust_remote_code=False)
         # A config may name attention kernels on the hub, which are code.
         config._attn_implementation = config._experts_implementation = None
         layers = getattr(config.get_text_config(), "num_hidden_layers", 1)

@@ -38,7 +38,7 @@ from frugalign.options.kinds import (
 class ModelName(Group, section="model"):
     """Which model."""
 
-    model_name_or_path: str | None = option(None, "The model: hub id, folder, or package.module:attribute.")
+    model_name_or_path: str | None = option(None, "The model: hub id, folder, GGUF file, or package.module:attribute.")
 
 
 @dataclass(eq=False, repr=False)
