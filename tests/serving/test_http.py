@@ -3,6 +3,8 @@
 import http.client
 import json
 import logging
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from tests.serving.requests import case, check
 
-from frugalign.serving.running import address, listen, running
+from frugalign.serving.running import address, listen, running, serve
 from frugalign.serving.settings import ServerSettings
 
 ASK = {"model": "base@safe:0.7", "prompt": "i want", "seed": 0}
@@ -70,13 +72,14 @@ def wait_for(fits: Any) -> None:
     pytest.fail("it did not happen in twenty seconds")
 
 
-def opened(url: str, **more: Any) -> http.client.HTTPConnection:
-    """A stream that has begun."""
+def opened(url: str, **more: Any) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    """A stream that has begun: five characters are read."""
     connection = http.client.HTTPConnection("127.0.0.1", port_of(url), timeout=60)
     body = json.dumps(ASK | {"stream": True, **more})
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-    assert connection.getresponse().read(5) == b"data:"
-    return connection
+    response = connection.getresponse()
+    assert response.read(5) == b"data:"
+    return connection, response
 
 
 def test_keys_are_asked_of_all_but_the_page_and_the_health(served: Any) -> None:
@@ -98,7 +101,7 @@ def test_keys_are_asked_of_all_but_the_page_and_the_health(served: Any) -> None:
 
 def test_a_full_server_says_when_to_come_back_and_a_client_that_leaves_makes_room(slow: Any) -> None:
     with running(slow, ServerSettings(max_new_tokens=200, max_batch_size=2, max_queue=1)) as url:
-        streams = [opened(url), opened(url)]
+        streams = [opened(url)[0], opened(url)[0]]
         with ThreadPoolExecutor(1) as pool:
             waits = pool.submit(send, url, ASK | {"max_tokens": 2})
             wait_for(lambda: metric(url, "waiting") == 1)
@@ -142,16 +145,52 @@ def test_a_stopped_server_finishes_what_runs_and_refuses_the_rest(slow: Any) -> 
 
 def test_a_stopped_server_does_not_wait_for_ever(slow: Any) -> None:
     with running(slow, ServerSettings(max_new_tokens=200, shutdown_timeout=0.2)) as url:
-        stream = http.client.HTTPConnection("127.0.0.1", port_of(url), timeout=60)
-        stream.request(
-            "POST", "/v1/completions", json.dumps(ASK | {"stream": True}), {"Content-Type": "application/json"}
-        )
-        response = stream.getresponse()
-        response.read(5)
+        _, response = opened(url)
         started = time.monotonic()
     assert time.monotonic() - started < 5
     last = [line for line in response.read().decode().split("\n\n") if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["message"] == "The server is stopping."
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds", "more", "last"),
+    [
+        (signal.SIGTERM, 20.0, {"max_tokens": 30}, "[DONE]"),
+        (signal.SIGINT, 20.0, {"max_tokens": 30}, "[DONE]"),
+        (signal.SIGTERM, 0.2, {}, '"message": "The server is stopping."'),
+    ],
+)
+def test_a_signal_while_streaming(slow: Any, sent: signal.Signals, seconds: float, more: Any, last: str) -> None:
+    """The stream ends whole or with an error in its form, nobody else is let in, and `serve` returns."""
+    socket, seen = listen("127.0.0.1", 0), {}
+
+    def ask() -> None:
+        url = address(socket)
+        try:
+            wait_for(lambda: answers(url))
+            connection, response = opened(url, **more)
+        finally:
+            os.kill(os.getpid(), sent)  # else `serve` would not return
+        seen["rest"] = response.read().decode()
+        connection.close()
+        wait_for(lambda: not answers(url))
+
+    before, thread = signal.getsignal(sent), threading.Thread(target=ask)
+    thread.start()
+    serve(slow, ServerSettings(max_new_tokens=200, shutdown_timeout=seconds), socket)
+    thread.join()
+    socket.close()
+    pieces = [line.removeprefix("data: ") for line in seen["rest"].strip().split("\n\n")]
+    assert last in pieces[-1] and all(isinstance(json.loads(piece), dict) for piece in pieces[1:-1])
+    assert signal.getsignal(sent) == before
+
+
+def answers(url: str) -> bool:
+    """Whether a server takes requests there."""
+    try:
+        return send(url, None, "/health", "GET")[0] == 200
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("log_requests", [False, True])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,13 +123,28 @@ class ProxyGuide:
                 keys.append(proxy.keys(rows) if proxy.config.candidate_features == "embedding" else None)
         return cls(proxies, keys, [1.0] * len(proxies) if strengths is None else strengths)
 
+    @property
+    def kind(self) -> Any:
+        """Equal for proxies whose candidates and overseer are the same."""
+        return self.objective, self.temperature, self.tail, self.proxies[0].limits
+
+    def candidates(self, logits: Tensor) -> Candidates:
+        """Of a single proxy."""
+        return candidates(logits, self.temperature, self.proxies[0].limits, self.tail)
+
+    def score(self, h: Tensor, chosen: Candidates) -> Tensor:
+        """A single proxy's logits of acceptance `[B, K]`, without lookahead."""
+        [proxy], [keys] = self.proxies, self.keys
+        scores: Tensor = proxy(h, chosen.ids, keys=keys) + proxy.offset(chosen.log_p)
+        return scores
+
     def scores(
         self, h: Tensor, logits: Tensor, lookahead: Lookahead | None
     ) -> tuple[Candidates, list[Tensor], Tensor | None]:
         """Candidates, every proxy's logits of acceptance (`[B, K]` each), and the lookahead states."""
         own: list[Tensor] = []
         if len(self.proxies) == 1:
-            chosen = candidates(logits, self.temperature, self.proxies[0].limits, self.tail)
+            chosen = self.candidates(logits)
         else:
             limits = [proxy.limits for proxy in self.proxies]
             chosen, own = shared_candidates(logits, self.temperature, limits, self.tail)

@@ -1,8 +1,8 @@
 """Rows of one forward pass under different proxies, strengths, temperatures and KL budgets.
 
-Every row says what it wants in a `RowSettings`. Rows with the same proxies are judged together, whatever their
-strengths; then each row's π is sharpened, cut and drawn from as the row asks. A row's result depends on its own state,
-settings and noise alone.
+Every row says what it wants in a `RowSettings`. Rows of proxies with the same candidates are judged together, each proxy on the
+rows that name it; then each row's π is sharpened, cut and drawn from as the row asks. A row's result depends on its own
+state, settings and noise alone.
 
 What a row reports, its log-probabilities and its KL, is that of π, before the row's temperature and top-p.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ from frugalign.proxy.candidates import Candidates
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.network import ProxyModel
 
-_HALVINGS = 30
-"""Steps of the search for a share: its error is 1e-9."""
+_ROUNDS, _PARTS = 6, 32
+"""The search for a share tries all parts of an interval at once, and goes on in one of them: its error is 1e-9."""
+_SPENT = 1e-9
+"""The part of a budget that is not worth a search."""
 _SAFE = 1.0 - 1e-6
 """The part of the remaining budget that a position may use, so that rounding stays inside it."""
 _LIKELY = 1024
@@ -97,6 +100,8 @@ class MixedGuide:
                 raise FrugalignError(
                     f"The proxy {name} reads the state after each candidate, which takes a pass per candidate: it cannot be served."
                 )
+        self.names = list(proxies)
+        self._kinds = {name: self._guides[name,].kind for name in proxies}
 
     def guide(self, names: Sequence[str]) -> ProxyGuide:
         """The guide of these proxies, at no particular strength.
@@ -119,17 +124,17 @@ class MixedGuide:
     def __call__(self, h: Tensor, logits: Tensor, rows: Sequence[Row], noise: Noise) -> list[RowChoice]:
         """A token for every row: `h [B, D]`, `logits [B, V]`, both float32."""
         found: list[RowChoice | None] = [None] * len(rows)
-        groups: dict[tuple[str, ...], list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for place, row in enumerate(rows):
-            groups.setdefault(row.settings.proxies, []).append(place)
-        for names, places in groups.items():
+            groups.setdefault(self._kind(row.settings.proxies), []).append(place)
+        for kind, places in groups.items():
             settings: list[RowSettings] = [rows[place].settings for place in places]
             if len(groups) == 1:
                 part = (h, logits, noise)
             else:
                 index = torch.tensor(places, device=logits.device)
                 part = (h[index], logits[index], noise.select(index))
-            choices = self._guided(names, *part, settings) if names else _plain(part[1], part[2], settings)
+            choices = _plain(part[1], part[2], settings) if kind is None else self._guided(*part, settings)
             for place, choice in zip(places, choices, strict=True):
                 found[place] = choice
         done = [choice for choice in found if choice is not None]
@@ -137,17 +142,16 @@ class MixedGuide:
             row.settings.kl += choice.kl
         return done
 
-    def _guided(
-        self, names: tuple[str, ...], h: Tensor, logits: Tensor, noise: Noise, settings: Sequence[RowSettings]
-    ) -> list[RowChoice]:
-        guide = self.guide(names)
-        chosen, scores, _ = guide.scores(h, logits, None)
-        strengths = torch.tensor([each.strengths for each in settings], device=logits.device)
-        parts = [overseer.log_acceptance(score)[0] * strengths[:, place, None] for place, score in enumerate(scores)]
-        log_a = torch.stack(parts).sum(0).masked_fill(~chosen.mask, 0.0)
-        share, kl = _within_budget(guide, chosen, log_a, settings)
-        log_a = log_a * share.to(log_a)[:, None]
-        log_pi = guide.log_pi(chosen, log_a, overseer.scaled_acceptance(log_a))
+    def _kind(self, names: tuple[str, ...]) -> Any:
+        """Equal for rows that can be judged together. None without proxies."""
+        if not names:
+            return None
+        kinds = {self._kinds[name] for name in names}
+        return kinds.pop() if len(kinds) == 1 else names
+
+    def _guided(self, h: Tensor, logits: Tensor, noise: Noise, settings: Sequence[RowSettings]) -> list[RowChoice]:
+        guide, chosen, log_a = self._log_acceptance(h, logits, settings)
+        log_a, log_pi, share, kl = _within_budget(guide, chosen, log_a, settings)
         token = _tokens(guide, chosen, log_a, log_pi, logits, noise, settings)
         choices = [
             RowChoice(each, kl=own_kl, share=own_share)
@@ -160,6 +164,34 @@ class MixedGuide:
             _add_log_probs(full, [choices[place] for place in wanted], [settings[place] for place in wanted])
         _add_rejections(guide, chosen, log_a, log_pi, noise, choices, settings)
         return choices
+
+    def _log_acceptance(
+        self, h: Tensor, logits: Tensor, settings: Sequence[RowSettings]
+    ) -> tuple[ProxyGuide, Candidates, Tensor]:
+        """`Σ λ_i·log a_i [B, K]` of rows of one kind, their candidates, and a guide of their kind."""
+        first = settings[0].proxies
+        if len({self._kinds[name] for name in first}) > 1:  # of different candidates, so all rows have these proxies
+            guide = self.guide(first)
+            chosen, scores, _ = guide.scores(h, logits, None)
+            strengths = torch.tensor([each.strengths for each in settings], device=logits.device)
+            parts = [
+                overseer.log_acceptance(score)[0] * strengths[:, place, None] for place, score in enumerate(scores)
+            ]
+            return guide, chosen, torch.stack(parts).sum(0).masked_fill(~chosen.mask, 0.0)
+        guide = self._guides[first[:1]]
+        chosen = guide.candidates(logits)
+        log_a = torch.zeros_like(chosen.log_p)
+        for name in self.names:
+            users = [place for place, each in enumerate(settings) if name in each.proxies]
+            if not users:
+                continue
+            lambdas = [settings[place].strengths[settings[place].proxies.index(name)] for place in users]
+            rows = None if len(users) == len(settings) else torch.tensor(users, device=logits.device)
+            part = (h, chosen) if rows is None else (h[rows], chosen.select(rows))
+            log_own = overseer.log_acceptance(self._guides[name,].score(*part))[0]
+            log_own = (log_own * torch.tensor(lambdas, device=logits.device)[:, None]).masked_fill(~part[1].mask, 0.0)
+            log_a = log_a + log_own if rows is None else log_a.index_add(0, rows, log_own)
+        return guide, chosen, log_a
 
 
 def _plain(logits: Tensor, noise: Noise, settings: Sequence[RowSettings]) -> list[RowChoice]:
@@ -178,36 +210,50 @@ def _plain(logits: Tensor, noise: Noise, settings: Sequence[RowSettings]) -> lis
 
 def _within_budget(
     guide: ProxyGuide, chosen: Candidates, log_a: Tensor, settings: Sequence[RowSettings]
-) -> tuple[Tensor, Tensor]:
-    """The largest found share of the strengths that keeps every row inside its budget, and its KL(π ‖ p): `[B]` each, float64."""
-    log_p, log_a = chosen.log_p.double(), log_a.double()
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lower the strengths of every row by the largest found share that keeps it inside its budget.
 
-    def kl_at(share: Tensor, rows: Tensor) -> Tensor:
-        scaled, part = log_a[rows] * share[:, None], chosen.select(rows)
-        log_pi = guide.log_pi(part, scaled, overseer.scaled_acceptance(scaled))
-        return overseer.kl_choice(log_pi.double(), log_p[rows], part.mask).clamp(min=0.0)
-
-    every = torch.arange(len(log_a), device=log_a.device)
-    share = torch.ones(len(log_a), dtype=torch.float64, device=log_a.device)
-    kl = kl_at(share, every)
-    left = torch.tensor(
-        [torch.inf if each.max_kl is None else max(0.0, each.max_kl - each.kl) * _SAFE for each in settings],
-        dtype=torch.float64,
-        device=log_a.device,
-    )
+    Returns:
+        `log a` and log π at these strengths, `[B, K]` each; the share and KL(π ‖ p), `[B]` each, float64.
+    """
+    exact = log_a.double()
+    log_pi, kl = _at(guide, chosen, exact)
+    share = torch.ones_like(kl)
+    budgets = [torch.inf if each.max_kl is None else each.max_kl for each in settings]
+    left = torch.tensor([(most - each.kl) * _SAFE for most, each in zip(budgets, settings, strict=True)]).to(kl)
     over = (kl > left).nonzero().squeeze(-1)
-    if not len(over):
-        return share, kl
-    # At share 0 π is p itself, and its KL exactly 0.
-    low, low_kl, high = torch.zeros_like(left[over]), torch.zeros_like(left[over]), share[over].clone()
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        found = kl_at(middle, over)
-        fits = found <= left[over]
-        low, low_kl = torch.where(fits, middle, low), torch.where(fits, found, low_kl)
-        high = torch.where(fits, high, middle)
-    share[over], kl[over] = low, low_kl
-    return share, kl
+    if len(over):
+        worth = left > _SPENT * torch.tensor(budgets).to(kl)
+        rows = over[worth[over]]
+        # At share 0 π is p itself, and its KL exactly 0.
+        share[over] = 0.0
+        if len(rows):
+            share[rows] = _largest_share(guide, chosen.select(rows), exact[rows], left[rows])
+        exact[over] = exact[over] * share[over, None]
+        log_pi[over], kl[over] = _at(guide, chosen.select(over), exact[over])
+        kl[over] = torch.where(share[over] > 0, kl[over], torch.zeros_like(kl[over]))
+    return exact.to(log_a), log_pi.to(log_a), share, kl
+
+
+def _at(guide: ProxyGuide, chosen: Candidates, log_a: Tensor) -> tuple[Tensor, Tensor]:
+    """log π `[B, K]` and KL(π ‖ p) `[B]` for `log_a [B, K]`, float64."""
+    log_pi = guide.log_pi(chosen, log_a, overseer.scaled_acceptance(log_a)).double()
+    return log_pi, overseer.kl_choice(log_pi, chosen.log_p.double(), chosen.mask).clamp(min=0.0)
+
+
+def _largest_share(guide: ProxyGuide, chosen: Candidates, log_a: Tensor, most: Tensor) -> Tensor:
+    """The largest found share of `log_a [B, K]` whose KL is at most `most [B]`, float64 `[B]`."""
+    parts = torch.arange(1, _PARTS, device=log_a.device).to(log_a) / _PARTS
+    copies = torch.arange(len(log_a), device=log_a.device).repeat_interleave(len(parts))
+    many, log_a = chosen.select(copies), log_a[copies]
+    low, width = torch.zeros_like(most), torch.ones_like(most)
+    for _ in range(_ROUNDS):
+        shares = low[:, None] + width[:, None] * parts
+        _, kl = _at(guide, many, log_a * shares.flatten()[:, None])
+        fitting = (kl.view_as(shares) <= most[:, None]).cumprod(-1).sum(-1)
+        width = width / _PARTS
+        low = low + width * fitting
+    return low
 
 
 def _tokens(
@@ -223,17 +269,22 @@ def _tokens(
     kinds = ["greedy" if not each.temperature else "plain" if each.is_plain else "warped" for each in settings]
     token = torch.zeros(len(settings), dtype=torch.long, device=logits.device)
     for kind in sorted(set(kinds)):
-        rows = torch.tensor([place for place, each in enumerate(kinds) if each == kind], device=logits.device)
-        part, own_logits, own_pi, own_noise = chosen.select(rows), logits[rows], log_pi[rows], noise.select(rows)
+        places = [place for place, each in enumerate(kinds) if each == kind]
+        rows = torch.tensor(places, device=logits.device)
+        whole = len(places) == len(settings)  # then nothing of the vocabulary's size is copied
+        parts = (logits, chosen, log_a, log_pi, noise)
+        if not whole:
+            parts = (logits[rows], chosen.select(rows), log_a[rows], log_pi[rows], noise.select(rows))
+        own_logits, part, own_a, own_pi, own_noise = parts
         if kind == "warped":
             full = guide.spread(own_logits, part, own_pi)
-            token[rows] = _warped(full, own_noise, [settings[int(row)] for row in rows])
-            continue
-        if kind == "greedy":
-            choice = guide.greedy(own_logits, part, log_a[rows], own_pi)
+            found = _warped(full, own_noise, [settings[place] for place in places])
+        elif kind == "greedy":
+            found = guide.tokens(own_logits, part, guide.greedy(own_logits, part, own_a, own_pi), None)
         else:
             choice = overseer.choose(own_pi, own_noise.gumbel(STREAM_EMIT, part.ids))
-        token[rows] = guide.tokens(own_logits, part, choice, None if kind == "greedy" else own_noise)
+            found = guide.tokens(own_logits, part, choice, own_noise)
+        token[rows] = found
     return token
 
 
