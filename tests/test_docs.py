@@ -120,6 +120,7 @@ TABLES = [
         *RESULTS,
         ROOT / "docs" / "methods" / "proxy.md",
         ROOT / "docs" / "methods" / "representation-reward.md",
+        ROOT / "docs" / "how-to" / "serve.md",
     )
     for name, table in NUMBERED.findall(page.read_text("utf-8"))
 ]
