@@ -110,6 +110,7 @@ def in_a_process(kind: str, folder: Path) -> dict[str, float]:
     environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache")}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {kind}: {found}", flush=True)
     return found
 
 

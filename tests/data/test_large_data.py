@@ -16,7 +16,18 @@ from tests.two_layers import two_layers
 from transformers import AutoTokenizer
 
 from frugalign.base.errors import FrugalignError
-from frugalign.data import load_files, load_splits, on_disk, read_json, read_tables, row_parts, splits, templating
+from frugalign.base.files import umask
+from frugalign.data import (
+    load_files,
+    load_splits,
+    on_disk,
+    read_json,
+    read_tables,
+    row_parts,
+    splits,
+    templating,
+    validate_files,
+)
 from frugalign.data.load_files import columns_of
 from frugalign.data.load_files import load_files as load
 from frugalign.data.pairs import preference_pairs
@@ -105,6 +116,15 @@ def test_a_second_start_reads_nothing_until_a_file_changes(tmp_path: Path, monke
     path = folder / "train-00001-of-00003.jsonl"
     path.write_text(path.read_text().replace("Question 4?", "Question four?"))
     assert "Question four?" in load_splits(str(folder))["train"]["prompt"][:]
+
+
+def test_validate_prepares_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    folder = write(tmp_path / "data")
+    expected = in_memory(monkeypatch, folder, "preference")[:]
+    assert validate_files(str(folder)).kinds == dict.fromkeys(map(str, sorted(folder.iterdir())), "preference")
+    monkeypatch.setattr(load_files._Reader, "read", None)
+    assert load_splits(str(folder), kind="preference")["train"][:] == expected
+    assert {path.stat().st_mode & 0o777 for path in cache.glob("*.*")} == {0o666 & ~umask()}
 
 
 def test_the_columns_of_a_second_start_are_those_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

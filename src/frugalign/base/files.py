@@ -101,7 +101,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             announce("staged", path)
-            Path(staged).chmod(0o666 & ~_umask())  # mkstemp makes private files; an artefact is as public as its folder
+            Path(staged).chmod(0o666 & ~umask())  # mkstemp makes private files; an artefact is as public as its folder
             os.replace(staged, path)
         except BaseException:
             Path(staged).unlink(missing_ok=True)
@@ -114,7 +114,8 @@ def is_leftover(path: Path) -> bool:
     return re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY)}", path.name) is not None
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The rights that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

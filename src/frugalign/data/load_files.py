@@ -80,7 +80,9 @@ def load_files(name: str, kind: str | None = None) -> dict[str, list[LoadedFile]
     for files in found.values():
         _check_join(files)
     if key is not None and spill.is_large and not any(each.problems for each in all_files(found)):
-        _store(found, key)
+        # Files whose kind was found are what they are where that kind is asked for, so `validate` prepares a training.
+        kinds = {each.kind for each in all_files(found)}
+        _store(found, key, {key, *(str(_key(sources, each)) for each in kinds if len(kinds) == 1)})
     return found
 
 
@@ -90,8 +92,8 @@ def _key(sources: Mapping[str, Sequence[Source]], kind: str | None) -> str | Non
     return None if any(None in state for state in states) else key_of("rows", kind, states)
 
 
-def _store(splits: Mapping[str, Sequence[LoadedFile]], key: str) -> None:
-    """Keep checked files in the cache. Their tables are mapped from there."""
+def _store(splits: Mapping[str, Sequence[LoadedFile]], key: str, keys: Collection[str]) -> None:
+    """Keep checked files in the cache: their tables under `key`, from where they are mapped, and what is known of them under all `keys`."""
     about: list[dict[str, Any]] = []
     for split, files in splits.items():
         for each in files:
@@ -100,9 +102,10 @@ def _store(splits: Mapping[str, Sequence[LoadedFile]], key: str) -> None:
             store_table(each.table, each.stored)
             each.table = mapped(each.stored)
             names = ("file", "kind", "n_rows", "warnings", "columns", "first_columns")
-            about.append({"split": split} | {name: getattr(each, name) for name in names})
-    with replacing(cache_folder() / f"{key}.json") as file:
-        file.write(json.dumps(about).encode())
+            about.append({"split": split, "stored": each.stored.name} | {name: getattr(each, name) for name in names})
+    for each_key in keys:
+        with replacing(cache_folder() / f"{each_key}.json") as file:
+            file.write(json.dumps(about).encode())
 
 
 def _stored(key: str) -> dict[str, list[LoadedFile]] | None:
@@ -110,11 +113,10 @@ def _stored(key: str) -> dict[str, list[LoadedFile]] | None:
     try:
         about = json.loads((cache_folder() / f"{key}.json").read_bytes())
         found: dict[str, list[LoadedFile]] = {}
-        for number, each in enumerate(about):
-            path = cache_folder() / f"{key}-{number:05d}.arrow"
-            split = each.pop("split")
+        for each in about:
+            split, path = each.pop("split"), cache_folder() / each.pop("stored")
             found.setdefault(split, []).append(LoadedFile(**each, table=mapped(path), stored=path))
-    except (OSError, ValueError, TypeError, pa.ArrowException):  # not stored, or partly deleted
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):  # not stored, or partly deleted
         return None
     return found
 

@@ -21,13 +21,13 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from frugalign.base.files import writing
+from frugalign.base.files import umask, writing
 
 LARGE = 8 << 20
 """Bytes of Arrow data, at most, that stay in memory."""
 ROWS = 10_000
 """Rows that are held as Python objects at once."""
-_FORM = 1
+_FORM = 2
 """How cached files are made. It is a part of every key, so that those of another version are not read."""
 _log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
+            Path(staged).chmod(0o666 & ~umask())  # mkstemp makes private files
             os.replace(staged, path)
         except BaseException:
             Path(staged).unlink(missing_ok=True)
