@@ -118,6 +118,7 @@ TABLES = [
     for page in (
         ROOT / "README.md",
         *RESULTS,
+        ROOT / "docs" / "scale.md",
         ROOT / "docs" / "methods" / "proxy.md",
         ROOT / "docs" / "methods" / "representation-reward.md",
         ROOT / "docs" / "how-to" / "serve.md",
