@@ -88,14 +88,14 @@ def _forget_the_parent() -> None:
     GradientState._reset_state()
 
 
-def two_processes(function: Callable[[], int | None], folder: Path) -> None:
-    """`function()` on two processes that know each other, as torchrun starts them; their output is in `folder`."""
+def two_processes(function: Callable[[], int | None], folder: Path, number: int = 2) -> None:
+    """`function()` on two processes that know each other, or on `number`, as torchrun starts them; their output is in `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "1",
@@ -103,11 +103,11 @@ def two_processes(function: Callable[[], int | None], folder: Path) -> None:
     }
     ranks = [
         Forked(function, folder / f"rank-{rank}.log", common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
+        for rank in range(number)
     ]
     try:
         statuses = [rank.wait() for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert statuses == [0, 0], "".join(rank.log.read_text()[-3000:] for rank in ranks)
+    assert statuses == [0] * number, "".join(rank.log.read_text()[-3000:] for rank in ranks)

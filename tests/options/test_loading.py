@@ -11,18 +11,20 @@ from frugalign.options.loading import model_arguments, policy_arguments
 
 
 @dataclass
-class Adapted(groups.ModelAdapter, groups.Model):
+class Adapted(groups.ModelAdapter, groups.Spread, groups.Model):
     pass
 
 
 def test_every_model_option_is_passed_on() -> None:
-    options = Adapted(revision="main", dtype="bfloat16", device_map="auto", load_in_4bit=True, adapter="a")
+    options = Adapted(revision="main", dtype="bfloat16", device_map="auto", load_in_4bit=True, adapter="a", tp_size=2)
     assert model_arguments(options) == {
         "revision": "main",
         "dtype": "bfloat16",
         "device_map": "auto",
         "load_in_4bit": True,
         "adapter": "a",
+        "tp_size": 2,
+        "fsdp_size": 1,
     }
     assert model_arguments(groups.Model())["adapter"] is None
 

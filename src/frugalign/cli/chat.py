@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from frugalign.base.errors import FrugalignError
 from frugalign.cli.generate import AnswerOptions, legend, load
 from frugalign.cli.parser import Command, parse
 from frugalign.options.declare import option
@@ -30,6 +31,8 @@ COMMAND = Command(
 def run(argv: list[str]) -> int:
     """Read lines and answer each, until an empty line or the end of the input."""
     options: ChatOptions = parse(COMMAND, argv)
+    if options.tp_size > 1 or options.fsdp_size > 1:
+        raise FrugalignError("chat reads the terminal, which one process has: spread the model with device_map.")
     policy, settings = load(options)
     from frugalign.base.terminal import console
     from frugalign.policies.answer import answer, colour_trace, fitting

@@ -74,9 +74,12 @@ def run(argv: list[str]) -> int:
     settings = EvaluationSettings(**{name: getattr(options, name) for name in EvaluationSettings.__dataclass_fields__})
     from frugalign.base.progress_display import showing
     from frugalign.evaluation import evaluate
+    from frugalign.runs.processes import is_main_process
 
-    with showing():
+    with showing(is_main_process()):
         metrics = evaluate(spec, options.dataset_name, options.reward, settings, output_dir=output_dir)
+    if not is_main_process():
+        return 0
     print_table(metrics, f"{spec.title()} on {options.dataset_name}")
     print(f"Written to {output_dir}: metrics.json, costs.json.")
     return 0

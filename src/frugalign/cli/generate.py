@@ -53,9 +53,12 @@ def run(argv: list[str]) -> int:
     options: GenerateOptions = parse(COMMAND, argv)
     policy, settings = load(options)
     from frugalign.base.terminal import console
+    from frugalign.engines.sharding import is_first
     from frugalign.policies.answer import answer, colour_trace
 
     found = answer(policy, options.prompt, settings)
+    if not is_first():
+        return 0
     if options.show_rejections:
         console().print(colour_trace(found.trace, policy.base.tokenizer), soft_wrap=True)
         print(legend())

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, advance
 from frugalign.decoding.chooser import BaseGuide, Guide
+from frugalign.engines.cache import select_rows
 from frugalign.engines.transformers import Forward, device_of, evaluating, may_share
 
 
@@ -208,7 +209,7 @@ def _read_after_prompts(
     index = torch.tensor([places.setdefault(tuple(prompt), len(places)) for prompt in prompts], device=device)
     ids, mask = _padded_left([list(prompt) for prompt in places], device)
     before = forward(ids, attention_mask=mask, position_ids=_positions(mask), keep=1)
-    before.cache.batch_select_indices(index)
+    select_rows(before.cache, index)
     left_out = 0 if layers else 1
     width = max(1, max(map(len, completions)) - left_out)
     fed = [list(answer)[: len(answer) - left_out] for answer in completions]

@@ -28,6 +28,7 @@ from frugalign.base.json_files import read_json
 from frugalign.base.parsing import parse_json
 from frugalign.base.specs import local_hint, local_path
 from frugalign.engines.fingerprints import BaseFingerprint, check_base, fingerprint
+from frugalign.engines.sharding import is_spread
 
 
 @contextmanager
@@ -54,6 +55,10 @@ def attach_adapter(
     """
     from peft import PeftModel
 
+    if is_spread(model):
+        raise FrugalignError(
+            f"The adapter {adapter} cannot be attached to a model that is spread over processes: merge it first."
+        )
     folder = _folder_of(adapter)
     check_safetensors(folder / ADAPTER_WEIGHTS_FILE)
     record = read_json(folder / ADAPTER_RECORD_FILE)

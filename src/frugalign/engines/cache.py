@@ -29,6 +29,14 @@ def copy_cache(cache: Any) -> Any:
     return deepcopy(cache)
 
 
+def select_rows(cache: Any, rows: Tensor) -> None:
+    """Keep these rows of a cache, int64 `[b]`, in this order. Its layers may lie on several devices."""
+    devices = {
+        layer.keys.device for layer in getattr(cache, "layers", ()) if isinstance(getattr(layer, "keys", None), Tensor)
+    }
+    cache.batch_select_indices(rows if devices <= {rows.device} else rows.cpu())
+
+
 def holds_attention_alone(cache: Any) -> bool:
     """Whether every layer keeps keys and values by position: no convolution, no recurrence, no index beside them."""
     layers = getattr(cache, "layers", [])

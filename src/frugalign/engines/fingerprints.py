@@ -15,7 +15,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
@@ -36,6 +36,7 @@ from frugalign.engines.base_settings import (
     with_pipeline_of,
 )
 from frugalign.engines.precision import rounded_by, sample_weights
+from frugalign.engines.sharding import Share, at_hand, class_of, gathered, is_shard
 from frugalign.engines.transformers import causal_lm, head_weight
 
 _CHUNK = 1 << 22
@@ -184,7 +185,7 @@ def fingerprint(
     return BaseFingerprint(
         name=_location(name, lm),
         revision=revision or getattr(lm.config, "_commit_hash", None),
-        architecture=type(lm).__name__,
+        architecture=class_of(lm).__name__,
         width=int(text.hidden_size),
         vocabulary=int(head.shape[0]) if head.is_floating_point() else int(text.vocab_size),
         tokenizer=None if tokenizer is None else tokenizer_values(tokenizer, getattr(lm, "generation_config", None)),
@@ -217,12 +218,17 @@ def _is_embedding(key: str, value: Tensor) -> bool:
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and the buffers that are saved with them. Some quantised weights are buffers."""
-    yield from model.named_parameters()
+    """All parameters and the buffers that are saved with them. Some quantised weights are buffers. Tied weights come once."""
+    seen: set[Tensor] = set()
+    for path, module in model.named_modules():
+        for name, value in module.named_parameters(recurse=False):
+            if value not in seen:
+                seen.add(value)
+                yield f"{path}.{name}" if path else name, at_hand(module, name, value)
     for path, module in model.named_modules():
         for name, value in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                yield f"{path}.{name}" if path else name, value
+                yield f"{path}.{name}" if path else name, at_hand(module, name, value)
 
 
 def _by_column(model: nn.Module) -> set[str]:
@@ -289,7 +295,17 @@ def _hash_parameters(parameters: Sequence[tuple[str, Tensor]]) -> list[tuple[byt
     """Per parameter: the hash of its values in bfloat16, and of its values as they are. hashlib and torch release the
     interpreter's lock, so threads share the work."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(_hash_parameter, parameters))
+        if not any(is_shard(value) for _, value in parameters):
+            return list(pool.map(_hash_parameter, parameters))
+        mine: dict[int, Future[tuple[bytes, bytes]]] = {}
+        share = Share.of_processes()
+        for place, (key, value) in enumerate(parameters):  # gathered one at a time, by all processes in this order
+            whole = gathered(value)
+            if place in share:
+                wait(mine.values())  # so that no more than one takes memory
+                mine[place] = pool.submit(_hash_parameter, (key, whole))
+        found = share.together({place: each.result() for place, each in mine.items()})
+    return [found[place] for place in range(len(parameters))]
 
 
 def _hash_parameter(parameter: tuple[str, Tensor]) -> tuple[bytes, bytes]:

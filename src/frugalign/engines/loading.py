@@ -25,7 +25,8 @@ from frugalign.base.wording import shown
 from frugalign.engines.adapters import attach_adapter, refused
 from frugalign.engines.gguf import forget_quantisation, gguf_source, unpacking
 from frugalign.engines.model_records import check_model_record
-from frugalign.engines.transformers import causal_lm
+from frugalign.engines.sharding import spread
+from frugalign.engines.transformers import causal_lm, set_up
 
 _DIGITS = re.compile(r"\d+")
 
@@ -48,6 +49,8 @@ def load_model(
     device_map: str | None = None,
     load_in_4bit: bool = False,
     adapter: str | None = None,
+    tp_size: int = 1,
+    fsdp_size: int = 1,
 ) -> LoadedModel:
     """Load a base for guidance.
 
@@ -58,9 +61,11 @@ def load_model(
         device_map: as in transformers. Default: the GPU if available, else the CPU.
         load_in_4bit: NF4 weights through bitsandbytes, which must be installed.
         adapter: a PEFT adapter that belongs to the frozen base.
+        tp_size, fsdp_size: spread the weights over this many processes of `torchrun` (see `engines.sharding`), which
+            all call this.
 
     Raises:
-        FrugalignError: the folder is missing or holds no causal language model.
+        FrugalignError: the folder is missing or holds no causal language model, or the model cannot be spread like this.
     """
     loaded = _load(
         resolve_name(name_or_path),
@@ -69,6 +74,8 @@ def load_model(
         device_map=device_map,
         load_in_4bit=load_in_4bit,
         adapter=adapter,
+        tp_size=tp_size,
+        fsdp_size=fsdp_size,
     )
     return replace(loaded, name=name_or_path)
 
@@ -107,21 +114,26 @@ def _load(
     device_map: str | None = None,
     load_in_4bit: bool = False,
     adapter: str | None = None,
+    tp_size: int = 1,
+    fsdp_size: int = 1,
 ) -> LoadedModel:
     check_device(device_map)
     source, config = _checked(name_or_path, revision)
     path, is_packed = source["pretrained_model_name_or_path"], "gguf_file" in source
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
+    others = {"load_in_4bit": load_in_4bit, "adapter": adapter, "A GGUF file": is_packed}
+    placement = spread(config, tp_size, fsdp_size, **others, **_placed(device_map))
+    if not placement and (device_map is not None or on_gpu):
+        placement = {"device_map": device_map or default_device()}
     arguments: dict[str, Any] = {
         **source,
+        **placement,
         "config": config,
         "dtype": resolve_dtype(dtype, on_gpu),
         "use_safetensors": True,
         # Explicit, since transformers would otherwise prompt on the terminal.
         "trust_remote_code": False,
     }
-    if device_map is not None or on_gpu:
-        arguments["device_map"] = device_map or default_device()
     if is_packed:
         if load_in_4bit:
             raise FrugalignError(f"load_in_4bit is for plain weights, and those in {name_or_path} are a GGUF file's.")
@@ -156,7 +168,14 @@ def _load(
     if adapter is not None:
         model = attach_adapter(model, adapter, tokenizer)
     model.eval().requires_grad_(False)
+    set_up(model)
     return LoadedModel(model=model, tokenizer=tokenizer, name=name_or_path, revision=revision)
+
+
+def _placed(device_map: str | None) -> dict[str, Any]:
+    """The options that place a model for one process. Without a GPU, `use_cpu` says what holds anyway."""
+    on_cpu = device_map == "cpu"
+    return {"device_map": None if on_cpu else device_map, "use_cpu": on_cpu and torch.cuda.is_available()}
 
 
 def check_model(name_or_path: str, *, revision: str | None = None) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frugalign.engines.sharding import gathered
+
 _BLOCK = 16
 """Neighbours in a row that quantised formats scale together: 32 or more in most, 16 in some."""
 _MOST = 128
@@ -60,7 +62,8 @@ def sample_weights(values: Sequence[tuple[str, Tensor]], by_column: Collection[s
             able += [(name, turned)] if turned.shape[-1] >= _BLOCK else []
     if not able:
         return None
-    largest = max(able, key=lambda named: named[1].numel())
+    name, value = max(able, key=lambda named: named[1].numel())
+    largest = name, gathered(value)
     places = np.unique(np.linspace(0, len(able) - 1, min(len(able), _MOST - _OF_LARGEST)).round().astype(int))
     blocks = [_block(name, value, 0) for name, value in (able[place] for place in places)]
     blocks += [_block(largest[0], largest[1], 1 + number) for number in range(_OF_LARGEST)]
@@ -70,7 +73,7 @@ def sample_weights(values: Sequence[tuple[str, Tensor]], by_column: Collection[s
 def _block(name: str, value: Tensor, number: int) -> Tensor:
     """Neighbours in some row of a weight, float32 `[16]`."""
     drawn = int.from_bytes(hashlib.sha256(f"{name}:{number}".encode()).digest()[:8], "little")
-    rows = value.reshape(-1, value.shape[-1])
+    rows = gathered(value).reshape(-1, value.shape[-1])
     start = _BLOCK * (drawn // len(rows) % (value.shape[-1] // _BLOCK))
     return rows[drawn % len(rows), start : start + _BLOCK].float().cpu()
 

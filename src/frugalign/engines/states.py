@@ -8,6 +8,7 @@ token.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.progress import FED, advance
 from frugalign.data.encode import EncodedCompletions
 from frugalign.engines.sentences import sentence_ends
+from frugalign.engines.sharding import is_fully_sharded
 from frugalign.engines.transformers import causal_lm, device_of, evaluating
 
 _TOKENS = 8192
@@ -136,6 +138,11 @@ def _passes(
     # Skip the LM head if possible: the logits of a long text are larger than all its states.
     lm = causal_lm(model)
     body: Any = getattr(lm, lm.base_model_prefix, None) or lm
+    how: dict[str, Any] = {"output_hidden_states": True, "use_cache": False}
+    if is_fully_sharded(lm):
+        body = lm
+        if "logits_to_keep" in inspect.signature(lm.forward).parameters:
+            how["logits_to_keep"] = 1
     for rows in _batches(sequences, max_tokens or affordable_tokens(lm)):
         longest = max(len(sequences[row]) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
@@ -144,7 +151,7 @@ def _passes(
             text = torch.tensor(list(sequences[row]), device=device)
             ids[place, : len(text)], mask[place, : len(text)] = text, 1
         with evaluating(model):
-            output = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            output = body(input_ids=ids, attention_mask=mask, **how)
         n_tokens = sum(len(sequences[row]) for row in rows)
         advance(FED, n_tokens)
         if ledger is not None:

@@ -26,11 +26,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frugalign.base.errors import FrugalignError
 from frugalign.data.chat_template import end_of_turn
 from frugalign.engines.base_settings import adapter_values, config_values
-from frugalign.engines.cache import copy_cache, holds_attention_alone, ignores_padding, join_caches
+from frugalign.engines.cache import copy_cache, holds_attention_alone, ignores_padding, join_caches, select_rows
 from frugalign.engines.engine import Capabilities, StepOutput
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
+from frugalign.engines.sharding import adopt, at_hand, gathered, is_spread, runs_on
 
 _MAY_SHARE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_ROWS: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+"""Copies of the LM heads' rows, of models that hold them elsewhere or in shards."""
 _COUNTS_PADDING = {"mpt", "gpt_neo"}
 """Architectures whose attention counts cache positions, padding included. They cannot share a prefix."""
 
@@ -64,22 +67,41 @@ def output_embeddings(model: PreTrainedModel) -> nn.Module:
 
 
 def head_weight(model: PreTrainedModel) -> Tensor:
-    """The LM head's weight matrix as stored, possibly quantised."""
-    weight = output_embeddings(model).weight
+    """The LM head's weight matrix as stored, possibly quantised or a shard."""
+    head = output_embeddings(model)
+    weight = head.weight
     if not isinstance(weight, Tensor):
         raise FrugalignError(f"The LM head of {type(model).__name__} has no weight matrix to read.")
-    return weight
+    return at_hand(head, "weight", weight)
 
 
 def embedding_rows(model: PreTrainedModel) -> Tensor:
-    """Output-embedding rows `e_c`, `[V, D]`: the head's own weight, in its dtype and not copied. A 4-bit head is dequantised."""
+    """Output-embedding rows `e_c`, `[V, D]`, in their dtype, on the device of the model's outputs.
+
+    They are the head's own weight, not copied, if it lies there. Otherwise the copy is made once. A 4-bit head is dequantised.
+    """
+    lm = causal_lm(model)
+    if lm in _ROWS:
+        return _ROWS[lm]
     weight: Any = head_weight(model)
     if not weight.is_floating_point():
         import bitsandbytes as bnb
 
-        weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    rows: Tensor = weight.detach()
+        whole: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return whole.to(device_of(model))
+    rows = gathered(weight).detach().to(device_of(model))
+    own: Any = output_embeddings(model).weight
+    if rows.data_ptr() != own.data_ptr():
+        _ROWS[lm] = rows
     return rows
+
+
+def set_up(model: PreTrainedModel) -> None:
+    """What a model that is spread over processes needs of all of them at once. Without effect on any other."""
+    adopt(model)
+    if is_spread(model):
+        embedding_rows(model)
+        may_share(model)
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -186,19 +208,19 @@ class Forward:
             raise FrugalignError(
                 f"{type(causal_lm(self.model)).__name__} returns no key-value cache, which the decoding loop needs."
             )
+        logits = output.logits[:, -keep:].float()
         return ForwardOutput(
-            hidden=hidden[:, -keep:].float(),
-            logits=output.logits[:, -keep:].float(),
+            hidden=hidden[:, -keep:].float().to(logits.device),  # of a head on another device than the outputs
+            logits=logits,
             cache=output.past_key_values if use_cache else None,
             layers=output.hidden_states if all_layers else None,
         )
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """The device that takes the model's input ids."""
+    """The device that takes the model's input ids, and to which it returns its outputs."""
     embeddings: Any = causal_lm(model).get_input_embeddings()
-    device: torch.device = embeddings.weight.device
-    return device
+    return runs_on(embeddings, embeddings.weight)
 
 
 @contextmanager
@@ -277,9 +299,11 @@ class TransformersEngine:
         """A hash of two numbers per tensor and of the config, enough to distinguish the policies of a training run."""
         settings = config_values(causal_lm(self.model).config) | adapter_values(self.model)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, parameter in self.model.named_parameters():
-            values = parameter.detach().double()
-            digest.update(f"{name} {float(values.sum())!r} {float(values.abs().sum())!r}\n".encode())
+        for path, module in self.model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                values = at_hand(module, name, parameter.detach()).double()
+                sums = [float(gathered(each.sum())) for each in (values, values.abs())]
+                digest.update(f"{path}.{name} {sums[0]!r} {sums[1]!r}\n".encode())
         return digest.hexdigest()
 
 
@@ -314,7 +338,7 @@ class TransformersSequences:
         return self.feed(tokens[:, None], layers)
 
     def select(self, rows: Tensor) -> None:
-        self._cache.batch_select_indices(rows)
+        select_rows(self._cache, rows)
         self._mask, self._positions = self._mask[rows], self._positions[rows]
 
     def join(self, other: TransformersSequences) -> bool:

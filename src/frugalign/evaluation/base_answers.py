@@ -23,6 +23,7 @@ from frugalign.base.json_files import read_json
 from frugalign.base.ledger import Ledger
 from frugalign.decoding.loop import Generation
 from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.sharding import is_tensor_parallel
 from frugalign.policies.best_of_n import Draw
 from frugalign.policies.policy import Policy
 from frugalign.policies.prompt_rows import PromptBatch
@@ -60,7 +61,7 @@ class BaseAnswers:
 
         def drawn(ids: Sequence[Sequence[int]], keys: Tensor) -> Generation:
             number = len(ids) // len(batch.base_ids)
-            if self.folder is None:
+            if self.folder is None or is_tensor_parallel():  # else one process could find what another has just written
                 return _sampled(policy, batch, settings, keys, batch_size, ledger)
             began = time.perf_counter()
             parts = [keys[first::number] for first in range(number)]

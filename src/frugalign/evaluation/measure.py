@@ -19,6 +19,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.wording import pluralize
 from frugalign.data import load_prompts
 from frugalign.data.encode import as_completions
+from frugalign.engines.sharding import replica
 from frugalign.engines.transformers import device_of
 from frugalign.evaluation.base_answers import BaseAnswers
 from frugalign.evaluation.responses import measure_responses
@@ -32,6 +33,7 @@ from frugalign.rewards import NamedReward, RewardSpec, load_rewards
 from frugalign.rewards.check_scores import reads_states, warn_of_cut_responses, warn_of_useless_rewards
 from frugalign.runs.layout import METRICS_FILE, SAMPLES_FILE, evaluation_costs_file
 from frugalign.runs.lock import in_use
+from frugalign.runs.processes import add_all_counts, gather_rows, is_main_process, local_rows, share_counts
 from frugalign.runs.progress import say_size
 from frugalign.runs.save_policy import trained_on_of
 
@@ -69,7 +71,8 @@ def evaluate(
         FrugalignError: any user error, in one sentence.
     """
     settings = settings or EvaluationSettings()
-    with in_use(output_dir) if output_dir is not None else nullcontext():
+    # All processes share the prompts, and one writes.
+    with in_use(output_dir, main_process=is_main_process()) if output_dir is not None else nullcontext():
         known = BaseAnswers(None if base_answers is None else Path(base_answers))
         return _evaluate(policy, prompts, reward, settings, output_dir, known)
 
@@ -108,7 +111,7 @@ def _evaluate(
             **_policy_settings(policy),
         },
     }
-    if output_dir is not None:
+    if output_dir is not None and is_main_process():
         _write(Path(output_dir), metrics, before, after, ledger)
     return metrics
 
@@ -139,7 +142,8 @@ def _sample_and_measure(
 ) -> tuple[list[Response], list[Response], dict[str, float], dict[str, Any]]:
     """The policy's responses, the base's responses, the cost of one response of the policy, and the estimates."""
     num_samples, size = settings.num_samples, settings.batch_size
-    batch = policy.encode(rows, settings, num_samples=num_samples)
+    numbers = local_rows(len(rows))
+    batch = policy.encode(rows.take(numbers), settings, numbers=numbers, num_samples=num_samples)
     _say_size(policy, batch, settings)
     # A prompt's samples stay in one reward call.
     scoring = Scoring(rewards, batch_size=size // num_samples * num_samples or num_samples)
@@ -150,7 +154,7 @@ def _sample_and_measure(
         else:
             draw = known.draw(policy, batch, settings, size, spent) if policy.kind == "best_of_n" else None
             ours = policy.sample(batch, settings, batch_size=size, ledger=spent, draw=draw)
-        decoding = _cost_per_response(spent, len(batch.ids))
+        decoding = _cost_per_response(spent, len(rows) * num_samples)
         ledger.add(spent)
         theirs = ours if policy.kind == "base" else known.sample(policy, batch, settings, size, ledger)
     after = _with_main_reward(measure_responses(policy, batch, ours, scoring, ledger))
@@ -159,8 +163,12 @@ def _sample_and_measure(
         moved = policy.divergence(batch, ours, settings, ledger)
         log_probs = moved.base_log_probs or policy.base_log_probs(batch, ours, ledger)
     after = [replace(each, **moved.of(row)) for row, each in enumerate(after)]
+    share_counts(ledger)
+    places = [(numbers[prompt], row) for row, prompt in enumerate(batch.prompt_numbers)]
+    every = gather_rows(list(zip(places, after, before, log_probs, strict=True)))
+    after, before, log_probs = ([row[column] for row in every] for column in (1, 2, 3))
+    clusters = [prompt for (prompt, _), *_ in every]
     _warn_of_scores(policy, rewards, after, before, settings)
-    clusters = batch.prompt_numbers
     own, others = estimates(after, clusters), estimates(before, clusters)
     own |= against(after, before, clusters) | {"perplexity_base": perplexity(after, log_probs, clusters)}
     metrics: dict[str, Any] = {}
@@ -177,7 +185,7 @@ def _say_size(policy: Policy, batch: PromptBatch, settings: EvaluationSettings) 
     own = sum(map(len, batch.ids)) + size * longest
     base = sum(map(len, batch.base_ids)) + size * longest
     sampled, fed = size * policy.draws * longest, own * policy.draws + base
-    how = f"{pluralize(size, 'response')}"
+    how = f"{pluralize(size, 'response')}" + (" by this process" if replica().number > 1 else "")
     if policy.draws > 1:
         how += f", each the best of {policy.draws}"
     if policy.kind != "base":
@@ -209,9 +217,11 @@ def _with_main_reward(responses: list[Response]) -> list[Response]:
 
 
 def _cost_per_response(spent: Ledger, responses: int) -> dict[str, float]:
-    """The cost of one response of the policy."""
+    """The cost of one response of the policy. `responses`: of all processes."""
+    total = Ledger()
+    add_all_counts(total, spent)
     counts = ("generated_tokens", "lm_forward_tokens", "reward_calls")
-    found = {name: getattr(spent, name) / responses for name in counts}
+    found = {name: getattr(total, name) / responses for name in counts}
     return found | {"seconds": spent.wall_clock_seconds / responses}
 
 

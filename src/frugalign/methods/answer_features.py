@@ -28,6 +28,7 @@ from frugalign.data.stored_lists import array_of, lengths_of
 from frugalign.decoding.log_probs import Read, read_completions, tokens_to_read
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
+from frugalign.engines.sharding import replica
 from frugalign.engines.transformers import Forward, embedding_rows, evaluating
 from frugalign.methods.imitation import Imitated, imitate
 from frugalign.proxy.candidates import Limits, candidates
@@ -226,7 +227,8 @@ def answer_features(
     def compute(missing: list[int]) -> Iterator[Mapping[str, Tensor]]:
         rows = [parts[each] for each in missing]
         n_missing, tokens = sum(map(len, rows)), sum(reading.n_tokens(part) for part in rows)
-        others = "" if n_missing == len(answers) else f" of {len(answers):,}, the others are stored"
+        elsewhere = "stored" if replica().number == 1 else "stored or read by other processes"
+        others = "" if n_missing == len(answers) else f" of {len(answers):,}, the others are {elsewhere}"
         if n_missing:
             say_size(0, tokens, f"the features of {pluralize(n_missing, 'answer')}{others}")
         with work("features", tokens, FED):

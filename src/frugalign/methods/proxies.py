@@ -14,7 +14,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.files import CARD_FILE, write_atomic
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.engines.loading import LoadedModel, load_model, prepare_tokenizer
-from frugalign.engines.transformers import device_of, sampling_temperature
+from frugalign.engines.transformers import device_of, sampling_temperature, set_up
 from frugalign.options.loading import model_arguments
 from frugalign.proxy.network import ProxyModel, check_proxy, load_proxy, new_proxy
 from frugalign.runs.folder import publish
@@ -37,6 +37,7 @@ def load_base(
         loaded = LoadedModel(model, tokenizer, "", args.revision)
     loaded = replace(loaded, tokenizer=tokenizer or loaded.tokenizer)
     prepare_tokenizer(loaded.tokenizer)
+    set_up(loaded.model)
     return loaded
 
 

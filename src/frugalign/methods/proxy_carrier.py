@@ -19,7 +19,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.engines.fingerprints import BaseFingerprint, fingerprint
 from frugalign.engines.loading import LoadedModel
-from frugalign.engines.transformers import embedding_rows
+from frugalign.engines.transformers import embedding_rows, set_up
 from frugalign.methods.answer_features import AnswerFeatures, Answers, Proposals, answer_features, joined
 from frugalign.methods.answer_scores import ScoredAnswers, score_stored
 from frugalign.methods.carriers import Carrier, EveryWeight, GivenAdapter, Lora, StartingModel
@@ -84,6 +84,7 @@ class Proxy(Carrier):
         if isinstance(lm, PeftModel):
             raise FrugalignError("A proxy's base is frozen, and this model has an adapter: merge it first.")
         self._lm = lm.eval().requires_grad_(False)
+        set_up(self._lm)
         self.policy = prepare_proxy(given_proxy(args), base, _about(base), args)
         args.settle_rate_by_size(self.policy.config)
         reads_tokens = self.policy.config.candidate_features == "embedding"

@@ -81,6 +81,11 @@ def check_train(args: Any) -> None:
         for each in (*fields(Network), *fields(groups.Cache)):
             if getattr(args, each.name) != each.default:
                 raise FrugalignError(f"{each.name} is an option of a proxy: it goes with train proxy.")
+        for each in fields(groups.Spread):
+            if getattr(args, each.name) != 1:
+                raise FrugalignError(
+                    f"{each.name} spreads a frozen model: it goes with train proxy. Trained weights are sharded by fsdp, as in transformers."
+                )
         return
     for name, (neutral, reason) in NO_LM_IN_TRAINING.items():
         if getattr(args, name, neutral) not in (neutral, None):

@@ -59,6 +59,14 @@ class Model(Device, ModelName, section="model"):
 
 
 @dataclass(eq=False, repr=False)
+class Spread(Group, section="model"):
+    """A frozen model over several processes, with the names of transformers' `DistributedConfig`."""
+
+    tp_size: int = option(1, "Tensor parallelism: this many processes of torchrun compute every layer together.", COUNT)
+    fsdp_size: int = option(1, "FSDP2: this many processes of torchrun hold the weights together.", COUNT)
+
+
+@dataclass(eq=False, repr=False)
 class ModelAdapter(Group, section="model"):
     """An adapter that comes with the model."""
 

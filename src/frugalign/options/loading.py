@@ -13,6 +13,8 @@ def model_arguments(options: Any) -> dict[str, Any]:
         "device_map": options.device_map or ("cpu" if options.use_cpu else None),
         "load_in_4bit": options.load_in_4bit,
         "adapter": getattr(options, "adapter", None),
+        "tp_size": getattr(options, "tp_size", 1),
+        "fsdp_size": getattr(options, "fsdp_size", 1),
     }
 
 

@@ -15,7 +15,7 @@ _NOT_IN_SPEC = ("use_cpu",)
 @dataclass(kw_only=True)
 @defaults(model_name_or_path=REQUIRED)
 @notes(model_name_or_path="It is the base.", principles="The model answers under them.")
-class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Model, section="policy"):
+class PolicyOptions(groups.Principles, groups.ModelAdapter, groups.Spread, groups.Model, section="policy"):
     """A base model and the parts on top of it. Every flag except `use_cpu` and `strength` is a field of `PolicySpec`."""
 
     proxy: list[str] = option(

@@ -7,7 +7,7 @@ from frugalign.options.cluster import RAY_OPTIONS
 START_OPTIONS = frozenset({"resume_from_checkpoint", "overwrite_output_dir", "from_round"})
 """Options about how a run is started. They are not settings of the run itself."""
 _PLACES = {"model_name_or_path", "dataset_name", "reward", "reward_dataset_name", "output_dir"}
-_MACHINE = {"dtype", "device_map", "use_cpu", *RAY_OPTIONS}
+_MACHINE = {"dtype", "device_map", "use_cpu", "fsdp_size", *RAY_OPTIONS}
 _LENGTH = {"max_steps"}
 _RECORDS = {"logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "log_completions"}
 _RECORDS |= {"push_to_hub", "hub_model_id", "hub_private_repo"}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from frugalign.base.errors import FrugalignError
 from frugalign.options.check import check_options
+from frugalign.options.launcher import shard_the_base
 from frugalign.options.resuming import MAY_CHANGE, OF_TRAINING, START_OPTIONS
 from frugalign.options.training_parts import check_packages, refused_settings, try_training_parts
 
@@ -53,6 +54,7 @@ class TrainingConfig:
         import torch
 
         check_options(self)
+        shard_the_base(self)
         # transformers would set up the process for some of them.
         for name, (neutral, reason) in (_NOT_CARRIED_OVER | self.not_carried_over).items():
             value = getattr(self, name, neutral)

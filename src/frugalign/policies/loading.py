@@ -67,6 +67,8 @@ def load_base(spec: PolicySpec) -> LoadedModel:
         device_map=spec.device_map,
         load_in_4bit=spec.load_in_4bit,
         adapter=stored.get("adapter"),
+        tp_size=spec.tp_size,
+        fsdp_size=spec.fsdp_size,
     )
 
 
@@ -104,7 +106,9 @@ def _with_weights(plain: Policy) -> Policy:
     if spec.policy is not None:
         # On the CPU if the base is there.
         device = "cpu" if device_of(base.model).type == "cpu" else None
-        whole = load_model(spec.policy, dtype=spec.dtype, device_map=device)
+        whole = load_model(
+            spec.policy, dtype=spec.dtype, device_map=device, tp_size=spec.tp_size, fsdp_size=spec.fsdp_size
+        )
         if whole.tokenizer.get_vocab() != base.tokenizer.get_vocab():
             raise FrugalignError(
                 f"The policy {spec.policy} has another tokenizer than {base.name}, so no KL between them exists."

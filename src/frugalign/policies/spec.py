@@ -92,7 +92,7 @@ class PolicySpec:
 
     Args:
         model_name_or_path: the base, as a hub id, folder or `package.module:attribute`. None if a loaded base is passed separately.
-        revision, dtype, device_map, load_in_4bit: how the base is loaded, as in `load_model`.
+        revision, dtype, device_map, load_in_4bit, tp_size, fsdp_size: how the base is loaded, as in `load_model`.
         principles: a shipped set, a file or `package.module:attribute`. They precede every prompt.
         proxy: proxies of the base with their strengths. Several compose: `log a = Σ λ_i log a_i`.
         adapter: a PEFT adapter of the base.
@@ -111,6 +111,8 @@ class PolicySpec:
     dtype: str | None = None
     device_map: str | None = None
     load_in_4bit: bool = False
+    tp_size: int = 1
+    fsdp_size: int = 1
     principles: str | None = None
     proxy: tuple[ProxySpec, ...] = ()
     adapter: str | None = None
@@ -136,6 +138,8 @@ class PolicySpec:
         self._check_decoding()
 
     def _check_model(self) -> None:
+        for name in ("tp_size", "fsdp_size"):
+            check_value(name, getattr(self, name), COUNT)
         given = [name for name in _WEIGHTS if getattr(self, name)]
         if len(given) > 1:
             reason = "; a proxy brings the adapter of the base that it was trained on" if "proxy" in given else ""
@@ -301,7 +305,7 @@ def _check_type(name: str, value: Any) -> None:
         fits, needed = isinstance(value, str), "text"
     elif name == "load_in_4bit":
         fits, needed = isinstance(value, bool), "true or false"
-    elif name in ("best_of_n", "guiding_top_k"):
+    elif name in ("best_of_n", "guiding_top_k", "tp_size", "fsdp_size"):
         fits, needed = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif name == "guiding_weight":
         fits, needed = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"

@@ -138,7 +138,7 @@ class _Attachment:
             raise FrugalignError("A guided model must return its output object: leave return_dict on.")
         logits: Tensor = output.logits
         batch, length, vocabulary = logits.shape
-        hidden = hidden[:, -length:]
+        hidden = hidden[:, -length:].to(logits.device)  # of a head on another device than the outputs
         flat_hidden, flat_logits = hidden.reshape(batch * length, -1), logits.reshape(batch * length, -1)
         lookahead = self._lookahead(kwargs, output, length) if guide.needs_lookahead else None
         guided = guide.log_probs(flat_hidden, flat_logits, lookahead)

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,8 +27,10 @@ from torch import Tensor
 from frugalign.base.errors import FrugalignError
 from frugalign.base.files import check_safetensors, write_atomic, writing
 from frugalign.base.parsing import parse_json
+from frugalign.engines.sharding import replica
 from frugalign.runs.layout import LOCK_FILE
 from frugalign.runs.lock import Reading, delete_leftovers, is_held, is_read
+from frugalign.runs.processes import from_main, gather_all, is_main_process, local_rows
 
 _USED = "last_used"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
@@ -51,31 +54,39 @@ class ShardStore:
     def shards(
         self, key: str, number: int, compute: Callable[[list[int]], Iterator[Mapping[str, Tensor]]], *, needed: int
     ) -> Shards:
-        """The `number` shards of a key.
+        """The `number` shards of a key. All processes call it.
 
         Args:
             key: the name of its folder, a hash of everything that the tensors depend on.
-            compute: called with the shards that are missing or damaged; yields the tensors of each, in order.
+            compute: called with this process's share of the shards that are missing or damaged; yields the tensors of each, in order.
             needed: bytes that the key takes.
 
         Raises:
             FrugalignError: a disk that cannot be written.
         """
-        place = self.folder / key
-        self._make_room(place, needed)
+        place, is_main = self.folder / key, is_main_process()
+        if is_main:
+            self._make_room(place, needed)
         files = [place / f"shard-{each:05d}.safetensors" for each in range(number)]
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
-            with FileLock(place / LOCK_FILE):  # another command may be computing the same
-                delete_leftovers(place)
-                reading = Reading(place)
-                missing = [each for each, file in enumerate(files) if not _is_whole(file)]
+            # Another command may be computing the same. The processes of this one share the shards.
+            with FileLock(place / LOCK_FILE) if is_main else nullcontext():
+                missing: list[int] = []
+                if is_main:
+                    delete_leftovers(place)
+                    missing = [each for each, file in enumerate(files) if not _is_whole(file)]
+                reading, missing = Reading(place), from_main(missing)
                 if missing:  # a damaged file may be open
                     ShardFile.of.cache_clear()
                     _opened.cache_clear()
-                for each, tensors in zip(missing, compute(missing), strict=True):
-                    write_atomic(files[each], save(dict(tensors), {"hash": _hash(files[each], tensors)}))
-                write_atomic(place / _USED, "")
+                mine = [missing[row] for row in local_rows(len(missing))]
+                for each, tensors in zip(mine, compute(mine), strict=True):
+                    if replica().leads:
+                        write_atomic(files[each], save(dict(tensors), {"hash": _hash(files[each], tensors)}))
+                gather_all([])  # all shards are there
+                if is_main:
+                    write_atomic(place / _USED, "")
         return Shards(files, reading)
 
     def _make_room(self, keep: Path, needed: int) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalign.base.ledger import Ledger
@@ -16,14 +15,15 @@ from frugalign.data.templating import Rendering
 from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.loop import SamplingParams
 from frugalign.decoding.sample_groups import GroupOptions, sample_groups
+from frugalign.engines.sharding import is_tensor_parallel
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.runs.folder import saving
-from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
+from frugalign.runs.processes import add_all_counts, gather_rows, local_rows, this_process
 
 
 def local_partial(stem: Path) -> Path:
     """The file for this process's partial work: `stem` with the process's number."""
-    return stem.with_name(f"{stem.name}-{PartialState().process_index}.partial")
+    return stem.with_name(f"{stem.name}-{this_process().process_index}.partial")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def sample_on_all_processes(
                 share_prefix=request.share_prefix,
                 guide=request.guide,
                 guide_id=request.guide_id,
-                partial=partial,
+                # Processes that hold a model together would resume at different rows.
+                partial=None if is_tensor_parallel() else partial,
             ),
             ledger=counted,
         )

@@ -11,7 +11,10 @@ import pytest
 import torch
 from tests.forked import two_processes
 from tests.methods.proxy_rlhf import two_processes as script
+from tests.two_layers import two_layers
 
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import load_model
 from frugalign.runs.layout import read_log
 
 pytestmark = pytest.mark.slow
@@ -85,3 +88,32 @@ def test_the_reward_curve_is_inside_the_spread_of_seeds(
     assert float((seeds.amax(0) - seeds.amin(0)).max()) > 0.05
     for name in ("kl", "loss", "completion_length"):
         assert float(curve(folder / "two", name)[0]) == pytest.approx(float(curve(folder / "one-0", name)[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize(("size", "completions"), [("tp_size", 16), ("fsdp_size", 8)])
+def test_a_base_over_two_processes_is_the_base(
+    size: str, completions: int, runs: tuple[Path, dict[str, Any], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """The same completions, gradients and weights as with a whole base on one process. Tensor-parallel processes roll out the same rows."""
+    folder, one, _ = runs
+    two_processes(partial(script.spread_rank, tmp_path, size, completions), tmp_path)
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    base = load_model(two_layers())
+    assert ranks[0]["base"] == ranks[1]["base"] == fingerprint(base.model, base.tokenizer, name=base.name).to_dict()
+    parts = [[tuple(pair) for pair in rank["rollout"]] for rank in ranks]
+    assert one["rollout"] == (parts[0] if size == "tp_size" else parts[0] + parts[1])
+    assert (parts[0] == parts[1]) == (size == "tp_size")
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(torch.tensor(ranks[0]["gradients"][name]), torch.tensor(expected), atol=1e-5, rtol=0)
+    largest = max(abs(value) for values in one["weights"].values() for value in values)
+    for name, expected in one["weights"].items():
+        torch.testing.assert_close(
+            torch.tensor(ranks[0]["weights"][name]), torch.tensor(expected), atol=0.01 * largest, rtol=0
+        )
+    assert ranks[0]["weights"] == ranks[1]["weights"] == ranks[0]["resumed"]
+    assert ranks[0]["evaluation"] == ranks[1]["evaluation"]
+    assert ranks[0]["evaluation"]["eval_reward"] == pytest.approx(one["evaluation"]["eval_reward"], abs=0.05)
+    costs = [json.loads((place / "costs.json").read_text()) for place in (tmp_path, folder / "one-0")]
+    for name in ("reward_calls", "optimizer_steps", "base_parameters"):
+        assert costs[0][name] == costs[1][name]
+    assert costs[0]["generated_tokens"] == pytest.approx(costs[1]["generated_tokens"], rel=0.02)

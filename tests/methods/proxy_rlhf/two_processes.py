@@ -10,6 +10,8 @@ from datasets import Dataset
 from tests.two_layers import two_layers
 from transformers import TrainerCallback
 
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import load_model
 from frugalign.methods.proxy_rlhf import ProxyConfig, ProxyTrainer
 
 ORDERS = [
@@ -39,7 +41,9 @@ def settings(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def train(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
+def train(
+    folder: Path, completions: int, seed: int = 0, model: Any = None, resume: Path | None = None, **options: Any
+) -> dict[str, Any]:
     """Train; returns this process's completions of the first round and the gradients of the first step."""
     seen: dict[str, Any] = {}
 
@@ -57,9 +61,11 @@ def train(folder: Path, completions: int, seed: int = 0) -> dict[str, Any]:
                     if p.grad is not None
                 }
 
-    args = ProxyConfig(**(settings(folder, completions, seed) | {"max_grad_norm": 1e9}))
-    trainer = ProxyTrainer(two_layers(), reward, args, Dataset.from_dict({"prompt": ORDERS}), callbacks=[Spy()])
-    trainer.train()
+    args = ProxyConfig(**(settings(folder, completions, seed) | {"max_grad_norm": 1e9} | options))
+    trainer = ProxyTrainer(
+        model or two_layers(), reward, args, Dataset.from_dict({"prompt": ORDERS}), callbacks=[Spy()]
+    )
+    trainer.train(None if resume is None else str(resume))
     seen["evaluation"] = trainer.evaluate(Dataset.from_dict({"prompt": ORDERS[:1]}))
     seen["world_size"] = trainer.accelerator.num_processes
     seen["rank"] = trainer.accelerator.process_index
@@ -74,4 +80,14 @@ def rank(folder: Path) -> None:
     """One of two processes: half of the completions, and what it saw in `rank-0.json` or `rank-1.json`."""
     seen = train(folder, completions=8)
     assert seen["world_size"] == 2, f"{seen['world_size']} processes, not 2"
+    (folder / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))
+
+
+def spread_rank(folder: Path, size: str, completions: int) -> None:
+    """One of two processes that hold the base together; `size` says how. It trains, and again from the middle."""
+    base = load_model(two_layers(), **{size: 2})  # type: ignore[arg-type]
+    seen = train(folder, completions, model=base, save_steps=10)
+    seen["base"] = fingerprint(base.model, base.tokenizer, name=base.name).to_dict()
+    resumed = train(folder, completions, model=base, save_steps=10, resume=folder / "checkpoint-10")
+    seen["resumed"] = resumed["weights"]
     (folder / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))

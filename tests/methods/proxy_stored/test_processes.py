@@ -23,17 +23,22 @@ def apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float
     return max(differences) / max(float(torch.tensor(values).abs().max()) for values in ours.values())
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [{}, {"tp_size": 2}, {"fsdp_size": 2}], ids=["whole", "tensor", "fsdp"])
+def test_two_processes_are_one(sizes: dict[str, int], tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     for folder in (one, two):
         folder.mkdir()
-    two_processes(partial(rank, two), tmp_path)
+    two_processes(partial(rank, two, **sizes), tmp_path)
     alone = train(one, pairs_per_process=8)
     ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert alone["shards"] > 3 and len(alone["computed"]) == alone["shards"]
-    assert sorted(ranks[0]["computed"] + ranks[1]["computed"]) == sorted(alone["computed"]), (
-        "shards were computed twice"
-    )
+    if "tp_size" in sizes:  # the processes compute every shard together
+        assert ranks[0]["computed"] == ranks[1]["computed"] == alone["computed"]
+    else:
+        assert sorted(ranks[0]["computed"] + ranks[1]["computed"]) == sorted(alone["computed"]), (
+            "shards were computed twice"
+        )
+        assert ranks[0]["computed"] and ranks[1]["computed"], "one process computed all shards"
     assert alone["tokens"] == ranks[0]["tokens"] == ranks[1]["tokens"]
     assert apart(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "the processes end apart"
     assert apart(alone["gradients"], ranks[0]["gradients"]) < 1e-4

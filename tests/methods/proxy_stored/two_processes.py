@@ -13,7 +13,7 @@ from frugalign.engines.loading import load_model
 from frugalign.methods import answer_features as module
 
 
-def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
+def train(folder: Path, pairs_per_process: int, **sizes: Any) -> dict[str, Any]:
     """Three epochs, with one validation pair: of two processes, one has none. The cache starts empty."""
     computed: list[int] = []
     shard = module.FeaturePass.shard
@@ -27,7 +27,7 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     spy = Gradients()
     try:
         found = trainer(
-            load_model(two_layers()),
+            load_model(two_layers(), **sizes),
             folder,
             pairs(16),
             pairs(1, 16),
@@ -55,8 +55,8 @@ def train(folder: Path, pairs_per_process: int) -> dict[str, Any]:
     }
 
 
-def rank(folder: Path) -> None:
-    """One of two processes: half of the pairs, and what it saw in `rank-0.json` or `rank-1.json`."""
-    seen = train(folder, pairs_per_process=4)
+def rank(folder: Path, **sizes: Any) -> None:
+    """One of two processes: half of the pairs, and what it saw in `rank-0.json` or `rank-1.json`. `sizes` spread the base."""
+    seen = train(folder, 4, **sizes)
     assert seen["world_size"] == 2, f"{seen['world_size']} processes, not 2"
     (folder / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))

@@ -33,13 +33,15 @@ WORDS = ["psle", *(word for name, value in FLAGS.items() for word in (f"--{name}
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", ["", "--train proxy --fsdp_size 2"], ids=["lora", "fsdp"])
+def test_two_processes_are_one(more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = make_prompts("train", 19, 0)
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
     words = [*WORDS, "--output_dir", "two", "--per_device_train_batch_size", "4"]
-    two_processes(partial(main, words), tmp_path)
-    assert main([*WORDS, "--output_dir", "one", "--per_device_train_batch_size", "8"]) == 0
+    kind = more.split()[:2]
+    two_processes(partial(main, words + more.split()), tmp_path)
+    assert main([*WORDS, *kind, "--output_dir", "one", "--per_device_train_batch_size", "8"]) == 0
     for number in range(2):
         one, two = (json.loads(Path(f"{run}/round-00{number}/manifest.json").read_text()) for run in ("one", "two"))
         assert one["optimizer_steps"] == two["optimizer_steps"] == 2, "else it was one process with a batch of 4"
@@ -48,8 +50,9 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(ours.scored.rewards, theirs.scored.rewards, atol=1e-4, rtol=1e-4)
         assert ours.branches == theirs.branches and one["use"] == pytest.approx(two["use"])
     # Plain steps along the gradient: a difference of the gradients is one of the weights.
-    ours, theirs = (load_file(f"{run}/adapter_model.safetensors") for run in ("one", "two"))
-    moved = {name: value for name, value in ours.items() if "lora_B" in name}  # B begins at 0
+    weights = "model.safetensors" if kind else "adapter_model.safetensors"
+    ours, theirs = (load_file(f"{run}/{weights}") for run in ("one", "two"))
+    moved = {name: value for name, value in ours.items() if kind or "lora_B" in name}  # B begins at 0
     largest = max(float(value.abs().max()) for value in moved.values())
     assert largest > 0
     assert max(float((theirs[name] - value).abs().max()) for name, value in moved.items()) < 1e-4 * largest

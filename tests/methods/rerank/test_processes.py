@@ -24,11 +24,15 @@ def apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float
     return max(differences) / max(float(torch.tensor(values).abs().max()) for values in ours.values())
 
 
-@pytest.mark.parametrize("carrier", ["lora", "proxy"])
-def test_two_processes_are_one(carrier: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("carrier", "sizes"),
+    [("lora", {}), ("proxy", {}), ("proxy", {"fsdp_size": 2}), ("proxy", {"tp_size": 2})],
+    ids=["lora", "proxy", "fsdp", "tensor"],
+)
+def test_two_processes_are_one(carrier: str, sizes: dict[str, int], tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
-    two_processes(partial(rank, two, carrier), tmp_path)
+    two_processes(partial(rank, two, carrier, **sizes), tmp_path)
     alone = train(one, 8, carrier)
     assert alone["world_size"] == 1
     ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]

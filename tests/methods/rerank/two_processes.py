@@ -25,12 +25,12 @@ OF: dict[str, dict[str, Any]] = {
 }
 
 
-def train(folder: Path, pairs_per_process: int, carrier: str) -> dict[str, Any]:
+def train(folder: Path, pairs_per_process: int, carrier: str, **sizes: Any) -> dict[str, Any]:
     """Three epochs on sampled groups; returns the first step's gradients and the weights.
 
     A LoRA's are ranked anew, and the probes follow. A proxy's are sampled anew.
     """
-    loaded = load_model(two_layers())
+    loaded = load_model(two_layers(), **sizes)
     loaded.model.requires_grad_(False)
     probes = RepresentationModel(RepresentationConfig(width=loaded.model.config.hidden_size, layers=[1, 2]))
     torch.manual_seed(0)
@@ -80,8 +80,8 @@ def train(folder: Path, pairs_per_process: int, carrier: str) -> dict[str, Any]:
     return seen
 
 
-def rank(folder: Path, carrier: str) -> None:
-    """One of two processes: half of the pairs, and what it saw in `rank-0.json` or `rank-1.json`."""
-    seen = train(folder, 4, carrier)
+def rank(folder: Path, carrier: str, **sizes: Any) -> None:
+    """One of two processes: half of the pairs, and what it saw in `rank-0.json` or `rank-1.json`. `sizes` spread the base."""
+    seen = train(folder, 4, carrier, **sizes)
     assert seen["world_size"] == 2, f"{seen['world_size']} processes, not 2"
     (folder / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))

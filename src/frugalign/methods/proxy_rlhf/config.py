@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
+from frugalign.engines.sharding import replica
 from frugalign.methods.proxy_network import LEARNING_RATE, default_learning_rate, network_settings
 from frugalign.methods.proxy_rlhf.options import ProxyOptions
 from frugalign.options.training_config import TrainingConfig
@@ -119,7 +120,7 @@ class ProxyConfig(TrainingConfig, ProxyOptions, TrainingArguments):
         if "learning_rate" in self._by_base:
             self.learning_rate = default_learning_rate(network)
         budget = self.budget_tokens or default_budget(base_parameters)
-        each = self.max_new_tokens * self.world_size
+        each = self.max_new_tokens * replica().number
         if "per_device_train_batch_size" in self._by_base:
             self.per_device_train_batch_size = default_completions(budget / each, self._group)
         rollouts = max(1, budget // (each * self.per_device_train_batch_size))

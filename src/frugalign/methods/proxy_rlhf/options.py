@@ -45,6 +45,7 @@ class ProxyOptions(
     groups.Rewards,
     groups.Data,
     groups.ModelAdapter,
+    groups.Spread,
     groups.Model,
 ):
     """Options of `frugalign proxy`, with the names of TRL and transformers where they exist."""

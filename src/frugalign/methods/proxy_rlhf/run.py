@@ -16,6 +16,7 @@ from frugalign.base.wording import pluralize
 from frugalign.data import training_prompts
 from frugalign.data.stored_lists import lengths_of
 from frugalign.engines.loading import default_device, load_model
+from frugalign.engines.sharding import replica
 from frugalign.evaluation.schema import few_prompts
 from frugalign.methods.proxies import given_proxy, save_proxy
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
@@ -75,7 +76,7 @@ def _train(config: ProxyConfig, callbacks: Sequence[TrainerCallback]) -> ProxyTr
 def _say_size(trainer: ProxyTrainer) -> None:
     """Say how many tokens the whole run samples and feeds."""
     args, ids = trainer.args, trainer.prompt_ids
-    rollouts, size = args.max_steps // args.steps_per_rollout, args.per_device_train_batch_size * args.world_size
+    rollouts, size = args.max_steps // args.steps_per_rollout, args.per_device_train_batch_size * replica().number
     how = f"{pluralize(rollouts, 'rollout')} of {size} responses of at most {args.max_new_tokens} tokens"
     responses = rollouts * size
     if args.eval_steps and trainer.eval_dataset is not None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,6 +28,7 @@ from frugalign.data.templating import Rendering
 from frugalign.decoding import row_keys
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import LoadedModel
+from frugalign.engines.sharding import replica
 from frugalign.engines.transformers import causal_lm, device_of, embedding_rows
 from frugalign.methods.proxies import load_base, prepare_proxy
 from frugalign.methods.proxy_rlhf.config import ProxyConfig
@@ -53,6 +53,7 @@ from frugalign.rewards.content import reward_contents
 from frugalign.rewards.representation.network import share_base, state_fingerprint
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder, open_run_folder
+from frugalign.runs.processes import gather_all, sum_over_processes
 from frugalign.runs.trackers import log_table
 
 _log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         self._loss_sum = 0.0
         open_run_folder(str(args.output_dir))
         args.size_to(causal_lm(self.lm).num_parameters(), proxy.config)
-        self.schedule = Schedule(len(train_dataset), args.prompts_per_device * args.world_size, args.seed)
+        self.schedule = Schedule(len(train_dataset), args.prompts_per_device * replica().number, args.seed)
         args.round_steps(self.schedule.rounds_per_epoch)
         try:
             super().__init__(
@@ -202,12 +203,12 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         epoch, chosen = self.schedule.prompts(round_)
         numbers = sample_numbers(chosen, args.num_generations)
         indices = [index for index in chosen for _ in range(args.num_generations)]
-        size, rank = args.per_device_train_batch_size, self.accelerator.process_index
-        mine = slice(rank * size, (rank + 1) * size)
+        size, share = args.per_device_train_batch_size, replica()
+        mine = slice(share.index * size, (share.index + 1) * size)
         rollout = self._roll_out(indices[mine], epoch, numbers[mine])
         # Summed over processes: if one process raised alone, the others would wait for it forever.
         n_with_choice = self._sum(torch.tensor(float(rollout is not None)))
-        if rollout is None or n_with_choice < self.accelerator.num_processes:
+        if rollout is None or n_with_choice < share.number:
             raise FrugalignError(
                 f"No position had two candidates at p_t = {args.p_t} and T = {args.temperature}, so there is nothing to learn: lower p_t."
             )
@@ -257,10 +258,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over processes, in float64 so that the result does not depend on the split."""
-        if self.accelerator.num_processes == 1:
-            return values
-        summed: Tensor = self.accelerator.reduce(values.double().to(self.accelerator.device), reduction="sum")
-        return summed.to(values)
+        return sum_over_processes(self.accelerator, values)
 
     # -- overridden methods of Trainer ---------------------------------------------------------------------------------------------
 
@@ -332,9 +330,7 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
 
     def _means(self) -> dict[str, float]:
         """The means since the last log line, over all processes."""
-        noted: list[dict[str, list[float]]] = [self._logs]
-        if self.accelerator.num_processes > 1:
-            noted = gather_object(noted)
+        noted = gather_all([self._logs])
         together: dict[str, list[float]] = {}
         for part in noted:
             for name, values in part.items():

@@ -55,6 +55,7 @@ class StoredProxyOptions(
     groups.Principles,
     groups.Data,
     groups.ModelAdapter,
+    groups.Spread,
     groups.Model,
 ):
     """Options of `frugalign proxy` on pairs, demonstrations or a teacher. Names are TRL's where it has one."""

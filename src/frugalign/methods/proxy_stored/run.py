@@ -110,11 +110,13 @@ def _train(config: StoredProxyConfig, callbacks: Sequence[TrainerCallback]) -> S
     TrainingProgress("training the proxy", _SHOWN).replace_defaults(trainer)
     with closing(trainer.reader):
         trainer.train(resume_from_checkpoint=checkpoint)
-        if trainer.is_world_process_zero():
-            if trainer.signal == "pairs":
-                write_report(pairs_report(trainer, data.train, data.validation, data.test), folder)
-            if answers is not None:
-                _keep(answers, ranking_file(folder, 0))
+        # All processes read the pairs.
+        report = pairs_report(trainer, data.train, data.validation, data.test) if trainer.signal == "pairs" else None
+    if trainer.is_world_process_zero():
+        if report is not None:
+            write_report(report, folder)
+        if answers is not None:
+            _keep(answers, ranking_file(folder, 0))
     save_proxy(trainer, folder, _DESCRIBED[trainer.signal])
     return trainer
 

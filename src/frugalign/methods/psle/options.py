@@ -52,6 +52,7 @@ class PSLEOptions(
     groups.Principles,
     groups.Data,
     Trained,
+    groups.Spread,
     groups.Model,
 ):
     """Options of `frugalign psle`, with TRL's names where they exist: principle-guided self-enhancement in rounds."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +28,7 @@ from frugalign.policies.prompt_rows import PromptRows, Scoring
 from frugalign.policies.spec import PolicySpec, SamplingSettings
 from frugalign.rewards.loading import NamedReward
 from frugalign.runs.layout import ROUND_METRICS_FILE, ROUND_SAMPLES_FILE, read_round_samples
-from frugalign.runs.processes import add_all_counts, gather_rows, local_rows
+from frugalign.runs.processes import add_all_counts, gather_rows, is_main_process, local_rows
 
 _EPOCH = 1_000_003
 """The noise epoch of held-out prompts. No round reaches it."""
@@ -66,7 +65,7 @@ class RoundEvaluation:
         add_all_counts(ledger, counted)
         numbered = [(row, each.to_line()) for row, each in zip(mine, responses, strict=True)]
         lines = [line for _, line in gather_rows(numbered)]
-        if PartialState().is_main_process:
+        if is_main_process():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(costs.with_name(ROUND_SAMPLES_FILE), text)
             first = None if before is None else read_round_samples(before)

@@ -12,6 +12,7 @@ from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data import training_prompts
 from frugalign.engines.loading import load_model
+from frugalign.engines.transformers import device_of
 from frugalign.methods.psle.config import PSLEConfig
 from frugalign.methods.psle.folders import is_unfinished
 from frugalign.methods.psle.trainer import PSLETrainer
@@ -51,8 +52,10 @@ def _train(config: PSLEConfig, callbacks: Sequence[TrainerCallback]) -> PSLETrai
     with ledger.phase("load"):
         arguments = policy_arguments(config, trains_every_weight=config.train == "full")
         loaded = load_model(config.model_name_or_path, **arguments)
-    rewards = load_rewards(config.reward, device=str(loaded.model.device))
-    extra_rewards = load_rewards(config.eval_reward, device=str(loaded.model.device)) if config.eval_reward else None
+    rewards = load_rewards(config.reward, device=str(device_of(loaded.model)))
+    extra_rewards = (
+        load_rewards(config.eval_reward, device=str(device_of(loaded.model))) if config.eval_reward else None
+    )
     seconds_before = ledger.wall_clock_seconds
     trainer = PSLETrainer(
         loaded.model,

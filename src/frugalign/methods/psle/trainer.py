@@ -27,7 +27,7 @@ from frugalign.data.splits import dataset_fingerprint, rows_fingerprint
 from frugalign.data.templating import Rendering
 from frugalign.data.weights import weights_in
 from frugalign.engines.fingerprints import fingerprint
-from frugalign.engines.transformers import base_parameters
+from frugalign.engines.transformers import base_parameters, device_of
 from frugalign.methods.carriers import weights_digest
 from frugalign.methods.proxy_carrier import carrier_of
 from frugalign.methods.psle.config import PSLEConfig
@@ -113,7 +113,7 @@ class PSLETrainer:
             raise FrugalignError("There are no prompts to train on.")
         self._row_weights = weights_in(train_dataset, "weight")
         self.principles = principles_of(principles, args)
-        self.rewards = load_rewards(reward_funcs, device=str(model.device))
+        self.rewards = load_rewards(reward_funcs, device=str(device_of(model)))
         self.sampler = Sampler(train_dataset, tokenizer, self.principles, args, reward_contents(self.rewards))
         self.fitting = self.sampler.fitting(model)
         if len(self.fitting) < len(train_dataset):
@@ -136,7 +136,7 @@ class PSLETrainer:
         args, tokenizer = self.args, self.processing_class
         if prompts is None or not len(prompts) or not args.eval_prompts:
             return None
-        extra_rewards = load_rewards(rewards, device=str(model.device)) if rewards else []
+        extra_rewards = load_rewards(rewards, device=str(device_of(model))) if rewards else []
         load_rewards([*self.rewards, *extra_rewards])  # refuses two rewards of the same name
         rows = Sampler(prompts, tokenizer, None, args).fitting(model)[: args.eval_prompts]
         warn_of_few(len(rows), args.eval_prompts)

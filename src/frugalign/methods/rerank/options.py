@@ -46,6 +46,7 @@ class RerankOptions(
     groups.PairLength,
     groups.Data,
     Trained,
+    groups.Spread,
     groups.Model,
 ):
     """Options of `frugalign rerank`: DPO with confidence that follows the policy. Names are TRL's where it has one."""

@@ -21,6 +21,7 @@ from frugalign.data.load_files import columns_of
 from frugalign.data.pairs import preference_pairs
 from frugalign.data.splits import column, distinct, split_for, training_data_record, training_name
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.transformers import device_of
 from frugalign.methods.proxies import given_proxy, settle_temperature
 from frugalign.methods.rerank.config import RerankConfig, check_reward_of_groups
 from frugalign.methods.rerank.groups import sample_for
@@ -155,7 +156,7 @@ def _shift_reward(config: RerankConfig, loaded: LoadedModel) -> NamedReward | No
         return None
     if config.reward is None:
         raise FrugalignError("shift_reward needs reward: half of the shift is measured with frozen probes.")
-    return load_reward(config.shift_reward, device=str(loaded.model.device))
+    return load_reward(config.shift_reward, device=str(device_of(loaded.model)))
 
 
 def shift_monitor(config: RerankConfig, trainer: RerankTrainer, reward: NamedReward) -> ShiftMonitor:
