@@ -89,7 +89,7 @@ def train(base: str, folder: Path, size: Size, temperature: float, **ray: Any) -
     )
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return [float(ids[0] % 2) for ids in completion_ids]
+        return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
     data = Dataset.from_dict({"prompt": [f"{number}. {prompt}" for number in range(size.completions // GROUP)]})
     trainer = ProxyTrainer(load_model(base), reward, args, data, callbacks=[rounds])

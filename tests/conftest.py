@@ -22,15 +22,16 @@ def ray_here() -> Iterator[str]:
     """Ray on this machine, started once as `--ray local` starts it. The address to give. Its files lie in a short path, as its sockets need."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed")
-    from frugalign.workers.ray_cluster import LOCAL, connect
+    from frugalign.workers import ray_cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
-        ray = connect(LOCAL)
+        patch.setattr(ray_cluster, "_STARTS", 8)  # half a minute is short where tests run side by side
+        ray = ray_cluster.connect(ray_cluster.LOCAL)
         try:
-            yield LOCAL
+            yield ray_cluster.LOCAL
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +76,16 @@ def test_two_workers_write_the_cache_that_this_process_writes(
     """A worker is killed at two random moments of the pass as well."""
     monkeypatch.setattr(module, "_SHARD_TOKENS", 200)
     one = trained(tmp_path / "one")
-    killed_in = {}
+    killers, kills = ExitStack(), list[list[int]]()
 
     def pool_with_killer(*args: Any) -> Any:
         pool = feature_worker.feature_pool(*args)
-        run = pool.run
-
-        def killed(*given: Any) -> Any:
-            with killing(pool, 1, seed=len(killed_in)) as killed_in[len(killed_in)]:
-                yield from run(*given)
-
-        pool.run = killed
+        kills.append(killers.enter_context(killing(pool, 2, seed=0)))
         return pool
 
     monkeypatch.setattr(of_trainer, "feature_pool", pool_with_killer)
     two = trained(tmp_path / "two", **TWO_WORKERS)
     assert len(one[0]) > 3 and two[0] == one[0]
     assert two[2] == one[2] and all(torch.equal(two[1][name], one[1][name]) for name in one[1])
-    assert len(killed_in) == 2, "the training pairs, and the validation pairs"
+    killers.close()
+    assert len(kills[0]) == 2, "in the pass over the training pairs, and in that over the validation pairs"

@@ -130,10 +130,12 @@ def test_workers_that_die_again_and_again_are_one_sentence(ray_here: str, monkey
     from frugalign.workers import ray_pool as module
     from frugalign.workers.ray_pool import RayPool
 
-    monkeypatch.setattr(module, "_DEATHS", 1)
+    monkeypatch.setattr(module, "_TRIES", 2)
     pool = RayPool(ray_here, 1, HALF, "tests.workers.toy:Toy", Record())
     try:
-        with pytest.raises(FrugalignError, match=r"2 workers died in a row, possibly for want of memory"):
+        with pytest.raises(
+            FrugalignError, match=r"2 workers died over the same piece of work, possibly for want of memory"
+        ):
             list(pool.run(pieces(1, always_dies=True), Record({"more": 0})))
     finally:
         pool.close()

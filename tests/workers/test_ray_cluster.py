@@ -17,17 +17,17 @@ from frugalign.workers.ray_cluster import Needs, connect, room
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`calls`: of `init`. `error`: what it raises."""
-    found = SimpleNamespace(calls=[], error=None, initialized=False)
+    """`calls`: of `init`. `error`: what it raises, `times` times."""
+    found = SimpleNamespace(calls=[], error=None, times=9, initialized=False)
 
     def init(**given: Any) -> None:
         found.calls.append(given)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray sets a handler of its own
-        if found.error is not None:
+        if found.error is not None and len(found.calls) <= found.times:
             raise found.error
         found.initialized = True
 
-    module = SimpleNamespace(init=init, is_initialized=lambda: found.initialized)
+    module = SimpleNamespace(init=init, is_initialized=lambda: found.initialized, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", module)
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     return found
@@ -62,6 +62,17 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(stand_in: Any, error: E
     stand_in.error = error
     with pytest.raises(FrugalignError, match=f"^Cannot reach Ray at auto: {' '.join(str(error).split())}$"):
         connect("auto")
+    assert len(stand_in.calls) == 1
+
+
+def test_a_busy_machine_gets_three_tries_to_start(stand_in: Any) -> None:
+    stand_in.error, stand_in.times = Exception("The current node timed out during startup."), 2
+    connect("local")
+    assert len(stand_in.calls) == 3
+    stand_in.initialized, stand_in.times = False, 9
+    with pytest.raises(FrugalignError, match="Cannot reach Ray at local: The current node timed out"):
+        connect("local")
+    assert len(stand_in.calls) == 6
 
 
 def machines(*resources: dict[str, float]) -> Any:

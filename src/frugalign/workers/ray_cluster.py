@@ -17,6 +17,8 @@ from frugalign.base.errors import FrugalignError
 LOCAL = "local"
 """The address that stands for a cluster of this machine alone, which ends with the command."""
 _LOOPBACK = "127.0.0.1"
+_STARTS = 3
+"""Times that Ray is started here. It gives up after half a minute, which a busy machine may need."""
 _log = logging.getLogger(__name__)
 
 
@@ -65,13 +67,17 @@ def connect(address: str) -> Any:
         os.environ.setdefault("RAY_worker_niceness", "0")  # its workers do this command's own work
     here = {"address": LOCAL, "include_dashboard": False, "_node_ip_address": _LOOPBACK}
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            **(here if address == LOCAL else {"address": address}), log_to_driver=False, logging_level=logging.ERROR
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise FrugalignError(f"Cannot reach Ray at {address}: {said}") from error
+    for left in reversed(range(_STARTS if address == LOCAL else 1)):
+        try:
+            ray.init(
+                **(here if address == LOCAL else {"address": address}), log_to_driver=False, logging_level=logging.ERROR
+            )
+            break
+        except Exception as error:  # Ray raises any kind
+            ray.shutdown()
+            if not left:
+                said = " ".join(str(error).split()) or type(error).__name__
+                raise FrugalignError(f"Cannot reach Ray at {address}: {said}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray sets its own
     return ray

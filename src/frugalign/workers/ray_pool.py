@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -24,8 +24,8 @@ from frugalign.workers.record import Piece, Record, pack, unpack
 
 _AHEAD = 2
 """Pieces for each worker that may be done before the one that is wanted next. It bounds the memory of answers that wait."""
-_DEATHS = 3
-"""Workers that may die without an answer in between, for each worker of the pool."""
+_TRIES = 5
+"""Workers that may die over one piece, and for each worker of the pool while they start."""
 _PATIENCE = 60.0
 """Seconds without any worker until the command says that it waits."""
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class RayPool:
         # Ray itself restarts nothing: a machine that has left for good would keep its pieces waiting.
         self._actors = self._ray.remote(Host).options(**needs.options(), max_restarts=0)
         self._make, self._about = make, self._ray.put(pack(about))
-        self._runs, self._deaths = count(1), 0
+        self._runs, self._never_started, self._lost_with = count(1), 0, Counter[tuple[int, int]]()
         self._idle: list[Any] = []
         self._tasks: dict[Any, _Task] = {}
         for _ in range(size):
@@ -151,26 +151,35 @@ class RayPool:
         except errors.RayError as error:
             if task.run == number and task.piece is not None:
                 left.appendleft(task.piece)
-            self._replace(task.actor, error)
+            self._replace(task, error)
             return
         self._idle.append(task.actor)
         if task.piece is None:
             self.pids[task.actor] = answer
+            self._never_started = 0
             return
-        self._deaths = 0
         if task.run == number:  # otherwise of a run that nobody reads any more
             found[task.piece] = answer
             self.traffic.returned += len(answer)
             advance(task.unit, task.size)
 
-    def _replace(self, actor: Any, error: Exception) -> None:
+    def _replace(self, task: _Task, error: Exception) -> None:
+        """Start a worker in place of one that has died."""
         self.traffic.lost += 1
-        self._deaths += 1
-        self._end(actor)
-        if self._deaths > _DEATHS * self.size:
-            raise FrugalignError(
-                f"{pluralize(self._deaths, 'worker')} died in a row, possibly for want of memory. The last one: {shown(str(error), quoted=False, longest=500)}"
-            ) from error
+        self._end(task.actor)
+        said = shown(str(error), quoted=False, longest=500)
+        if task.piece is None:
+            self._never_started += 1
+            if self._never_started >= _TRIES * self.size:
+                raise FrugalignError(
+                    f"{pluralize(self._never_started, 'worker')} died while they started, possibly for want of memory: {said}"
+                )
+        else:
+            self._lost_with[task.run, task.piece] += 1
+            if self._lost_with[task.run, task.piece] >= _TRIES:
+                raise FrugalignError(
+                    f"{pluralize(_TRIES, 'worker')} died over the same piece of work, possibly for want of memory: {said}"
+                )
         _log.warning("A worker died. Another one takes its place, and its piece is run again.")
         self._start()
 

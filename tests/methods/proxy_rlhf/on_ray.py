@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,20 +42,30 @@ def trainer(folder: Path, **options: Any) -> ProxyTrainer:
 
 @contextmanager
 def killing(pool: Any, times: int, seed: int) -> Iterator[list[int]]:
-    """Inside the block, workers of the pool are killed at `times` random moments: idle, busy, and with no other one alive."""
-    draw, stop, killed = random.Random(seed), threading.Event(), list[int]()
+    """Inside the block, a worker is killed at a random moment of a run or just after it, in as many runs of the pool: busy, idle, and with no
+    other one alive."""
+    draw, killed, run = random.Random(seed), list[int](), pool.run
 
-    def kill() -> None:
-        while len(killed) < times and not stop.wait(draw.uniform(0.0, 0.3)):
-            alive = [pid for pid in sorted(pool.pids.values()) if pid not in killed]
-            for pid in draw.sample(alive, min(1, len(alive))):
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+    def kill(delay: float, over: threading.Event) -> None:
+        over.wait(delay)
+        while not (alive := [pid for pid in sorted(pool.pids.values()) if pid not in killed]) and not over.is_set():
+            time.sleep(0.01)  # until one of those that replace the dead has started
+        for pid in draw.sample(alive, min(1, len(alive))):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
+    def run_and_kill(*given: Any) -> Iterator[Any]:
+        over = threading.Event()
+        thread = threading.Thread(target=kill, args=(draw.uniform(0.0, 0.3), over))
+        if len(killed) < times:
+            thread.start()
+        yield from run(*given)
+        over.set()
+        if thread.ident is not None:
+            thread.join()
+
+    pool.run = run_and_kill
     try:
         yield killed
     finally:
-        stop.set()
-        thread.join()
+        pool.run = run
