@@ -122,6 +122,7 @@ TABLES = [
         ROOT / "docs" / "methods" / "proxy.md",
         ROOT / "docs" / "methods" / "representation-reward.md",
         ROOT / "docs" / "how-to" / "serve.md",
+        ROOT / "docs" / "how-to" / "serve-elsewhere.md",
     )
     for name, table in NUMBERED.findall(page.read_text("utf-8"))
 ]
