@@ -86,7 +86,6 @@ class Proxy(Carrier):
         self._lm = lm.eval().requires_grad_(False)
         set_up(self._lm)
         self.policy = prepare_proxy(given_proxy(args), base, _about(base), args)
-        args.settle_rate_by_size(self.policy.config)
         reads_tokens = self.policy.config.candidate_features == "embedding"
         self._embeddings = embedding_rows(self._lm) if reads_tokens else None
         proposals = Proposals(self.policy.config.temperature, self.policy.limits)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from frugalign.base.errors import FrugalignError
-from frugalign.methods.proxy_network import (
-    LEARNING_RATE,
-    TOKEN_BIAS_RATE,
-    Network,
-    default_learning_rate,
-    network_settings,
-)
+from frugalign.methods.proxy_network import TOKEN_BIAS_RATE, Network, network_settings
 from frugalign.options import groups
 
 LM_LEARNING_RATE = 1e-4
@@ -34,32 +28,19 @@ class Trained(groups.Cache, Network, groups.Lora):
 class TrainedConfig:
     """A mixin for a config with `Trained`, or one that always trains a proxy, on `TrainingArguments`."""
 
-    samples_from_policy: ClassVar[bool] = False
-    """Whether what is trained also samples what it trains on next."""
-    _rate_by_size = False
-
     def settle_rate(self) -> None:
         """Fill in a learning rate that was not given.
 
         A proxy that learns from stored answers takes the same at any size, and several times that of one that samples: no step can spoil
-        what is sampled next, and the best evaluation is kept. That of one that samples follows from its size, once it is built.
+        what is sampled next, and the best evaluation is kept.
         """
         args: Any = self
         if args.learning_rate != -1:
             return
         if getattr(args, "train", "proxy") != "proxy":
             args.learning_rate = LM_LEARNING_RATE
-        elif self.samples_from_policy:
-            args.learning_rate = LEARNING_RATE  # a value that transformers accepts until then
-            self._rate_by_size = True
         else:
             args.learning_rate = TOKEN_BIAS_RATE if args.candidate_features == "token_bias" else _STORED_RATE
-
-    def settle_rate_by_size(self, network: Any) -> None:
-        """Fill in the learning rate of a proxy with this `ProxyModelConfig`, if it was not given and follows from its size."""
-        if self._rate_by_size:
-            args: Any = self
-            args.learning_rate = default_learning_rate(network)
 
     def network(self) -> dict[str, Any]:
         """The options that the proxy's config stores. None stands for a default that depends on the base."""

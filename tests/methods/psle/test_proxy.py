@@ -89,15 +89,6 @@ def test_the_loss_is_the_one_on_paper(tmp_path: Path, monkeypatch: pytest.Monkey
     assert kl is not None and first_loss(with_kl) - expected == pytest.approx(2 * float(kl.sum()) / tokens, abs=1e-5)
 
 
-def test_the_learning_rate_follows_from_the_proxys_size(tmp_path: Path) -> None:
-    """It samples what it learns from next, so one rate for all sizes would throw a large one far. A given rate stays."""
-    found = [small(tmp_path / str(hidden), couples(), hidden=hidden).args.learning_rate for hidden in (4, 400)]
-    width = load_model(two_layers()).model.config.hidden_size
-    assert found == pytest.approx([0.01, 1.28 / (400 * math.sqrt(width))])
-    assert small(tmp_path / "given", couples(), learning_rate=0.5).args.learning_rate == 0.5
-    assert small(tmp_path / "bias", couples(), candidate_features="token_bias").args.learning_rate == 0.1
-
-
 def test_a_round_by_dpo_starts_from_its_own_proxy(tmp_path: Path) -> None:
     """The reference is the proxy as the round found it, so the loss begins at log 2 whatever it has learned."""
     rows = couples(is_ranked=[True] * 3)

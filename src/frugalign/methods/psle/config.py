@@ -45,7 +45,6 @@ class PSLEConfig(TrainedConfig, TrainingConfig, PSLEOptions, TrainingArguments):
     """
 
     own: ClassVar[type] = PSLEOptions
-    samples_from_policy: ClassVar[bool] = True
     own_may_change: ClassVar[frozenset[str]] = frozenset(
         {"rounds", "principles", "eval_reward", "share_prefix", "cache_dir", "max_cache_gib"}
     )

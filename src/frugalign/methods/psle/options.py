@@ -61,7 +61,7 @@ class PSLEOptions(
         groups.Steps,
         "learning_rate",
         -1,
-        "-1: 1e-4, and of a proxy by its size. When training every weight, try 1e-5. Every round starts anew.",
+        "-1: 1e-4, and 0.002 for a proxy. When training every weight, try 1e-5. Every round starts anew.",
         RATE,
     )
     eval_reward: list[str] = option([], "A reward to measure held-out prompts by, repeatable; never trained on.")

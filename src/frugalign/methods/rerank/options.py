@@ -55,7 +55,7 @@ class RerankOptions(
         groups.Steps,
         "learning_rate",
         -1,
-        "-1: 1e-4, and of a proxy by its size. When training every weight, try 1e-5.",
+        "-1: 1e-4, and 0.002 for a proxy. When training every weight, try 1e-5.",
         RATE,
     )
     reward: str | None = like(
