@@ -255,7 +255,8 @@ def main() -> None:
                 f"FRUGALIGN_TRIALS=folder FRUGALIGN_MODELS=folder frugalign study experiments/studies/{task.study.name}"
             )
             options = state_of(task, is_smoke=False).options
-            facts = {"budget": options.budget, "test prompts": options.eval_prompts, "seeds": options.seeds}
+            ran = sorted({each.cell.request["seed"] for row in rows for each in row.outcomes})
+            facts = {"budget": options.budget, "test prompts": options.eval_prompts, "seeds": ran}
             write_summary(f"real-{task.name}", command, f"{MODEL}, 135 million", numbers, facts)
     if not done:
         print("No study has run yet.")
