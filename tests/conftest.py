@@ -17,9 +17,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here() -> Iterator[str]:
-    """Ray on this machine, started once as `--ray local` starts it. The address to give. Its files lie in a short path, as its sockets need."""
+    """Ray on this machine, started as `--ray local` starts it. The address to give. Its files lie in a short path, as its sockets need.
+
+    It stops with the module: a process that other tests fork while Ray's threads run may crash.
+    """
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed")
     from frugalign.workers import ray_cluster
@@ -28,8 +31,9 @@ def ray_here() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
-        patch.setattr(ray_cluster, "_STARTS", 8)  # half a minute is short where tests run side by side
-        ray = ray_cluster.connect(ray_cluster.LOCAL)
+        with patch.context() as starting:
+            starting.setattr(ray_cluster, "_STARTS", 8)  # half a minute is short where tests run side by side
+            ray = ray_cluster.connect(ray_cluster.LOCAL)
         try:
             yield ray_cluster.LOCAL
         finally:

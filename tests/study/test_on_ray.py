@@ -66,7 +66,6 @@ def results(study: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked_cells")
 def test_a_study_on_ray_is_that_of_one_process(
     ray_here: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,11 +55,11 @@ def attach_adapter(
     """
     from peft import PeftModel
 
+    folder = _folder_of(adapter)
     if is_spread(model):
         raise FrugalignError(
             f"The adapter {adapter} cannot be attached to a model that is spread over processes: merge it first."
         )
-    folder = _folder_of(adapter)
     check_safetensors(folder / ADAPTER_WEIGHTS_FILE)
     record = read_json(folder / ADAPTER_RECORD_FILE)
     if (folder / ADAPTER_RECORD_FILE).exists():
