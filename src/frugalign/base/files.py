@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.parsing import parse_json
@@ -29,7 +29,7 @@ MODEL_RECORD_FILE = "frugalign_model.json"
 CARD_FILE = "README.md"
 STAGING_FOLDER = ".frugalign-saving"
 """Where an artefact or a checkpoint is written before it is moved up, into place."""
-TEMPORARY = ".frugalign-tmp"
+_TEMPORARY = ".frugalign-tmp"
 """How a half-written file's name ends. No other program writes such files, so they are safe to delete."""
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -93,11 +93,25 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     with writing(path):
         announce("write", path)
+        with replacing(path) as file:
+            file.write(data)
+        announce("written", path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file with a name of its own, which stands at `path` once the block has ended. If that fails, the old file stays there.
+
+    Raises:
+        FrugalignError: the file cannot be written; the message gives the reason.
+    """
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        os.close(descriptor)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+            with open(staged, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             announce("staged", path)
@@ -106,12 +120,11 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         except BaseException:
             Path(staged).unlink(missing_ok=True)
             raise
-        announce("written", path)
 
 
 def is_leftover(path: Path) -> bool:
     """Whether this is what `write_atomic` leaves behind when the process is killed inside it."""
-    return re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY)}", path.name) is not None
+    return re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_TEMPORARY)}", path.name) is not None
 
 
 def umask() -> int:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from frugalign.base.files import replacing
 from frugalign.data.columns import Columns
 from frugalign.data.formats import conversion_hint
-from frugalign.data.on_disk import Spill, cache_folder, join, key_of, mapped, replacing, store_table
+from frugalign.data.on_disk import Spill, cache_folder, join, key_of, mapped, store_table
 from frugalign.data.read_files import read_splits
 from frugalign.data.repeated_prompts import RepeatedPrompts, without_prompt
 from frugalign.data.rows import Batch, Problem, Source, json_type

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
-from frugalign.base.files import umask, writing
+from frugalign.base.files import replacing, writing
 
 LARGE = 8 << 20
 """Bytes of Arrow data, at most, that stay in memory."""
@@ -29,7 +27,6 @@ ROWS = 10_000
 """Rows that are held as Python objects at once."""
 _FORM = 2
 """How cached files are made. It is a part of every key, so that those of another version are not read."""
-_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -129,19 +126,3 @@ def kept_numbers(key: str | None, make: Callable[[], np.ndarray[Any, Any]]) -> n
         with replacing(path) as file:
             np.save(file, make(), allow_pickle=False)
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears at `path` once the block has ended."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-            Path(staged).chmod(0o666 & ~umask())  # mkstemp makes private files
-            os.replace(staged, path)
-        except BaseException:
-            Path(staged).unlink(missing_ok=True)
-            raise

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any
 
 from frugalign.base import files
 from frugalign.base.errors import FrugalignError
-from frugalign.base.files import STAGING_FOLDER, hash_file, is_leftover, write_json_atomic, writing
+from frugalign.base.files import STAGING_FOLDER, hash_file, is_leftover, replacing, write_json_atomic
 from frugalign.base.json_files import read_json
 from frugalign.base.parsing import parse_json
 from frugalign.runs.layout import LOCK_FILE
@@ -149,7 +148,7 @@ class Mirror:
         return found
 
     def _keep_manifest(self) -> None:
-        # Not announced, as it is no file of the run.
+        # Not announced: it belongs to the mirror and not to the run.
         before, files.on_finished = files.on_finished, None
         try:
             write_json_atomic(self.folder / MANIFEST, self._known)
@@ -195,19 +194,10 @@ class Mirror:
 
     def _download(self, name: str, digest: str) -> None:
         path = self.folder / name
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, staged = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.", suffix=files.TEMPORARY)
-            try:
-                with os.fdopen(descriptor, "wb") as copy:
-                    self._ask("read", lambda: self._system.get_file(f"{self._path}/{name}", staged))
-                    copy.flush()
-                if hash_file(Path(staged)) != digest:
-                    raise FrugalignError(f"{self.url}/{name} is damaged: it is not what was uploaded.")
-                os.replace(staged, path)
-            except BaseException:
-                Path(staged).unlink(missing_ok=True)
-                raise
+        with replacing(path) as copy:
+            self._ask("read", lambda: self._system.get_file(f"{self._path}/{name}", copy.name))
+            if hash_file(Path(copy.name)) != digest:
+                raise FrugalignError(f"{self.url}/{name} is damaged: it is not what was uploaded.")
 
     def _ask(self, what: str, do: Callable[[], Any]) -> Any:
         try:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from frugalign.base.errors import FrugalignError
 from frugalign.study.layout import LOG_FILE, REQUEST_FILE
@@ -65,13 +65,21 @@ class Here:
     def start(self, folder: Path, words: list[str]) -> Running:
         given = _QUIET | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.at_once))}
         with (folder / LOG_FILE).open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(folder), *words],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=given | os.environ,
-            )
+            return _process([str(folder), *words], log, given | os.environ)
+
+
+def _process(
+    words: list[str], log: IO[bytes], variables: dict[str, str], folder: str | None = None
+) -> subprocess.Popen[bytes]:
+    """A cell's own process. `folder`: where it works."""
+    return subprocess.Popen(
+        [sys.executable, "-m", _MODULE, *words],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=variables,
+        cwd=folder,
+    )
 
 
 class OnRay:
@@ -153,14 +161,8 @@ def run_task(folder_here: str, cell: str, words: list[str], variables: dict[str,
             f"The machine {os.uname().nodename} does not see {folder}: every machine of the cluster must see output_dir, at the same path."
         )
     with (folder / LOG_FILE).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, cell, *words],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | variables,
-            cwd=folder_here if os.path.isdir(folder_here) else None,
-        )
+        there = folder_here if os.path.isdir(folder_here) else None
+        process = _process([cell, *words], log, os.environ | variables, there)
         try:
             status = process.wait()
         finally:

@@ -16,9 +16,8 @@ from torch import Tensor
 from frugalign.data.on_disk import ROWS
 from frugalign.data.templating import Rendering
 from frugalign.data.weights import WEIGHTS, weights_in
-from frugalign.engines.encode import pairs_table, tokenize_pairs
+from frugalign.engines.encode import SIDES, pairs_table, tokenize_pairs
 
-SIDES = ("chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 """Precomputed log-probabilities of both answers under the model before training, with TRL's names."""
 

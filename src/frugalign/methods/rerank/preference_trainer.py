@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
 from frugalign.data.stored_lists import InTurn, Twice, lists_of
+from frugalign.engines.encode import SIDES
 from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.answer_features import Answers
@@ -27,7 +28,7 @@ from frugalign.methods.carriers import Carrier, prepare_policy
 from frugalign.methods.confidence import prefer_given
 from frugalign.methods.log_probs import Reading, Scored
 from frugalign.methods.losses import confidence_loss, imitation_loss
-from frugalign.methods.rerank.collator import REFERENCE, SIDES, PairCollator, encode_pairs
+from frugalign.methods.rerank.collator import REFERENCE, PairCollator, encode_pairs
 from frugalign.methods.rerank.config import RerankConfig
 from frugalign.methods.rerank.reference import store_references
 from frugalign.methods.rerank.running_means import RunningMeans, Share, mean_of
