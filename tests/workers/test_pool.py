@@ -82,9 +82,14 @@ def test_a_run_that_nobody_reads_to_its_end_is_forgotten(ray_pool: Any) -> None:
 
 @pytest.mark.slow
 def test_what_a_worker_raises_is_raised_here(ray_pool: Any) -> None:
-    """The user's error as one sentence; and the pool works on."""
+    """The user's error as one sentence, the first piece's even where another's came first; and the pool works on."""
+    wrong = [*pieces(1, raises=True, pause=0.5), *pieces(2, raises=True)[1:]]
     with pytest.raises(FrugalignError, match=r"^piece 0 is wrong$"):
-        list(ray_pool.run(pieces(2, raises=True), Record({"more": 0})))
+        list(ray_pool.run(wrong, Record({"more": 0})))
+    run = ray_pool.run([*pieces(1, pause=0.5), *wrong[1:]], Record({"more": 0}))
+    assert next(run).values["n"] == 0, "what comes before a wrong piece is answered"
+    with pytest.raises(FrugalignError, match=r"^piece 1 is wrong$"):
+        next(run)
     assert numbers(ray_pool.run(pieces(2), Record({"more": 0}))) == [0, 1]
 
 

@@ -94,13 +94,16 @@ class RayPool:
         content, number = pack(shared), next(self._runs)
         self.traffic.broadcast += len(content)
         everyone = self._ray.put(content)
-        left, found = deque(range(len(pieces))), dict[int, bytes]()
+        left, found = deque(range(len(pieces))), dict[int, bytes | Exception]()
         for wanted in range(len(pieces)):
             while wanted not in found:
                 while self._idle and left and left[0] < wanted + _AHEAD * self.size:
                     self._hand_out(left.popleft(), pieces, everyone, number)
                 self._collect(number, left, found)
-            yield unpack(found.pop(wanted))
+            answer = found.pop(wanted)
+            if isinstance(answer, Exception):
+                raise answer
+            yield unpack(answer)
 
     def wait(self) -> None:
         """Until every worker has started. `run` needs no such wait: the first worker begins while the others load.
@@ -132,8 +135,11 @@ class RayPool:
             actor, number, place, piece.unit, piece.size
         )
 
-    def _collect(self, number: int, left: deque[int], found: dict[int, bytes]) -> None:
-        """Wait for an actor. Its answer goes into `found`, or its piece back to `left` if it has died."""
+    def _collect(self, number: int, left: deque[int], found: dict[int, bytes | Exception]) -> None:
+        """Wait for an actor. Its answer, or the error that it raised, goes into `found`, or its piece back to `left` if it has died.
+
+        An error waits for its piece's turn as an answer does: which of two comes first must not depend on which worker was faster.
+        """
         errors = self._ray.exceptions
         done, _ = self._ray.wait(list(self._tasks), timeout=None if self.pids else _PATIENCE)
         if not done:
@@ -143,10 +149,11 @@ class RayPool:
         try:
             answer = self._ray.get(done[0])
         except errors.RayTaskError as error:  # the worker raised it
-            if task.piece is not None:
-                self._idle.append(task.actor)
-            if task.run in (0, number):
-                raise _in_words(error, at_start=task.piece is None) from error
+            if task.piece is None:
+                raise _at_start(error) from error
+            self._idle.append(task.actor)
+            if task.run == number:
+                found[task.piece] = _of_a_piece(error)
             return
         except errors.RayError as error:
             if task.run == number and task.piece is not None:
@@ -184,13 +191,17 @@ class RayPool:
         self._start()
 
 
-def _in_words(error: Any, *, at_start: bool) -> Exception:
-    """What a worker has raised. At its start anything may be wrong with its machine; later only the user's errors are one sentence."""
+def _of_a_piece(error: Any) -> Exception:
+    """What a worker has raised over a piece: a user's error as the sentence it was, any other with its traceback."""
+    cause = getattr(error, "cause", error)
+    return FrugalignError(str(cause)) if isinstance(cause, FrugalignError) else RuntimeError(str(error))
+
+
+def _at_start(error: Any) -> FrugalignError:
+    """What a worker has raised while it started. Anything may be wrong with its machine, so all of it is a sentence."""
     cause = getattr(error, "cause", error)
     if isinstance(cause, FrugalignError):
         return FrugalignError(str(cause))
-    if not at_start:
-        return RuntimeError(str(error))
     said = shown(f"{type(cause).__name__}: {cause}", quoted=False, longest=300)
     return FrugalignError(
         f"A worker cannot start: {said} Every machine of the cluster needs the same packages and files."
