@@ -43,7 +43,7 @@ def test_two_processes_are_one(sizes: dict[str, int], tmp_path: Path) -> None:
     assert apart(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "the processes end apart"
     assert apart(alone["gradients"], ranks[0]["gradients"]) < 1e-4
     assert apart(alone["weights"], ranks[0]["weights"]) < 0.02
-    assert ranks[0]["brake"] == ranks[1]["brake"] == pytest.approx(alone["brake"], rel=1e-3)
+    assert ranks[0]["kl"] == ranks[1]["kl"] == pytest.approx(alone["kl"], rel=1e-3)
     logs = [read_log(folder) for folder in (one, two)]
     assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]] and len(logs[0]) == 12
     for name in ("loss", "kl", "rewards/margins", "eval_loss", "eval_kl"):

@@ -271,7 +271,6 @@ def test_a_teacher_that_cannot_read_so_much_is_said(capsys: pytest.CaptureFixtur
         ([{"prompt": str(n), "chosen": "b", "rejected": "b"} for n in range(9)], {}, "no pair of two different answers"),
         ([{"prompt": str(n), "chosen": "b", "rejected": "c"} for n in range(9)], {"tail": "drop"}, "stored answers need tail keep"),
         ([{"prompt": str(n), "chosen": "b", "rejected": "c"} for n in range(9)], {"candidate_features": "lookahead"}, "lookahead needs the states"),
-        ([{"prompt": str(n), "chosen": "b", "rejected": "c"} for n in range(9)], {"target_kl": 1, "kl_weight": 0}, "must start above 0"),
         ([{"prompt": str(n), "chosen": "b", "rejected": "c", "weight": "x"} for n in range(9)], {}, "Row 1 has the weight 'x'; it must be a finite number of at least 0."),
         ([{"prompt": str(n), "completion": "b", "weight": 3 - n} for n in range(9)], {}, "Row 5 has the weight -1; it must be a finite number of at least 0."),
         ([{"prompt": str(n), "chosen": "b", "rejected": "c", "confidence": n / 4} for n in range(9)], {}, "Row 6 has the confidence 1.25; it must be a number in [0, 1]."),

@@ -50,7 +50,7 @@ def train(folder: Path, pairs_per_process: int, **sizes: Any) -> dict[str, Any]:
         "shards": len(found.stored.features.shards.files) + 1,
         "gradients": {name: value.flatten().tolist() for name, value in spy.steps[0].items()},
         "weights": {name: value.flatten().tolist() for name, value in weights(found).items()},
-        "brake": found.brake.weight,
+        "kl": found.brake.last,
         "tokens": found.ledger.lm_forward_tokens,
     }
 

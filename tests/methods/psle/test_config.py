@@ -51,6 +51,7 @@ def config(tmp_path: Path, **options: Any) -> PSLEConfig:
             for name in ("temperature", "ranking_temperature", "weight_temperature", "weight_cap", "beta")
         ),
         ({"num_train_epochs": 0}, "num_train_epochs is 0; it must be above 0."),
+        ({"target_kl": 0.0}, "target_kl is 0.0; it must be above 0."),
         ({"tau": NAN}, "tau is nan; it must be at least 0."),
         ({"tau_decay": INF}, "tau_decay is inf; it must be at least 0."),
         ({"weight_cap": INF}, "weight_cap is inf; it must be above 0."),

@@ -37,6 +37,7 @@ from frugalign.sandbox.world import make_prompts
 PROXY: dict[str, Any] = {
     "train": "proxy",
     "learning_rate": 0.03,
+    "target_kl": 0.02,
     "save_steps": 2,
     "sampling_batch_size": 4,
     "cache_dir": "cache",
@@ -87,6 +88,24 @@ def test_the_loss_is_the_one_on_paper(tmp_path: Path, monkeypatch: pytest.Monkey
     kl = with_kl.carrier.score(with_kl.model, batch_of(with_kl)).kl
     tokens = int(batch_of(with_kl)["completion_mask"].sum())
     assert kl is not None and first_loss(with_kl) - expected == pytest.approx(2 * float(kl.sum()) / tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize("train", ["proxy", "lora"])
+def test_the_brake_holds_a_target(train: str, tmp_path: Path) -> None:
+    """In nats a response. Without it the same steps go further."""
+    options: dict[str, Any] = {"train": train, "max_steps": 60, "learning_rate": 0.002 if train == "proxy" else 0.003}
+    cache = {"cache_dir": str(tmp_path / "cache")} if train == "proxy" else {}
+
+    def per_response(**brake: Any) -> float:
+        run = trainer(tmp_path / "run", couples(), **options, **brake, **cache)
+        run.train()
+        batch = batch_of(run)
+        _, kl = run._scores(run.model, batch)
+        assert kl is not None
+        return float(kl.detach()) * int(batch["completion_mask"].sum()) / len(batch["side"])
+
+    free, held = per_response(kl_weight=1e-9), per_response(target_kl=1.0)
+    assert free > 2.0 and 0.6 < held < 1.4
 
 
 def test_a_round_by_dpo_starts_from_its_own_proxy(tmp_path: Path) -> None:

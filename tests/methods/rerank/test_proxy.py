@@ -49,7 +49,7 @@ def gradients(loss: Tensor, model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("settings", [{}, {"sft_weight": 0.5, "beta": 0.3}, {"label_noise": 0.2}])
 @pytest.mark.parametrize("has_reward", [False, True])
 def test_the_loss_is_that_of_frugalign_proxy(has_reward: bool, settings: dict[str, Any], tmp_path: Path) -> None:
-    """Same pairs, same proxy, without the brake: loss and gradients agree, with the confidence of probes and without."""
+    """Same pairs, same proxy, same brake: loss and gradients agree, with the confidence of probes and without."""
     if "label_noise" in settings and not has_reward:
         settings = {}
     given = random_probes()
@@ -60,7 +60,7 @@ def test_the_loss_is_that_of_frugalign_proxy(has_reward: bool, settings: dict[st
     )
     loaded = load_model(two_layers())
     args = StoredProxyConfig(
-        output_dir=str(tmp_path / "b"), cache_dir=str(tmp_path / "a" / "cache"), kl_weight=0.0, temperature=1.0, use_cpu=True,
+        output_dir=str(tmp_path / "b"), cache_dir=str(tmp_path / "a" / "cache"), temperature=1.0, use_cpu=True,
         reward=str(tmp_path / "probes") if has_reward else None, **settings,
     )  # fmt: skip
     theirs = StoredProxyTrainer(loaded.model, args, rows, rows, processing_class=loaded.tokenizer)
@@ -89,6 +89,16 @@ def test_it_learns_while_its_base_reads_once(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, found.carrier.lm.parameters(), strict=True))
 
 
+def test_the_brake_holds_a_target(tmp_path: Path) -> None:
+    """The KL of the stored answers, in nats. The default weight, without a target, lets the same steps go further."""
+    options: dict[str, Any] = {"max_steps": 60, "learning_rate": 0.03}
+    found = [small(tmp_path / name, **options, **brake) for name, brake in (("a", {}), ("b", {"target_kl": 0.5}))]
+    for each in found:
+        each.train()
+    free, held = (sum(line["kl"] for line in each.state.log_history[-21:-1]) / 20 for each in found)
+    assert free > 1.0 and 0.3 < held < 0.8 and found[0].args.kl_weight == 0.02
+
+
 def test_other_pairs_can_be_evaluated(tmp_path: Path) -> None:
     """Given later, as texts or encoded, beside the held-out ones."""
     found = small(tmp_path, held_out=2)
@@ -106,7 +116,9 @@ def test_the_confidence_does_not_move(tmp_path: Path) -> None:
 
 def test_a_resumed_training_ends_the_same(tmp_path: Path) -> None:
     """Bit for bit, also where the cache is gone and the base reads the answers again."""
-    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 0.02}
+    options: dict[str, Any] = {
+        "save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 0.02, "target_kl": 0.01
+    }  # fmt: skip
     first = small(tmp_path, probes(), **options)
     first.train()
     whole = {name: value.clone() for name, value in first.model.state_dict().items()}
@@ -114,7 +126,7 @@ def test_a_resumed_training_ends_the_same(tmp_path: Path) -> None:
     again = small(tmp_path, probes(), **options, cache_dir=str(tmp_path / "other"))
     again.train(resume_from_checkpoint=True)
     assert all(torch.equal(value, whole[name]) for name, value in again.model.state_dict().items())
-    assert again.ledger.lm_forward_tokens == first.ledger.lm_forward_tokens
+    assert again.ledger.lm_forward_tokens == first.ledger.lm_forward_tokens and again.brake == first.brake
     with pytest.raises(FrugalignError, match=r"was made with p_t 0\.0062, not 0\.1"):
         small(tmp_path, probes(), **options, p_t=0.1).train(resume_from_checkpoint=True)
 
@@ -126,6 +138,7 @@ def test_what_a_proxy_cannot_do_says_so(tmp_path: Path) -> None:
         ({"objective": "sequential"}, "objective is an option of a proxy: it goes with train proxy"),
         ({"train": "full", "initial_proxy": "there"}, "initial_proxy is an option of a proxy"),
         ({"cache_dir": "there"}, "cache_dir is an option of a proxy"),
+        ({"target_kl": 2.0}, "target_kl go with train proxy"),
     ):
         with pytest.raises(FrugalignError, match=words):
             RerankConfig(output_dir=str(tmp_path), use_cpu=True, **options)

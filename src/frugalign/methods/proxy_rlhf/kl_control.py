@@ -67,7 +67,7 @@ class KLController:
     trust region bounds the KL. β also does not fall under 0.15 times the mean `spread` of rewards over the target: a proxy
     that learns slowly at first would wind it down, and then be far over the target before it is up again.
 
-    A training on stored answers has rules of its own (`proxy_stored/brake.py`): it observes a noisy batch after each of hundreds of steps, where a
+    A training on stored answers has rules of its own (`methods/brake.py`): it observes a noisy batch after each of hundreds of steps, where a
     rollout gives a mean over fresh samples a few dozen times.
     """
 

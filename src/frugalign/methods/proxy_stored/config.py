@@ -58,6 +58,4 @@ class StoredProxyConfig(TrainedConfig, TrainingConfig, StoredProxyOptions, Train
         check_reads_stored(self)
         if self.loss != "sigmoid" and self.reward is not None:
             raise FrugalignError(f"The confidence of a reward is for the loss sigmoid, not {self.loss}.")
-        if self.target_kl is not None and self.kl_weight == 0:
-            raise FrugalignError("target_kl adapts kl_weight by a factor, so kl_weight must start above 0.")
         check_value("beta", self.beta, POSITIVE)

@@ -27,7 +27,7 @@ _FRACTION = Kind("at least 0 and below 1", lambda x: 0 <= x < 1)
     beta="It is that of DPO.",
     sft_weight="Here per token of the favoured answer of a pair.",
     principles="The model under these principles is the teacher.",
-    target_kl="Here on the stored answers, by adapting kl_weight.",
+    target_kl="Here on the stored answers, and a step beyond it returns.",
     confidence_floor="Here of --reward.",
     label_noise="With --reward, γ weighs the label too, by Bayes' rule. The losses conservative and robust assume 0.1 by default.",
     patience="Then the best is kept. 0: train to the end, and keep the last.",

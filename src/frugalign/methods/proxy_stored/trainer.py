@@ -32,10 +32,11 @@ from frugalign.engines.loading import LoadedModel
 from frugalign.engines.transformers import causal_lm, embedding_rows
 from frugalign.methods.answer_features import Proposals
 from frugalign.methods.answer_scores import ScoredAnswers, score_stored
+from frugalign.methods.brake import KL_WEIGHT, Brake
 from frugalign.methods.confidence import check_probes
 from frugalign.methods.feature_worker import feature_pool
 from frugalign.methods.proxies import load_base, prepare_proxy
-from frugalign.methods.proxy_stored.brake import Best, Brake
+from frugalign.methods.proxy_stored.best import Best
 from frugalign.methods.proxy_stored.config import StoredProxyConfig
 from frugalign.methods.proxy_stored.losses import demonstration_loss, pair_loss, teacher_loss
 from frugalign.methods.proxy_stored.reading import Batch, Reader, Stored
@@ -48,8 +49,6 @@ from frugalign.rewards.representation.network import PROBES, load_probes
 from frugalign.runs.checkpoints import WholeCheckpoints
 from frugalign.runs.folder import RunFolder
 from frugalign.runs.processes import local_rows, mean_over_processes
-
-_BRAKE = 0.02
 
 
 class StoredProxyTrainer(WholeCheckpoints, Trainer):
@@ -90,7 +89,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         self.objective: Objective = proxy.config.objective
         self.signal = signal_of(train_dataset.column_names, has_teacher=args.has_teacher)
         if args.kl_weight is None:
-            args.kl_weight = _BRAKE if self.signal == "pairs" or args.target_kl is not None else 0.0
+            args.kl_weight = KL_WEIGHT if self.signal == "pairs" else 0.0
         self._embeddings = embedding_rows(lm) if proxy.config.candidate_features == "embedding" else None
         self._data_hashes: dict[str, Any] = {
             "base": about.identity,
@@ -140,7 +139,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         batch: Batch = inputs["batch"]
         scored = score_stored(model, batch.features, self.objective, self._embeddings)
         each, noted = self._losses(scored, batch)
-        loss = (batch.weights * each).mean() + self.brake.weight * scored.kl.mean()
+        loss = self.brake.applied((batch.weights * each).mean(), scored.kl.mean())
         for name, value in noted.items():
             self._noted[name].append(value)
         return (loss, noted) if return_outputs else loss
@@ -175,12 +174,8 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self.ledger.phase("optimise"):
             loss: Tensor = super().training_step(*args, **kwargs)
-        self._step_kl.append(self._noted["kl"][-1])
         if self.accelerator.sync_gradients:  # the last micro-batch of a step
-            self.brake.observe(mean_over_processes({"kl": sum(self._step_kl)}, len(self._step_kl))["kl"])
-            self._step_kl.clear()
-            if self.args.target_kl is not None:
-                self._noted["kl_weight"].append(self.brake.weight)
+            self.brake.end_step()
             self.ledger.count(optimizer_steps=1)
         return loss
 
@@ -210,9 +205,7 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
         proxy = self.accelerator.unwrap_model(self.model)
         with self.ledger.phase("evaluate"):
             found = self.measure(self.validation, proxy)
-        # Under a target the weight of the KL moves, and losses with different weights do not compare.
-        braked = self.brake.weight * found["kl"] if self.args.target_kl is not None else 0.0
-        self.best.observe(found["loss"] - braked, self.state.global_step, proxy)
+        self.best.observe(found["loss"], self.state.global_step, proxy)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -267,19 +260,19 @@ class StoredProxyTrainer(WholeCheckpoints, Trainer):
 
     def reset_run_state(self) -> None:
         self._noted: dict[str, list[float]] = defaultdict(list)
-        self._step_kl: list[float] = []
-        self.brake, self.best = Brake(self.args.kl_weight or 0.0, self.args.target_kl), Best(self.args.patience)
+        slope = self.args.beta if self.signal == "pairs" else 1.0
+        self.brake = Brake(self.args.kl_weight or 0.0, self.args.target_kl, slope)
+        self.best = Best(self.args.patience)
 
     def run_settings(self) -> dict[str, Any]:
         return self.args.fixed_settings() | self._data_hashes
 
     def run_state(self) -> dict[str, Any]:
-        brake = {"weight": self.brake.weight, "recent": self.brake.recent}
-        return {"noted": dict(self._noted), "brake": brake, "best": self.best.state()}
+        return {"noted": dict(self._noted), "last_kl": self.brake.last, "best": self.best.state()}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         self._noted.update(state["noted"])
-        self.brake.weight, self.brake.recent = state["brake"]["weight"], state["brake"]["recent"]
+        self.brake.last = state["last_kl"]
         self.best.load_state(state["best"])
 
 

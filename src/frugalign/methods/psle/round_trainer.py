@@ -24,6 +24,7 @@ from transformers import (
 from frugalign.base.ledger import Ledger
 from frugalign.data.templating import Rendering, encode_prompts
 from frugalign.methods.answer_features import Answers
+from frugalign.methods.brake import Brake
 from frugalign.methods.carriers import Carrier
 from frugalign.methods.losses import dpo_loss
 from frugalign.methods.psle import loss as losses
@@ -167,6 +168,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
     ) -> None:
         self.carrier, self.ledger = carrier, ledger
         self._noted: dict[str, list[float]] = defaultdict(list)
+        self.brake = Brake(args.kl_weight, args.target_kl)
         super().__init__(
             model=carrier.policy,
             args=args,
@@ -204,13 +206,13 @@ class RoundTrainer(WholeCheckpoints, Trainer):
         loss = (inputs["weight"] * losses_of).mean()
         if kl is not None:
             self._note("kl", kl)
-            loss = loss + args.kl_weight * kl
+            loss = self.brake.applied(loss, kl, float(lengths.float().mean()))
         self._log_couples(plain.detach(), guided.detach(), inputs, losses_of.detach())
         return (loss, {"per_token": per_token.detach()}) if return_outputs else loss
 
     def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Log-likelihoods of the batch's responses `[M]`. With `kl_weight`, the mean KL to the start over their tokens."""
-        weight = self.args.kl_weight
+        """Log-likelihoods of the batch's responses `[M]`. With a brake, the mean KL to the start over their tokens."""
+        weight = self.args.kl_weight or self.args.target_kl
         if not self.carrier.passes:
             scored = self.carrier.score(model, inputs)
             assert scored.kl is not None
@@ -267,6 +269,8 @@ class RoundTrainer(WholeCheckpoints, Trainer):
         inputs = args[1]
         with self.ledger.phase("optimise"):
             loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:  # the last micro-batch of a step
+            self.brake.end_step()
         tokens = inputs["attention_mask"].sum().to(self.accelerator.device)
         self.ledger.count(
             lm_forward_tokens=self.carrier.passes * self._over_processes(tokens),
@@ -283,13 +287,15 @@ class RoundTrainer(WholeCheckpoints, Trainer):
 
     def reset_run_state(self) -> None:
         self._noted.clear()
+        self.brake.last = 0.0
 
     def run_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = self.args.fixed_settings()
         return settings
 
     def run_state(self) -> dict[str, Any]:
-        return {"noted": dict(self._noted)}
+        return {"noted": dict(self._noted), "last_kl": self.brake.last}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         self._noted.update(state["noted"])
+        self.brake.last = state["last_kl"]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from frugalign.base.errors import FrugalignError
+from frugalign.methods.brake import KL_WEIGHT
 from frugalign.methods.rerank.options import RerankOptions
 from frugalign.methods.train_options import TrainedConfig, check_train
 from frugalign.options.check import check_value
@@ -69,6 +70,8 @@ class RerankConfig(TrainedConfig, TrainingConfig, RerankOptions, TrainingArgumen
         self.settle_rate()
         if self.train == "proxy":
             self.rerank_groups = False  # the states that rank do not move
+            if self.kl_weight is None:
+                self.kl_weight = KL_WEIGHT
         if self.eval_steps is not None:
             self.eval_strategy = "steps"
         # Our data sets hold only the columns that the collator reads.
@@ -77,6 +80,10 @@ class RerankConfig(TrainedConfig, TrainingConfig, RerankOptions, TrainingArgumen
     def check(self) -> None:
         """Check what values mean together."""
         check_train(self)
+        if self.train != "proxy" and (self.kl_weight or self.target_kl is not None):
+            raise FrugalignError(
+                "kl_weight and target_kl go with train proxy: beta holds other weights near their start."
+            )
         if self.train == "proxy" and self.reward_refresh_steps:
             raise FrugalignError(
                 "reward_refresh_steps follows states that move, and those of a proxy's base do not: leave it at 0."

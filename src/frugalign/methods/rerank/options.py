@@ -21,6 +21,7 @@ _GROUP_SIZE = Kind("at least 2, or 0 for none", lambda x: x >= 2 or x == 0, whol
     sft_weight="Here per token of the favoured answer, times |2γ − 1| (the term of RPO).",
     missing_eos_penalty="Probes fitted on whole answers can score a cut one wrongly.",
     label_noise="γ per pair then weighs the label too, by Bayes' rule.",
+    target_kl="Here of a proxy, on the stored answers: a step beyond it returns.",
     margin="It is that of the updates every reward_refresh_steps.",
     temperature="Default: what the model's generation config samples at, else 1.",
     output_dir="Default: runs/rerank.",
@@ -37,6 +38,7 @@ class RerankOptions(
     groups.Epochs,
     groups.ConfidenceFloor,
     groups.LabelNoise,
+    groups.TargetKL,
     groups.Beta,
     groups.SFTWeight,
     groups.Margin,
@@ -57,6 +59,12 @@ class RerankOptions(
         -1,
         "-1: 1e-4, and 0.002 for a proxy. When training every weight, try 1e-5.",
         RATE,
+    )
+    kl_weight: float | None = like(
+        groups.KLWeight,
+        "kl_weight",
+        None,
+        "Here of a proxy, per nat and answer, exact, on the stored answers. Default: 0.02, since the loss has no end of its own.",
     )
     reward: str | None = like(
         groups.Rewards, "reward", None, "Here a representation reward of this model (`frugalign reward`)."

@@ -24,6 +24,7 @@ from frugalign.engines.encode import SIDES
 from frugalign.engines.sentences import sentence_ends
 from frugalign.engines.transformers import base_parameters
 from frugalign.methods.answer_features import Answers
+from frugalign.methods.brake import Brake
 from frugalign.methods.carriers import Carrier, prepare_policy
 from frugalign.methods.confidence import prefer_given
 from frugalign.methods.log_probs import Reading, Scored
@@ -71,6 +72,7 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         self.carrier, self.ledger = carrier, ledger
         self.tokens_seen = 0
+        self.brake = Brake(args.kl_weight or 0.0, args.target_kl, slope=args.beta)
         prepare_policy(carrier.policy, args, int(tokenizer.pad_token_id))
         super().__init__(
             model=carrier.policy,
@@ -162,7 +164,10 @@ class PreferenceTrainer(Trainer):
         if "weight" in inputs:
             loss = loss * inputs["weight"].to(loss)
         self._note_batch(inputs, scored, ratios, gamma)
-        return (loss.mean(), {"gamma": gamma}) if return_outputs else loss.mean()
+        mean = loss.mean()
+        if scored.kl is not None and self.carrier.policy.training:
+            mean = self.brake.applied(mean, scored.kl.mean())
+        return (mean, {"gamma": gamma}) if return_outputs else mean
 
     def _log_ratios(self, scored: Scored, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-ratios to the reference of the chosen and of the rejected answers, `[B]` each."""
@@ -180,6 +185,8 @@ class PreferenceTrainer(Trainer):
         passes = self.carrier.passes * (1 if REFERENCE[0] in args[1] else 2)
         with self.ledger.phase("optimise"):
             loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:  # the last micro-batch of a step
+            self.brake.end_step()
         self.ledger.count(
             lm_forward_tokens=passes * (self.tokens_seen - before), optimizer_steps=int(self.accelerator.sync_gradients)
         )

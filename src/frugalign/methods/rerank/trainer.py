@@ -215,6 +215,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
 
     def reset_run_state(self) -> None:
         self.means.take("train")
+        self.brake.last = 0.0
 
     def run_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = self.args.fixed_settings() | self._data_hashes
@@ -222,7 +223,12 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
 
     def run_state(self) -> dict[str, Any]:
         noted = dict(self.means.steps["train"])
-        found: dict[str, Any] = {"metrics": noted, "tokens": self.tokens_seen, "ranking": self._ranking}
+        found: dict[str, Any] = {
+            "metrics": noted,
+            "tokens": self.tokens_seen,
+            "ranking": self._ranking,
+            "last_kl": self.brake.last,
+        }
         if self.tracker is not None:
             found["follower"] = self.tracker.state()
         return found
@@ -230,6 +236,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
     def load_run_state(self, state: dict[str, Any]) -> None:
         self.means.steps["train"].update(state["metrics"])
         self.tokens_seen, self._ranking = int(state["tokens"]), state["ranking"]
+        self.brake.last = state["last_kl"]
         if self.tracker is not None:
             self.tracker.load_state(state["follower"])
 

@@ -1,4 +1,4 @@
-"""The weight of the KL to the base, constant or moved towards a target, and the best evaluation, which is kept."""
+"""The best evaluation of a proxy, which is kept."""
 
 from __future__ import annotations
 
@@ -13,34 +13,7 @@ from torch import Tensor, nn
 
 from frugalign.base.files import write_atomic
 
-_GAIN = 0.1
-_RECENT = 0.8
 BEST_FILE = "best.safetensors"
-
-
-@dataclass
-class Brake:
-    """Moves `log weight` by `0.1·log(kl/target)` a step, at most 0.1. Without a target it is constant.
-
-    `kl` is a running mean in nats per answer. While it rises towards the target, the weight does not fall.
-
-    A training by reward has rules of its own (`proxy_rlhf/kl_control.py`), with larger moves: it observes a whole rollout, a few dozen times, and a trust
-    region bounds the KL meanwhile. Here a step is a noisy batch, so the KL is a running mean, and the moves are small and many.
-    """
-
-    weight: float
-    target: float | None
-    recent: float | None = None
-
-    def observe(self, kl: float) -> None:
-        """Change the weight after a step with this mean KL."""
-        if self.target is None:
-            return
-        before, self.recent = self.recent, kl if self.recent is None else _RECENT * self.recent + (1 - _RECENT) * kl
-        far = max(-1.0, min(1.0, math.log(max(self.recent, 1e-9) / self.target)))
-        rises = before is None or self.recent > before
-        if far > 0 or not rises:
-            self.weight *= math.exp(_GAIN * far)
 
 
 @dataclass
