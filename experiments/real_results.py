@@ -3,7 +3,7 @@
     FRUGALIGN_TRIALS=folder FRUGALIGN_MODELS=folder python -m experiments.real_results [--smoke]
 
 Reads the studies `studies/real-*.yaml` as far as they have run, and runs nothing. It writes `results/real-TASK.json`, `docs/img/real-tasks.png`
-and `docs/samples-real.md`, and prints the tables for `docs/results-real.md`. `--smoke` reads what `experiments.smoke` left and writes beside it.
+and `docs/samples-real.md`, and prints the tables for `docs/results.md`. `--smoke` reads what `experiments.smoke` left and writes beside it.
 """
 
 from __future__ import annotations

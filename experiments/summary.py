@@ -3,7 +3,7 @@
     python -m experiments.summary runs/studies/sandbox-core
 
 writes the summary of a finished study from its `study.json`. Scripts call `write_summary`. Numbers have five significant digits, and an
-interval is [mean, low, high]. `docs/results.md` and the README quote the rows, and a test compares them.
+interval is [mean, low, high]. The pages of results and the README quote the rows, and a test compares them.
 """
 
 from __future__ import annotations
