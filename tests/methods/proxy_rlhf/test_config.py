@@ -70,8 +70,9 @@ def test_defaults_that_follow_from_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "budget", "completions", "rollouts"),
     [
-        (260_032, 3_000_000, 128, 183),  # 3 million of 128·128 each
-        (135_000_000, 74_074, 16, 36),  # 1e13 / 135 million; two prompts of eight
+        (260_032, 974_655, 128, 59),  # 1e13 / 10.26 million, in rollouts of 128·128 tokens
+        (3_000_000, 769_230, 128, 46),
+        (135_000_000, 68_965, 16, 33),  # two prompts of eight
         (7_000_000_000, 50_000, 16, 24),
     ],
 )

@@ -36,14 +36,14 @@ _NOT_CARRIED_OVER: dict[str, tuple[Any, str]] = {
 
 _COMPLETIONS = 128
 _ROLLOUTS = 30
-_BUDGET = (50_000, 3_000_000)
-_WORK = 1e13
-"""Parameters times tokens of the default budget. One core samples that in a quarter of an hour."""
+_LEAST = 50_000
+_WORK, _OVERHEAD = 1e13, 1e7
+"""What one core does in a quarter of an hour, in parameters times tokens, and what a token of the smallest base costs: calls and candidates."""
 
 
 def default_budget(base_parameters: int) -> int:
     """The tokens that a training samples if nothing is said about its length: what takes minutes, not the night."""
-    return int(min(max(_WORK / max(1, base_parameters), _BUDGET[0]), _BUDGET[1]))
+    return int(max(_WORK / (base_parameters + _OVERHEAD), _LEAST))
 
 
 def default_completions(responses: float, group: int) -> int:

@@ -53,7 +53,7 @@ class ProxyOptions(
     budget_tokens: int | None = option(
         None,
         "Most tokens to sample in training, if every response has its full length. Default: what takes minutes on a laptop, "
-        "3 million for a small base and fewer for a larger one.",
+        "a million for a small base and fewer for a larger one.",
         COUNT,
     )
     num_train_epochs: float = like(groups.Epochs, "num_train_epochs", -1, "-1: those of budget_tokens.", _EPOCHS)
