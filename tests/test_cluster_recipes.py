@@ -23,7 +23,7 @@ COMMANDS = [
     for block in re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "how-to" / "cluster.md").read_text("utf-8"), re.S)
     for line in block.splitlines()
 ]
-NAMED = dict(zip(("one GPU", "eight GPUs", "Slurm", "Ray", "a proxy on Ray"), COMMANDS, strict=True))
+NAMED = dict(zip(("one GPU", "eight GPUs", "one base", "Slurm", "Ray", "a proxy on Ray"), COMMANDS, strict=True))
 TOY = {
     "model_name_or_path": "frugalign.sandbox:model",
     "dataset_name": "frugalign.sandbox:prompts",
@@ -57,6 +57,11 @@ def sampled(folder: Path) -> int:
     return found
 
 
+def rounds(folder: Path) -> int:
+    """Rounds of a finished run."""
+    return sum("kl_choice" in line for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+
+
 def launched(arguments: list[str], programs: Path, **environment: str) -> None:
     """Run at the repository's root, with the `programs` of a folder before others."""
     path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -81,10 +86,21 @@ def test_eight_gpus_as_two_processes(tmp_path: Path) -> None:
     command = [*before[:module], "--num_processes", "2", *before[module:], *arguments]
     launched(command, tmp_path, ACCELERATE_USE_CPU="1")
     assert yaml.safe_load((RECIPES / "accelerate.yaml").read_text("utf-8"))["num_processes"] == 8
-    rounds = [
-        line for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines() if "kl_choice" in line
-    ]
-    assert len(rounds) == 1 and 16 < sampled(tmp_path / "run") <= 16 * 4
+    assert rounds(tmp_path / "run") == 1 and 16 < sampled(tmp_path / "run") <= 16 * 4
+
+
+@pytest.mark.slow
+def test_one_base_over_two_processes(tmp_path: Path) -> None:
+    """One replica of two processes samples two rounds of 8 responses."""
+    before, arguments = toy("one base", tmp_path / "run", tp_size="2", device_map="cpu")
+    place = arguments.index("--device_map")
+    del arguments[place : place + 2]
+    size = before.index("--nproc_per_node") + 1
+    assert (
+        before[size] == "8" and yaml.safe_load((RECIPES.parent / "70b-proxy.yaml").read_text("utf-8"))["tp_size"] == 4
+    )
+    launched([*before[:size], "2", *before[size + 1 :], *arguments], tmp_path)
+    assert rounds(tmp_path / "run") == 2 and 8 < sampled(tmp_path / "run") <= 2 * 8 * 4
 
 
 @pytest.mark.slow
