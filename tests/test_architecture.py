@@ -174,7 +174,7 @@ def test_only_declared_dependencies_are_imported() -> None:
         "bitsandbytes",
         "ray",
     }  # the peers, study, serve and ray extras, and 4-bit weights: imported where they are asked for
-    brought = {"wandb", "mlflow", "trackio", "lm_eval", "inspect_ai", "anyio"}  # by users, who name them
+    brought = {"wandb", "mlflow", "trackio", "lm_eval", "inspect_ai", "anyio", "vllm"}  # by users, who name them
     arrive_with = {
         "numpy",
         "tokenizers",

@@ -71,14 +71,15 @@ def guidance_of(params: Any, names: list[str]) -> Guidance:
     return read_guidance(asked.get("proxy"), names, asked.get("strength"))
 
 
-class _Captured:
-    """The newest input and output of the model's logits layer."""
+class Captured:
+    """The newest call of the model's logits layer: the LM head, what the head reads `[rows, D]`, and the logits `[rows, V]`."""
 
+    lm_head: Any = None
     hidden: Any = None
     logits: Any = None
 
 
-_CAPTURED = _Captured()
+CAPTURED = Captured()
 
 
 def capture() -> None:
@@ -91,7 +92,7 @@ def capture() -> None:
 
     def forward(self: Any, lm_head: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         logits = plain(self, lm_head, hidden_states, *args, **kwargs)
-        _CAPTURED.hidden, _CAPTURED.logits = hidden_states, logits
+        CAPTURED.lm_head, CAPTURED.hidden, CAPTURED.logits = lm_head, hidden_states, logits
         return logits
 
     forward.is_frugalign = True  # type: ignore[attr-defined]
@@ -181,14 +182,14 @@ class GuidedLogitsProcessor(*_interfaces()):  # type: ignore[misc]
         rows = [self._guidance.get(place, []) for place in places]
         if not any(rows):
             return logits
-        hidden = _CAPTURED.hidden
+        hidden = CAPTURED.hidden
         if hidden is None or len(hidden) != len(logits):
             raise ProxyError(
                 f"vLLM computed {len(logits)} rows of logits from {0 if hidden is None else len(hidden)} hidden states, so proxies cannot guide them: "
                 "switch batch-sharded sampling off."
             )
         if not self._is_checked:
-            self._proxies.check_outputs(_CAPTURED.logits, hidden)
+            self._proxies.check_outputs(CAPTURED.logits, hidden)
             self._is_checked = True
         width = max(map(len, rows))
         proxy, strength = np.full((len(rows), width), -1), np.zeros((len(rows), width))

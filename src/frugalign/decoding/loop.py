@@ -2,7 +2,7 @@
 
 It is batched and cached. Every row stops at its own end token, and finished rows leave the batch once enough have
 ended. An `Engine` runs the model and a `Chooser` picks tokens. Noise is keyed, so a completion does not depend on its
-batch.
+batch. An engine with a loop of its own is a `LoopingEngine`.
 
 Left out on purpose: beams, penalties and streamers. For those, attach the proxy and call `model.generate`.
 """
@@ -21,6 +21,7 @@ from frugalign.base.ledger import Ledger
 from frugalign.base.progress import SAMPLED, advance
 from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.chooser import BaseGuide, Chooser, Emission, TokenTrace
+from frugalign.decoding.looping_engine import LoopingEngine
 from frugalign.decoding.noise import Noise, row_keys
 from frugalign.decoding.waits import places_of
 from frugalign.engines.engine import Engine, Sequences, StepOutput
@@ -42,9 +43,12 @@ class SamplingParams:
 @dataclass(frozen=True)
 class Step:
     """One position as an observer sees it: the live rows (indices into the input), the LM head's input, and the
-    choice, all on the engine's device. An observer that looks at their values makes the host wait for the device."""
+    choice, all on the engine's device. An observer that looks at their values makes the host wait for the device.
 
-    position: int
+    `position`: one for all rows, or that of each row, `[B]`, where rows start at different times.
+    """
+
+    position: int | Tensor
     rows: Tensor
     hidden: Tensor
     emission: Emission
@@ -91,7 +95,7 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    engine: Engine,
+    engine: Engine | LoopingEngine,
     prompt_ids: Sequence[Sequence[int]],
     params: SamplingParams,
     *,
@@ -122,6 +126,8 @@ def generate(
     guide = guide or BaseGuide(params.temperature)
     _check_engine(engine, guide, params, options)
     keys = keys.to(engine.device)
+    if isinstance(engine, LoopingEngine):
+        return engine.complete(prompt_ids, keys, guide, params, options, ledger)
     result = _Accumulator(len(prompt_ids), params.do_sample, options.record_trace, engine.device)
     # Rows of similar length share a batch: less padding, same completions.
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
@@ -161,7 +167,7 @@ def _prefill(
     return sequences, StepOutput(output.hidden[rows], output.logits[rows]), distinct
 
 
-def _check_engine(engine: Engine, guide: Chooser, params: SamplingParams, options: LoopOptions) -> None:
+def _check_engine(engine: Engine | LoopingEngine, guide: Chooser, params: SamplingParams, options: LoopOptions) -> None:
     """Raise if the engine lacks a required capability."""
     can = engine.capabilities
     if guide.needs_hidden and not can.gives_hidden:

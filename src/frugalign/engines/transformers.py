@@ -251,6 +251,11 @@ class TransformersEngine:
         self._tokenizer = tokenizer
 
     @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes its states."""
+        return self.model.dtype
+
+    @property
     def sentence_ends(self) -> SentenceEnds:
         """The tokens that end a sentence. A state reward reads the last one."""
         return sentence_ends(self._tokenizer)

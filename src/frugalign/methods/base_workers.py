@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from frugalign.base.errors import FrugalignError
 from frugalign.engines.fingerprints import BaseFingerprint, fingerprint
 from frugalign.engines.loading import LoadedModel, load_model
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.options.loading import model_arguments
 from frugalign.workers.pool import Pool
 from frugalign.workers.ray_cluster import needs_of
 from frugalign.workers.record import Record
+
+if TYPE_CHECKING:
+    from frugalign.decoding.vllm import VllmEngine
+
+
+def asks_for_workers(args: Any) -> bool:
+    """Whether `args`, a config with `options.cluster.Workers`, asks for workers on Ray.
+
+    Raises:
+        FrugalignError: it asks for vLLM without them.
+    """
+    if args.ray is None and args.ray_engine != "transformers":
+        raise FrugalignError(f"ray_engine {args.ray_engine} runs in workers: add --ray local, or a cluster's address.")
+    return args.ray is not None
 
 
 def open_pool(args: Any, base: LoadedModel, about: BaseFingerprint, make: str, **more: Any) -> Pool:
@@ -19,7 +35,7 @@ def open_pool(args: Any, base: LoadedModel, about: BaseFingerprint, make: str, *
 
     Args:
         about: of the base. A worker whose base is another one is refused.
-        make: names the function that makes a worker on Ray, from a record that `base_of` reads.
+        make: names the function that makes a worker on Ray, from a record that `engine_of` reads.
         more: further values of that record, JSON-ready.
 
     Raises:
@@ -36,8 +52,29 @@ def open_pool(args: Any, base: LoadedModel, about: BaseFingerprint, make: str, *
         )
     from frugalign.workers.ray_pool import RayPool
 
-    values = {"name": seen_from_anywhere(name), "arguments": _arguments(args, base), "base": about.to_dict()}
-    return RayPool(args.ray, args.ray_workers, needs_of(args), make, Record(values | more))
+    if args.ray_engine == "vllm":
+        from frugalign.methods.base_in_vllm import described
+
+        record = described(args, base, seen_from_anywhere(name))
+    else:
+        arguments = _arguments(args, base)
+        record = Record({"name": seen_from_anywhere(name), "arguments": arguments, "base": about.to_dict()})
+    needs, values = replace(needs_of(args), python=args.ray_python), {"engine": args.ray_engine, **record.values}
+    return RayPool(args.ray, args.ray_workers, needs, make, Record(values | more, record.tensors))
+
+
+def engine_of(about: Record) -> TransformersEngine | VllmEngine:
+    """The engine of a worker on Ray.
+
+    Raises:
+        FrugalignError: the base cannot be loaded there, or is another one than the trainer's.
+    """
+    if about.values["engine"] == "vllm":
+        from frugalign.methods import base_in_vllm
+
+        return base_in_vllm.engine_of(about)
+    base = base_of(about)
+    return TransformersEngine(base.model, base.tokenizer)
 
 
 def base_of(about: Record) -> LoadedModel:

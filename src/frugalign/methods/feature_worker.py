@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from frugalign.base.errors import FrugalignError
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.sentences import sentence_ends
 from frugalign.methods.answer_features import Answers, FeaturePass, Proposals, Teacher
-from frugalign.methods.base_workers import base_of, open_pool, seen_from_anywhere
+from frugalign.methods.base_workers import asks_for_workers, base_of, open_pool, seen_from_anywhere
 from frugalign.proxy.candidates import Limits
 from frugalign.workers.pool import Pool
 from frugalign.workers.record import Record
@@ -64,7 +65,11 @@ def worker_on(about: Record) -> FeatureWorker:
 
 def feature_pool(args: Any, base: LoadedModel, about: BaseFingerprint, teacher: LoadedModel | None) -> Pool | None:
     """Workers on Ray, if `args` asks for them. `teacher`: the base itself, or the model that `args.teacher` names."""
-    if args.ray is None:
+    if not asks_for_workers(args):
         return None
+    if args.ray_engine != "transformers":
+        raise FrugalignError(
+            f"ray_engine {args.ray_engine} samples rollouts: stored answers are read with --ray_engine transformers."
+        )
     name = None if teacher is None else "" if args.teacher is None else seen_from_anywhere(args.teacher)
     return open_pool(args, base, about, f"{__name__}:{worker_on.__name__}", teacher=name)

@@ -24,16 +24,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Needs:
-    """What one worker or cell reserves: CPU cores, GPUs (a fraction shares one), and GiB of memory."""
+    """What one worker or cell reserves: CPU cores, GPUs (a fraction shares one), and GiB of memory. `python`: which one runs it."""
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory_gib: float | None = None
+    python: str | None = None
 
     def options(self) -> dict[str, Any]:
         """As the keyword arguments of Ray's `options`."""
         memory = {} if self.memory_gib is None else {"memory": int(self.memory_gib * 2**30)}
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory}
+        python = {} if self.python is None else {"runtime_env": {"py_executable": self.python}}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory, **python}
 
     def fit_into(self, has: dict[str, float]) -> int:
         """How often they fit into these resources, named as Ray names them."""

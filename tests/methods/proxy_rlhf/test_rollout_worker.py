@@ -21,6 +21,7 @@ from frugalign.base.quantities import KL_PARTS
 from frugalign.cli.main import main
 from frugalign.decoding import row_keys
 from frugalign.engines.loading import load_model
+from frugalign.engines.transformers import TransformersEngine
 from frugalign.methods import base_workers
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.methods.proxy_rlhf.rollout import Recorded, Rollout, RolloutOptions, joined
@@ -31,11 +32,15 @@ from frugalign.workers.pool import LocalPool
 from frugalign.workers.record import pack, unpack
 
 
+def engine_of(found: Any) -> TransformersEngine:
+    return TransformersEngine(found._base.model, found._base.tokenizer)
+
+
 def rollout(found: Any, piece: int | None, spent: Ledger, **options: Any) -> Rollout:
     """The first rollout of a trainer in this process, in pieces of `piece` responses."""
     ids = [found.prompt_ids[prompt] for prompt in range(4) for _ in range(4)]
     keys = row_keys(0, 0, [prompt for prompt in range(4) for _ in range(4)], list(range(4)) * 4)
-    rollouts = Rollouts(LocalPool(RolloutWorker(found._base)), found._base, 4, piece)
+    rollouts = Rollouts(LocalPool(RolloutWorker(engine_of(found))), found._base, 4, piece)
     made = rollouts.complete(found.model, ids, keys, RolloutOptions(8, 16, **options), spent)
     assert made is not None
     return made
@@ -78,7 +83,7 @@ def test_a_piece_has_whole_groups(piece: int | None, parts: int) -> None:
 def test_a_piece_without_a_choice_is_joined_with_one_that_has(tmp_path: Path) -> None:
     found = trainer(tmp_path)
     sampled: list[Any] = []
-    worker = RolloutWorker(found._base)
+    worker = RolloutWorker(engine_of(found))
     answer = worker.answer
     worker.answer = lambda piece: sampled.append(answer(piece)) or sampled[-1]  # type: ignore[method-assign,func-returns-value]
     rollouts = Rollouts(LocalPool(worker), found._base, 4, 4)
@@ -94,7 +99,7 @@ def test_a_piece_without_a_choice_is_joined_with_one_that_has(tmp_path: Path) ->
 @pytest.mark.parametrize("objective", ["marginal", "sequential"])
 def test_a_record_that_travels_loses_nothing(tmp_path: Path, objective: str) -> None:
     found = trainer(tmp_path, objective=objective)
-    rollouts, spent = Rollouts(LocalPool(RolloutWorker(found._base)), found._base, 4, None), Ledger()
+    rollouts, spent = Rollouts(LocalPool(RolloutWorker(engine_of(found))), found._base, 4, None), Ledger()
     made = rollouts.complete(
         found.model, found.prompt_ids, row_keys(0, 0, range(4), [0] * 4), RolloutOptions(8, 16), spent
     )

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from frugalign.base.ledger import Ledger
 from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Step, generate
+from frugalign.decoding.looping_engine import LoopingEngine
 from frugalign.engines.engine import Engine
 from frugalign.proxy.guide import Decision, ProxyGuide
 from frugalign.proxy.overseer import entropy, expected_rejections, mass_of, relative_acceptance
@@ -66,7 +67,7 @@ class _Recorder:
         self._noted.append(
             Positions(
                 sequence=rows,
-                position=torch.full_like(rows, step.position),
+                position=torch.zeros_like(rows) + step.position,
                 hidden=step.hidden,
                 ids=found.ids,
                 log_p=found.log_p,
@@ -149,7 +150,7 @@ class Recorded:
 
 
 def sample_piece(
-    engine: Engine,
+    engine: Engine | LoopingEngine,
     guide: ProxyGuide,
     prompt_ids: Sequence[Sequence[int]],
     keys: Tensor,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,17 @@ from frugalign.base.quantities import KL_PARTS
 from frugalign.decoding.loop import Generation
 from frugalign.engines.fingerprints import BaseFingerprint
 from frugalign.engines.loading import LoadedModel
-from frugalign.engines.transformers import TransformersEngine, device_of, embedding_rows
-from frugalign.methods.base_workers import base_of, open_pool
+from frugalign.engines.transformers import TransformersEngine, device_of
+from frugalign.methods.base_workers import asks_for_workers, engine_of, open_pool
 from frugalign.methods.proxy_rlhf.rollout import Recorded, Rollout, RolloutOptions, joined, sample_piece
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import ProxyModel, proxy_of, settings_of
 from frugalign.proxy.positions import Positions
 from frugalign.workers.pool import LocalPool, Pool
 from frugalign.workers.record import Piece, Record
+
+if TYPE_CHECKING:
+    from frugalign.decoding.vllm import VllmEngine
 
 _COUNTED = ("lm_forward_tokens", "generated_tokens")
 _PREFIX = "positions."
@@ -37,14 +40,13 @@ class RolloutWorker:
     `travels`: the records leave this process. Then states are in the base's own dtype and ids are short, which loses nothing.
     """
 
-    def __init__(self, base: LoadedModel, *, travels: bool = False) -> None:
-        self._base, self._travels = base, travels
-        self._engine = TransformersEngine(base.model, base.tokenizer)
+    def __init__(self, engine: TransformersEngine | VllmEngine, *, travels: bool = False) -> None:
+        self._engine, self._travels = engine, travels
         self._guide: ProxyGuide
 
     def share(self, record: Record) -> None:
         proxy = proxy_of(record.values["proxy"], record.tensors)
-        self._guide = ProxyGuide.build([proxy], embedding_rows(self._base.model))
+        self._guide = ProxyGuide.build([proxy], self._engine.output_embeddings())
 
     def answer(self, piece: Record) -> Record:
         spent = Ledger()
@@ -56,18 +58,20 @@ class RolloutWorker:
             RolloutOptions(**piece.values["options"]),
             spent,
         )
-        return _to_record(found, spent, self._base.model.dtype if self._travels else None)
+        return _to_record(found, spent, self._engine.dtype if self._travels else None)
 
 
 def worker_on(about: Record) -> RolloutWorker:
     """A worker in a process of its own."""
-    return RolloutWorker(base_of(about), travels=True)
+    return RolloutWorker(engine_of(about), travels=True)
 
 
 def rollouts_of(base: LoadedModel, about: BaseFingerprint, args: Any) -> Rollouts:
     """How a trainer with `args` makes its rollouts: in this process, or by workers on Ray."""
-    here = args.ray is None
-    pool = LocalPool(RolloutWorker(base)) if here else open_pool(args, base, about, f"{__name__}:{worker_on.__name__}")
+    if asks_for_workers(args):
+        pool: Pool = open_pool(args, base, about, f"{__name__}:{worker_on.__name__}")
+    else:
+        pool = LocalPool(RolloutWorker(TransformersEngine(base.model, base.tokenizer)))
     return Rollouts(pool, base, args.num_generations, args.sampling_batch_size)
 
 
