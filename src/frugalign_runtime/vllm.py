@@ -72,11 +72,13 @@ def guidance_of(params: Any, names: list[str]) -> Guidance:
 
 
 class Captured:
-    """The newest call of the model's logits layer: the LM head, what the head reads `[rows, D]`, and the logits `[rows, V]`."""
+    """The newest call of the model's logits layer: the LM head, what the head reads `[rows, D]`, and the logits `[rows, V]`. `listener`: called
+    with these two after each call."""
 
     lm_head: Any = None
     hidden: Any = None
     logits: Any = None
+    listener: Any = None
 
 
 CAPTURED = Captured()
@@ -93,6 +95,8 @@ def capture() -> None:
     def forward(self: Any, lm_head: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         logits = plain(self, lm_head, hidden_states, *args, **kwargs)
         CAPTURED.lm_head, CAPTURED.hidden, CAPTURED.logits = lm_head, hidden_states, logits
+        if CAPTURED.listener is not None:
+            CAPTURED.listener(hidden_states, logits)
         return logits
 
     forward.is_frugalign = True  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.decoding.vllm_stand_in import folder, on_path
 from tests.two_layers import two_layers
+from torch import Tensor
 
 from frugalign.base.errors import FrugalignError
 from frugalign.base.ledger import Ledger
@@ -20,7 +21,7 @@ from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams, Ste
 from frugalign.decoding.noise import row_keys
 from frugalign.decoding.vllm import VllmEngine, check_settings
 from frugalign.engines.loading import load_model
-from frugalign.engines.transformers import TransformersEngine
+from frugalign.engines.transformers import Forward, TransformersEngine
 from frugalign.proxy.guide import ProxyGuide
 from frugalign.proxy.network import new_proxy
 
@@ -234,3 +235,62 @@ def test_versions(tmp_path: Path) -> None:
         pytest.raises(FrugalignError, match=r"vLLM 0.34.1 is installed .* install vllm==0.33.\*"),
     ):
         engine()
+
+
+@pytest.mark.parametrize("how", ["whole", "parts", "preempted"])
+def test_states_and_logits_of_texts(vllm: None, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every token once, but for a text that is fed anew."""
+    there, found = (
+        engine(**SETTINGS["whole" if how == "whole" else "parts"]),
+        dict[int, list[tuple[int, Tensor, Tensor]]](),
+    )
+
+    def take(parts: Any, hidden: Tensor, logits: Tensor) -> None:
+        assert sum(stop - start for _, start, stop in parts) == len(hidden) == len(logits)
+        for text, start, stop in parts:
+            if start == 0:
+                found[text] = []
+            mine, hidden = hidden.split([stop - start, len(hidden) - stop + start])
+            scores, logits = logits.split([stop - start, len(logits) - stop + start])
+            found[text].append((start, mine, scores))
+
+    texts = [*PROMPTS, [7]]
+    if how == "preempted":
+        schedule, llm = there._llm._schedule, there._llm
+
+        def preempting() -> Any:
+            if llm.running and llm.running[-1].computed and not llm.happened["preempted"]:
+                llm._preempt(llm.running[-1], [])
+            return schedule()
+
+        monkeypatch.setattr(llm, "_schedule", preempting)
+    there.read(texts, take)
+    assert how == "whole" or there._llm.happened[how] > 0
+    for number, text in enumerate(texts):
+        starts = [start for start, _, _ in found[number]]
+        assert starts == sorted(set(starts)) and sum(len(states) for _, states, _ in found[number]) == len(text)
+        with torch.no_grad(), Forward(here().model) as forward:
+            expected = forward(torch.tensor([text]), use_cache=False, keep=len(text))
+        torch.testing.assert_close(
+            torch.cat([each for _, each, _ in found[number]]), expected.hidden[0], atol=1e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            torch.cat([each for _, _, each in found[number]]), expected.logits[0], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_logits_in_another_order(vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the log-probabilities that vLLM returns."""
+    there = engine(**SETTINGS["whole"])
+    expect = vllm_sampler().Reading.expect
+    monkeypatch.setattr(
+        vllm_sampler().Reading, "expect", lambda self, texts, lengths: expect(self, texts[::-1], lengths[::-1])
+    )
+    with pytest.raises(FrugalignError, match="vLLM computed the logits of stored answers in another order"):
+        there.read(PROMPTS, lambda *_: None)
+
+
+def vllm_sampler() -> Any:
+    from frugalign.decoding import vllm_sampler as module
+
+    return module

@@ -103,11 +103,20 @@ class Request:
     computed: int = 0
     slot: int | None = None
     cached: int | None = None
+    scores: list[torch.Tensor] = field(default_factory=list)
     finish: str | None = None
 
     @property
     def tokens(self) -> list[int]:
         return self.prompt + self.output
+
+    def log_probs(self) -> list[dict[int, Any] | None]:
+        """Of every token of the prompt but the first."""
+        scores, tokens = torch.cat(self.scores), self.prompt[1:]
+        return [
+            None,
+            *({token: SimpleNamespace(logprob=float(scores[row, token]))} for row, token in enumerate(tokens)),
+        ]
 
 
 class LLM:
@@ -185,6 +194,7 @@ class LLM:
             SimpleNamespace(
                 prompt_token_ids=each.prompt,
                 num_cached_tokens=each.cached,
+                prompt_logprobs=None if each.params.prompt_logprobs is None else each.log_probs(),
                 outputs=[SimpleNamespace(token_ids=each.output, finish_reason=each.finish)],
             )
             for each in every
@@ -198,7 +208,7 @@ class LLM:
         left, preempted = self.budget, False
         for request in list(self.running):
             new = min(len(request.tokens) - request.computed, left)
-            while request in self.running and self._used(batch) + request.computed + new > self.room:
+            while request in self.running and self._used(batch) + new > self.room:
                 self._preempt(self.running[-1], batch)
                 preempted = True
             if request in self.running and new:
@@ -218,8 +228,7 @@ class LLM:
         return batch
 
     def _used(self, batch: list[tuple[Request, int]]) -> int:
-        fed = {id(request): new for request, new in batch}
-        return sum(each.computed + fed.get(id(each), 0) for each in self.running if id(each) in fed)
+        return sum(each.computed for each in self.running) + sum(new for _, new in batch)
 
     def _preempt(self, request: Request, batch: list[tuple[Request, int]]) -> None:
         batch[:] = [(each, new) for each, new in batch if each is not request]
@@ -257,12 +266,13 @@ class LLM:
         slots = np.asarray([request.slot for request, _ in batch], dtype=np.int32)
         lengths = np.asarray([request.computed + new for request, new in batch], dtype=np.int32)
         found = self._apply(self.compute_logits(torch.stack([each[-1] for each in states])), slots, lengths)
-        if any(
-            request.params.prompt_logprobs is not None and request.computed < len(request.prompt)
-            for request, _ in batch
-        ):
-            for part in torch.cat(states).split(CHUNK):
-                self.compute_logits(part)
+        wanted = [each.params.prompt_logprobs is not None and each.computed < len(each.prompt) for each, _ in batch]
+        if any(wanted):
+            logits = torch.cat([self.compute_logits(part) for part in torch.cat(states).split(CHUNK)])
+            for (request, _), part in zip(
+                batch, logits.float().log_softmax(-1).split(list(map(len, states))), strict=True
+            ):
+                request.scores = [*(request.scores if request.computed else []), part]
         for (request, new), token in zip(batch, found.argmax(-1).tolist(), strict=True):
             request.computed += new
             self.blocks |= {tuple(request.tokens[:end]) for end in range(BLOCK, request.computed + 1, BLOCK)}

@@ -116,7 +116,7 @@ def test_workers_import_only_what_vllm_brings_along() -> None:
     """Their environment has neither our version of transformers nor our other dependencies. What is imported in functions is left out."""
     left = [
         "frugalign.methods.proxy_rlhf.rollout_worker",
-        "frugalign.methods.base_in_vllm",
+        "frugalign.methods.features_in_vllm",
         "frugalign.decoding.vllm_sampler",
     ]
     seen, others = set[str](), set[str]()

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from frugalign.base.wording import shown
 from frugalign.decoding.chooser import Chooser
 from frugalign.decoding.loop import Generation, LoopOptions, SamplingParams
 from frugalign.engines.engine import Capabilities
+
+if TYPE_CHECKING:
+    from frugalign.decoding.vllm_sampler import Part
 
 SUPPORTED = "0.33"
 """The version whose source this was written against."""
@@ -143,7 +146,7 @@ class VllmEngine:
         Raises:
             FrugalignError: a row does not fit into vLLM's `max_model_len`, or vLLM took other tokens than were chosen.
         """
-        from frugalign.decoding.vllm_sampler import ROW, Run, choosing
+        from frugalign.decoding.vllm_sampler import ROW, Run, acting
 
         assert not options.record_trace
         run = Run(guide, keys, params, options.observer, len(prompt_ids))
@@ -158,7 +161,7 @@ class VllmEngine:
             )
             for row in range(len(prompt_ids))
         ]
-        with choosing(run):
+        with acting(run):
             outputs = self._llm.generate([{"prompt_token_ids": list(ids)} for ids in prompt_ids], asked, use_tqdm=False)
         completions = [list(output.outputs[0].token_ids) for output in outputs]
         ended = [output.outputs[0].finish_reason == "stop" for output in outputs]
@@ -172,6 +175,29 @@ class VllmEngine:
             new = sum(map(len, completions))
             ledger.count(lm_forward_tokens=fed + new - len(completions), generated_tokens=new)
         return Generation(completions, ended, **run.finish(completions), states=None, traces=None)
+
+    def read(self, texts: Sequence[Sequence[int]], take: Callable[[Sequence[Part], Tensor, Tensor], None]) -> None:
+        """Feed every text once.
+
+        Args:
+            take: gets parts of the texts, the LM head's input at their tokens `[n, D]` and the logits `[n, V]`, one part after the other. A
+                part that begins with a text's first token discards what came of that text before.
+
+        Raises:
+            FrugalignError: the logits are not those of these texts.
+        """
+        from frugalign.decoding.vllm_sampler import ROW, Reading, acting
+
+        reading = Reading(texts, take)
+        asked = [
+            self._vllm.SamplingParams(
+                temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, extra_args={ROW: row}
+            )
+            for row in range(len(texts))
+        ]
+        with acting(reading):
+            outputs = self._llm.generate([{"prompt_token_ids": list(ids)} for ids in texts], asked, use_tqdm=False)
+        reading.finish([output.prompt_logprobs for output in outputs])
 
     def _head_rows(self) -> Tensor:
         """The rows of the head that the model calls its logits layer with. vLLM pads their number."""

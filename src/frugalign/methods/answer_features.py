@@ -30,8 +30,9 @@ from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.sentences import SentenceEnds, sentence_ends
 from frugalign.engines.sharding import replica
 from frugalign.engines.transformers import Forward, embedding_rows, evaluating
-from frugalign.methods.imitation import Imitated, imitate
-from frugalign.proxy.candidates import Limits, candidates
+from frugalign.methods.imitation import Imitated
+from frugalign.methods.position_features import BY_ANSWER, BY_COLUMN, by_answer, features_at, shard_of
+from frugalign.proxy.candidates import Limits
 from frugalign.proxy.positions import Positions
 from frugalign.runs.progress import say_size
 from frugalign.runs.shard_store import ShardFile, Shards, ShardStore
@@ -47,9 +48,6 @@ _TYPICAL_CANDIDATES = 12
 """Candidates of a position, to estimate how much a key takes on the disk."""
 _FORM = 2
 """What a shard holds. It is a part of the key, so that a cache of another version is not read."""
-_BY_ANSWER = ("begins", "states", "fed")
-_BY_COLUMN = ("ids", "log_p", "teacher_log_p")
-"""Tensors with an entry for every candidate. The others have one for every position."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +169,9 @@ def _answer(shard: Path, row: int) -> dict[str, Tensor]:
     begins = _begins(shard)
     (start, column), (stop, last) = begins[row].tolist(), begins[row + 1].tolist()
     return {
-        name: file.rows(name, *((column, last) if name in _BY_COLUMN else (start, stop)))
+        name: file.rows(name, *((column, last) if name in BY_COLUMN else (start, stop)))
         for name in file.names
-        if name not in _BY_ANSWER
+        if name not in BY_ANSWER
     }
 
 
@@ -305,12 +303,7 @@ class FeaturePass:
                 prompts = self.answers.prompt_ids
                 read = dict(read_completions(forward, prompts, ids, [batch], self.ledger, layers=self.layers))
             found |= zip(batch, self._of_batch(batch, read, taught), strict=True)
-        ordered = [found[row] for row in rows]
-        begins = [[0, 0]]
-        for part in ordered:
-            begins.append([begins[-1][0] + len(part["choice"]), begins[-1][1] + len(part["ids"])])
-        joined = {name: torch.cat([part[name] for part in ordered]) for name in ordered[0]}
-        return joined | {"begins": torch.tensor(begins), "fed": torch.tensor([self.n_tokens(rows)])}
+        return shard_of([found[row] for row in rows], self.n_tokens(rows))
 
     def _batches(self, rows: Sequence[int]) -> list[list[int]]:
         """The rows in batches of similar length, whose logits take a bounded part of the memory. Answers in a row to one prompt stay together,
@@ -339,32 +332,18 @@ class FeaturePass:
         counts = torch.ones(len(ids), dtype=torch.bool, device=device)
         if answers.masks is not None:
             counts = torch.tensor([bool(each) for row in rows for each in answers.masks[row]], device=device)
-        logits, tokens = torch.cat([read[row].logits for row in rows])[counts], ids[counts]
-        chosen = candidates(logits, temperature, self.proposals.limits, "keep")
-        is_own = (chosen.ids == tokens[:, None]) & chosen.listed
-        scaled = logits / temperature
-        by_position = {
-            "hidden": torch.cat([read[row].hidden for row in rows])[counts].to(self.dtype),
-            "position": place[counts].int(),
-            "count": chosen.mask.sum(-1).int(),
-            # A token that is no candidate is in the tail.
-            "choice": torch.where(is_own.any(-1), is_own.int().argmax(-1), chosen.tail.int().argmax(-1)).int(),
-            "base_log_prob": torch.log_softmax(scaled, -1).gather(-1, tokens[:, None]).squeeze(-1),
-        }
-        by_column = {"ids": chosen.ids[chosen.mask].int(), "log_p": chosen.log_p[chosen.mask]}
+        hidden, logits = (
+            torch.cat([getattr(read[row], name) for row in rows])[counts] for name in ("hidden", "logits")
+        )
+        said = None
         if self.teacher is not None:
             said = torch.cat([taught[row].logits for row in rows])[counts] / self.teacher.temperature
-            imitated = imitate(said, scaled, chosen)
-            by_position["teacher_rest"] = imitated.rest
-            by_column["teacher_log_p"] = imitated.log_p[chosen.mask]
+        made = features_at(hidden, logits, ids[counts], temperature, self.proposals.limits, self.dtype, said)
         lengths = [
             len(answers.answer_ids[row]) if answers.masks is None else sum(map(bool, answers.masks[row]))
             for row in rows
         ]
-        widths = [int(part.sum()) for part in by_position["count"].split(lengths)]
-        parts = {name: value.cpu().split(lengths) for name, value in by_position.items()}
-        parts |= {name: value.cpu().split(widths) for name, value in by_column.items()}
-        each = [{name: value[number] for name, value in parts.items()} for number in range(len(rows))]
+        each = by_answer(made | {"position": place[counts].int()}, lengths)
         if self.ends is not None:
             for row, found in zip(rows, each, strict=True):
                 states, end = read[row].states, len(self.ends.read((), answers.answer_ids[row]))

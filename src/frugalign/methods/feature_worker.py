@@ -67,9 +67,13 @@ def feature_pool(args: Any, base: LoadedModel, about: BaseFingerprint, teacher: 
     """Workers on Ray, if `args` asks for them. `teacher`: the base itself, or the model that `args.teacher` names."""
     if not asks_for_workers(args):
         return None
-    if args.ray_engine != "transformers":
-        raise FrugalignError(
-            f"ray_engine {args.ray_engine} samples rollouts: stored answers are read with --ray_engine transformers."
-        )
+    if args.ray_engine == "vllm":
+        if teacher is not None or args.reward is not None:
+            raise FrugalignError(
+                "Workers in vLLM read answers for no teacher and no representation reward: these need --ray_engine transformers."
+            )
+        from frugalign.methods import features_in_vllm
+
+        return open_pool(args, base, about, f"{features_in_vllm.__name__}:{features_in_vllm.worker_on.__name__}")
     name = None if teacher is None else "" if args.teacher is None else seen_from_anywhere(args.teacher)
     return open_pool(args, base, about, f"{__name__}:{worker_on.__name__}", teacher=name)
