@@ -88,11 +88,10 @@ class ProxySpec:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """The specification of a policy.
+    """The specification of a policy. `revision`, `dtype`, `device_map`, `load_in_4bit`, `tp_size` and `fsdp_size`: how the base is loaded, as in `load_model`.
 
     Args:
         model_name_or_path: the base, as a hub id, folder or `package.module:attribute`. None if a loaded base is passed separately.
-        revision, dtype, device_map, load_in_4bit, tp_size, fsdp_size: how the base is loaded, as in `load_model`.
         principles: a shipped set, a file or `package.module:attribute`. They precede every prompt.
         proxy: proxies of the base with their strengths. Several compose: `log a = Σ λ_i log a_i`.
         adapter: a PEFT adapter of the base.
