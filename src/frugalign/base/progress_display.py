@@ -113,7 +113,7 @@ def line_of(parts: list[Part]) -> str:
         f"{part.title}, step {part.done:.0f} of {part.total:.0f}" if part.unit == STEPS else part.title
         for part in outer
     ]
-    left = "" if last.seconds_left is None else f", about {duration(last.seconds_left)} left"
+    left = "" if not last.seconds_left else f", about {duration(last.seconds_left)} left"
     place = f"{last.done:.0f} of {last.total:.0f}" if last.unit == STEPS else f"{100 * last.share:.0f} %"
     return ": ".join([*titles, f"{last.title} {place}{left}"])
 

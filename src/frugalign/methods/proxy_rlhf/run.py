@@ -79,15 +79,16 @@ def _say_size(trainer: ProxyTrainer) -> None:
     rollouts, size = args.max_steps // args.steps_per_rollout, args.per_device_train_batch_size * replica().number
     how = f"{pluralize(rollouts, 'rollout')} of {size} responses of at most {args.max_new_tokens} tokens"
     responses = rollouts * size
+    prompts = responses // args.num_generations  # a prompt is fed once for all its completions
     if args.eval_steps and trainer.eval_dataset is not None:
         held_out: Any = trainer.eval_dataset
         if few := few_prompts(len(held_out), said="eval_steps measures on"):
             _log.warning(few)
         times, each = args.max_steps // int(args.eval_steps), len(held_out)
-        responses += times * each
+        responses, prompts = responses + times * each, prompts + times * each
         how += f", {pluralize(times, 'evaluation')} on {pluralize(each, 'prompt')}"
-    prompt = float(lengths_of(ids).mean())
+    prompt_tokens = prompts * float(lengths_of(ids).mean())
     # With lookahead, every candidate of a position is fed as well.
     per_token = 1 + (args.network()["max_candidates"] if args.candidate_features == "lookahead" else 0)
     sampled = responses * args.max_new_tokens
-    say_size(sampled, responses * prompt + sampled * per_token, how)
+    say_size(sampled, prompt_tokens + sampled * per_token, how)

@@ -133,7 +133,8 @@ def _say_size(trainer: RerankTrainer) -> None:
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = args.max_steps * batch / len(pairs) if args.max_steps > 0 else args.num_train_epochs
     # Every pair goes through the policy and through the reference.
-    say_size(0, 2 * epochs * len(pairs) * a_pair, f"{pluralize(len(pairs), 'pair')} for {epochs:.3g} epochs")
+    times = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
+    say_size(0, 2 * epochs * len(pairs) * a_pair, f"{pluralize(len(pairs), 'pair')} for {times}")
 
 
 def _check_labelled(config: RerankConfig, *, ranked: bool) -> None:
