@@ -120,6 +120,7 @@ TABLES = [
         *RESULTS,
         ROOT / "docs" / "scale.md",
         ROOT / "docs" / "methods" / "proxy.md",
+        ROOT / "docs" / "methods" / "psle.md",
         ROOT / "docs" / "methods" / "representation-reward.md",
         ROOT / "docs" / "how-to" / "serve.md",
         ROOT / "docs" / "how-to" / "serve-elsewhere.md",

@@ -102,9 +102,11 @@ def test_what_it_refuses(api: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (MODELS / "smollm2-135m.gguf").exists(), reason="FRUGALIGN_MODELS has no smollm2-135m.gguf")
-def test_a_gguf_is_guided_as_its_hugging_face_base() -> None:
-    """SmolLM2 with a random proxy: greedy tokens of llama.cpp and of `attach` on the base that has the same weights."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+def test_the_real_engine_has_the_exact_distribution(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SmolLM2 with a random proxy, all of it in float32: π at every token, and greedy answers. In four bits the file is close, and told."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from experiments.gguf_precision import converted, distances, engine, outputs
+
     from frugalign.engines.loading import load_model
     from frugalign.proxy.export import export_proxy
     from frugalign.proxy.network import new_proxy
@@ -114,21 +116,20 @@ def test_a_gguf_is_guided_as_its_hugging_face_base() -> None:
     with torch.no_grad():
         proxy.query_out.weight.normal_(std=1.0, generator=torch.Generator().manual_seed(0))
     proxies = Proxies([export_proxy(proxy, loaded).bundle])
-    llm = llama_cpp.Llama(
-        str(MODELS / "smollm2-135m.gguf"),
-        embedding=True,
-        pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE,
-        n_ctx=128,
-        n_threads=1,
-        verbose=False,
-    )
-    guided = GuidedLlama(llm, proxies)
     prompt = loaded.tokenizer("The quick brown fox").input_ids
-    found = []
-    for token in llm.generate(prompt, logits_processor=[guided], temp=0.0):
-        found.append(int(token))
-        if len(found) == 20:
-            break
-    with attach(loaded.model, proxy):
+    with attach(loaded.model, proxy), torch.no_grad():
         ids = loaded.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, min_new_tokens=20)
-    assert found == ids[0, len(prompt) :].tolist()
+        exact = loaded.model(ids).logits[0].log_softmax(-1)
+    which = np.zeros((ids.shape[1], 1), np.int64)
+    given = MODELS / "smollm2-135m.gguf"
+    for path, bound, is_exact in ((converted(given, tmp_path, "F32"), 1e-5, True), (given, 0.05, False)):
+        llm = engine(path, exact_cache=is_exact)
+        logits, states = outputs(llm, ids[0].tolist(), proxies.width)
+        found = torch.from_numpy(proxies.judge(logits, states, which, np.ones_like(which, np.float32)))
+        assert float(distances(exact, found)["KL"].mean()) < bound
+        assert (float(distances(exact, found)["difference"].max()) < 1e-3) is is_exact
+        llm.reset()
+        tokens = llm.generate(prompt, logits_processor=[GuidedLlama(llm, proxies)], temp=0.0)
+        greedy = [int(next(tokens)) for _ in range(20)]
+        assert not is_exact or greedy == ids[0, len(prompt) :].tolist()
+        assert ("as in another precision" in caplog.text) is not is_exact
