@@ -3,7 +3,7 @@
 The engine, its model and its sampler run in this process, so a chooser acts inside the sampler and an observer sees every position, as in
 `loop`. A chooser may change between two calls. Nothing in vLLM is restarted for it.
 
-Written against the source of vLLM 0.33, and tested on a stand-in of its interfaces. It was not run in vLLM. vLLM excludes the versions of
+Written against the source of vLLM 0.33, and tested on a stand-in of its interfaces. It was not run on a GPU. vLLM excludes the versions of
 transformers that this project trains with, so it has an environment of its own; what a worker imports runs under both.
 """
 

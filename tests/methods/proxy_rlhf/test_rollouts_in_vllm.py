@@ -14,16 +14,21 @@ import torch
 from tests.decoding.vllm_stand_in import BLOCK, folder, on_path
 from tests.methods.proxy_rlhf.on_ray import trainer
 from tests.methods.proxy_rlhf.small_trainer import ORDERS
+from tests.methods.proxy_rlhf.small_trainer import trainer as trainer_of_base
 from tests.two_layers import two_layers
 
 from frugalign.base.ledger import Ledger
 from frugalign.base.quantities import KL_PARTS
 from frugalign.cli.main import main
 from frugalign.decoding.noise import row_keys
+from frugalign.engines.fingerprints import fingerprint
+from frugalign.engines.loading import load_model
 from frugalign.methods.base_in_vllm import described
+from frugalign.methods.proxy_rlhf import rollout_worker
 from frugalign.methods.proxy_rlhf.rollout import Rollout, RolloutOptions
 from frugalign.methods.proxy_rlhf.rollout_worker import worker_on
 from frugalign.proxy.positions import log_probabilities
+from frugalign.rewards.representation.network import RepresentationConfig, RepresentationModel, RepresentationReward
 from frugalign.runs.layout import read_log
 from frugalign.workers.pool import NOTHING, Traffic
 from frugalign.workers.record import Piece, Record, pack, unpack
@@ -136,6 +141,29 @@ def test_a_training_whose_proxy_changes_each_round(vllm: str, tmp_path: Path) ->
     rewards = [[line.get("reward") for line in log] for log in logs]
     assert rewards[0] == rewards[1] and len(set(rewards[0])) > 2
     assert float((weights[0] - weights[1]).norm() / weights[0].norm()) < 0.01
+
+
+@pytest.mark.slow
+def test_a_reward_that_reads_states(vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM gives it none, so it reads the responses with the trainer's model: the same rewards."""
+    base = load_model(two_layers(), device_map="cpu")
+    config = RepresentationConfig(width=base.model.config.hidden_size, layers=[1, 2], mu=0.3, scale=0.7)
+    config.base = fingerprint(base.model, base.tokenizer, name=two_layers()).to_dict()
+    torch.manual_seed(0)
+    probes = RepresentationModel(config)
+    for parameter in probes.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    monkeypatch.setattr(rollout_worker, "open_pool", lambda *_: Travelling(None))
+    rewards = []
+    for name, options in {"here": {}, "there": {"ray": "local", "ray_engine": "vllm"}}.items():
+        found = trainer_of_base(
+            base, tmp_path / name, RepresentationReward(probes), max_steps=2, logging_steps=2, **options
+        )
+        if name == "there":
+            found.rollouts.pool = in_vllm(found)
+        found.train()
+        rewards.append(next(line["reward"] for line in read_log(tmp_path / name) if "reward" in line))
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -105,12 +105,15 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
         }
         rendering = Rendering.of(proxy.config)
         # A reward that reads this model's states gets those of the rollout, so the model is in memory once.
-        self._state_layers = share_base(
+        layers = share_base(
             [reward.function for reward in self.rewards],
             self._base,
             state_fingerprint(base.to_dict()),
             rendering,
         )
+        self._state_layers = (
+            [] if args.ray_engine == "vllm" else layers
+        )  # such a reward then reads the responses itself
         self._embeddings = embedding_rows(self.lm) if proxy.config.candidate_features == "embedding" else None
         self._train_prompts = Prompts.encode(train_dataset, self._base, args, rendering)
         if eval_dataset is not None:  # report a prompt that does not fit before training
