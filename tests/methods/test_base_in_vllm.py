@@ -93,6 +93,7 @@ def test_a_base_that_was_rounded(
         ({"load_in_4bit": True}, "load_in_4bit is for transformers"),
         ({"adapter": "somewhere"}, "ray_engine vllm reads no adapter of the base"),
         ({"vllm_args": {"tensor_parallel_size": 2}}, "tensor_parallel_size = 2"),
+        ({"candidate_features": "lookahead"}, "vLLM copies no cache, so it does not support lookahead"),
     ],
 )
 def test_what_is_refused_before_a_worker_starts(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from frugalign.base.errors import FrugalignError
-from frugalign.workers.ray_cluster import Needs, connect, room
+from frugalign.workers.ray_cluster import Needs, check_python, connect, room
 
 
 @pytest.fixture
@@ -27,7 +29,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
             raise found.error
         found.initialized = True
 
-    module = SimpleNamespace(init=init, is_initialized=lambda: found.initialized, shutdown=lambda: None)
+    module = SimpleNamespace(
+        __version__="9.9.9", init=init, is_initialized=lambda: found.initialized, shutdown=lambda: None
+    )
     monkeypatch.setitem(sys.modules, "ray", module)
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     return found
@@ -87,3 +91,35 @@ def test_a_worker_fits_into_one_machine_not_into_several(caplog: pytest.LogCaptu
     assert "A cell needs 1 CPU and 2 GPU, and no machine has that much; together they have 16 CPU, 2 GPU" in caplog.text
     with pytest.raises(FrugalignError, match="lower ray_cpus, ray_gpus or ray_memory_gib"):
         room(ray, Needs(1, 2), "cell", "local")
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (None, "cannot be started: No such file or directory"),
+        (
+            "echo 'ModuleNotFoundError: No module named frugalign' >&2; exit 1",
+            "needs the packages ray and frugalign: ModuleNotFoundError: No module named frugalign",
+        ),
+        ("exit 3", "needs the packages ray and frugalign: it printed nothing"),
+        (
+            f"echo {platform.python_version()} 0.1.2",
+            r"with Ray 0\.1\.2, and this command runs on Python .* they must be the same",
+        ),
+        ("echo 3.1.4 9.9.9", r"is Python 3\.1\.4 with Ray"),
+    ],
+)
+def test_a_python_that_cannot_run_workers(stand_in: Any, script: str | None, says: str, tmp_path: Path) -> None:
+    if script is not None:
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "python").chmod(0o755)
+    with pytest.raises(FrugalignError, match=says):
+        check_python(str(tmp_path / "python"))
+
+
+def test_another_patch_of_this_python(stand_in: Any, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(
+        f"#!/bin/sh\necho warning\necho {platform.python_version().rpartition('.')[0]}.99 9.9.9\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    check_python(str(tmp_path / "python"))

@@ -36,6 +36,8 @@ def described(args: Any, base: LoadedModel, name: str) -> Record:
         raise FrugalignError("load_in_4bit is for transformers: with ray_engine vllm, name a model that is quantised.")
     if getattr(args, "adapter", None) is not None:
         raise FrugalignError("ray_engine vllm reads no adapter of the base: merge it into the model, and name that.")
+    if args.candidate_features == "lookahead":
+        raise FrugalignError("vLLM copies no cache, so it does not support lookahead: use --ray_engine transformers.")
     check_settings(args.vllm_args or {})
     engine = TransformersEngine(base.model, base.tokenizer)
     vocabulary = len(engine.output_embeddings())

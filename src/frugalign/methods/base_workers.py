@@ -12,7 +12,7 @@ from frugalign.engines.loading import LoadedModel, load_model
 from frugalign.engines.transformers import TransformersEngine
 from frugalign.options.loading import model_arguments
 from frugalign.workers.pool import Pool
-from frugalign.workers.ray_cluster import needs_of
+from frugalign.workers.ray_cluster import LOCAL, check_python, needs_of
 from frugalign.workers.record import Record
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def open_pool(args: Any, base: LoadedModel, about: BaseFingerprint, make: str, *
     else:
         arguments = _arguments(args, base)
         record = Record({"name": seen_from_anywhere(name), "arguments": arguments, "base": about.to_dict()})
+    if args.ray == LOCAL and args.ray_python is not None:
+        check_python(args.ray_python)
     needs, values = replace(needs_of(args), python=args.ray_python), {"engine": args.ray_engine, **record.values}
     return RayPool(args.ray, args.ray_workers, needs, make, Record(values | more, record.tensors))
 

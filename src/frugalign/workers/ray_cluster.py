@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
+import subprocess
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ LOCAL = "local"
 _LOOPBACK = "127.0.0.1"
 _STARTS = 3
 """Times that Ray is started here. It gives up after half a minute, which a busy machine may need."""
+_ABOUT = "import platform, frugalign; from importlib.metadata import version; print(platform.python_version(), version('ray'))"
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +53,27 @@ class Needs:
 def needs_of(options: Any) -> Needs:
     """The resources that options with `groups` of `options/cluster.py` name."""
     return Needs(options.ray_cpus, options.ray_gpus, options.ray_memory_gib)
+
+
+def check_python(python: str) -> None:
+    """Check that a Python on this machine can run workers. Otherwise Ray would try to start them for ever.
+
+    Raises:
+        FrugalignError: it cannot be started, lacks Ray or this package, or has other versions of Python and Ray.
+    """
+    try:
+        done = subprocess.run([python, "-c", _ABOUT], capture_output=True, text=True)
+    except OSError as error:
+        raise FrugalignError(f"ray_python {python} cannot be started: {error.strerror}.") from error
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise FrugalignError(f"ray_python {python} needs the packages ray and frugalign: {said}.")
+    found, own = done.stdout.split()[-2:], (platform.python_version(), connect(LOCAL).__version__)
+    minor = [each.rpartition(".")[0] for each in (found[0], own[0])]
+    if minor[0] != minor[1] or found[1] != own[1]:
+        raise FrugalignError(
+            f"ray_python {python} is Python {found[0]} with Ray {found[1]}, and this command runs on Python {own[0]} with Ray {own[1]}: they must be the same."
+        )
 
 
 def connect(address: str) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,17 @@ def test_the_command_with_workers_that_have_a_python_of_their_own(
     assert [line.get("reward") for line in logs[0]] == [line.get("reward") for line in logs[1]]
     tokens = [json.loads(Path(name, "costs.json").read_text())["generated_tokens"] for name in ("here", "there")]
     assert tokens[0] == tokens[1] > 0
+
+
+@pytest.mark.slow
+def test_records_of_a_base_in_bfloat16(vllm: str, tmp_path: Path) -> None:
+    """States travel in two bytes, and training reads float32."""
+    found = trainer_of_base(load_model(two_layers(), device_map="cpu", dtype="bfloat16"), tmp_path)
+    found._base = replace(found._base, name=two_layers())
+    found.rollouts.pool = in_vllm(found)
+    answers, answer = list[Record](), found.rollouts.pool.worker.answer
+    found.rollouts.pool.worker.answer = lambda piece: answers.append(answer(piece)) or answers[-1]
+    made = rollout(found)
+    assert made.positions.hidden.dtype == torch.float32 and made.positions.log_p.dtype == torch.float32
+    assert answers[0].tensors["positions.hidden"].dtype == torch.bfloat16
+    assert torch.equal(answers[0].tensors["positions.hidden"].float(), made.positions.hidden)
