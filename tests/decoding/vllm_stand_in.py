@@ -136,6 +136,7 @@ class LLM:
         max_model_len: int = 512,
         num_gpu_blocks_override: int = 1000,
         enable_prefix_caching: bool = True,
+        quantization: str | None = None,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -146,6 +147,7 @@ class LLM:
         self.lm_head = SimpleNamespace(weight=torch.cat([weight, padding]))
         layer = sys.modules["vllm.model_executor.layers.logits_processor"].LogitsProcessor
         self.layer = layer(len(weight), getattr(self.model.config, "final_logit_softcapping", None))
+        self.model_config = SimpleNamespace(quantization=quantization)
         self.max_num_seqs, self.budget, self.max_model_len = max_num_seqs, max_num_batched_tokens, max_model_len
         self.room, self.caches = num_gpu_blocks_override * BLOCK, enable_prefix_caching
         self.blocks: set[tuple[int, ...]] = set()

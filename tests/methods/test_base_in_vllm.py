@@ -66,7 +66,7 @@ def test_another_base(vllm: None, base: LoadedModel, tmp_path: Path) -> None:
     ):
         with pytest.raises(
             FrugalignError,
-            match=r"The model .* in vLLM on .* is not the trainer's: their states after the same tokens differ",
+            match=r"The model .* in vLLM on .* is not the trainer's: their states after the same tokens differ by",
         ):
             engine_of(said)
 
@@ -74,17 +74,35 @@ def test_another_base(vllm: None, base: LoadedModel, tmp_path: Path) -> None:
 def test_another_width_and_a_state_that_is_not_a_number(vllm: None, base: LoadedModel, tmp_path: Path) -> None:
     said = about(config(tmp_path), base)
     for hidden in (said.tensors["hidden"][:-1], said.tensors["hidden"] * float("nan")):
-        with pytest.raises(FrugalignError, match="is not the trainer's"):
+        with pytest.raises(FrugalignError, match=r"is not the trainer's: their states after the same tokens differ\."):
             engine_of(replace(said, tensors={"hidden": hidden}))
 
 
-def test_a_base_that_was_rounded(
-    vllm: None, base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("factor", "quantised", "says"), [(1.08, "", ""), (1.25, "fp8", "20 %"), (1.25, "", None), (5.0, "fp8", None)]
+)
+def test_how_far_it_may_be_away(
+    vllm: None,
+    base: LoadedModel,
+    factor: float,
+    quantised: str,
+    says: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said = about(config(tmp_path), base)
+    """In silence, with a warning, or not at all: that depends on whether vLLM quantises it."""
+    said = about(config(tmp_path, vllm_args={"quantization": quantised} if quantised else None), base)
+    moved = replace(said, tensors={"hidden": said.tensors["hidden"] * factor})
+    if says is None:
+        with pytest.raises(
+            FrugalignError,
+            match=r"is not the trainer's: their states after the same tokens differ by [28]0% of their size\.",
+        ):
+            engine_of(moved)
+        return
     with caplog.at_level(logging.WARNING):
-        engine_of(replace(said, tensors={"hidden": said.tensors["hidden"] * 1.25}))
-    assert "differs from the trainer's by 20 % of its states" in caplog.text
+        engine_of(moved)
+    assert caplog.text.count("is quantised, and its states are") == bool(says) and says in caplog.text
 
 
 @pytest.mark.parametrize(

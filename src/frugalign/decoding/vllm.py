@@ -113,6 +113,7 @@ class VllmEngine:
             )
         except Exception as error:  # vLLM raises any kind
             raise FrugalignError(f"vLLM cannot hold {model}: {_said(error)}") from error
+        self.is_quantised = self._llm.model_config.quantization is not None
         self._rows = self._head_rows()
         self.device, self.dtype = self._rows.device, self._rows.dtype
 
