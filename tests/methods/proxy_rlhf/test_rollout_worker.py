@@ -200,5 +200,6 @@ def test_the_command_makes_its_rollouts_on_ray(ray_here: str, tmp_path: Path, mo
 
 def test_where_rollouts_are_made_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     given = {"ray": "10.0.0.1:6379", "ray_workers": 8, "ray_gpus": 1, "sampling_batch_size": 64}
+    given |= {"ray_engine": "vllm", "ray_python": "/opt/vllm/bin/python", "vllm_args": {"max_num_seqs": 512}}
     here, there = (ProxyConfig(output_dir=str(tmp_path), use_cpu=True, **more) for more in ({}, given))
     assert here.fixed_settings() == there.fixed_settings()
