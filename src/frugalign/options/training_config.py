@@ -3,6 +3,7 @@ back. No torch."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
@@ -66,6 +67,8 @@ class TrainingConfig:
         # Without an accelerator, torch would warn about pinned memory in every training.
         pinned = getattr(self, "dataloader_pin_memory", False) and not getattr(self, "use_cpu", False)
         self.dataloader_pin_memory = pinned and torch.cuda.is_available()
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # or each process would take itself for the only one
         try:
             arguments.__post_init__()
         except Exception as error:  # transformers and accelerate raise any kind for settings that do not fit

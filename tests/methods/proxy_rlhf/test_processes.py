@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.two_layers import two_layers
 
 from frugalign.engines.fingerprints import fingerprint
 from frugalign.engines.loading import load_model
+from frugalign.methods.proxy_rlhf.config import ProxyConfig
 from frugalign.runs.layout import read_log
 
 pytestmark = pytest.mark.slow
@@ -33,6 +35,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     two_processes(partial(script.rank, two), folder)
     ranks = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     return folder, script.train(folder / "one-0", completions=16), ranks
+
+
+def test_processes_without_an_accelerator_see_each_other(tmp_path: Path) -> None:
+    """torchrun sets no variable of accelerate, which then takes each process for the only one on a machine without a GPU."""
+
+    def see() -> None:
+        del os.environ["ACCELERATE_USE_CPU"]
+        assert ProxyConfig(output_dir=str(tmp_path), max_steps=1).world_size == 2
+
+    two_processes(see, tmp_path)
 
 
 def test_two_processes_roll_out_what_one_does(runs: tuple[Path, dict[str, Any], list[dict[str, Any]]]) -> None:
