@@ -63,17 +63,30 @@ def responses(served: Any, prompts: Sequence[Any], task: Task, budget: float, n:
     ]
 
 
+def asked(prompts: Sequence[Any], tokenizer: Any, proxy: Any) -> list[Any]:
+    """Prompts as a client sends them: a text is one user turn where the proxy learned from such, for a server continues a text as it is."""
+    from frugalign.data.templating import Rendering, is_chat
+
+    rendering = Rendering.of(proxy)
+    return [
+        [{"role": "user", "content": prompt}]
+        if isinstance(prompt, str) and is_chat(prompt, tokenizer, rendering)
+        else prompt
+        for prompt in prompts
+    ]
+
+
 def scores(prompts: Sequence[Any], found: Sequence[Response], task: Task) -> list[float | None]:
     """The task's reward of each response."""
     from frugalign.rewards import load_rewards
     from frugalign.rewards.scoring import CompletionBatch, score
 
-    asked = [prompts[each.place] for each in found]
+    given = [prompts[each.place] for each in found]
     said = [
         each.text if isinstance(prompt, str) else [{"role": "assistant", "content": each.text}]
-        for prompt, each in zip(asked, found, strict=True)
+        for prompt, each in zip(given, found, strict=True)
     ]
-    return score(load_rewards(task.reward), CompletionBatch(asked, said, [each.ids for each in found])).total
+    return score(load_rewards(task.reward), CompletionBatch(given, said, [each.ids for each in found])).total
 
 
 def measured(proxy: str, task: Task, shares: Sequence[float], n: int) -> dict[str, dict[str, Any]]:
@@ -83,8 +96,9 @@ def measured(proxy: str, task: Task, shares: Sequence[float], n: int) -> dict[st
     from frugalign.proxy.network import load_proxy
     from frugalign.serving.models import load_served
 
-    served = load_served(load_proxy(proxy).config.base["name"], [f"it={proxy}"])
-    prompts, rows = list(load_prompts(task.prompts(), split="test")["prompt"]), {}
+    config, rows = load_proxy(proxy).config, {}
+    served = load_served(config.base["name"], [f"it={proxy}"])
+    prompts = asked(load_prompts(task.prompts(), split="test")["prompt"], served.base.tokenizer, config)
     for share in shares:
         budget = share * task.target
         found = responses(served, prompts, task, budget, n)
