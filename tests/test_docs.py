@@ -286,8 +286,18 @@ def test_the_design_names_every_room_on_its_tier() -> None:
     assert told == {room: tiers[room] for room in rooms}
 
 
+@pytest.mark.slow
+def test_the_pages_build(tmp_path: Path) -> None:
+    """With every docstring that the reference shows. A warning of mkdocs is an error."""
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "site" / "reference" / "index.html").is_file()
+
+
 def test_the_reference_names_what_exists() -> None:
-    """What mkdocs would only find when it builds: every `:::` of the reference can be imported."""
+    """The same without building: every `:::` of the reference can be imported."""
     names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text("utf-8"), re.M)
     assert len(names) > 20
     for name in names:
