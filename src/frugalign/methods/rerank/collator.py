@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 from torch import Tensor
 
@@ -37,7 +38,8 @@ def encode_pairs(pairs: Dataset, model: Any, tokenizer: Any, args: Any) -> Datas
     table = pairs_table(pairs, model, tokenizer, max_length=args.max_length, rendering=rendering)
     for name, values in own.items():
         table = table.append_column(name, pa.array(np.array(values)))
-    return Dataset(InMemoryTable(table))
+    # Without a fingerprint, `Dataset` would copy the whole table to hash it.
+    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())
 
 
 @dataclass
