@@ -2,7 +2,7 @@
 
     FRUGALIGN_TRIALS=folder python -m experiments.scaling [--workers 2] [--smoke]
 
-Each worker has a process of its own. A round is a rollout in pieces of 16 responses of 128 tokens, its scores, and its optimiser steps. All
+Each worker has a process of its own. A round is a rollout in pieces of 16 responses of 64 tokens, its scores, and its optimiser steps. All
 sizes of the pool train the same proxy, bit by bit. Numbers are medians over rounds, without the first. `chat-3m` needs the trials folder, the
 random GPT-2 of 124 million parameters does not.
 """
@@ -43,7 +43,7 @@ class Size:
     rounds: int
 
 
-FULL = Size(128, 128, 16, 5)
+FULL = Size(64, 128, 16, 3)
 SMOKE = Size(4, 32, 16, 1)
 
 
