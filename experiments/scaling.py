@@ -1,8 +1,8 @@
 """Rollouts by one worker on Ray and by two: tokens a second, bytes that travel, and the part of a round that does not get faster.
 
-    FRUGALIGN_TRIALS=folder python -m experiments.scaling [--workers 2] [--smoke]
+    FRUGALIGN_TRIALS=folder python -m experiments.scaling [--workers 2] [--only BASE] [--smoke]
 
-Each worker has a process of its own. A round is a rollout in pieces of 16 responses of 64 tokens, its scores, and its optimiser steps. All
+Each worker has a process of its own. A round is a rollout in pieces of 16 responses of 128 tokens, its scores, and its optimiser steps. All
 sizes of the pool train the same proxy, bit by bit. Numbers are medians over rounds, without the first. `chat-3m` needs the trials folder, the
 random GPT-2 of 124 million parameters does not.
 """
@@ -43,7 +43,7 @@ class Size:
     rounds: int
 
 
-FULL = Size(64, 128, 16, 3)
+FULL = Size(128, 128, 16, 5)
 SMOKE = Size(4, 32, 16, 1)
 
 
@@ -143,7 +143,11 @@ def bases(place: Path, *, smoke: bool) -> dict[str, tuple[str, float]]:
 
 def main() -> None:
     """Measure, print, write."""
-    given = script_options(__doc__, workers={"type": int, "default": 2, "help": "The most workers."})
+    given = script_options(
+        __doc__,
+        workers={"type": int, "default": 2, "help": "The most workers."},
+        only={"help": "chat-3m or gpt2-124m, which takes half an hour. Default: both."},
+    )
     size = SMOKE if given.smoke else FULL
     rows: dict[str, dict[str, float | None]] = {}
     facts: dict[str, Any] = {
@@ -151,6 +155,8 @@ def main() -> None:
     }
     with TemporaryDirectory() as place:
         for name, (folder, temperature) in bases(Path(place), smoke=given.smoke).items():
+            if given.only not in (None, name):
+                continue
             runs = Path(place) / "runs"
             here, candidates = train(folder, runs, size, temperature)
             rows[f"{name}, this process"] = row_of(here, None)
@@ -171,8 +177,12 @@ def main() -> None:
     for title, value in facts.items():
         print(f"{title}: {value}")
     if size is FULL:
-        sizes = "chat-3m, 3.0 million parameters; a random GPT-2 of 124 million"
-        write_summary("scaling", "FRUGALIGN_TRIALS=folder python -m experiments.scaling", sizes, rows, facts)
+        sizes = {"chat-3m": "chat-3m, 3.0 million parameters", "gpt2-124m": "a random GPT-2 of 124 million parameters"}
+        measured = [sizes[name] for name in sizes if given.only in (None, name)]
+        command = "FRUGALIGN_TRIALS=folder python -m experiments.scaling" + (
+            f" --only {given.only}" if given.only else ""
+        )
+        write_summary("scaling", command, "; ".join(measured), rows, facts)
 
 
 if __name__ == "__main__":
