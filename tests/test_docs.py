@@ -123,6 +123,7 @@ TABLES = [
         ROOT / "docs" / "methods" / "psle.md",
         ROOT / "docs" / "methods" / "representation-reward.md",
         ROOT / "docs" / "how-to" / "large-data.md",
+        ROOT / "docs" / "how-to" / "ray.md",
         ROOT / "docs" / "how-to" / "serve.md",
         ROOT / "docs" / "how-to" / "serve-elsewhere.md",
     )
