@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,15 @@ def pytest_collection_finish() -> None:
     """Leave what was imported out of the garbage collector: the trainer collects often, half a second each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def vllm(tmp_path: Path) -> Iterator[str]:
+    """Inside the test, `import vllm` gives a stand-in. Its folder, for workers."""
+    from tests.decoding.vllm_stand_in import folder, on_path
+
+    with on_path(found := folder(tmp_path / "vllm")):
+        yield found
 
 
 @pytest.fixture(scope="module")

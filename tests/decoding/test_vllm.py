@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,6 @@ def here() -> TransformersEngine:
     engine = TransformersEngine(base.model, base.tokenizer)
     engine.end_token_ids = (*engine.end_token_ids, *base.tokenizer.encode(".", add_special_tokens=False))
     return engine
-
-
-@pytest.fixture
-def vllm(tmp_path: Path) -> Iterator[None]:
-    with on_path(folder(tmp_path)):
-        yield
 
 
 def engine(**settings: Any) -> VllmEngine:

@@ -6,14 +6,12 @@ import ast
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.decoding.vllm_stand_in import folder, on_path
 from tests.two_layers import two_layers
 
 from frugalign import sandbox
@@ -23,12 +21,6 @@ from frugalign.methods.base_in_vllm import described
 from frugalign.methods.base_workers import asks_for_workers, engine_of
 from frugalign.methods.proxy_rlhf import ProxyConfig
 from frugalign.workers.record import Record, pack, unpack
-
-
-@pytest.fixture
-def vllm(tmp_path: Path) -> Iterator[None]:
-    with on_path(folder(tmp_path / "vllm")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.decoding.vllm_stand_in import folder, on_path
 from tests.methods.proxy_stored.small_trainer import pairs, trainer
 from tests.two_layers import two_layers
 
@@ -28,12 +26,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "whole": {"max_num_batched_tokens": 1000, "max_num_seqs": 8},
     "parts": {"max_num_batched_tokens": 5},
 }
-
-
-@pytest.fixture
-def vllm(tmp_path: Path) -> Iterator[None]:
-    with on_path(folder(tmp_path / "vllm")):
-        yield
 
 
 @pytest.fixture(scope="module")

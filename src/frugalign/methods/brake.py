@@ -49,10 +49,17 @@ class Brake:
             length: the mean number of those in an answer.
         """
         self._step.append(float(kl.detach()) * length)
-        return _STRENGTH * self.slope * kl if self.is_beyond else loss + self.weight * kl
+        if self.is_beyond:
+            return _STRENGTH * self.slope * kl
+        return loss + self.weight * kl if self.weight else loss  # without a weight, no gradient of the KL is computed
 
     def end_step(self) -> None:
         """Take the mean over the micro-batches of a step and over processes."""
         if self._step:
             self.last = mean_over_processes({"kl": sum(self._step)}, len(self._step))["kl"]
             self._step.clear()
+
+    def reset(self) -> None:
+        """Forget what was seen, as before the first step."""
+        self.last = 0.0
+        self._step.clear()

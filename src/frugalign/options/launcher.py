@@ -1,4 +1,5 @@
-"""How `accelerate launch` was told to shard the model, for a method that trains a proxy: its frozen base is sharded like that, and the proxy is not. No torch."""
+"""What a launcher says. How `accelerate launch` was told to shard the model, for a method that trains a proxy: its frozen base is sharded like that, and the
+proxy is not. And whether several processes run on a CPU. No torch until it is asked."""
 
 from __future__ import annotations
 
@@ -7,6 +8,13 @@ from typing import Any
 
 _FSDP, _MESH = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
 _SIZES = {"tp_size": "PARALLELISM_CONFIG_TP_SIZE", "fsdp_size": "PARALLELISM_CONFIG_DP_SHARD_SIZE"}
+
+
+def several_on_cpu() -> bool:
+    """Whether torchrun started several processes on a machine without an accelerator. accelerate does not see them by itself."""
+    import torch
+
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
 
 
 def shard_the_base(config: Any) -> None:

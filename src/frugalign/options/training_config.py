@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from frugalign.base.errors import FrugalignError
 from frugalign.options.check import check_options
-from frugalign.options.launcher import shard_the_base
+from frugalign.options.launcher import several_on_cpu, shard_the_base
 from frugalign.options.resuming import MAY_CHANGE, OF_TRAINING, START_OPTIONS
 from frugalign.options.training_parts import check_packages, refused_settings, try_training_parts
 
@@ -67,7 +67,7 @@ class TrainingConfig:
         # Without an accelerator, torch would warn about pinned memory in every training.
         pinned = getattr(self, "dataloader_pin_memory", False) and not getattr(self, "use_cpu", False)
         self.dataloader_pin_memory = pinned and torch.cuda.is_available()
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+        if several_on_cpu():
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # or each process would take itself for the only one
         try:
             arguments.__post_init__()

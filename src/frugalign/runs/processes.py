@@ -5,7 +5,6 @@ Processes that hold a model together (`engines.sharding`) work on the same rows,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -16,14 +15,14 @@ from torch import Tensor
 
 from frugalign.base.ledger import Ledger
 from frugalign.engines.sharding import meet, replica
+from frugalign.options.launcher import several_on_cpu
 
 T = TypeVar("T")
 
 
 def this_process() -> PartialState:
-    """This process among those that torchrun started. accelerate does not see them on a CPU by itself."""
-    started = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return PartialState(cpu=started and not torch.accelerator.is_available())
+    """This process among those that torchrun started."""
+    return PartialState(cpu=several_on_cpu())
 
 
 def is_main_process() -> bool:

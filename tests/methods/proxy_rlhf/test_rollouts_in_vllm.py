@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.decoding.vllm_stand_in import BLOCK, folder, on_path
+from tests.decoding.vllm_stand_in import BLOCK
 from tests.methods.proxy_rlhf.on_ray import trainer
 from tests.methods.proxy_rlhf.small_trainer import ORDERS
 from tests.methods.proxy_rlhf.small_trainer import trainer as trainer_of_base
@@ -48,12 +48,6 @@ class Travelling:
 
     def close(self) -> None:
         pass
-
-
-@pytest.fixture
-def vllm(tmp_path: Path) -> Iterator[str]:
-    with on_path(found := folder(tmp_path / "vllm")):
-        yield found
 
 
 def in_vllm(found: Any, **settings: Any) -> Travelling:

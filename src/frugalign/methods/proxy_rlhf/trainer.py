@@ -111,9 +111,8 @@ class ProxyTrainer(WholeCheckpoints, Trainer):
             state_fingerprint(base.to_dict()),
             rendering,
         )
-        self._state_layers = (
-            [] if args.ray_engine == "vllm" else layers
-        )  # such a reward then reads the responses itself
+        # vLLM gives no states of layers: such a reward then reads the responses itself.
+        self._state_layers = [] if args.ray_engine == "vllm" else layers
         self._embeddings = embedding_rows(self.lm) if proxy.config.candidate_features == "embedding" else None
         self._train_prompts = Prompts.encode(train_dataset, self._base, args, rendering)
         if eval_dataset is not None:  # report a prompt that does not fit before training

@@ -90,6 +90,11 @@ class PSLEConfig(TrainedConfig, TrainingConfig, PSLEOptions, TrainingArguments):
         )
 
     @property
+    def has_brake(self) -> bool:
+        """Whether the KL to the starting model has a weight or a target, and so is measured at every step."""
+        return bool(self.kl_weight) or self.target_kl is not None
+
+    @property
     def needs_principles(self) -> bool:
         """Whether some responses are sampled under the principles. RAFT samples none of them so."""
         return self.use_principles and self.method != "raft"

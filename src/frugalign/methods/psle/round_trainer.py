@@ -212,16 +212,16 @@ class RoundTrainer(WholeCheckpoints, Trainer):
 
     def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Log-likelihoods of the batch's responses `[M]`. With a brake, the mean KL to the start over their tokens."""
-        weight = self.args.kl_weight or self.args.target_kl
+        wants_kl = self.args.has_brake
         if not self.carrier.passes:
             scored = self.carrier.score(model, inputs)
             assert scored.kl is not None
-            return scored.sums, scored.kl.sum() / scored.mask.sum() if weight else None
+            return scored.sums, scored.kl.sum() / scored.mask.sum() if wants_kl else None
         logits, of_row = self._logits(model, inputs)
         targets = inputs["input_ids"][:, 1:][inputs["completion_mask"][:, 1:].bool()]
         log_probs = -cross_entropy(logits.float(), targets, reduction="none")
         sums = log_probs.new_zeros(len(inputs["side"])).index_add(0, of_row, log_probs)
-        return sums, self._kl_to_start(inputs, logits) if weight else None
+        return sums, self._kl_to_start(inputs, logits) if wants_kl else None
 
     @staticmethod
     def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -287,7 +287,7 @@ class RoundTrainer(WholeCheckpoints, Trainer):
 
     def reset_run_state(self) -> None:
         self._noted.clear()
-        self.brake.last = 0.0
+        self.brake.reset()
 
     def run_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = self.args.fixed_settings()

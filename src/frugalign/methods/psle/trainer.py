@@ -122,7 +122,7 @@ class PSLETrainer:
         self.round_evaluation = self._round_evaluation(model, eval_dataset, eval_reward_funcs)
         set_seed(args.seed)
         model.requires_grad_(args.train == "full")
-        keeps_start = bool(args.kl_weight or args.target_kl) or self.round_evaluation is not None
+        keeps_start = args.has_brake or self.round_evaluation is not None
         self.carrier = carrier_of(model, tokenizer, args, keeps_start=keeps_start)
         self.model: Any = self.carrier.policy
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)

@@ -215,7 +215,7 @@ class RerankTrainer(WholeCheckpoints, PreferenceTrainer):
 
     def reset_run_state(self) -> None:
         self.means.take("train")
-        self.brake.last = 0.0
+        self.brake.reset()
 
     def run_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = self.args.fixed_settings() | self._data_hashes
